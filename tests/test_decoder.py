@@ -1,0 +1,113 @@
+"""The decoder against transformers' Llama with the same random weights, and packing against single runs."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from vlaprune.nn.decoder import Cache, Decoder, Shape, Tokens, Unwatched, attention_rows, from_llama
+
+SHAPE = Shape(width=64, layers=4, heads=4, kv_heads=2, head_size=16, ffn=96, eps=1e-5)
+
+
+def pair(causal=True):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=96, vocab_size=50, rms_norm_eps=1e-5, attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    llama = LlamaModel(config).eval()
+    for p in llama.parameters():  # norms too, so that a forgotten weight shows
+        torch.nn.init.normal_(p, std=0.2)
+    ours = Decoder(Shape(**{**vars(SHAPE), "causal": causal})).eval()
+    ours.load_state_dict(from_llama(llama.state_dict(), 4, prefix=""))
+    return llama, ours
+
+
+class Remembering(Unwatched):
+    """Keeps keys and values and, after the first pass, lets every row attend to all of them."""
+
+    def __init__(self, shape, room=32):
+        self.cache = Cache(shape)
+        self.cache.reserve(room, torch.zeros(1))
+        self.columns = None
+        self.read = {}
+
+    def enter(self, layer, tokens):
+        return Tokens(tokens.hidden, tokens.index, self.columns)
+
+    def leave(self, layer, tokens, queries, keys, columns):
+        self.read[layer] = (queries, keys, columns)
+
+
+@torch.no_grad()
+def test_prompt_and_two_decode_steps_equal_llama():
+    llama, ours = pair()
+    x = torch.randn(1, 11, 64)
+    out = llama(inputs_embeds=x[:, :9], use_cache=True)
+    session = Remembering(SHAPE)
+    rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
+    assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
+    for step in (9, 10):
+        out = llama(inputs_embeds=x[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
+        session.columns = torch.arange(step)
+        rows = ours([Tokens(x[0, step : step + 1], torch.tensor([step]))], [session])[0]
+        assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_bidirectional_equals_llama_under_an_open_mask():
+    llama, ours = pair(causal=False)
+    x = torch.randn(1, 9, 64)
+    out = llama(inputs_embeds=x, attention_mask=torch.zeros(1, 1, 9, 9)).last_hidden_state[0]
+    rows = ours([Tokens(x[0], torch.arange(9))], [Unwatched()])[0]
+    assert torch.allclose(rows, out, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_rows_equal_eager_attention():
+    llama, ours = pair()
+    x = torch.randn(1, 9, 64)
+    eager = llama(inputs_embeds=x, output_attentions=True).attentions
+    session = Remembering(SHAPE)
+    ours([Tokens(x[0], torch.arange(9))], [session])
+    for layer, (queries, keys, columns) in session.read.items():
+        visible = torch.arange(9)[:, None] >= columns[None]
+        assert torch.allclose(attention_rows(queries, keys, visible), eager[layer][0], atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_left_out_leave_no_trace(causal):
+    """Dropping rows before layer 0 equals Llama on the remaining rows at their original positions."""
+    llama, ours = pair(causal)
+    x, keep = torch.randn(1, 9, 64), torch.tensor([0, 2, 3, 7, 8])
+    mask = torch.full((5, 5), float("-inf")).triu(1) if causal else torch.zeros(5, 5)
+    out = llama(inputs_embeds=x[:, keep], position_ids=keep[None], attention_mask=mask[None, None])
+    rows = ours([Tokens(x[0, keep], keep)], [Unwatched()])[0]
+    assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(9, 5, 7), (6, 6)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_sequences_equal_single_runs(lengths, causal):
+    _, ours = pair(causal)
+    tokens = [Tokens(torch.randn(n, 64), torch.arange(n) * 2) for n in lengths]
+    packed = ours(tokens, [Unwatched()] * len(tokens))
+    for one, rows in zip(tokens, packed, strict=True):
+        assert torch.allclose(ours([one], [Unwatched()])[0], rows, atol=1e-5)
+    turned = ours(tokens[::-1], [Unwatched()] * len(tokens))[::-1]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(packed, turned, strict=True))
+
+
+@torch.no_grad()
+def test_reused_columns_of_an_unchanged_prompt_change_nothing():
+    """Rows that are not computed but attended to from the cache give the other rows what computing them would."""
+    _, ours = pair(causal=False)
+    x = torch.randn(9, 64)
+    session = Remembering(SHAPE)
+    dense = ours([Tokens(x, torch.arange(9))], [session])[0]
+    own, old = torch.tensor([0, 1, 5, 8]), torch.tensor([2, 3, 4, 6, 7])
+    session.columns = old
+    assert torch.allclose(ours([Tokens(x[own], own)], [session])[0], dense[own], atol=1e-5)

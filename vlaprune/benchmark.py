@@ -1,0 +1,110 @@
+"""The world's side of the contract: observations, conventions, tasks, environments. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees once.
+
+    images       camera name -> [h, w, 3] uint8, upright
+    state        [s] float64 proprioception, or None where the benchmark has none
+    instruction  what to do, in words
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray | None
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Conventions that a model and a benchmark must share before they are joined.
+
+    rotation  how the three or four rotation numbers of an action are to be read
+    gripper   which sign or value of the last action number closes the gripper
+    frame     whether an action moves the hand by, or to, what it says
+    cameras   names of the images, in the order the model reads them
+    state     layout of `Observation.state`, e.g. "eef_pos3_axisangle3_gripper2"; None for no state
+    """
+
+    rotation: Literal["axis_angle", "euler_xyz", "quat_xyzw"]
+    gripper: Literal["close_positive", "open_positive", "zero_one"]
+    frame: Literal["delta", "absolute"]
+    cameras: tuple[str, ...]
+    state: str | None
+
+    def __post_init__(self) -> None:
+        """A YAML list of cameras becomes a tuple, so that equal interfaces compare equal."""
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+
+    def check(self, world: Interface) -> None:
+        """Raises TypeError that names every mismatch between this model and `world` at once."""
+        wrong = [
+            f"{f.name} {getattr(self, f.name)} vs {getattr(world, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(world, f.name)
+        ]
+        if wrong:
+            raise TypeError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do, judged by the simulator.
+
+    name         unique within the benchmark; part of every record
+    instruction  given to the policy with every observation
+    limit        control steps after which an attempt ends
+    episodes     how many initial states the official protocol has; ids are 0 .. episodes - 1
+    stop         end at the first success; if False (SIMPLER) the last step decides
+    """
+
+    name: str
+    instruction: str
+    limit: int
+    episodes: int
+    stop: bool = True
+
+
+class Env(Protocol):
+    """One task, open. Observing is apart from stepping because rendering is dear: a policy that executes
+    a chunk of eight actions looks once."""
+
+    def reset(self, episode: int) -> None:
+        """Puts the world into initial state `episode`; nothing else, no counter, decides it."""
+
+    def observe(self) -> Observation:
+        """Renders and returns what the policy may see now. Changes nothing."""
+
+    def step(self, action: np.ndarray) -> bool:
+        """Applies one [action_dim] action for one control period; True while the task is achieved."""
+
+
+class Benchmark(Protocol):
+    """A named, fixed list of tasks."""
+
+    name: str
+    interface: Interface
+    control_hz: float
+
+    def tasks(self) -> Sequence[Task]:
+        """Every task, in the order they are run. Needs no simulator."""
+
+    def open(self, task: Task) -> AbstractContextManager[Env]:
+        """Starts the simulator for one task; leaving the context closes it."""
+
+
+def check_action(action: np.ndarray, size: int) -> np.ndarray:
+    """The action as float64, or ValueError where its shape is wrong or a number is not finite."""
+    action = np.asarray(action, dtype=np.float64)
+    if action.shape != (size,) or not np.isfinite(action).all():
+        raise ValueError(f"action {action} is not {size} finite numbers; the policy is at fault")
+    return action

@@ -1,0 +1,91 @@
+"""FLOPs from observed shapes, and a clock that does not disturb what it times.
+
+FLOPs are 2 per multiply-accumulate of the matrix products, the whole attention rectangle counted, as
+torch.utils.flop_counter counts them (tests/test_meter.py holds the two together). Norms, activations and softmax are
+left out by both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlaprune.nn.decoder import Shape
+
+
+def linear_flops(rows: int, *widths: int) -> float:
+    """A chain of linear layers widths[0] -> widths[1] -> ... on `rows` rows."""
+    return 2.0 * rows * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+
+def attention_flops(queries: int, columns: int, inner: int) -> float:
+    """Queries times keys and weights times values; `inner` is heads times head size."""
+    return 4.0 * queries * columns * inner
+
+
+def block_flops(shape: Shape, rows: int, columns: int) -> float:
+    """One decoder layer that computes `rows` tokens attending to `columns`."""
+    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    linear = linear_flops(rows, shape.width, inner + 2 * kv) + linear_flops(rows, inner, shape.width)
+    return linear + 3 * linear_flops(rows, shape.width, shape.ffn) + attention_flops(rows, columns, inner)
+
+
+def decoder_flops(shape: Shape, counts: Sequence[tuple[int, int]]) -> float:
+    """All layers, from the observed (rows, columns) of each."""
+    return sum(block_flops(shape, rows, columns) for rows, columns in counts)
+
+
+def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
+    """One vision-transformer block on one image of `tokens` tokens."""
+    return linear_flops(tokens, width, 4 * width) + linear_flops(tokens, width, ffn, width) + attention_flops(
+        tokens, tokens, width
+    )
+
+
+class Clock:
+    """Named spans of one model call. CUDA events on a GPU, read with one synchronise at the end; wall time on a CPU.
+
+    Spans may nest: a span's time excludes the spans inside it, so the parts add up to the whole.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.cuda = device.startswith("cuda")
+        self._marks: list[tuple[str, int, object, object]] = []
+        self._depth = 0
+
+    def _now(self) -> object:
+        if not self.cuda:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Times what is inside, under `name`."""
+        start, self._depth = self._now(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self._marks.append((name, self._depth, start, self._now()))
+
+    def read(self) -> dict[str, float]:
+        """Milliseconds by name since the last read; waits for the device once."""
+        if self.cuda and self._marks:
+            import torch
+
+            torch.cuda.synchronize()
+        ms: dict[str, float] = {}
+        inner: dict[int, float] = {}  # depth -> time of spans finished at that depth and not yet claimed by a parent
+        for name, depth, start, end in self._marks:
+            took = start.elapsed_time(end) if self.cuda else (end - start) * 1e3  # type: ignore[attr-defined,operator]
+            ms[name] = ms.get(name, 0.0) + took - inner.pop(depth + 1, 0.0)
+            inner[depth] = inner.get(depth, 0.0) + took
+        self._marks.clear()
+        return ms

@@ -1,0 +1,1 @@
+"""Pruning methods: one idea, one file, blind to the model."""

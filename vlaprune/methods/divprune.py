@@ -1,0 +1,40 @@
+"""DivPrune: keep the most diverse visual tokens, before the language model and without looking at the text.
+
+Alvar et al., "DivPrune", arXiv:2503.02175; authors' code vbdi/divprune, `LLaVA/llava/model/llava_arch.py`.
+
+Differences: chosen tokens are masked in the max-min step (the authors' are not, so a duplicate feature can be picked
+twice); positions stay as they were (LLaVA's version renumbers them; the ports to VLAs do not).
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from vlaprune.methods.common import farthest
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+
+
+@dataclass
+class DivPrune(Pruner):
+    """Max-min diversity of projected features by cosine distance.
+
+    keep: fraction or number that go on, over all cameras. The first pick is the token whose nearest neighbour is
+    farthest; then always the token farthest from all chosen ones.
+    """
+
+    keep: float = 0.25
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget."""
+        self.budget = Budget(self.keep)
+
+    def plan(self, info: Info) -> Plan:
+        """Straight from the projector."""
+        return Plan((0,), budget={0: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """The diverse subset."""
+        unit = F.normalize(site.visual.float(), dim=-1)
+        distance = (1 - unit @ unit.T).fill_diagonal_(float("inf"))
+        first = distance.min(dim=1).values.argmax()
+        return Selection(farthest(site.visual, self.budget.count(site.total), first))

@@ -1,0 +1,48 @@
+"""FastV: keep the visual tokens that the last prompt token attends to.
+
+Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", arXiv:2403.06764; authors' code pkunlp-icler/FastV,
+`src/transformers/src/transformers/models/llama/fastv_forward.py`.
+
+Differences: tokens are really removed (the authors' evaluation masks them, which saves nothing); positions stay as they
+were. The paper's text averages over all query tokens, the authors' code reads the last one; `rows` offers both
+(`text` is the mean over the instruction, `action` the rows that emit the action). The prune layer is 3, as in the
+ports to VLAs, not LLaVA's 2. One budget for all cameras together, as in the ports.
+"""
+
+from dataclasses import dataclass
+
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Rows
+
+ROWS = {"last": Rows.LAST, "prefix_mean": Rows.VISUAL | Rows.TEXT, "text": Rows.TEXT, "action": Rows.ACTION}
+
+
+@dataclass
+class FastV(Pruner):
+    """Score: attention of layer - 1, mean over heads and query rows.
+
+    layer  tokens go on entry to this layer (K in the paper)
+    keep   fraction or number of the visual tokens that go on
+    rows   which queries vote: last, prefix_mean, text, action
+    """
+
+    layer: int = 3
+    keep: float = 0.25
+    rows: str = "last"
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown kind of rows or layer 0, where nothing has been attended to yet."""
+        self.budget = Budget(self.keep)
+        if self.rows not in ROWS:
+            raise ValueError(f"fastv rows={self.rows}; use one of {', '.join(ROWS)}")
+        if self.layer < 1:
+            raise ValueError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
+
+    def plan(self, info: Info) -> Plan:
+        """One site; the rows of the layer before it."""
+        return Plan((self.layer,), {self.layer - 1: ROWS[self.rows]}, {self.layer: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """The most attended tokens."""
+        score = site.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
+        return Selection.top(score, self.budget, of=site.total)

@@ -1,0 +1,32 @@
+"""Random: the control that every method must beat. Uniform without replacement, drawn anew at every call.
+
+A draw is a function of (run seed, task, episode, call) alone, so it is the same on every machine and in every order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+
+
+@dataclass
+class Random(Pruner):
+    """layer: tokens go on entry to it. keep: fraction or number that go on."""
+
+    layer: int = 0
+    keep: float = 0.25
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget."""
+        self.budget = Budget(self.keep)
+
+    def plan(self, info: Info) -> Plan:
+        """One site, no reads."""
+        return Plan((self.layer,), budget={self.layer: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """As many as the budget allows, by lot. Drawn on the CPU, so that a GPU draws the same."""
+        lot = torch.Generator().manual_seed(site.seed * 100_003 + site.step)
+        order = torch.randperm(site.alive.shape[0], generator=lot)
+        return Selection(order[: self.budget.count(site.total)].to(site.alive.device))

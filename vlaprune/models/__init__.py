@@ -1,0 +1,1 @@
+"""Models: prompt, layout and head of each policy, blind to the methods."""

@@ -1,0 +1,172 @@
+"""Tiny: a real vision-language-action policy of the OpenVLA-OFT shape, small enough to train and run on a CPU.
+
+Sequence: begin | visual tokens of every camera | proprioception | instruction | padding | one slot per action of the
+chunk | stop. Everything attends to everything, one pass gives the whole chunk, an L1-trained head reads the slots.
+Differences from OpenVLA-OFT (arXiv:2502.19645): one slot per time step instead of one per number, a learned slot
+embedding instead of zeros, one small vision transformer instead of DINOv2 and SigLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.meter import linear_flops, vit_block_flops
+from vlaprune.nn.decoder import Decoder, Session as Watched, Shape, Tokens, Unwatched
+from vlaprune.nn.load import fill, read
+from vlaprune.nn.vision import ViT
+from vlaprune.pruner import Info
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout, View
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+WORDS = (
+    "<pad> <unknown> the a in its on and put place pick up lift stack push open close to of red green blue yellow black "
+    "white cube block can milk bread cereal box carton bin bowl plate drawer basket soup sauce cheese butter juice "
+    "salad dressing cream tomato orange chocolate pudding ketchup bbq alphabet ramekin cookie next from between center "
+    "table top wooden cabinet stove it both left right"
+).split()
+ACTION, STATE, TEXT = 7, 8, 12  # numbers of an action, of a state, word slots
+
+
+def tokenize(instruction: str) -> list[int]:
+    """Word numbers of an instruction; words outside the small vocabulary share one number. ValueError if it is too long."""
+    words = instruction.lower().replace(",", " ").replace(".", " ").split()
+    if not 1 <= len(words) <= TEXT:
+        raise ValueError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {TEXT}")
+    return [WORDS.index(w) if w in WORDS else 1 for w in words]
+
+
+class Tiny(nn.Module):
+    """The policy. Sizes are constructor arguments, so that tests and studies can scale it.
+
+    weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`
+    device   `auto`, `cpu`, `cuda`, ...
+    """
+
+    def __init__(
+        self,
+        weights: str = "robosuite",
+        cameras: Sequence[str] = ("agentview", "robot0_eye_in_hand"),
+        width: int = 160,
+        layers: int = 6,
+        heads: int = 5,
+        vision_width: int = 128,
+        vision_layers: int = 3,
+        image: int = 128,
+        patch: int = 16,
+        chunk: int = 8,
+        device: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.shape = Shape(width, layers, heads, heads, width // heads, width * 3, causal=False)
+        self.info = Info("tiny", layers, heads, width, width // heads)
+        self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2")
+        self.chunk, self.image = chunk, image
+        self.vision = ViT(image, patch, vision_width, vision_layers, vision_width // 32)
+        self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision_width) * 0.02)
+        self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
+        self.proprio = nn.Sequential(nn.Linear(STATE, width), nn.GELU(), nn.Linear(width, width))
+        self.word = nn.Embedding(len(WORDS), width)
+        self.special = nn.Parameter(torch.randn(2, width) * 0.02)  # begin, stop
+        self.slot = nn.Parameter(torch.randn(chunk, width) * 0.02)
+        self.decoder = Decoder(self.shape)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, ACTION))
+        for name, size in (("state", STATE), ("action", ACTION)):
+            self.register_buffer(f"{name}_low", -torch.ones(size))
+            self.register_buffer(f"{name}_high", torch.ones(size))
+        self.card: dict[str, object] = {"weights": "random"}
+        if weights != "random":
+            path = WEIGHTS / f"tiny-{weights}.safetensors"
+            path = path if path.is_file() else Path(weights)
+            state, self.card = read(path)
+            fill(self, state, str(path))
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.to(self.device).eval()
+
+    def layout(self, words: int) -> Layout:
+        """Positions of everything for an instruction of `words` words."""
+        side = self.vision.side
+        views = tuple(View(c, i * side * side, side, side) for i, c in enumerate(self.interface.cameras))
+        total = len(views) * side * side
+        text = total + 2
+        action = text + TEXT
+        return Layout(
+            length=action + self.chunk + 1, visual=range(1, 1 + total), text=range(text, text + words),
+            action=range(action, action + self.chunk), last=action + self.chunk, views=views,
+        )
+
+    def see(self, images: Tensor) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8."""
+        count = images.shape[1]
+        offset = self.camera.repeat(images.shape[0], 1)
+        tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset)
+        return self.projector(tokens.unflatten(0, (-1, count)).flatten(1, 2))
+
+    def embed(self, visual: Tensor, state: Tensor, words: Tensor) -> list[Tokens]:
+        """Prompts from visual tokens [B, V, d], raw state [B, 8] and word numbers [B, 12]."""
+        batch = visual.shape[0]
+        unit = 2 * (state - self.state_low) / (self.state_high - self.state_low + 1e-8) - 1
+        begin, stop = (s.expand(batch, 1, -1) for s in self.special[:, None])
+        proprio = self.proprio(unit.clamp(-1.5, 1.5))[:, None]
+        prompt = torch.cat((begin, visual, proprio, self.word(words), self.slot.expand(batch, -1, -1), stop), 1)
+        index = torch.arange(prompt.shape[1], device=prompt.device)
+        return [Tokens(p, index) for p in prompt]
+
+    def act(self, rows: Sequence[Tensor]) -> Tensor:
+        """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
+        return self.head(torch.stack([r[-1 - self.chunk : -1] for r in rows]))  # type: ignore[no-any-return]
+
+    def train_loss(self, images: Tensor, state: Tensor, words: Tensor, labels: Tensor,
+                   sessions: Sequence[Watched] | None = None) -> Tensor:
+        """Mean L1 of normalised actions; labels [B, chunk, 7] in the units of the interface."""
+        sessions = sessions or [Unwatched()] * len(images)
+        unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
+        rows = self.decoder(self.embed(self.see(images), state, words), sessions)
+        return (self.act(rows).float() - unit).abs().mean()
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, 7] per observation. ValueError for a missing camera, state or a wrong image size."""
+        images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
+        state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
+        numbers = [tokenize(o.instruction) for o in observations]
+        words = torch.tensor([n + [0] * (TEXT - len(n)) for n in numbers], device=self.device)
+        for session, own, n in zip(sessions, images, numbers, strict=True):
+            session.begin(self.layout(len(n)), tuple(own), self.special)
+        with stage(sessions, "vision", self._vision_flops()):
+            visual = self.see(images)
+        with stage(sessions, "prompt"):
+            rows = self.decoder(self.embed(visual, state, words), sessions)
+        with stage(sessions, "head", self._head_flops()):
+            unit = self.act(rows)
+        return list((unit + 1) / 2 * (self.action_high - self.action_low + 1e-8) + self.action_low)
+
+    def _images(self, observation: Observation) -> np.ndarray:
+        missing = set(self.interface.cameras) - set(observation.images)
+        if missing:
+            raise ValueError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
+        images = np.stack([observation.images[c] for c in self.interface.cameras])
+        if images.shape[1:] != (self.image, self.image, 3) or images.dtype != np.uint8:
+            raise ValueError(f"images are {images.shape[1:]} {images.dtype}; tiny reads {self.image} px uint8, set bench.image")
+        return images
+
+    @staticmethod
+    def _state(observation: Observation) -> np.ndarray:
+        if observation.state is None or observation.state.shape != (STATE,):
+            raise ValueError(f"observation has state {observation.state}; tiny reads {STATE} numbers")
+        return observation.state
+
+    def _vision_flops(self) -> float:
+        v, views = self.vision, len(self.interface.cameras)
+        tokens = v.side**2
+        one = linear_flops(tokens, 3 * v.patch**2, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 4 * v.width)
+        return views * (one + linear_flops(tokens, v.width, self.shape.width, self.shape.width))
+
+    def _head_flops(self) -> float:
+        d = self.shape.width
+        return linear_flops(1, STATE, d, d) + linear_flops(self.chunk, d, d, ACTION)

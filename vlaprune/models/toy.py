@@ -1,0 +1,117 @@
+"""Toy: the test double. A hand-made decoder that finds a coloured light, in milliseconds and without weights.
+
+Each visual token carries its patch's colour and place; text, slots and the last token carry the wanted colour as a
+query. Head 0 of every layer attends from query to colour, and the last layer copies the place it finds into the action
+slots. So a token's attention tells its worth, and a method that drops the light's patch fails for an honest reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.nn.decoder import Decoder, Shape, Tokens
+from vlaprune.pruner import Info
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout, View
+
+COLOURS = ("red", "blue")
+STYLES = ("parallel", "autoregressive")
+RED, X, QUERY, FILL, NOISE, NORM = 0, 2, 4, 6, 7, 4.0  # feature numbers; every token has the same norm
+
+
+class Toy:
+    """style: `parallel` (bidirectional, action slots in the prompt) or `autoregressive` (causal, one pass per action)."""
+
+    def __init__(self, style: str = "parallel", side: int = 8, layers: int = 6, chunk: int = 4) -> None:
+        if style not in STYLES:
+            raise ValueError(f"toy style={style}; use one of {', '.join(STYLES)}")
+        self.parallel = style == "parallel"
+        self.shape = Shape(32, layers, 2, 2, 16, 32, theta=1e6, causal=not self.parallel)
+        self.info = Info("toy", layers, 2, 32, 16)
+        self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
+        self.chunk, self.side, self.device = chunk, side, torch.device("cpu")
+        self.decoder = Decoder(self.shape).eval()
+        self._wire()
+
+    @torch.no_grad()
+    def _wire(self) -> None:
+        lot = torch.Generator().manual_seed(0)
+        for layer, block in enumerate(self.decoder.blocks):
+            for weight in (block.qkv.weight, block.out.weight, block.gate_up.weight, block.down.weight):
+                weight.zero_()
+            for c in range(2):  # the slowest rotary pairs, so that distance hardly matters
+                block.qkv.weight[6 + c, QUERY + c] = 16.0 - (layer % 3)
+                block.qkv.weight[32 + 6 + c, RED + c] = 1.0
+                block.qkv.weight[64 + c, X + c] = 1.0
+            block.qkv.weight[16:32] = torch.randn(16, 32, generator=lot)
+            block.qkv.weight[48:64] = torch.randn(16, 32, generator=lot)
+        last = self.decoder.blocks[-1]
+        for c in range(2):
+            last.out.weight[X + c, c] = NORM / 32**0.5
+
+    def layout(self, words: int) -> Layout:
+        """Positions of begin, visual tokens, words and, in the parallel style, slots and stop."""
+        total, text = self.side**2, self.side**2 + 1
+        end = text + words
+        view = (View("main", 0, self.side, self.side),)
+        if not self.parallel:
+            return Layout(end, range(1, text), range(text, end), range(end, end + self.chunk), end - 1, view)
+        slots = range(end, end + self.chunk)
+        return Layout(slots.stop + 1, range(1, total + 1), range(text, end), slots, slots.stop, view)
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, 7] per observation."""
+        prompts, ends = [], []
+        for session, observation in zip(sessions, observations, strict=True):
+            words = observation.instruction.split()
+            image = torch.from_numpy(observation.images["main"])
+            session.begin(self.layout(len(words)), (image,), self.decoder.norm.weight)
+            with stage([session], "vision"):
+                prompt = self._prompt(image, words)
+            prompts.append(Tokens(prompt, torch.arange(len(prompt))))
+            ends.append(len(prompt))
+        with stage(sessions, "prompt"):
+            rows = self.decoder(prompts, sessions)
+        if self.parallel:
+            slots = [r[-1 - self.chunk : -1] for r in rows]
+        else:
+            with stage(sessions, "decode"):
+                query = [p.hidden[-1:] for p in prompts]
+                steps = [self.decoder([Tokens(q, torch.tensor([e + i])) for q, e in zip(query, ends, strict=True)], sessions)
+                         for i in range(self.chunk)]
+            slots = [torch.cat(of) for of in zip(*steps, strict=True)]
+        with stage(sessions, "head"):
+            return [self._act(s, o.state) for s, o in zip(slots, observations, strict=True)]
+
+    def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
+        side, patch = self.side, image.shape[0] // self.side
+        grid = image.float().div(255).reshape(side, patch, side, patch, 3).mean((1, 3)).reshape(-1, 3)
+        visual = torch.zeros(side**2, 32)
+        place = (torch.arange(side) + 0.5) / side * 2 - 1
+        visual[:, RED], visual[:, RED + 1] = 2 * grid[:, 0], 2 * grid[:, 2]
+        visual[:, X], visual[:, X + 1] = place.repeat(side), place.repeat_interleave(side)
+        visual[:, NOISE] = grid[:, 1]
+        ask = torch.zeros(len(words) + (self.chunk + 1 if self.parallel else 0), 32)
+        for c, colour in enumerate(COLOURS):
+            ask[:, QUERY + c] = 2.0 * (colour in words)
+        for i, word in enumerate(words):
+            ask[i, NOISE + 1 + sum(word.encode()) % 24] = 0.5
+        tokens = torch.cat((torch.zeros(1, 32), visual, ask))
+        tokens[:, FILL] = (NORM**2 - tokens.pow(2).sum(1)).sqrt()
+        return tokens
+
+    def _act(self, slots: Tensor, state: np.ndarray | None) -> Tensor:
+        if state is None:
+            raise ValueError("observation has no state; toy reads the position")
+        scale = slots[:, QUERY : QUERY + 2].sum(1, keepdim=True) / 2  # undoes the final norm
+        targets = slots[:, X : X + 2] / scale.clamp(min=1e-6)
+        at, actions = torch.tensor(state, dtype=torch.float32), torch.zeros(self.chunk, 7)
+        for i, target in enumerate(targets):
+            actions[i, :2] = ((target - at) / 0.2).clamp(-1, 1)
+            at = at + 0.2 * actions[i, :2]
+        return actions

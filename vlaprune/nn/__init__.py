@@ -1,0 +1,1 @@
+"""Neural-network parts; nothing here imports the rest of vlaprune."""

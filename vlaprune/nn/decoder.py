@@ -1,0 +1,304 @@
+"""The glass decoder: a Llama-shape transformer whose layer loop can be watched and cut.
+
+It computes packed rows of several sequences. Before every layer each sequence's session may change which rows go on;
+after every attention it is shown the rotated queries and keys. Positions are an argument, never a counter: a row's
+index is its RoPE phase, its causal order and its cache slot, so dropped tokens leave no trace in the rows that stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder: d width, L layers, query and key/value heads, head size, gated feed-forward width."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    theta: float = 10000.0
+    eps: float = 1e-6
+    causal: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The rows one sequence computes at a layer.
+
+    hidden  [n, d]
+    index   [n] position of each row in the prompt (or after it, for decoded tokens), ascending
+    cached  [m] positions no longer computed but still attended to; None for none
+    """
+
+    hidden: Tensor
+    index: Tensor
+    cached: Tensor | None = None
+
+
+class Cache:
+    """Keys and values of one sequence, one slot per position and layer. A slot not written again keeps its old content."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def reserve(self, length: int, like: Tensor) -> None:
+        """Makes room for positions 0 .. length - 1, on the device and in the dtype of `like`; keeps what is there."""
+        have = self._keys[0].shape[1] if self._keys else 0
+        if have >= length:
+            return
+        size = (self.shape.kv_heads, length - have, self.shape.head_size)
+        rooms = [[like.new_zeros(size) for _ in range(self.shape.layers)] for _ in "kv"]
+        if have:
+            self._keys = [torch.cat((old, new), 1) for old, new in zip(self._keys, rooms[0], strict=True)]
+            self._values = [torch.cat((old, new), 1) for old, new in zip(self._values, rooms[1], strict=True)]
+        else:
+            self._keys, self._values = rooms
+
+    def write(self, layer: int, index: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Stores [kv_heads, n, head_size] keys and values into slots `index` [n]."""
+        self._keys[layer].index_copy_(1, index, keys)
+        self._values[layer].index_copy_(1, index, values)
+
+    def read(self, layer: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values in slots `index` [m], each [kv_heads, m, head_size]."""
+        return self._keys[layer].index_select(1, index), self._values[layer].index_select(1, index)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+
+class Session(Protocol):
+    """What the decoder asks of whoever watches one sequence.
+
+    cache  where keys and values are kept; None if nothing after this pass needs them
+    """
+
+    cache: Cache | None
+
+    def enter(self, layer: int, tokens: Tokens) -> Tokens:
+        """The rows that go on into `layer`; the same object where nothing changes."""
+
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
+        """Attention of `layer` is done: rotated queries [H, n, hd] and keys [kv, c, hd], and the positions [c] attended to."""
+
+
+class Unwatched:
+    """A session that changes and sees nothing: plain dense computation, for training and for oracles."""
+
+    cache: Cache | None = None
+
+    def enter(self, layer: int, tokens: Tokens) -> Tokens:
+        """Everything goes on."""
+        return tokens
+
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
+        """Nothing is looked at."""
+
+
+def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax weights [H, q, c] in fp32 of some rotated queries [H, q, hd] on keys [kv, c, hd].
+
+    visible  [q, c] bool mask of what a row may attend to, None for everything.
+    """
+    keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], 0)
+    logits = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    return logits.softmax(-1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, d] to [N, d]."""
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on [N, H, hd], half-split as in Llama; cos and sin are [N, 1, hd]."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+class Block(nn.Module):
+    """One decoder layer: RMSNorm, rotary attention with grouped keys, RMSNorm, SwiGLU. Fused QKV and gate/up weights."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        self.norm_attention = RMSNorm(shape.width, shape.eps)
+        self.qkv = nn.Linear(shape.width, inner + 2 * kv, bias=False)
+        self.out = nn.Linear(inner, shape.width, bias=False)
+        self.norm_mlp = RMSNorm(shape.width, shape.eps)
+        self.gate_up = nn.Linear(shape.width, 2 * shape.ffn, bias=False)
+        self.down = nn.Linear(shape.ffn, shape.width, bias=False)
+
+    def forward(self, layer: int, packed: Packed, rope: tuple[Tensor, Tensor], sessions: Sequence[Session]) -> Tensor:
+        """[N, d] to [N, d] for the packed rows of all sessions; no row sees another sequence."""
+        s = self.shape
+        x = packed.hidden
+        q, k, v = self.qkv(self.norm_attention(x)).split(
+            (s.heads * s.head_size, s.kv_heads * s.head_size, s.kv_heads * s.head_size), -1
+        )
+        q = _rotate(q.unflatten(-1, (s.heads, s.head_size)), *rope)
+        k = _rotate(k.unflatten(-1, (s.kv_heads, s.head_size)), *rope)
+        v = v.unflatten(-1, (s.kv_heads, s.head_size))
+        attend = self._attend_alike if packed.alike(sessions) else self._attend_each
+        x = x + self.out(attend(layer, packed, q, k, v, sessions))
+        gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+    def _attend_each(
+        self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
+    ) -> Tensor:
+        """Attention sequence by sequence: ragged lengths, caches, reused columns. [N, H, hd] in, [N, H*hd] out."""
+        outs = []
+        for session, tokens, rows in zip(sessions, packed.sequences, packed.slices(), strict=True):
+            queries, keys, values = (t[rows].transpose(0, 1) for t in (q, k, v))
+            columns = tokens.index
+            if session.cache is not None:
+                session.cache.write(layer, tokens.index, keys, values)
+            if tokens.cached is not None:
+                old_keys, old_values = session.cache.read(layer, tokens.cached)  # type: ignore[union-attr]
+                keys, values = torch.cat((keys, old_keys), 1), torch.cat((values, old_values), 1)
+                columns = torch.cat((tokens.index, tokens.cached))
+            outs.append(self._fused(queries[None], keys[None], values[None], tokens, columns)[0])
+            session.leave(layer, tokens, queries, keys, columns)
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+        return out.transpose(0, 1).flatten(1)
+
+    def _attend_alike(
+        self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
+    ) -> Tensor:
+        """The same for sequences of equal length without caches, in one kernel call: what training uses."""
+        count = len(sessions)
+        queries, keys, values = (t.unflatten(0, (count, -1)).transpose(1, 2) for t in (q, k, v))
+        first = packed.sequences[0]
+        out = self._fused(queries, keys, values, first, first.index)
+        for i, (session, tokens) in enumerate(zip(sessions, packed.sequences, strict=True)):
+            session.leave(layer, tokens, queries[i], keys[i], tokens.index)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, columns: Tensor) -> Tensor:
+        """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
+        if self.shape.heads != self.shape.kv_heads:
+            k, v = (t.repeat_interleave(self.shape.heads // self.shape.kv_heads, 1) for t in (k, v))
+        plain = not self.shape.causal or q.shape[2] == 1
+        mask = None
+        if not plain and tokens.cached is not None:
+            mask = tokens.index[:, None] >= columns[None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not plain and mask is None)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of several sequences, one after the other; segment s owns rows offsets[s] .. offsets[s + 1] - 1.
+
+    hidden     [N, d]
+    index      [N] position of each row within its own sequence
+    sequences  the S segments; their `hidden` are what was packed, later layers read `hidden` above
+    """
+
+    hidden: Tensor
+    index: Tensor
+    sequences: tuple[Tokens, ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Tokens]) -> Packed:
+        """Packs; a single sequence is taken as it is, without a copy."""
+        if len(sequences) == 1:
+            return cls(sequences[0].hidden, sequences[0].index, tuple(sequences))
+        return cls(
+            torch.cat([t.hidden for t in sequences]), torch.cat([t.index for t in sequences]), tuple(sequences)
+        )
+
+    def slices(self) -> list[slice]:
+        """The rows of each segment."""
+        ends, out = 0, []
+        for tokens in self.sequences:
+            out.append(slice(ends, ends + tokens.index.shape[0]))
+            ends += tokens.index.shape[0]
+        return out
+
+    def split(self, hidden: Tensor) -> list[Tokens]:
+        """The segments with new hidden states [N, d]."""
+        return [replace(t, hidden=hidden[rows]) for t, rows in zip(self.sequences, self.slices(), strict=True)]
+
+    def alike(self, sessions: Sequence[Session]) -> bool:
+        """Whether all segments have one length, attend to themselves only and are not cached."""
+        first = self.sequences[0].index.shape[0]
+        return len(self.sequences) > 1 and all(
+            t.index.shape[0] == first and t.cached is None and s.cache is None
+            for t, s in zip(self.sequences, sessions, strict=True)
+        )
+
+
+class Decoder(nn.Module):
+    """The layer loop."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.width, shape.eps)
+
+    def forward(self, sequences: Sequence[Tokens], sessions: Sequence[Session]) -> list[Tensor]:
+        """Final hidden states [n, d] of the rows of each sequence that reached the end."""
+        packed = None
+        for layer, block in enumerate(self.blocks):
+            entered = [s.enter(layer, t) for s, t in zip(sessions, sequences, strict=True)]
+            if packed is None or any(new is not old for new, old in zip(entered, sequences, strict=True)):
+                packed = Packed.of(entered)
+                rope = self.rope(packed.index, packed.hidden.dtype)
+            hidden = block(layer, packed, rope, sessions)
+            sequences = packed.split(hidden)
+            packed = replace(packed, hidden=hidden, sequences=tuple(sequences))
+        return [self.norm(t.hidden) for t in sequences]
+
+    def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""
+        half = torch.arange(0, self.shape.head_size, 2, device=index.device, dtype=torch.float32)
+        phase = index[:, None].float() / self.shape.theta ** (half / self.shape.head_size)
+        phase = torch.cat((phase, phase), -1)[:, None]
+        return phase.cos().to(dtype), phase.sin().to(dtype)
+
+
+def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:
+    """Renames a Llama checkpoint's tensors to those of `Decoder`, fusing QKV and gate/up. KeyError names what is missing."""
+    out = {"norm.weight": state[f"{prefix}norm.weight"]}
+    for i in range(layers):
+        old, new = f"{prefix}layers.{i}.", f"blocks.{i}."
+        out[new + "norm_attention.weight"] = state[old + "input_layernorm.weight"]
+        out[new + "norm_mlp.weight"] = state[old + "post_attention_layernorm.weight"]
+        out[new + "qkv.weight"] = torch.cat([state[f"{old}self_attn.{n}_proj.weight"] for n in "qkv"])
+        out[new + "out.weight"] = state[old + "self_attn.o_proj.weight"]
+        out[new + "gate_up.weight"] = torch.cat([state[f"{old}mlp.{n}_proj.weight"] for n in ("gate", "up")])
+        out[new + "down.weight"] = state[old + "mlp.down_proj.weight"]
+    return out

@@ -1,0 +1,89 @@
+"""The model's side of the contract, and the policy that joins a model with a pruner for each slot."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.meter import Clock
+from vlaprune.nn.decoder import Shape
+from vlaprune.pruner import Info, Pruner
+from vlaprune.records import StepRecord
+from vlaprune.session import Session
+
+
+class VLA(Protocol):
+    """A vision-language-action model: one observation in, one chunk of actions out.
+
+    info       what methods may know of it
+    shape      its decoder
+    interface  the cameras and state it wants, the conventions of what it emits
+    chunk      actions per call
+    device     where it computes
+    """
+
+    info: Info
+    shape: Shape
+    interface: Interface
+    chunk: int
+    device: torch.device
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, action_dim] per observation, in the conventions of `interface`.
+
+        Opens each session with its layout and runs the decoder through them; that is all it knows of pruning.
+        """
+
+
+def episode_seed(seed: int, task: str, episode: int) -> int:
+    """The only source of a policy's randomness: a function of the run's seed and the episode, on every machine."""
+    return zlib.crc32(f"{seed}/{task}/{episode}".encode())
+
+
+class Policy:
+    """A model and one session per slot. Slots that need a chunk share one packed call and nothing else."""
+
+    def __init__(self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1) -> None:
+        if slots < 1:
+            raise ValueError(f"slots={slots}; use at least 1")
+        self.model = model
+        self.clock = Clock(str(model.device))
+        self.sessions = [Session(make_pruner(), model.info, model.shape, self.clock) for _ in range(slots)]
+        self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
+
+    @property
+    def slots(self) -> int:
+        """How many episodes run side by side."""
+        return len(self.sessions)
+
+    def reset(self, slot: int, seed: int) -> None:
+        """A new episode begins in a slot."""
+        self._calls[slot].clear()
+        self.sessions[slot].reset(seed)
+
+    @torch.inference_mode()
+    def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """A [chunk, action_dim] float64 array for each slot that has an observation. ValueError for NaN."""
+        slots = list(observations)
+        sessions = [self.sessions[i] for i in slots]
+        with self.clock.span("other"):
+            chunks = self.model.predict([observations[i] for i in slots], sessions)
+            actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
+            records = [session.finish() for session in sessions]
+        ms = self.clock.read()
+        for slot, record in zip(slots, records, strict=True):
+            self._calls[slot].append(replace(record, ms=ms if len(slots) == 1 else {}))
+            if not np.isfinite(actions[slot]).all():
+                raise ValueError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
+        return actions
+
+    def drain(self, slot: int) -> tuple[StepRecord, ...]:
+        """The records of a slot's calls since its reset."""
+        return tuple(self._calls[slot])

@@ -1,0 +1,183 @@
+"""The method contract: what a visual-token pruner may ask for, what it sees, what it answers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlaprune.trace import Layout, Rows, Trace
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a method may know of the model: its name and the decoder's layers, heads, width and head size."""
+
+    name: str
+    layers: int
+    heads: int
+    width: int
+    head_size: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many tokens to keep: a fraction in (0, 1], written with a point, or a count >= 1, written without.
+
+    1.0 keeps everything, 1 keeps one token. A fraction of a total is rounded half to even, as Python's round does
+    (and with it the published FastV code); at least one token stays.
+    """
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        """ValueError for anything that is neither."""
+        a = self.amount
+        number = isinstance(a, (int, float)) and not isinstance(a, bool) and math.isfinite(a)
+        if not number or a <= 0 or (isinstance(a, float) and a > 1):
+            raise ValueError(f"keep={a} is no budget; use a fraction in (0, 1] such as 0.25, or a count such as 64")
+
+    def count(self, total: int) -> int:
+        """Tokens kept of `total`. ValueError for a count above it."""
+        if isinstance(self.amount, int):
+            if self.amount > total:
+                raise ValueError(f"keep={self.amount} asks for more than the {total} visual tokens there are")
+            return self.amount
+        return max(1, round(self.amount * total))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a method acts and what it reads; asked for once, checked against the model, then fixed.
+
+    sites   layers before which it is asked; 0 is straight from the projector
+    reads   layer -> query rows. Only these attention rows are ever computed outside the fused kernel,
+            and their cost is charged to the method
+    budget  site -> visual tokens that go on computing whenever the method selects there; the observed number is
+            held against it. A site without an entry has a data-dependent count
+    reuses  the method names reused rows, so keys and values are kept from call to call
+    """
+
+    sites: Sequence[int] = ()
+    reads: Mapping[int, Rows] = field(default_factory=dict)
+    budget: Mapping[int, Budget] = field(default_factory=dict)
+    reuses: bool = False
+
+    def check(self, info: Info, method: str) -> None:
+        """ValueError that names the first thing the model cannot give."""
+        for what, layers in (("acts before", self.sites), ("reads", self.reads), ("budgets", self.budget)):
+            wrong = [n for n in layers if not 0 <= n < info.layers]
+            if wrong:
+                raise ValueError(
+                    f"{method} {what} layers {wrong}, but {info.name} has layers 0..{info.layers - 1}; lower the layer"
+                )
+        if list(self.sites) != sorted(set(self.sites)):
+            raise ValueError(f"{method} names sites {list(self.sites)}; they must ascend without repeats")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What a method sees when asked: n of the V visual tokens, about to enter `layer`.
+
+    One observation, one sequence: nothing here has a batch axis. Tensors are views; do not write to them.
+
+    seed      a number made of the run's seed, the task and the episode: the only source of randomness
+    visual    [n, d] hidden states
+    alive     [n] number of each row among the V, ascending
+    text      [t, d] hidden states of the instruction
+    reusable  [n] bool: an earlier call of this episode left keys and values in every layer from here on
+    trace     everything this call has read so far
+    """
+
+    layer: int
+    seed: int
+    visual: Tensor
+    alive: Tensor
+    text: Tensor
+    reusable: Tensor
+    trace: Trace
+
+    @property
+    def step(self) -> int:
+        """Model calls since the episode began."""
+        return self.trace.step
+
+    @property
+    def layout(self) -> Layout:
+        """Where things stand in the prompt."""
+        return self.trace.layout
+
+    @property
+    def total(self) -> int:
+        """V."""
+        return self.trace.layout.total
+
+    @property
+    def pixels(self) -> Tensor:
+        """[n, p, p, 3] uint8, the image patch behind each row."""
+        return self.trace.pixels[self.alive]
+
+    def attention(self, layer: int, rows: Rows) -> Tensor:
+        """[H, q, n] softmax weights on the rows of this site, read at an earlier layer of this call."""
+        weights = self.trace.visual(layer, rows)
+        return weights if self.alive.shape[0] == self.total else weights[..., self.alive]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The fate of every row of a Site: kept, reused, or (if named in neither) dropped.
+
+    keep    [k] rows computed from this layer on, any order
+    reuse   [r] rows not computed from this layer on but still attended to, with an earlier call's keys and values
+    values  [k, d] hidden states to put in place of the kept rows: merged tokens, straight-through gradients
+    reads   attention rows wanted in this call only, at layers not yet run
+    """
+
+    keep: Tensor
+    reuse: Tensor | None = None
+    values: Tensor | None = None
+    reads: Mapping[int, Rows] = field(default_factory=dict)
+
+    @classmethod
+    def top(cls, score: Tensor, budget: Budget, of: int) -> Selection:
+        """The highest scores [n], as many as `budget` makes of `of` tokens. Ties go to the low index, NaN comes last."""
+        return cls(top(score, min(budget.count(of), score.shape[0])))
+
+    @classmethod
+    def all(cls, site: Site, reads: Mapping[int, Rows]) -> Selection:
+        """Everything goes on, and this call also reads `reads`."""
+        return cls(torch.arange(site.alive.shape[0], device=site.alive.device), reads=reads)
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """[count] indices of the highest scores [n], ascending; ties go to the low index, NaN sorts last."""
+    score = score.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    order = score.sort(descending=True, stable=True).indices
+    return order[:count].sort().values
+
+
+class Pruner(ABC):
+    """A way to compute fewer visual tokens. Two methods to write, two to override when it remembers.
+
+    The same four calls serve pruning once, at a layer, in stages, reuse across calls, feedback and training;
+    a pruner with parameters is also an nn.Module. One instance serves one sequence at a time and keeps all its
+    state in itself: never on the model, never in module globals. Several instances may share parameters.
+    """
+
+    @abstractmethod
+    def plan(self, info: Info) -> Plan:
+        """Where it acts and what it reads. Called once, when the policy is built."""
+
+    @abstractmethod
+    def select(self, site: Site) -> Selection | None:
+        """What goes on. Called at every planned site of every model call; None leaves the tokens as they are."""
+
+    def reset(self) -> None:  # noqa: B027 - most methods remember nothing
+        """A new episode begins: forget everything."""
+
+    def observe(self, trace: Trace) -> None:  # noqa: B027
+        """A model call is over, actions included. Keep what the next call needs."""

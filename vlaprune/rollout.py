@@ -1,0 +1,188 @@
+"""Runs episodes: which ones, in which slots, and what happens when one of them raises or hangs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlaprune.benchmark import Benchmark, Env, Observation, Task
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.records import EpisodeRecord, Recorder
+
+Attempt = Generator[Observation, np.ndarray, tuple[bool, int]]
+
+
+def attempt(env: Env, task: Task, episode: int, execute: int) -> Attempt:
+    """What an episode is: yields an observation, is sent a [chunk, action_dim], executes its first `execute` actions.
+
+    Returns whether the task was achieved and the control steps it took.
+    """
+    env.reset(episode)
+    success, steps = False, 0
+    while True:
+        chunk = yield env.observe()
+        for action in chunk[:execute]:
+            success = env.step(action)
+            steps += 1
+            if steps == task.limit or (success and task.stop):
+                return success, steps
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every count-th (task, episode) pair from the index-th on; the union over shards is the full list."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """ValueError for a shard that does not exist."""
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard.index={self.index} of shard.count={self.count}; use 0..{self.count - 1}")
+
+    def of(self, episodes: int) -> range:
+        """This shard's episodes of one task."""
+        return range(self.index, episodes, self.count)
+
+    @property
+    def suffix(self) -> str:
+        """Of the journal's file name; shards of one run write to one folder."""
+        return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """TimeoutError inside the block once it has lasted too long; 0 switches it off. Main thread only."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"no answer within {seconds} s (time_limit)")
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How episodes are run.
+
+    execute     actions executed per model call
+    seed        of the policy; the world's initial states do not depend on it
+    time_limit  seconds between two looks after which an environment counts as hung; 0 for never
+    patience    episodes that may raise one after the other before the run is given up
+    """
+
+    execute: int
+    seed: int
+    time_limit: float = 0.0
+    patience: int = 5
+
+
+class Lane:
+    """One slot: its environment, opened when first needed and anew after trouble, and the episode under way."""
+
+    def __init__(self, slot: int, bench: Benchmark, task: Task) -> None:
+        self.slot, self._bench, self._task = slot, bench, task
+        self._stack = ExitStack()
+        self._env: Env | None = None
+        self._attempt: Attempt | None = None
+        self.episode = -1
+
+    @property
+    def busy(self) -> bool:
+        """Whether an episode is under way."""
+        return self._attempt is not None
+
+    def start(self, episode: int, execute: int) -> None:
+        """Takes an episode; the world moves at the first `advance`."""
+        if self._env is None:
+            self._env = self._stack.enter_context(self._bench.open(self._task))
+        self.episode = episode
+        self._attempt = attempt(self._env, self._task, episode, execute)
+
+    def advance(self, chunk: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
+        """The next observation, or the outcome (success, steps). What the world raises ends the episode and the world."""
+        assert self._attempt is not None
+        try:
+            with watchdog(time_limit):
+                return self._attempt.send(chunk)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self._attempt = None
+            return stop.value  # type: ignore[no-any-return]
+        except BaseException:
+            self._attempt = None
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the environment. One that cannot even close is left behind."""
+        self._env = None
+        with suppress(Exception):
+            self._stack.close()
+
+
+def rollout(
+    policy: Policy,
+    bench: Benchmark,
+    recorder: Recorder,
+    shard: Shard,
+    rules: Rules,
+    progress: Callable[[EpisodeRecord], None] = lambda record: None,
+) -> None:
+    """Runs every missing episode of the recorder's tasks; a slot that finishes takes the next episode at once.
+
+    What an environment raises is noted and its episode run again another time. What the policy raises ends the run:
+    its numbers could not be believed. RuntimeError after `rules.patience` episodes that raised in a row.
+    """
+    for task in bench.tasks():
+        asked = recorder.header.tasks.get(task.name, 0)
+        todo = deque(e for e in shard.of(asked) if not recorder.has(task.name, e))
+        lanes = [Lane(slot, bench, task) for slot in range(min(policy.slots, len(todo)))]
+        try:
+            for record in _episodes(policy, task, lanes, todo, recorder, rules):
+                recorder.write(record)
+                progress(record)
+        finally:
+            for lane in lanes:
+                lane.close()
+
+
+def _episodes(
+    policy: Policy, task: Task, lanes: list[Lane], todo: deque[int], recorder: Recorder, rules: Rules
+) -> Iterator[EpisodeRecord]:
+    chunks: dict[int, np.ndarray] = {}
+    in_a_row = 0
+    while True:
+        looks: dict[int, Observation] = {}
+        for lane in lanes:
+            while lane.slot not in looks and (lane.busy or todo):
+                if not lane.busy:
+                    lane.start(todo.popleft(), rules.execute)
+                    policy.reset(lane.slot, episode_seed(rules.seed, task.name, lane.episode))
+                said: Observation | tuple[bool, int] | None = None
+                with recorder.attempt(task.name, lane.episode):
+                    said = lane.advance(chunks.pop(lane.slot, None), rules.time_limit)
+                in_a_row = in_a_row + 1 if said is None else 0
+                if in_a_row == rules.patience:
+                    raise RuntimeError(f"{in_a_row} episodes of {task.name} raised one after the other; see the error "
+                                       f"lines in {recorder.folder}, mend the environment and run the same command again")
+                if isinstance(said, Observation):
+                    looks[lane.slot] = said
+                elif said is not None:
+                    yield EpisodeRecord(task.name, lane.episode, *said, policy.drain(lane.slot))
+        if not looks:
+            return
+        chunks = policy.act(looks)

@@ -1,0 +1,241 @@
+"""Carries out what a pruner decides: the only module that knows both the decoder and the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vlaprune.meter import Clock, block_flops, decoder_flops
+from vlaprune.nn.decoder import Cache, Shape, Tokens, attention_rows
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.records import StepRecord
+from vlaprune.trace import Layout, Rows, Trace
+
+
+class Session:
+    """One sequence (one environment slot), from episode to episode: its pruner, its cache, its bookkeeping.
+
+    The decoder calls `enter` and `leave`, a model `begin` and `charge`, the policy `reset` and `finish`.
+    A pruner never sees it.
+
+    Errors: ValueError from `finish` where a method named rows that are not there or broke its own budget. Such checks
+    are gathered on the device and looked at when the call is over, so that no call waits for them.
+    """
+
+    def __init__(self, pruner: Pruner, info: Info, shape: Shape, clock: Clock) -> None:
+        self.pruner, self.info, self.shape, self.clock = pruner, info, shape, clock
+        self.name = type(pruner).__name__
+        self.plan: Plan = pruner.plan(info)
+        self.plan.check(info, self.name)
+        self.cache: Cache | None = None
+        self._store = Cache(shape)
+        self._layout: Layout | None = None
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """A new episode: everything earlier calls left behind is forgotten."""
+        self.seed, self._step = seed, 0
+        self._forget()
+        self.pruner.reset()
+
+    def _forget(self) -> None:
+        self._store.clear()
+        self._filled: Tensor | None = None
+
+    # -- the model's side ------------------------------------------------------------------------------------
+
+    def begin(self, layout: Layout, images: Sequence[Tensor], like: Tensor) -> None:
+        """Opens a model call. `images` as in Trace; `like` is any tensor of the device and dtype computed in."""
+        if layout != self._layout:
+            self._forget()  # an earlier prompt's slots mean other tokens
+        self._layout = layout
+        self.trace = Trace(layout, images, self._step)
+        self._alive = torch.arange(layout.total, device=like.device)
+        self._reads = dict(self.plan.reads)
+        self._flops: dict[str, float] = {"vision": 0.0, "prompt": 0.0, "decode": 0.0, "head": 0.0, "method": 0.0}
+        self._suspect: list[tuple[str, Tensor]] = []
+        self._selected: set[int] = set()
+        self._decoding = False
+        self._live: list[Tensor] = []
+        decodes = layout.end > layout.length
+        self.cache = self._store if decodes or self.plan.reuses else None
+        if self.cache is not None:
+            self.cache.reserve(layout.end, like)
+        if self._filled is None:
+            self._filled = torch.zeros(layout.total, dtype=torch.bool, device=like.device)
+
+    def charge(self, stage: str, flops: float) -> None:
+        """Adds the model's own FLOPs outside the decoder to a stage: vision, head."""
+        self._flops[stage] += flops
+
+    # -- the decoder's side ----------------------------------------------------------------------------------
+
+    def enter(self, layer: int, tokens: Tokens) -> Tokens:
+        """The rows that go on into `layer`."""
+        if self._decoding:
+            return replace(tokens, cached=self._live[layer])
+        if layer not in self.plan.sites:
+            return tokens
+        with self.clock.span("method"):
+            site = self._site(layer, tokens)
+            selection = self.pruner.select(site)
+            return tokens if selection is None else self._apply(layer, tokens, selection)
+
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
+        """Notes the shapes that were really computed and reads the attention rows that were asked for."""
+        rows, seen = queries.shape[1], columns.shape[0]
+        wanted = self._reads.get(layer)
+        if wanted:
+            with self.clock.span("method"):
+                self._read(layer, wanted, tokens, queries, keys, columns)
+        if self.cache is not None:
+            self._live[layer : layer + 1] = [columns]
+        last = layer == self.info.layers - 1
+        if self._decoding:
+            self.trace.decode[-1].append(seen)
+            if last:
+                self.trace.decode.append([])
+            return
+        self.trace.counts.append((rows, seen))
+        if last:
+            self._decoding = True
+            self.trace.decode.append([])
+
+    def _rows_of(self, group: Rows) -> range:
+        """Row numbers of a group of query rows at this moment; all but the visual ones are always there."""
+        layout, span = self.trace.layout, self.trace.layout.group(group)
+        if self._decoding:
+            return range(1) if group is Rows.ACTION else range(0)
+        if group is Rows.VISUAL:
+            return range(span.start, span.start + self._alive.shape[0])
+        gone = layout.total - self._alive.shape[0] if span.start >= layout.visual.stop else 0
+        return range(span.start - gone, min(span.stop, layout.length) - gone)
+
+    def _read(
+        self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor
+    ) -> None:
+        whole = not self._decoding and tokens.cached is None and columns.shape[0] == self.trace.layout.length
+        for group in wanted:
+            rows = self._rows_of(group)
+            if not len(rows):
+                continue
+            picked = queries[:, rows.start : rows.stop]
+            visible = None
+            if self.shape.causal:
+                visible = tokens.index[rows.start : rows.stop, None] >= columns[None, :]
+            probs = attention_rows(picked, keys, visible)
+            self.trace.add(layer, group, probs, None if whole else columns)
+            self._flops["method"] += 2.0 * picked.shape[0] * picked.shape[1] * keys.shape[1] * picked.shape[2]
+
+    def _site(self, layer: int, tokens: Tokens) -> Site:
+        visual, text = self._rows_of(Rows.VISUAL), self._rows_of(Rows.TEXT)
+        assert self._filled is not None
+        return Site(
+            layer=layer,
+            seed=self.seed,
+            visual=tokens.hidden[visual.start : visual.stop],
+            alive=self._alive,
+            text=tokens.hidden[text.start : text.stop],
+            reusable=self._filled[self._alive],
+            trace=self.trace,
+        )
+
+    def _apply(self, layer: int, tokens: Tokens, chosen: Selection) -> Tokens:
+        for extra, rows in chosen.reads.items():
+            if not layer <= extra < self.info.layers:
+                raise ValueError(f"{self.name} at layer {layer} asks to read layer {extra}; layers still to run are "
+                                 f"{layer}..{self.info.layers - 1}")
+            self._reads[extra] = self._reads.get(extra, Rows(0)) | rows
+        self._selected.add(layer)
+        alive, keep = self._alive, chosen.keep
+        count, kept = alive.shape[0], keep.shape[0]
+        self._check(layer, chosen, count)
+        if kept == count and chosen.values is None:
+            self.trace.kept[layer] = alive
+            return tokens
+        keep, order = keep.clamp(0, count - 1).sort()
+        start, stop = self.trace.layout.visual.start, self.trace.layout.visual.start + count
+        visual = tokens.hidden[start:stop][keep] if chosen.values is None else chosen.values[order].to(tokens.hidden)
+        self._alive = self.trace.kept[layer] = alive[keep]
+        cached = tokens.cached
+        if chosen.reuse is not None and chosen.reuse.shape[0]:
+            fresh = alive[chosen.reuse.clamp(0, count - 1)] + self.trace.layout.visual.start
+            cached = fresh if cached is None else torch.cat((cached, fresh))
+        index = tokens.index
+        return Tokens(
+            torch.cat((tokens.hidden[:start], visual, tokens.hidden[stop:])),
+            torch.cat((index[:start], index[start:stop][keep], index[stop:])),
+            cached,
+        )
+
+    def _check(self, layer: int, chosen: Selection, count: int) -> None:
+        """Queues what can be wrong with a selection; one test for both lists, so a row cannot have two fates."""
+        named = chosen.keep if chosen.reuse is None else torch.cat((chosen.keep, chosen.reuse))
+        if chosen.values is not None and chosen.values.shape[0] != chosen.keep.shape[0]:
+            raise ValueError(f"{self.name} at layer {layer} gives {chosen.values.shape[0]} values for "
+                             f"{chosen.keep.shape[0]} kept rows; give one each")
+        ranged = ((named < 0) | (named >= count)).any()
+        self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", ranged))
+        twice = (named.sort().values.diff() == 0).any()
+        self._suspect.append((f"names a row twice at layer {layer}; a row has one fate", twice))
+        if chosen.reuse is not None and chosen.reuse.shape[0]:
+            if not self.plan.reuses:
+                raise ValueError(f"{self.name} reuses rows at layer {layer} but its plan does not say reuses=True")
+            assert self._filled is not None
+            unknown = ~self._filled[self._alive[chosen.reuse.clamp(0, count - 1)]]
+            self._suspect.append(
+                (f"reuses rows at layer {layer} that no earlier call has cached; intersect with site.reusable",
+                 unknown.any())
+            )
+
+    # -- the policy's side -----------------------------------------------------------------------------------
+
+    def finish(self) -> StepRecord:
+        """Closes the call: lets the method observe it, checks what was promised, counts tokens and FLOPs."""
+        trace = self.trace
+        with self.clock.span("method"):
+            self.pruner.observe(trace)
+        for message, wrong in self._suspect:
+            if bool(wrong):
+                raise ValueError(f"{self.name} {message}")
+        self._check_budget()
+        assert self._filled is not None
+        if self.plan.reuses:
+            self._filled = self._filled.index_fill(0, self._alive, True)
+        passes = [p for p in trace.decode if p]
+        self._flops["prompt"] += decoder_flops(self.shape, trace.counts)
+        self._flops["decode"] += sum(block_flops(self.shape, 1, columns) for p in passes for columns in p)
+        self._step += 1
+        others = trace.layout.length - trace.layout.total
+        return StepRecord(
+            rows=tuple(rows for rows, _ in trace.counts),
+            columns=tuple(columns for _, columns in trace.counts),
+            total=trace.layout.total,
+            visual=tuple(rows - others for rows, _ in trace.counts),
+            decoded=len(passes),
+            flops=self._flops,
+            ms={},
+        )
+
+    def _check_budget(self) -> None:
+        """The proof of pruning: what the layer after a site really computed, against what was configured."""
+        layout = self.trace.layout
+        for layer in self._selected & set(self.plan.budget):
+            asked = self.plan.budget[layer].count(layout.total)
+            seen = self.trace.counts[layer][0] - (layout.length - layout.total)
+            if seen != asked:
+                raise ValueError(f"{self.name} promised {asked} of {layout.total} visual tokens from layer {layer} on, "
+                                 f"but {seen} were computed; no number of this run can be believed")
+
+
+@contextmanager
+def stage(sessions: Sequence[Session], name: str, flops: float = 0.0) -> Iterator[None]:
+    """Times one stage of a packed call and charges each of its sequences `flops`."""
+    for session in sessions:
+        session.charge(name, flops)
+    with sessions[0].clock.span(name):
+        yield
