@@ -6,86 +6,61 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from vlaprune.benchmark import Observation
+from vlaprune.benchmark import Observation, Task
 
 FRAMES = ("images", "state", "labels")
 FACTS = ("task", "episode", "success", "steps", "noise")
+Policy = Callable[[Observation], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One episode to record: task name, episode id, standard deviation of the noise on the arm's actions."""
+class Job(NamedTuple):
+    """One episode to record, with the standard deviation of the noise on the arm's actions."""
 
     task: str
     episode: int
     noise: float
 
 
-def plan(tasks: Iterable[str], episodes: Iterable[int], noises: Sequence[float]) -> list[Job]:
-    """Jobs with the tasks interleaved, so that an early stop has some of each, and the noises in turn."""
-    names = list(tasks)
-    return [Job(n, e, noises[(e + i) % len(noises)]) for e in episodes for i, n in enumerate(names)]
-
-
 def record(
     bench: Any,
-    env: Any,
-    job: Job,
+    task: Task,
+    episodes: Iterable[int],
     out_dir: str | Path,
     *,
+    noise: float = 0.0,
     every: int = 3,
     chunk: int = 8,
-    policy: Callable[[Observation], np.ndarray] | None = None,
+    policy: Policy | None = None,
     beta: float = 0.0,
-) -> bool:
-    """Runs one episode in the open `env` and writes it to `out_dir`; True if it ended in success.
+) -> list[bool]:
+    """Records episodes of one task, one .npz file each, and returns which ended in success.
 
-    Every `every` steps, from a random first one, it keeps images [cameras, h, w, 3], state [s] and the
+    Every `every` steps, from a random first one, a file keeps images [cameras, h, w, 3], state [s] and the
     label [chunk, actions]: the expert's own next actions from there, rolled out without noise. With a
     `policy`, its [k, actions] chunks are executed, save that with probability `beta` the expert takes a turn
     of `chunk` steps; without one the expert acts throughout. A file that exists is left as it is.
     """
-    path = Path(out_dir) / f"{job.task}_{job.episode:06d}.npz"
-    if path.exists():
-        return bool(_read(path, "success")["success"])
-    rng = np.random.default_rng([job.episode, 7])
-    env.reset(job.episode)
-    expert = bench.expert(env)
-    frames: list[tuple[np.ndarray, ...]] = []
-    turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
-    phase, step, done = int(rng.integers(every)), 0, False
-    while step < env.task.limit and not done:
-        if step % every == phase:
-            look = env.observe()
-            pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])
-            frames.append((pixels, look.state, _ahead(env, expert, chunk)))
-        if not turn:
-            teach = policy is None or rng.random() < beta
-            turn = [None] * chunk if teach else list(policy(env.observe()))
-        action = turn.pop(0)
-        action = np.array(expert() if action is None else action, dtype=np.float64)
-        action[:-1] += job.noise * rng.standard_normal(action.size - 1)
-        done, step = env.step(action), step + 1
-    _write(path, frames, dict(zip(FACTS, (job.task, job.episode, done, step, job.noise), strict=True)))
-    return done
+    with bench.open(task) as env:
+        return [_episode(bench, env, Job(task.name, e, noise), out_dir, every, chunk, policy, beta) for e in episodes]
 
 
 def collect(
-    bench: Any, jobs: Sequence[Job], out_dir: str | Path, *, workers: int = 2, every: int = 3, chunk: int = 8
+    bench: Any, plan: Sequence[Job], out_dir: str | Path, workers: int = 2, every: int = 3, chunk: int = 8
 ) -> dict[str, float]:
-    """Records `jobs` in `workers` processes, skipping what is there; returns each task's success rate."""
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    """Records `plan` in processes, as `record` does; returns each task's rate of success.
+
+    A plan that interleaves its tasks has some of each after an early stop.
+    """
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         shares = [
-            pool.submit(_share, bench, jobs[worker::workers], out_dir, every, chunk, worker)
+            pool.submit(_share, bench, plan[worker::workers], out_dir, every, chunk, worker)
             for worker in range(workers)
         ]
         won = [result for share in shares for result in share.result()]
@@ -104,13 +79,41 @@ def load(folder: str | Path) -> dict[str, np.ndarray]:
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
     out = {key: np.repeat([fact[key] for fact in facts], counts) for key in FACTS}
-    ends = np.cumsum(counts)
-    for path, count, end in zip(paths, counts, ends, strict=True):
+    for path, count, end in zip(paths, counts, np.cumsum(counts), strict=True):
         for key, part in _read(path, *FRAMES).items():
-            if key not in out:
-                out[key] = np.empty((ends[-1], *part.shape[1:]), part.dtype)
+            out.setdefault(key, np.empty((sum(counts), *part.shape[1:]), part.dtype))
             out[key][end - count : end] = part
     return out
+
+
+def _episode(
+    bench: Any, env: Any, job: Job, out_dir: str | Path, every: int, chunk: int, policy: Policy | None, beta: float
+) -> bool:
+    """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
+    name, episode, noise = job
+    path = Path(out_dir) / f"{name}_{episode:06d}.npz"
+    if path.exists():
+        return bool(_read(path, "success")["success"])
+    rng = np.random.default_rng([episode, 7])
+    env.reset(episode)
+    expert = bench.expert(env)
+    frames: list[tuple[np.ndarray, ...]] = []
+    turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
+    phase, step, done = int(rng.integers(every)), 0, False
+    while step < env.task.limit and not done:
+        if step % every == phase:
+            look = env.observe()
+            pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])
+            frames.append((pixels, look.state.astype(np.float32), _ahead(env, expert, chunk)))
+        if not turn:
+            turn = [None] * chunk if policy is None or rng.random() < beta else list(policy(env.observe()))
+        now = turn.pop(0)
+        action = np.array(expert() if now is None else now, dtype=np.float64)
+        action[:-1] += noise * rng.standard_normal(action.size - 1)
+        done, step = env.step(action), step + 1
+    arrays = dict(zip(FRAMES, (np.stack(part) for part in zip(*frames, strict=True)), strict=True))
+    _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)))
+    return done
 
 
 def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray:
@@ -121,15 +124,15 @@ def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray
         actions.append(expert())
         env.step(actions[-1])
     env.restore(now)
-    return np.stack(actions)
+    return np.stack(actions).astype(np.float32)
 
 
-def _write(path: Path, frames: list[tuple[np.ndarray, ...]], facts: dict[str, Any]) -> None:
-    """One uncompressed .npz, complete or not there at all."""
-    images, state, labels = (np.stack(part) for part in zip(*frames, strict=True))
+def _write(path: Path, data: dict[str, Any]) -> None:
+    """One uncompressed .npz, whole or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with open(part, "wb") as file:
-        np.savez(file, images=images, state=np.float32(state), labels=np.float32(labels), **facts)
+        np.savez(file, **data)
     os.replace(part, path)
 
 
@@ -143,15 +146,15 @@ def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def _share(
-    bench: Any, jobs: Sequence[Job], out_dir: str | Path, every: int, chunk: int, worker: int
+    bench: Any, plan: Sequence[Job], out_dir: str | Path, every: int, chunk: int, worker: int
 ) -> list[tuple[str, bool]]:
     """What one process does of `collect`: one environment per task, opened when first needed."""
     tasks = {task.name: task for task in bench.tasks()}
     envs: dict[str, Any] = {}
     won = []
     with ExitStack() as stack:
-        for job in tqdm(jobs, desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0):
-            if job.task not in envs:
-                envs[job.task] = stack.enter_context(bench.open(tasks[job.task]))
-            won.append((job.task, record(bench, envs[job.task], job, out_dir, every=every, chunk=chunk)))
+        for job in tqdm(plan, desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0):
+            if job[0] not in envs:
+                envs[job[0]] = stack.enter_context(bench.open(tasks[job[0]]))
+            won.append((job[0], _episode(bench, envs[job[0]], job, out_dir, every, chunk, None, 0.0)))
     return won

@@ -60,12 +60,14 @@ class Plan:
     budget  site -> visual tokens that go on computing whenever the method selects there; the observed number is
             held against it. A site without an entry has a data-dependent count
     reuses  the method names reused rows, so keys and values are kept from call to call
+    tower   it reads Site.tower, the attention inside the vision tower
     """
 
     sites: Sequence[int] = ()
     reads: Mapping[int, Rows] = field(default_factory=dict)
     budget: Mapping[int, Budget] = field(default_factory=dict)
     reuses: bool = False
+    tower: bool = False
 
     def check(self, info: Info, method: str) -> None:
         """ValueError that names the first thing the model cannot give."""
@@ -120,6 +122,13 @@ class Site:
     def pixels(self) -> Tensor:
         """[n, p, p, 3] uint8, the image patch behind each row."""
         return self.trace.pixels[self.alive]
+
+    @property
+    def tower(self) -> Tensor:
+        """[n] attention each row received in the vision tower; see Trace.tower. Needs Plan.tower."""
+        if self.trace.tower is None:
+            raise ValueError("the vision tower was not read: Plan.tower is off, or the model cannot read it")
+        return self.trace.tower[self.alive]
 
     def attention(self, layer: int, rows: Rows) -> Tensor:
         """[H, q, n] softmax weights on the rows of this site, read at an earlier layer of this call."""

@@ -72,6 +72,18 @@ class Session:
         """Adds the model's own FLOPs outside the decoder to a stage: vision, head."""
         self._flops[stage] += flops
 
+    @property
+    def wants_tower(self) -> bool:
+        """Whether the method reads the vision tower. If not, the model computes no attention for it."""
+        return self.plan.tower
+
+    def tower(self, attention: Tensor) -> None:
+        """Takes the attention [V] inside the vision tower, as described at Trace.tower."""
+        if attention.shape != (self.trace.layout.total,):
+            raise ValueError(f"tower attention has shape {tuple(attention.shape)}; give one number for each of the "
+                             f"{self.trace.layout.total} visual tokens")
+        self.trace.tower = attention
+
     # -- the decoder's side ----------------------------------------------------------------------------------
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:

@@ -3,12 +3,13 @@
 Sequence: begin | visual tokens of every camera | proprioception | instruction | padding | one slot per action of the
 chunk | stop. Everything attends to everything, one pass gives the whole chunk, an L1-trained head reads the slots.
 Differences from OpenVLA-OFT (arXiv:2502.19645): one slot per time step instead of one per number, a learned slot
-embedding instead of zeros, one small vision transformer instead of DINOv2 and SigLIP.
+embedding instead of zeros, one small vision transformer on a convolutional stem instead of DINOv2 and SigLIP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlaprune.benchmark import Interface, Observation
 from vlaprune.meter import linear_flops, vit_block_flops
 from vlaprune.nn.decoder import Decoder, Session as Watched, Shape, Tokens, Unwatched
 from vlaprune.nn.load import fill, read
-from vlaprune.nn.vision import ViT
+from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import Info
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout, View
@@ -53,22 +54,21 @@ class Tiny(nn.Module):
         self,
         weights: str = "robosuite",
         cameras: Sequence[str] = ("agentview", "robot0_eye_in_hand"),
-        width: int = 160,
+        width: int = 128,
         layers: int = 6,
-        heads: int = 5,
+        heads: int = 4,
         vision_width: int = 128,
-        vision_layers: int = 3,
+        vision_layers: int = 2,
         image: int = 128,
-        patch: int = 16,
         chunk: int = 8,
         device: str = "auto",
     ) -> None:
         super().__init__()
-        self.shape = Shape(width, layers, heads, heads, width // heads, width * 3, causal=False)
+        self.shape = Shape(width, layers, heads, heads, width // heads, width * 2, causal=False)
         self.info = Info("tiny", layers, heads, width, width // heads)
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2")
         self.chunk, self.image = chunk, image
-        self.vision = ViT(image, patch, vision_width, vision_layers, vision_width // 32)
+        self.vision = ViT(image, vision_width, vision_layers, vision_width // 32)
         self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision_width) * 0.02)
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
         self.proprio = nn.Sequential(nn.Linear(STATE, width), nn.GELU(), nn.Linear(width, width))
@@ -101,12 +101,23 @@ class Tiny(nn.Module):
             action=range(action, action + self.chunk), last=action + self.chunk, views=views,
         )
 
-    def see(self, images: Tensor) -> Tensor:
-        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8."""
+    def see(self, images: Tensor, sessions: Sequence[Session] = ()) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; `sessions` may read the tower."""
         count = images.shape[1]
         offset = self.camera.repeat(images.shape[0], 1)
-        tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset)
+        watch = partial(self._tell, sessions) if any(s.wants_tower for s in sessions) else None
+        tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset, watch)
         return self.projector(tokens.unflatten(0, (-1, count)).flatten(1, 2))
+
+    def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
+        """Hands each session that asks the attention its tokens received in the tower; [B * cameras, H, t, hd]."""
+        queries, keys = (t.unflatten(0, (len(sessions), -1)) for t in (queries, keys))
+        flops = 2.0 * queries[0].numel() * queries.shape[-2]
+        for session, q, k in zip(sessions, queries, keys, strict=True):
+            if session.wants_tower:
+                session.charge("method", flops)
+                with session.clock.span("method"):
+                    session.tower(received(q, k).flatten())
 
     def embed(self, visual: Tensor, state: Tensor, words: Tensor) -> list[Tokens]:
         """Prompts from visual tokens [B, V, d], raw state [B, 8] and word numbers [B, 12]."""
@@ -139,7 +150,7 @@ class Tiny(nn.Module):
         for session, own, n in zip(sessions, images, numbers, strict=True):
             session.begin(self.layout(len(n)), tuple(own), self.special)
         with stage(sessions, "vision", self._vision_flops()):
-            visual = self.see(images)
+            visual = self.see(images, sessions)
         with stage(sessions, "prompt"):
             rows = self.decoder(self.embed(visual, state, words), sessions)
         with stage(sessions, "head", self._head_flops()):
@@ -164,7 +175,9 @@ class Tiny(nn.Module):
     def _vision_flops(self) -> float:
         v, views = self.vision, len(self.interface.cameras)
         tokens = v.side**2
-        one = linear_flops(tokens, 3 * v.patch**2, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 4 * v.width)
+        cells = [tokens * 4 ** (len(v.stem) - 1 - i) for i in range(len(v.stem))]
+        one = sum(linear_flops(n, 9 * a, b) for n, a, b in zip(cells, v.channels[:-1], v.channels[1:], strict=True))
+        one += linear_flops(tokens, v.width, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 2 * v.width)
         return views * (one + linear_flops(tokens, v.width, self.shape.width, self.shape.width))
 
     def _head_flops(self) -> float:

@@ -73,6 +73,9 @@ class Toy:
             session.begin(self.layout(len(words)), (image,), self.decoder.norm.weight)
             with stage([session], "vision"):
                 prompt = self._prompt(image, words)
+            if session.wants_tower:
+                with session.clock.span("method"):
+                    session.tower(self._salience(prompt[1 : 1 + self.side**2]))
             prompts.append(Tokens(prompt, torch.arange(len(prompt))))
             ends.append(len(prompt))
         with stage(sessions, "prompt"):
@@ -104,6 +107,11 @@ class Toy:
         tokens = torch.cat((torch.zeros(1, 32), visual, ask))
         tokens[:, FILL] = (NORM**2 - tokens.pow(2).sum(1)).sqrt()
         return tokens
+
+    def _salience(self, visual: Tensor) -> Tensor:
+        """[V] what a vision tower would attend to: patches unlike the mean patch."""
+        colour = visual[:, RED : RED + 2]
+        return (colour - colour.mean(0)).norm(dim=1).softmax(0)
 
     def _act(self, slots: Tensor, state: np.ndarray | None) -> Tensor:
         if state is None:

@@ -125,6 +125,14 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None) -> Ten
     return logits.softmax(-1)
 
 
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in fp32."""
 
@@ -214,7 +222,7 @@ class Block(nn.Module):
         mask = None
         if not plain and tokens.cached is not None:
             mask = tokens.index[:, None] >= columns[None, :]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not plain and mask is None)
+        return fused(q, k, v, mask, not plain and mask is None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,15 +249,21 @@ class Packed:
 
     def slices(self) -> list[slice]:
         """The rows of each segment."""
-        ends, out = 0, []
-        for tokens in self.sequences:
-            out.append(slice(ends, ends + tokens.index.shape[0]))
-            ends += tokens.index.shape[0]
+        start, out = 0, []
+        for length in self.lengths:
+            out.append(slice(start, start + length))
+            start += length
         return out
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each segment."""
+        return [t.index.shape[0] for t in self.sequences]
 
     def split(self, hidden: Tensor) -> list[Tokens]:
         """The segments with new hidden states [N, d]."""
-        return [replace(t, hidden=hidden[rows]) for t, rows in zip(self.sequences, self.slices(), strict=True)]
+        parts = hidden.split(self.lengths)  # one node in the backward graph, where S slices would be S full gradients
+        return [replace(t, hidden=part) for t, part in zip(self.sequences, parts, strict=True)]
 
     def alike(self, sessions: Sequence[Session]) -> bool:
         """Whether all segments have one length, attend to themselves only and are not cached."""
@@ -280,7 +294,8 @@ class Decoder(nn.Module):
             hidden = block(layer, packed, rope, sessions)
             sequences = packed.split(hidden)
             packed = replace(packed, hidden=hidden, sequences=tuple(sequences))
-        return [self.norm(t.hidden) for t in sequences]
+        assert packed is not None
+        return [t.hidden for t in packed.split(self.norm(packed.hidden))]
 
     def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlaprune.nn.decoder import fused
+
+Watch = Callable[[Tensor, Tensor], None]
+
+
+def received(queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention [..., t] that each token receives, mean over heads and queries; both are [..., H, t, hd]."""
+    logits = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
+    return logits.softmax(-1).mean((-3, -2))
 
 
 class ViTBlock(nn.Module):
@@ -20,29 +32,43 @@ class ViTBlock(nn.Module):
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, t, d] to [B, t, d]."""
+    def forward(self, x: Tensor, watch: Watch | None = None) -> Tensor:
+        """[B, t, d] to [B, t, d]; `watch` is shown queries and keys [B, H, t, hd]."""
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if watch is not None:
+            watch(q, k)
+        x = x + self.out(fused(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
 
 
 class ViT(nn.Module):
-    """Patches to tokens: linear patch embedding, learned positions, blocks, final norm."""
+    """Patches to tokens: a convolutional stem (arXiv:2106.14881), learned positions, transformer blocks, final norm.
 
-    def __init__(self, image: int, patch: int, width: int, layers: int, heads: int) -> None:
+    The stem halves the image until one cell is one patch of 16 px; token i stands for patch i, though its cells also
+    see up to 15 px around it.
+    """
+
+    def __init__(self, image: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
-        self.patch, self.side, self.width = patch, image // patch, width
-        self.embed = nn.Linear(3 * patch * patch, width)
+        self.side, self.width = image // 16, width
+        self.channels = (3, width // 8, width // 4, width // 2, width)
+        self.stem = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(self.channels[:-1], self.channels[1:], strict=True)
+        )
+        self.embed = nn.Linear(width, width)
         self.position = nn.Parameter(torch.randn(self.side**2, width) * 0.02)
-        self.blocks = nn.ModuleList(ViTBlock(width, heads, 4 * width) for _ in range(layers))
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, 2 * width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, images: Tensor, offset: Tensor) -> Tensor:
-        """[B, h, w, 3] in [-1, 1] to [B, side * side, width]; `offset` [B, width] tells the cameras apart."""
-        s, p = self.side, self.patch
-        patches = images.unflatten(1, (s, p)).unflatten(3, (s, p)).transpose(2, 3).reshape(len(images), s * s, -1)
-        x = self.embed(patches) + self.position + offset[:, None]
+    def forward(self, images: Tensor, offset: Tensor, watch: Watch | None = None) -> Tensor:
+        """[B, h, w, 3] in [-1, 1] to [B, side * side, width]; `offset` [B, width] tells the cameras apart.
+
+        `watch` is shown the queries and keys of the last block.
+        """
+        x = images.permute(0, 3, 1, 2)
+        for conv in self.stem:
+            x = F.gelu(conv(x))
+        x = self.embed(x.flatten(2).transpose(1, 2)) + self.position + offset[:, None]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, watch if block is self.blocks[-1] else None)
         return self.norm(x)

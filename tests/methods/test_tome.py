@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from handmade import check_keeps_all, check_memoryless, kept, merged, site
+
+from vlaprune.methods.tome import ToMe, merge
+from vlaprune.testing import check_pruner
+
+
+def reference(x, sizes, count):
+    """One round: groups of rows by the row they end in."""
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    even, odd = range(0, len(x), 2), range(1, len(x), 2)
+    pairs = {i: max(odd, key=lambda j: (unit[i] @ unit[j], -j)) for i in even}
+    gone = sorted(even, key=lambda i: (-(unit[i] @ unit[pairs[i]]), i))[:count]
+    groups = {i: [i] + [g for g in gone if pairs[g] == i] for i in range(len(x)) if i not in gone}
+    return {i: (np.average(x[g], axis=0, weights=sizes[g]), sizes[g].sum()) for i, g in groups.items()}
+
+
+def test_laws():
+    check_pruner(ToMe)
+
+
+@pytest.mark.parametrize("cameras", [("one",), ("left", "right")])
+def test_remembers_nothing_and_keeps_its_budget(cameras):
+    assert check_memoryless(ToMe, cameras).visual == (4 * len(cameras),) * 6
+    check_keeps_all(lambda: ToMe(keep=1.0), cameras)
+
+
+@pytest.mark.parametrize("total, count", [(20, 1), (20, 10), (21, 10), (7, 2), (3, 1)])
+def test_a_round_equals_the_loop(total, count):
+    x, sizes = torch.randn(total, 6, dtype=torch.double), torch.randint(1, 5, (total,)).double()
+    values, weights, rows = merge(x, sizes, torch.arange(total), count)
+    want = reference(x.numpy(), sizes.numpy(), count)
+    assert rows.tolist() == sorted(want) and len(rows) == total - count
+    for row, value, weight in zip(rows.tolist(), values, weights, strict=True):
+        assert np.allclose(value, want[row][0], atol=1e-6) and weight == want[row][1]
+
+
+def test_rounds_conserve_size_and_weighted_mean():
+    x = torch.randn(35, 8)
+    values, sizes, rows = x, torch.ones(35), torch.arange(35)
+    for count in (17, 9, 4):
+        values, sizes, rows = merge(values, sizes, rows, count)
+        assert sizes.sum() == 35 and torch.allclose(sizes @ values / 35, x.mean(0), atol=1e-5)
+        assert torch.equal(rows, rows.sort().values) and len(rows.unique()) == len(rows)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 17, 34, 35])
+def test_any_budget_is_met(count):
+    at = site(torch.randn(35, 16), cameras=((3, 5), (4, 5)))
+    assert len(kept(ToMe(count), at)) == count
+
+
+def test_twins_merge_first():
+    visual = torch.eye(8, 16)
+    visual[4] = visual[7]
+    got = merged(ToMe(7), site(visual))
+    assert 4 not in got and torch.equal(got[7], visual[7])
+    assert all(torch.equal(got[i], visual[i]) for i in got)
+
+
+def test_degenerate_inputs():
+    for visual in (torch.ones(8, 16), torch.zeros(8, 16), torch.full((8, 16), float("nan"))):
+        assert len(kept(ToMe(3), site(visual, torch.zeros(0, 16)))) == 3
+    everything = merged(ToMe(1), site(torch.arange(8.0)[:, None].repeat(1, 4)))
+    assert torch.allclose(next(iter(everything.values())), torch.full((4,), 3.5))
+    with pytest.raises(ValueError, match="more than the 8"):
+        ToMe(9).select(site(torch.randn(8, 16)))
+    with pytest.raises(ValueError, match="budget"):
+        ToMe(0.0)

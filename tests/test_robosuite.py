@@ -1,0 +1,187 @@
+"""The robosuite benchmark: repeatable, read-only to look at, solvable, and demonstrations of it."""
+
+import subprocess
+import sys
+import zlib
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from vlaprune import demos
+from vlaprune.bench import robosuite
+from vlaprune.bench.robosuite import TASKS, Robosuite, axis_angle
+from vlaprune.benchmark import Benchmark
+
+BENCH = Robosuite()
+# not importorskip: mujoco chooses its renderer when it is imported, and that is for `open` to decide
+needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed")
+FINGERPRINT = """
+from tests.test_robosuite import BENCH, TASKS, fingerprint
+with BENCH.open(TASKS[1]) as env:
+    print(fingerprint(env, 3))
+"""
+
+
+@pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
+def env(request):
+    with BENCH.open(request.param) as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def stack():
+    with BENCH.open(TASKS[1]) as env:
+        yield env
+
+
+def pixels(env):
+    return b"".join(image.tobytes() for image in env.observe().images.values())
+
+
+def fingerprint(env, episode, steps=12):
+    """First frame, a trajectory under fixed random actions, and the last frame, as one number."""
+    env.reset(episode)
+    seen = [pixels(env), env.observe().state.tobytes()]
+    for action in np.random.default_rng(episode).uniform(-1, 1, (steps, 7)):
+        env.step(action)
+        seen.append(env.snapshot().physics.tobytes())
+    return zlib.crc32(b"".join([*seen, pixels(env)]))
+
+
+def test_tasks_need_no_simulator_and_can_be_chosen():
+    assert [task.name for task in Robosuite(names=["Stack", "Lift"]).tasks()] == ["Stack", "Lift"]
+    assert all(task.episodes == 50 and task.stop for task in BENCH.tasks())
+    bench: Benchmark = BENCH
+    assert bench.interface.state == "eef_pos3_axisangle3_gripper2"
+    with pytest.raises(ValueError, match="Fold"):
+        Robosuite(names=["Fold"])
+    with pytest.raises(ValueError, match="glfw"):
+        Robosuite(renderer="glfw")
+
+
+@needs_robosuite
+def test_episode_alone_decides(env):
+    first = fingerprint(env, 3)
+    for episode, steps in ((1040, 17), (4, 5)):
+        assert fingerprint(env, episode, steps) != first
+    assert fingerprint(env, 3) == first
+
+
+@needs_robosuite
+def test_another_process_agrees(stack):
+    fingerprint(stack, 8, 20)
+    out = subprocess.run([sys.executable, "-c", FINGERPRINT], capture_output=True, text=True, check=True)
+    assert int(out.stdout.split()[-1]) == fingerprint(stack, 3)
+
+
+@needs_robosuite
+def test_global_random_state_is_left_alone(stack):
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    stack.reset(0)
+    assert np.random.rand() == expected
+
+
+@needs_robosuite
+def test_observation(stack):
+    stack.reset(0)
+    seen = stack.observe()
+    assert tuple(seen.images) == BENCH.interface.cameras
+    assert all(i.shape == (128, 128, 3) and i.dtype == np.uint8 for i in seen.images.values())
+    assert seen.state.shape == (8,) and 0.9 < seen.state[2] < 1.1
+    assert seen.instruction == "stack the red cube on the green cube"
+    view = seen.images["agentview"].astype(int)
+    assert view[:16].mean() < view[64:].mean() - 20  # upright: the dark wall is above, the table below
+
+
+@needs_robosuite
+def test_looking_changes_nothing(env):
+    env.reset(1)
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 7))
+    for action in actions:
+        env.step(action)
+        before = env.snapshot().physics
+        assert pixels(env) == pixels(env)
+        np.testing.assert_array_equal(env.snapshot().physics, before)
+    looked = env.snapshot().physics
+    env.reset(1)
+    for action in actions:
+        env.step(action)
+    np.testing.assert_array_equal(env.snapshot().physics, looked)
+
+
+@needs_robosuite
+def test_restore_is_exact(env):
+    env.reset(2)
+    expert = BENCH.expert(env)
+    for _ in range(14):
+        env.step(expert())
+    there, frame = env.snapshot(), pixels(env)
+    after = []
+    for _ in range(2):
+        for _ in range(10):
+            env.step(expert())
+        after.append(env.snapshot().physics)
+        env.restore(there)
+        assert pixels(env) == frame
+    np.testing.assert_array_equal(after[0], after[1])
+
+
+@needs_robosuite
+@pytest.mark.parametrize("episode", [0, 1])
+def test_expert_solves(env, episode):
+    env.reset(episode)
+    expert = BENCH.expert(env)
+    assert any(env.step(expert()) for _ in range(env.task.limit))
+
+
+@needs_robosuite
+def test_actions_are_checked_and_clipped(stack):
+    stack.reset(0)
+    for bad in (np.zeros(6), np.full(7, np.nan)):
+        with pytest.raises(ValueError, match="7 finite numbers"):
+            stack.step(bad)
+    with pytest.raises(ValueError, match="negative"):
+        stack.reset(-1)
+    stack.reset(0)
+    stack.step(np.full(7, 9.0))
+    far = stack.snapshot().physics
+    stack.reset(0)
+    stack.step(np.ones(7))
+    np.testing.assert_array_equal(stack.snapshot().physics, far)
+
+
+def test_axis_angle_does_not_jump_at_the_half_turn():
+    def down(angle):  # a turn about (1, 1, 0) by `angle`
+        half = angle / 2
+        return np.array([np.cos(half), np.sin(half) / 2**0.5, np.sin(half) / 2**0.5, 0.0])
+
+    below, above = axis_angle(down(np.pi - 1e-3)), axis_angle(-down(np.pi + 1e-3))
+    np.testing.assert_allclose(below, above, atol=3e-3)
+    np.testing.assert_allclose(np.linalg.norm(below), np.pi - 1e-3)
+
+
+def test_missing_simulator_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(robosuite.importlib.util, "find_spec", lambda name: None)
+    expected = r"robosuite is not installed; pip install 'vlaprune\[sim\]'"
+    with pytest.raises(RuntimeError, match=expected), BENCH.open(TASKS[0]):
+        pass
+
+
+@needs_robosuite
+def test_demonstrations(tmp_path):
+    task = TASKS[0]
+    assert demos.record(BENCH, task, [1000], tmp_path, every=5, chunk=4) == [True]
+    data = demos.load(tmp_path)
+    n = len(data["state"])
+    assert data["images"].shape == (n, 2, 128, 128, 3) and data["labels"].shape == (n, 4, 7)
+    assert set(data["task"]) == {"Lift"} and data["success"].all()
+    np.testing.assert_array_less(np.abs(data["labels"]), 1.0 + 1e-6)
+
+    still = demos.record(BENCH, task, [1001], tmp_path, every=20, chunk=2, policy=lambda look: np.zeros((4, 7)))
+    assert still == [False]
+    (path := tmp_path / "Lift_001001.npz").write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"Lift_001001.npz is not a whole demonstration .*; delete it"):
+        demos.load(tmp_path)

@@ -1,0 +1,408 @@
+"""Checks of vlaprune.stats against statsmodels, published vectors, likelihoods and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as sps
+from scipy.optimize import minimize_scalar
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from vlaprune import stats
+from vlaprune.stats import EProcess, Pairs, newcombe, pair, tango, verdict
+
+Z = sps.norm.ppf(0.975)
+tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any).map(lambda counts: Pairs(*counts))
+quick = settings(max_examples=60, deadline=None)
+
+
+def swap(pairs: Pairs) -> Pairs:
+    return Pairs(pairs.both, pairs.gained, pairs.lost, pairs.neither)
+
+
+def scale(pairs: Pairs, k: int) -> Pairs:
+    return Pairs(k * pairs.both, k * pairs.lost, k * pairs.gained, k * pairs.neither)
+
+
+def draws(rng, n, lost, gained, both, runs):
+    """Distinct simulated tables and how often each came up."""
+    rates = [both, lost, gained, 1 - both - lost - gained]
+    rows, times = np.unique(rng.multinomial(n, rates, size=runs), axis=0, return_counts=True)
+    return [Pairs(*row) for row in rows.tolist()], times / runs
+
+
+# one proportion
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (12, 24), (0, 50), (50, 50), (485, 500)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_rate_intervals_agree_with_statsmodels(k, n, confidence):
+    for ours, theirs in ((stats.wilson, "wilson"), (stats.clopper_pearson, "beta")):
+        found = ours(k, n, confidence)
+        oracle = proportion_confint(k, n, alpha=1 - confidence, method=theirs)
+        assert (found.low, found.high) == pytest.approx(oracle, abs=1e-9)
+
+
+def test_wilson_gives_the_spec_table():
+    table = {(12, 24): (31, 69), (67, 96): (60, 78), (27, 30): (74, 97), (485, 500): (95.1, 98.2)}
+    for (k, n), (low, high) in table.items():
+        found = stats.wilson(k, n)
+        assert (100 * found.low, 100 * found.high) == pytest.approx((low, high), abs=0.6)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_no_rate_without_episodes(k, n):
+    for interval in (stats.wilson, stats.clopper_pearson):
+        with pytest.raises(ValueError, match=f"no success rate of {k} out of {n} episodes"):
+            interval(k, n)
+
+
+# pairs
+
+
+def test_pair_counts_by_episode_not_by_order():
+    dense = {("a", 0): True, ("a", 1): True, ("b", 0): False, ("b", 1): False, ("b", 2): True}
+    method = {("b", 2): True, ("b", 1): True, ("b", 0): False, ("a", 1): False, ("a", 0): True}
+    assert pair(dense, method) == Pairs(both=2, lost=1, gained=1, neither=1)
+    assert pair({0: np.True_, 1: np.False_}, {0: np.False_, 1: np.True_}) == Pairs(0, 1, 1, 0)
+
+
+def test_pair_refuses_different_episodes_and_none():
+    with pytest.raises(ValueError, match=r"^not the same.*method lacks 2, dense lacks 1$"):
+        pair({1: True, 2: True, 3: True}, {3: True, 4: True})
+    with pytest.raises(ValueError, match="hold an episode"):
+        pair({}, {})
+    with pytest.raises(ValueError, match="must be >= 0"):
+        Pairs(3, -1, 0, 0)
+
+
+@quick
+@given(tables)
+def test_mcnemar_agrees_with_statsmodels(pairs):
+    oracle = mcnemar([[pairs.both, pairs.lost], [pairs.gained, pairs.neither]], exact=True)
+    expected = oracle.pvalue if pairs.lost + pairs.gained else 1.0
+    assert stats.mcnemar_exact(pairs) == pytest.approx(min(1.0, expected))
+
+
+def test_newcombe_vectors():
+    found = newcombe(Pairs(both=36, gained=12, lost=2, neither=0))  # spec 7.5
+    assert (found.low, found.high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    # By hand: p1 = p2 = 1, phi = 0, so each side is Wilson's z^2 / (n + z^2).
+    found = newcombe(Pairs(both=54, gained=0, lost=0, neither=0))
+    assert found.high == pytest.approx(Z**2 / (54 + Z**2)) and found.low == -found.high
+    # The reason why verdict() does not use it: no width at all after two episodes.
+    assert newcombe(Pairs(1, 0, 0, 1)).high == newcombe(Pairs(1, 0, 0, 1)).low == 0
+
+
+def test_tango_vectors():
+    found = tango(Pairs(both=1, gained=1, lost=7, neither=12))  # Fagerland et al. 2014
+    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    for n in (1, 5, 2000):
+        assert tango(Pairs(0, n, 0, 0)).low == -1 and tango(Pairs(0, 0, n, 0)).high == 1
+    for n in (1, 2, 54, 2000):  # by hand: with nothing discordant, z^2 / (n + z^2)
+        found = tango(Pairs(n, 0, 0, 0))
+        assert (found.low, found.high) == pytest.approx((-(Z**2) / (n + Z**2), Z**2 / (n + Z**2)))
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(2, 12, 50), (7, 1, 21), (0, 5, 30), (9, 9, 96)])
+def test_tango_ends_solve_the_score_equation(lost, gained, n):
+    """The restricted estimate is found here by maximising the likelihood, not by its formula."""
+    found = tango(Pairs(n - lost - gained, lost, gained, 0))
+    for end, side in ((found.low, 1), (found.high, -1)):
+
+        def deviance(rate, end=end):
+            cells = np.array([rate, rate + end, 1 - 2 * rate - end])
+            return -np.sum(sps.multinomial.logpmf([lost, gained, n - lost - gained], n, cells))
+
+        bounds = (max(0, -end) + 1e-12, (1 - end) / 2 - 1e-12)
+        rate = minimize_scalar(deviance, bounds=bounds, method="bounded", options={"xatol": 1e-12})
+        error = math.sqrt(n * (2 * rate.x + end - end**2))
+        assert (gained - lost - n * end) / error == pytest.approx(side * Z, abs=2e-3)
+
+
+@quick
+@given(tables, st.sampled_from([newcombe, tango]))
+def test_paired_intervals_hold_the_estimate_mirror_and_shrink(pairs, interval):
+    found, mirrored, longer = interval(pairs), interval(swap(pairs)), interval(scale(pairs, 3))
+    assert -1 - 1e-9 <= found.low <= pairs.difference + 1e-9
+    assert pairs.difference - 1e-9 <= found.high <= 1 + 1e-9
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low), abs=1e-8)
+    assert longer.high - longer.low <= found.high - found.low + 1e-8
+    wide = interval(pairs, 0.99)
+    assert wide.low <= found.low + 1e-8 and found.high <= wide.high + 1e-8
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained", "both", "published"),
+    [(500, 0.025, 0.005, 0.945, 0.961), (96, 0.09, 0.03, 0.66, 0.946)],
+)
+def test_paired_intervals_cover(n, lost, gained, both, published):
+    found, weights = draws(np.random.default_rng(1), n, lost, gained, both, 4000)
+    covered = {}
+    for interval in (newcombe, tango):
+        ends = [interval(pairs) for pairs in found]
+        inside = [end.low <= gained - lost <= end.high for end in ends]
+        covered[interval.__name__] = float(np.dot(inside, weights))
+    assert covered["newcombe"] == pytest.approx(published, abs=0.012)
+    assert covered["tango"] == pytest.approx(0.952, abs=0.012)
+
+
+# several methods, several tasks
+
+
+@quick
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_statsmodels(pvalues):
+    assert stats.holm(pvalues) == pytest.approx(list(multipletests(pvalues, method="holm")[1]))
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert stats.holm([]) == []
+
+
+def cluster_oracle(values, clusters):
+    """The sandwich written out: every pair of residuals of the same task."""
+    residuals = np.array(values, float) - np.mean(values)
+    meat = sum(
+        x * y
+        for x, task in zip(residuals, clusters, strict=True)
+        for y, other in zip(residuals, clusters, strict=True)
+        if task == other
+    )
+    tasks = len(set(clusters))
+    return math.sqrt(meat * tasks / (tasks - 1)) / len(values)
+
+
+def test_clustered_error():
+    values, clusters = [1, 1, 0, 1, 0, 0, 0, 1, 1], list("aaabbbbcc")
+    found = stats.clustered_error({"a": (2, 3), "b": (1, 4), "c": (2, 2)})
+    assert found == pytest.approx(cluster_oracle(values, clusters))
+    # differences of the same shape: a lost 1 of 3, b gained 2 of 4, c nothing of 2
+    tasks = {"a": Pairs(2, 1, 0, 0), "b": Pairs(1, 0, 2, 1), "c": Pairs(2, 0, 0, 0)}
+    expected = cluster_oracle([-1, 0, 0, 1, 1, 0, 0, 0, 0], clusters)
+    assert stats.clustered_error(tasks) == pytest.approx(expected)
+    # by hand: two tasks of 10, all against nothing; residual sums +-5, sqrt(2 * 50) / 20
+    assert stats.clustered_error({"a": (10, 10), "b": (0, 10)}) == pytest.approx(0.5)
+    assert stats.clustered_error({"a": (7, 10), "b": (7, 10)}) == pytest.approx(0)
+
+
+def test_clustered_error_sees_what_pooling_hides():
+    rng = np.random.default_rng(2)
+    rates = rng.uniform(0.3, 1.0, size=(400, 10))
+    means = rng.binomial(50, rates) / 50
+    runs = [{str(i): (round(50 * m), 50) for i, m in enumerate(row)} for row in means]
+    error = math.sqrt(np.mean([stats.clustered_error(run) ** 2 for run in runs]))
+    assert error == pytest.approx(means.mean(axis=1).std(), rel=0.1)
+    assert error > 2.5 * math.sqrt(0.65 * 0.35 / 500)
+
+
+@pytest.mark.parametrize("tasks", [{}, {"only": (5, 10)}, {"a": (5, 10), "b": (0, 0)}])
+def test_clustered_error_needs_two_tasks(tasks):
+    with pytest.raises(ValueError, match="needs two tasks with episodes"):
+        stats.clustered_error(tasks)
+
+
+# verdicts
+
+
+@quick
+@given(tables, st.sampled_from([0.0, 0.02, 0.05]))
+def test_verdict_follows_the_interval(pairs, margin):
+    found = verdict(pairs, margin)
+    assert found.interval == tango(pairs) and found.p == stats.mcnemar_exact(pairs)
+    if found.decision == "no worse":
+        assert found.interval.low > -margin and found.more == 0
+    elif found.decision == "worse":
+        assert found.interval.high < -margin and found.p <= 0.0501 and found.more == 0
+    else:
+        assert found.more >= 1 and "more episodes" in found.words
+    assert found.words.startswith(found.decision) and "\n" not in found.words
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05])
+def test_small_samples_are_undecided(margin):
+    for n in range(1, 6):
+        for lost in range(n + 1):
+            for gained in range(n - lost + 1):
+                found = verdict(Pairs(n - lost - gained, lost, gained, 0), margin)
+                assert found.decision == "undecided" or gained >= 4
+    for n in (10, 24, 50, 70):
+        assert verdict(Pairs(n, 0, 0, 0), margin).decision == "undecided"
+
+
+def test_the_number_of_further_episodes():
+    # Nothing discordant: z^2 / (n + z^2) < margin from n = z^2 (1 - m) / m = 73 on.
+    assert verdict(Pairs(40, 0, 0, 10), 0.05).more == 73 - 50
+    # Integer multiples of a table decide just where the number says.
+    for table in (Pairs(45, 3, 2, 0), Pairs(38, 8, 4, 0), Pairs(480, 8, 6, 6)):
+        found = verdict(table, 0.05 if table.n == 50 else 0.02)
+        factor = 1 + found.more / table.n
+        margin = 0.05 if table.n == 50 else 0.02
+        assert verdict(scale(table, math.floor(factor)), margin).decision == "undecided"
+        assert verdict(scale(table, math.ceil(factor)), margin).decision != "undecided"
+    # All below the margin, but five losses against none have p = 0.0625: wait for a sixth.
+    found = verdict(Pairs(49, 5, 0, 0), 0.02)
+    assert found.interval.high < -0.02 and (found.decision, found.more) == ("undecided", 6)
+    assert verdict(Pairs(58, 6, 0, 0), 0.02).decision == "worse"
+    assert "over a million more" in verdict(Pairs(90, 5, 0, 5), 0.05).words
+
+
+def test_the_further_episodes_decide_half_the_time():
+    now = Pairs(44, 3, 2, 1)
+    n = now.n + verdict(now, 0.05).more
+    found, weights = draws(np.random.default_rng(3), n, 0.06, 0.04, 0.88, 3000)
+    decided = [verdict(pairs, 0.05).decision != "undecided" for pairs in found]
+    assert np.dot(decided, weights) == pytest.approx(0.5, abs=0.06)
+
+
+def test_verdict_words():
+    words = verdict(Pairs(450, 20, 10, 20), 0.02).words
+    assert words.startswith("undecided (over a million more episodes")
+    words = verdict(Pairs(60, 30, 0, 0), 0.05).words
+    assert words.startswith("worse: -33.3 points, 95 % interval [-43.6, -24.5], margin 5, n = 90,")
+    assert words.endswith(", lost 30, gained 0, McNemar p = 1.9e-09")
+    with pytest.raises(ValueError, match="margin is a proportion"):
+        verdict(Pairs(10, 0, 0, 0), -0.02)
+    with pytest.raises(ValueError, match="margin is a proportion"):
+        verdict(Pairs(10, 0, 0, 0), 5)
+
+
+@pytest.mark.parametrize("success", [0.97, 0.7])
+def test_every_second_episode_ruined_is_worse_within_60(success):
+    rng = np.random.default_rng(4)
+    calls, stops = [], []
+    for _ in range(300):
+        dense = dict(enumerate((rng.random(60) < success).tolist()))
+        method = {i: ok and i % 2 == 1 for i, ok in dense.items()}
+        calls += [verdict(pair(dense, method), margin).decision for margin in (0.02, 0.05)]
+        state = EProcess()
+        for i in dense:
+            state = state.after(dense[i], method[i])
+        stops.append(state.stopped and state.lost > state.gained)
+    assert set(calls) == {"worse"} and all(stops)
+
+
+@pytest.mark.parametrize(("flip", "n"), [(0.02, 500), (0.12, 96), (0.5, 50)])
+def test_an_identical_twin_is_seldom_worse(flip, n):
+    rng = np.random.default_rng(5)
+    found, weights = draws(rng, n, flip / 2, flip / 2, (1 - flip) * 0.9, 1000)
+    for margin in (0.0, 0.02, 0.05):  # at no margin the test is at its most eager
+        worse = [verdict(pairs, margin).decision == "worse" for pairs in found]
+        assert np.dot(worse, weights) <= 0.05
+
+
+@pytest.mark.parametrize(("n", "margin"), [(24, 0.05), (96, 0.05), (500, 0.02)])
+def test_a_method_on_the_margin_is_seldom_called_no_worse(n, margin):
+    found, weights = draws(np.random.default_rng(6), n, 2 * margin, margin, 0.6, 3000)
+    decisions = np.array([verdict(pairs, margin).decision for pairs in found])
+    assert weights[decisions == "no worse"].sum() <= 0.025 + 0.012
+    assert weights[decisions == "worse"].sum() <= 0.025 + 0.012
+
+
+def test_aa_floor():
+    first = {i: i % 3 > 0 for i in range(60)}
+    second = {i: ok ^ (i < 6) for i, ok in first.items()}
+    rate, interval = stats.aa_floor(first, second)
+    assert rate == 0.1 and interval == stats.wilson(6, 60)
+    assert stats.aa_floor(first, first)[0] == 0
+
+
+# anytime stopping
+
+
+def test_e_process_by_hand_and_without_overflow():
+    assert math.exp(stats.e_process(0, 0)) == pytest.approx(1)
+    assert math.exp(stats.e_process(2, 0)) == pytest.approx(4 / 3)  # 2^2 * 1/3
+    assert math.exp(stats.e_process(1, 1)) == pytest.approx(4 / 6)  # 2^2 * 1/6
+    assert stats.e_process(10**6, 0) == pytest.approx(10**6 * math.log(2) - math.log(10**6 + 1))
+    assert stats.e_process(7, 3) == stats.e_process(3, 7)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_e_process_is_a_martingale_under_the_fair_coin(lost, gained):
+    now = stats.e_process(lost, gained)
+    after = [stats.e_process(lost + 1, gained), stats.e_process(lost, gained + 1)]
+    assert np.logaddexp(*after) - math.log(2) == pytest.approx(now, abs=1e-8)
+
+
+def first_stops(rng, lost, gained, cap, runs):
+    """Episode at which each run stops (cap if never), and whether it did."""
+    table = np.array([[stats.e_process(x, y) for y in range(120)] for x in range(150)])
+    draw = rng.random((runs, cap))
+    losses = np.minimum(np.cumsum(draw < lost, axis=1), 149)
+    gains = np.minimum(np.cumsum((draw >= lost) & (draw < lost + gained), axis=1), 119)
+    crossed = table[losses, gains] >= -math.log(0.05)
+    stopped = crossed.any(axis=1)
+    return np.where(stopped, crossed.argmax(axis=1) + 1, cap), stopped
+
+
+@pytest.mark.parametrize(("rate", "cap"), [(0.02, 2000), (0.1, 500)])
+def test_e_process_seldom_stops_a_twin(rate, cap):
+    _, stopped = first_stops(np.random.default_rng(7), rate, rate, cap, 1500)
+    assert 0.01 < stopped.mean() <= 0.05
+    assert rate > 0.02 or stopped.mean() == pytest.approx(0.025, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "cap", "mean"),
+    [(0.035, 0.005, 2000, 363), (0.09, 0.03, 1200, 284), (0.30, 0.03, 400, 37)],
+)
+def test_e_process_stops_when_published(lost, gained, cap, mean):
+    after, stopped = first_stops(np.random.default_rng(8), lost, gained, cap, 1000)
+    assert after.mean() == pytest.approx(mean, rel=0.06) and stopped.mean() > 0.99
+
+
+def test_monitor_remembers_its_peak():
+    state = EProcess()
+    for _ in range(8):
+        state = state.after(dense=True, method=False)
+    assert state.stopped and (state.lost, state.gained) == (8, 0)
+    for _ in range(8):
+        state = state.after(dense=False, method=True)
+    assert state.stopped and stats.e_process(8, 8) < 0
+    quiet = EProcess().after(True, True).after(False, False)
+    assert quiet == EProcess() and not quiet.stopped
+    assert not EProcess(alpha=1e-6, lost=8, peak=stats.e_process(8, 0)).stopped
+
+
+# before the run
+
+
+def test_power_gives_the_spec_table():
+    table = {(500, 0.025, 0.005): 0.69, (500, 0.035, 0.005): 0.93}
+    table |= {(96, 0.09, 0.03): 0.29, (300, 0.09, 0.03): 0.83}
+    for (n, lost, gained), power in table.items():
+        assert stats.mcnemar_power(n, lost, gained) == pytest.approx(power, abs=0.006)
+
+
+def test_mde_by_simulation():
+    loss = stats.mde(300, 0.12)
+    lost, gained = (0.12 + loss) / 2, (0.12 - loss) / 2
+    found, weights = draws(np.random.default_rng(9), 300, lost, gained, 0.6, 3000)
+    called = [stats.mcnemar_exact(p) <= 0.05 and p.lost > p.gained for p in found]
+    assert np.dot(called, weights) == pytest.approx(0.8, abs=0.025)
+
+
+def test_mde_moves_the_right_way():
+    sizes = [stats.mde(n, 0.05) for n in (6, 12, 24, 50, 100, 200, 500, 2000)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.02
+    noise = [stats.mde(500, d) for d in (0, 0.01, 0.03, 0.1, 0.3, 1)]
+    assert noise == sorted(noise)
+    assert stats.mde(500, 0.03, power=0.9) > stats.mde(500, 0.03) > stats.mde(500, 0.03, alpha=0.1)
+    assert stats.mde(5, 0.1) == math.inf  # even five losses of five have p = 0.06
+    with pytest.raises(ValueError, match="n = 0"):
+        stats.mde(0, 0.1)
+
+
+def test_power_line():
+    line = stats.power_line(50, 4)
+    assert line.startswith("with 50 episodes per task on 4 tasks you can see a loss of about ")
+    assert "4.4 points (pooled) or 15.4 points (one task)" in line
+    assert "no size at all (one task)" in stats.power_line(3, 4)

@@ -1,0 +1,1 @@
+"""Benchmarks: simulators behind the contract of `vlaprune.benchmark`."""

@@ -1,0 +1,128 @@
+"""From a composed configuration to a model, pruners and a benchmark. With cli.py, all that knows Hydra."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from vlaprune.benchmark import Benchmark
+    from vlaprune.policy import VLA
+    from vlaprune.pruner import Pruner
+    from vlaprune.records import Header, Sink
+
+PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
+
+
+class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
+    """Lets installed packages add options to our config groups: entry points of the group `vlaprune.configs`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends pkg://<module> of every entry point."""
+        for point in entry_points(group="vlaprune.configs"):
+            search_path.append(provider=point.name, path=f"pkg://{point.value}")
+
+
+def prepare() -> None:
+    """Registers the search path of third parties and our one resolver; called once by the command line."""
+    Plugins.instance().register(ThirdParty)
+    OmegaConf.register_new_resolver("vlaprune.suffix", lambda name: f",{name}" if name else "", replace=True)
+
+
+def config_path() -> str:
+    """Where the YAML files are: inside an installed wheel, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    return "pkg://vlaprune.configs" if (here / "configs" / "eval.yaml").is_file() else str(here.parent / "configs")
+
+
+def make(node: DictConfig) -> Any:
+    """Instantiates a config group; what its constructor raises comes out as it was, without Hydra's wrapping."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, (ImportError, AttributeError)):
+            raise ValueError(str(error).splitlines()[0]) from error
+        if isinstance(cause, TypeError):
+            raise ValueError(f"{node._target_}: {cause}") from error
+        raise cause from None
+
+
+def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
+    """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions."""
+    bench = make(cfg.bench)
+    make(cfg.method)  # a wrong option speaks before the weights are loaded
+    model = make(cfg.model)
+    try:
+        model.interface.check(bench.interface)
+    except TypeError as error:
+        raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
+    return model, lambda: make(cfg.method), bench
+
+
+def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
+    """Task name -> episodes asked for. ValueError outside 1 .. what the protocol has."""
+    for task in bench.tasks():
+        if episodes is not None and not 1 <= episodes <= task.episodes:
+            raise ValueError(f"episodes={episodes}; {bench.name} {task.name} has 1..{task.episodes}")
+    return {t.name: episodes or t.episodes for t in bench.tasks()}
+
+
+def header(cfg: DictConfig, model: VLA, bench: Benchmark, shard: str) -> Header:
+    """What the journal says of this run."""
+    from vlaprune.records import Header
+
+    plain: dict[str, Any] = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("model", "method", "bench")}
+    card: Mapping[str, Any] = getattr(model, "card", {})
+    identity = plain | {"seed": cfg.seed, "execute": cfg.execute, "weights": card.get("sha256", "none")}
+    return Header(identity, provenance(str(model.device)) | {"slots": cfg.slots, "shard": shard}, tasks(bench, cfg.episodes))
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Command, commit, versions and hardware of this process."""
+    import torch
+
+    cuda = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        "hardware": {"device": cuda or device, "cpu": platform.processor() or platform.machine(),
+                     "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+    }
+
+
+def sinks(cfg: DictConfig) -> Sequence[Sink]:
+    """The chosen loggers."""
+    return [make(node) for node in (cfg.get("logger") or {}).values()]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a plus sign where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+                              capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None

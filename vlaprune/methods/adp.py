@@ -1,0 +1,93 @@
+"""ADP: keep what the instruction asks for, but only while the robot moves fast; slow, delicate phases stay dense.
+
+arXiv:2509.22093 (ICLR 2026), sections on text-driven pruning and the action-aware gate; authors' code TerryPei/VLA-ADP,
+`prismatic/extern/hf/modeling_prismatic.py`, `_compute_qk_importance_generic` (the gate's script is not in it any more).
+
+Differences: a method sees no robot state, so the gate measures motion by the mean change of the pictures since the last
+call, where the authors take the end-effector's net displacement (inferred: the two rise and fall together). Importance
+is the mean over heads and rows of the logarithm of layer 0's attention, which ranks tokens as the authors' mean of
+query-key products does, but with rotary phases; so tokens go on entry to layer 1, not before layer 0. Text rows are the
+instruction alone. Positions stay as they were (the authors renumber), kept tokens stay in order (theirs are in score
+order with one camera).
+Defects not copied: an extra forward pass for the scores; errors printed and answered by a dense call; what one camera
+cannot take is lost (here the others take it). Their default keep is 0.75, and 0.3 to 0.7 in the tables.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlaprune.methods.common import best, option, split
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Layout, Rows, Trace
+
+
+@dataclass
+class ADP(Pruner):
+    """The first calls are dense, until the gate can compare.
+
+    keep     fraction or number of the visual tokens that go on when the gate is open
+    weights  share of each camera, any scale; empty for equal shares (an older script: 0.4 and 0.6)
+    gate     open while motion is at least the lower of the last two (`window`), their running mean (`mean`), `always`
+    streak   pruned calls in a row before one must be dense; 0 for no such rule
+    """
+
+    keep: float = 0.75
+    weights: Sequence[float] = ()
+    gate: str = "window"
+    streak: int = 3
+
+    def __post_init__(self) -> None:
+        """ValueError for a parameter out of range."""
+        self.budget = Budget(self.keep)
+        option("adp gate", self.gate, ("window", "mean", "always"))
+        if self.streak < 0 or not all(0 < w < float("inf") for w in self.weights):
+            raise ValueError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
+        self.reset()
+
+    def plan(self, info: Info) -> Plan:
+        """The gate at 0, the choice at 1; text rows are read only when the gate is open."""
+        return Plan((0, 1), budget={1: self.budget})
+
+    def reset(self) -> None:
+        """Forgets frames and motion."""
+        self._frames: list[Tensor] = []
+        self._past, self._mean, self._run = deque[float](maxlen=2), 0.0, 0
+        self._layout: Layout | None = None
+
+    def select(self, site: Site) -> Selection | None:
+        """The most asked for, camera by camera; None while the gate is closed."""
+        if site.layer == 0:
+            self._open = self._is_open(site)
+            return Selection.all(site, reads={0: Rows.TEXT}) if self._open else None
+        if not self._open:
+            return None
+        sizes = [len(v.tokens) for v in site.layout.views]
+        weights = self.weights or [1.0] * len(sizes)
+        if len(weights) != len(sizes):
+            raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
+        score = site.attention(0, Rows.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
+        chosen = best(score, site.layout, split(self.budget.count(site.total), sizes, weights))
+        return Selection(chosen.nonzero().flatten())
+
+    def _is_open(self, site: Site) -> bool:
+        """Whether this call prunes; notes its motion."""
+        if site.layout != self._layout:
+            self.reset()
+        ready, fast = len(self._past) == 2, True
+        if self._frames:
+            pairs = zip(site.trace.images, self._frames, strict=True)
+            motion = float(sum((new.float() - old.float()).abs().mean() for new, old in pairs))
+            fast = ready and motion >= (self._mean if self.gate == "mean" else min(self._past))
+            self._mean = (self._mean + motion) / 2 if self._past else motion
+            self._past.append(motion)
+        prune = self.gate == "always" or (ready and fast)
+        prune = prune and not (self.streak and self._run >= self.streak)
+        self._run = self._run + 1 if prune else 0
+        return prune
+
+    def observe(self, trace: Trace) -> None:
+        """Keeps the frames."""
+        self._frames, self._layout = [image.clone() for image in trace.images], trace.layout

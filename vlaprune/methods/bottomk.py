@@ -1,0 +1,33 @@
+"""BottomK: keep the visual tokens that get the least attention. The control of TIES, arXiv:2603.24941, figure 3.
+
+FastV (arXiv:2403.06764) with its score turned round: if this does not hurt, attention is no measure of worth. The query
+row, one pool for all cameras and the layer are FastV's here; what TIES used for its figure is not published (inferred).
+"""
+
+from dataclasses import dataclass
+
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Rows
+
+
+@dataclass
+class BottomK(Pruner):
+    """layer: tokens go on entry to it, by the last token's attention one layer before. keep: fraction or number."""
+
+    layer: int = 3
+    keep: float = 0.25
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget, or layer 0."""
+        self.budget = Budget(self.keep)
+        if self.layer < 1:
+            raise ValueError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
+
+    def plan(self, info: Info) -> Plan:
+        """One site; the last row of the layer before it."""
+        return Plan((self.layer,), {self.layer - 1: Rows.LAST}, {self.layer: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """The least attended tokens."""
+        score = site.attention(self.layer - 1, Rows.LAST).mean(dim=(0, 1))
+        return Selection.top(-score, self.budget, of=site.total)

@@ -1,0 +1,67 @@
+"""CDPruner: the subset that is both relevant to the instruction and diverse, by a determinantal point process.
+
+Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
+arXiv:2506.10967, section on conditional DPP; authors' code Theia-4869/CDPruner, `llava/model/llava_arch.py`,
+`encode_images`.
+
+Differences: a VLA has no CLIP text tower, so relevance is the mean cosine of a projected visual token with the words'
+embeddings in the decoder. The authors negate CLIP's similarity; which sign serves a VLA is inferred and an option. One
+pool for all cameras (theirs: a budget per image). Defect not copied: equal relevance divides by zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+
+EPS = 1e-6
+SIGNS = {"similar": 1.0, "dissimilar": -1.0}
+
+
+def dpp(features: Tensor, count: int) -> Tensor:
+    """[count] rows of features [n, d]: each adds most to the determinant of the Gram matrix of those before it.
+
+    Greedy MAP with an incremental Cholesky factor; nothing in the loop waits for the device.
+    """
+    kernel, chosen = features @ features.T, torch.empty(count, dtype=torch.long, device=features.device)
+    left, factor = kernel.diagonal().clone(), kernel.new_empty((count, kernel.shape[0]))
+    for i in range(count):
+        j = chosen[i : i + 1] = left.argmax(0, keepdim=True)
+        row = kernel[j] - factor[:i, j].T @ factor[:i]
+        factor[i] = row = row[0] * left[j].clamp(min=EPS).rsqrt()
+        left.addcmul_(row, row, value=-1).index_fill_(0, j, float("-inf"))
+    return chosen
+
+
+@dataclass
+class CDPruner(Pruner):
+    """Straight from the projector; the kernel is r_i cos_ij r_j, r the relevance scaled to [0, 1].
+
+    keep       fraction or number that go on
+    relevance  similar: the closer to the words the more relevant (inferred); dissimilar: the authors' sign
+    """
+
+    keep: float = 0.25
+    relevance: str = "similar"
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget or no sign."""
+        self.budget = Budget(self.keep)
+        if self.relevance not in SIGNS:
+            raise ValueError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
+
+    def plan(self, info: Info) -> Plan:
+        """Site 0, no reads."""
+        return Plan((0,), budget={0: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """The greedy most probable subset."""
+        unit = F.normalize(site.visual.float(), dim=-1).nan_to_num(0.0)
+        words = F.normalize(site.text.float(), dim=-1)
+        relevance = SIGNS[self.relevance] * (unit @ words.mean(0)).nan_to_num(0.0)
+        low, high = relevance.aminmax()
+        relevance = (relevance - low + EPS) / (high - low + EPS)
+        return Selection(dpp(unit * relevance[:, None], self.budget.count(site.total)))

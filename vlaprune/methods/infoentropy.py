@@ -1,0 +1,99 @@
+"""VLA-InfoEntropy: compute textured patches early in an episode, word-bound ones late; static others are reused.
+
+Liu et al., "VLA-InfoEntropy", arXiv:2604.05323, Eq. 2-8; no code of the authors was found. Entropy of a patch's grey
+levels; 1 less the entropy over text rows of the previous call's attention, mean over layers and heads; quotas that swap
+from (k2, k1) to (k1, k2) over T steps; what is static and in neither top reuses its keys and values. Inferred: 256
+levels of luma; 150 of 256 tokens static, all reused, from layer 2 on (the best fit to the paper's FLOPs); alpha stays 1
+after T; text rows = the layout's instruction; its "static = low similarity" is a slip. Differences: budgets are split
+over cameras in proportion; with fewer than two text rows texture takes both quotas; too high a count is refused, not
+clamped. `mode=prune` is not in the paper: the rest is dropped, and attention is that of this call before `layer`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+
+import torch
+from torch import Tensor
+
+from vlaprune.methods.common import between, crossing, focus, grey_entropy, option, ranking, shared, still, text_scores
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Rows, Trace
+
+
+@dataclass
+class InfoEntropy(Pruner):
+    """mode: reuse (the paper) or prune, down to `keep`. layer: tokens leave on entry to it.
+
+    k1, k2     fraction or number of tokens, 40 and 60 of 256
+    horizon    control steps over which the quotas swap (T); stride: control steps per model call
+    threshold  pixel cosine from which a patch is static; static: how many may be; share: part of these reused
+    levels     of grey. norm: softmax or renorm, see common.focus. layers: whose attention counts, null for all
+    """
+
+    mode: str = "reuse"
+    layer: int = 2
+    k1: float = 0.15625
+    k2: float = 0.234375
+    keep: float = 0.390625
+    horizon: int = 100
+    stride: int = 1
+    threshold: float = 0.996
+    static: float = 0.5859375
+    share: float = 1.0
+    levels: int = 256
+    norm: str = "softmax"
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown mode or norm, and for what is no budget."""
+        option("infoentropy mode", self.mode, ("reuse", "prune"))
+        option("infoentropy norm", self.norm, ("softmax", "renorm"))
+        for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256), ("stride", 1, 1000)):
+            between(f"infoentropy {name}", getattr(self, name), low, high)
+        self._k1, self._k2, self._static, self._keep = map(Budget, (self.k1, self.k2, self.static, self.keep))
+        self._prunes = self.mode == "prune"
+        self.reset()
+
+    def reset(self) -> None:
+        """No earlier call."""
+        self._before: Tensor | None = None
+        self._score: Tensor | None = None
+
+    def plan(self, info: Info) -> Plan:
+        """Text rows: of all layers for the next call or, to prune, of those before the site for this one."""
+        every = range(self.layer if self._prunes else info.layers)
+        self._layers = tuple(every if self.layers is None else self.layers)
+        if not self._layers or (self._prunes and max(self._layers) >= self.layer):
+            raise ValueError(f"infoentropy mode={self.mode} layer={self.layer} cannot use layers={list(self._layers)}")
+        reads, budget = dict.fromkeys(self._layers, Rows.TEXT), {self.layer: self._keep} if self._prunes else {}
+        return Plan((self.layer,), reads, budget, reuses=not self._prunes)
+
+    def select(self, site: Site) -> Selection | None:
+        """All but the static, unimportant tokens; nothing leaves in the first call."""
+        now, layout, total = site.trace.pixels, site.layout, site.total
+        before = now if self._prunes else self._before
+        if before is None or before.shape != now.shape:
+            return None
+        favoured = grey_entropy(now, self.levels)
+        score = text_scores(site.trace, self._layers) if self._prunes else self._score
+        alpha = min(1.0, site.step * self.stride / self.horizon) if self.horizon > 0 else 1.0
+        seen, told = crossing(alpha, self._k1.count(total), self._k2.count(total))
+        if score is None or score.shape[0] < 2:
+            important = shared(favoured, layout, seen + told)
+        else:
+            bound = focus(score, self.norm)
+            important = shared(favoured, layout, seen) | shared(bound, layout, told)
+            favoured = favoured if seen >= told else bound
+        if self._prunes:
+            order = ranking(favoured)
+            return Selection(order[ranking(important[order])][: self._keep.count(total)])
+        found = site.reusable & ~important & still(now, before, self.threshold, layout, self._static.count(total))
+        gone = found.nonzero()[:, 0]
+        gone = gone[: floor(self.share * gone.shape[0] + 1e-9)]
+        return Selection(torch.ones_like(found).index_fill(0, gone, False).nonzero()[:, 0], gone)
+
+    def observe(self, trace: Trace) -> None:
+        """Keeps the frame and the text's attention for the next call."""
+        if not self._prunes:
+            self._before, self._score = trace.pixels, text_scores(trace, self._layers)

@@ -1,0 +1,70 @@
+"""LightVLA: each visual token asks, in the light of the task, for one visual token; what nobody asks for is dropped.
+
+Jiang et al., "The Better You Learn, The Smarter You Prune", arXiv:2509.12594; authors' code LiAutoAD/LightVLA,
+`prismatic/extern/hf/modeling_prismatic.py`, `TokenPruner`. The rule has no parameters: the policy is fine-tuned around
+it. On weights not trained so this is the "zero-shot LightVLA rule", not the paper's method.
+
+As in the code, not the paper: weightless RMS norms; uniform noise (the paper says Gumbel, offered as `gumbel`).
+Differences: the queries see the instruction alone (the authors add proprioception, padding and action placeholders,
+which a Site does not show); scores stay in fp32; one sequence at a time, so counts may differ within a batch; a floor
+`min_keep`. Authors' defects not copied: padding among the queries, a slice of the action states two tokens off, gathers
+that need equal counts. Open: a duplicate weighs more in training than at test. A bias log(multiplicity) on its key
+would mend that, but no Selection can carry one, so the option is not offered; the authors leave the gap, too.
+"""
+
+from torch import Tensor, nn
+
+from vlaprune.methods.common import NOISES, elected, noise, rms, straight_through
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+
+
+class LightVLA(nn.Module, Pruner):
+    """Keeps the distinct winners, as many as there are; starts in evaluation mode.
+
+    noise     added to the scores in training: uniform (authors' code) or gumbel (paper)
+    min_keep  at least so many go on, filled up by best score (inferred; 1 is the authors' behaviour)
+
+    After `train()`, select keeps V rows with duplicates, each with the winner's position and values that pass a
+    straight-through gradient on. A trainer calls `anneal` before each step, gives each sequence its own seed and never
+    calls Session.finish, which refuses duplicates.
+    """
+
+    def __init__(self, noise: str = "uniform", min_keep: int = 1) -> None:
+        super().__init__()
+        if noise not in NOISES:
+            raise ValueError(f"lightvla noise={noise}; use one of {', '.join(NOISES)}")
+        if min_keep < 1:
+            raise ValueError(f"lightvla min_keep={min_keep}; use at least 1")
+        self.noise, self.min_keep = noise, min_keep
+        self.noise_scale, self.draws = 1.0, 0
+        self.eval()
+
+    def anneal(self, step: int, steps: int) -> None:
+        """The authors' schedule: noise falls in a line from 1 at the first step to 0 at `steps`."""
+        self.noise_scale = max(0.0, 1 - step / steps)
+
+    def plan(self, info: Info) -> Plan:
+        """Straight from the projector; how many go on depends on what is seen."""
+        return Plan((0,))
+
+    def scores(self, visual: Tensor, text: Tensor) -> Tensor:
+        """[n, n] how much each visual row, having looked at the text, asks for each visual row."""
+        visual, text = rms(visual), rms(text)
+        scale = visual.shape[1] ** -0.5
+        queries = (visual @ text.T * scale).softmax(1) @ text
+        score: Tensor = rms(queries) @ visual.T * scale
+        return score
+
+    def select(self, site: Site) -> Selection:
+        """The distinct winners; in training all of them, noised, with gradients."""
+        score = self.scores(site.visual, site.text)
+        if not self.training:
+            return Selection(elected(score, self.min_keep))
+        lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
+        self.draws += 1
+        picks, values = straight_through(score + self.noise_scale * lot, site.visual)
+        return Selection(picks, values=values)
+
+    def reset(self) -> None:
+        """The next noise is the first of its episode; the schedule is the trainer's and stays."""
+        self.draws = 0

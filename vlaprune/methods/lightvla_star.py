@@ -1,0 +1,82 @@
+"""LightVLA*: a learnt set of queries asks for visual tokens; what no query asks for is dropped.
+
+Jiang et al., arXiv:2509.12594, ablation "LightVLA*" (Figures 4 and 5): learnable queries in place of LightVLA's
+generated ones, at the output of the vision encoder or at the first decoder layers. Its code was never published
+(LiAutoAD/LightVLA, commit 22b7abe "Clean ablation code").
+
+Everything else here is inferred and follows LightVLA: the number of queries and their initialisation, RMS norms, scores
+q . v / sqrt(d), the winner of each query, noise and straight-through gradient in training. So at most `queries` tokens
+go on, and with random weights the choice means nothing: this method must be trained.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vlaprune.methods.common import NOISES, elected, noise, rms, straight_through
+from vlaprune.nn.load import fill, read, save
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+
+
+class LightVLAStar(nn.Module, Pruner):
+    """Keeps the distinct winners of the queries; starts in evaluation mode.
+
+    queries   size of the query set (inferred: 64)
+    layer     0: the vision output; 1: after the first decoder layer; higher also works
+    weights   a safetensors file that `save` wrote, or `random`
+    noise     added to the scores in training: uniform or gumbel
+    min_keep  at least so many go on, filled up by best score
+
+    The parameter `query` [queries, d] exists once `plan` has told the width d. To train several sequences at a time,
+    assign one instance's `query` to the others before they plan. Training otherwise as in LightVLA.
+    """
+
+    def __init__(
+        self, queries: int = 64, layer: int = 0, weights: str = "random", noise: str = "uniform", min_keep: int = 1
+    ) -> None:
+        super().__init__()
+        if noise not in NOISES:
+            raise ValueError(f"lightvla_star noise={noise}; use one of {', '.join(NOISES)}")
+        if queries < 1 or min_keep < 1:
+            raise ValueError(f"lightvla_star queries={queries}, min_keep={min_keep}; use at least 1 of each")
+        self.queries, self.layer, self.weights, self.noise, self.min_keep = queries, layer, weights, noise, min_keep
+        self.noise_scale, self.draws = 1.0, 0
+        self.query: nn.Parameter | None = None
+        self.eval()
+
+    def anneal(self, step: int, steps: int) -> None:
+        """Noise falls in a line from 1 at the first step to 0 at `steps`."""
+        self.noise_scale = max(0.0, 1 - step / steps)
+
+    def plan(self, info: Info) -> Plan:
+        """One site. Makes the queries, or loads them: ValueError if they do not fit."""
+        if self.query is None:
+            lot = torch.Generator().manual_seed(0)
+            self.query = nn.Parameter(torch.randn(self.queries, info.width, generator=lot))
+            if self.weights != "random":
+                fill(self, read(self.weights)[0], self.weights)
+        return Plan((self.layer,))
+
+    def save(self, path: str) -> None:
+        """Writes the queries where `weights` can load them."""
+        save(path, self, {"method": "lightvla_star", "queries": self.queries, "layer": self.layer})
+
+    def scores(self, visual: Tensor) -> Tensor:
+        """[queries, n] how much each query asks for each visual row."""
+        if self.query is None:
+            raise ValueError("lightvla_star has no queries yet; call plan first")
+        score: Tensor = rms(self.query.to(visual.device)) @ rms(visual).T * visual.shape[1] ** -0.5
+        return score
+
+    def select(self, site: Site) -> Selection:
+        """The distinct winners; in training all of them, noised, with gradients."""
+        score = self.scores(site.visual)
+        if not self.training:
+            return Selection(elected(score, self.min_keep))
+        lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
+        self.draws += 1
+        picks, values = straight_through(score + self.noise_scale * lot, site.visual)
+        return Selection(picks, values=values)
+
+    def reset(self) -> None:
+        """The next noise is the first of its episode; the schedule is the trainer's and stays."""
+        self.draws = 0

@@ -1,0 +1,76 @@
+"""PruMerge and PruMerge+: keep the outliers of the vision tower's attention, each enriched by its neighbours.
+
+Shang et al., "LLaVA-PruMerge", arXiv:2403.15388, sections on adaptive selection and token supplement; authors' code
+42Shawn/LLaVA-PruMerge at 1ca8b2b, `llava/model/multimodal_encoder/clip_encoder.py`, `token_prune_merge_advanced` and
+`token_prune_merge_advanced_plus`.
+
+As in the code: a kept token is itself plus the attention-weighted sum of its nearest neighbours, kept ones included and
+not normalised; one more token is the weighted sum of all dropped ones.
+Differences: attention received, mean over queries, where the tower has no CLS token; neighbours by projected features
+(theirs: keys); the extra token takes the position of the best dropped token; images one by one, so counts may differ.
+Defects not copied: an image without outliers divides by zero (here its best token stays); the even grid skips the last
+token and breaks where more than a third are outliers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlaprune.methods.common import cosine, ranking
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+
+
+def outliers(score: Tensor) -> int:
+    """How many of the scores [n] lie more than 1.5 quartile ranges above the third quartile."""
+    low, high = score.quantile(score.new_tensor([0.25, 0.75]))
+    return int((score > high + 1.5 * (high - low)).sum())
+
+
+@dataclass
+class PruMerge(Pruner):
+    """Straight from the projector; how many go on depends on what is seen.
+
+    plus        PruMerge+: also an even grid of about three tokens per outlier
+    neighbours  tokens merged into each kept one
+    """
+
+    plus: bool = True
+    neighbours: int = 32
+
+    def __post_init__(self) -> None:
+        """ValueError for a negative number."""
+        if self.neighbours < 0:
+            raise ValueError(f"prumerge neighbours={self.neighbours}; use 0 or more")
+
+    def plan(self, info: Info) -> Plan:
+        """Site 0 and one look into the tower; no fixed count."""
+        return Plan((0,), tower=True)
+
+    def select(self, site: Site) -> Selection:
+        """Camera by camera."""
+        keep, values, score = [], [], site.tower.float().nan_to_num(0.0)
+        for view in site.layout.views:
+            own = slice(view.start, view.tokens.stop)
+            rows, new = self._merge(site.visual[own].float(), score[own])
+            keep.append(rows + view.start)
+            values.append(new)
+        return Selection(torch.cat(keep), values=torch.cat(values).to(site.visual))
+
+    def _merge(self, features: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows kept of features [n, d] and their new values."""
+        n, order, count = features.shape[0], ranking(score), max(1, outliers(score))
+        keep = torch.zeros_like(score, dtype=torch.bool)
+        keep[order[:count]] = True
+        if self.plus:
+            keep[:: max(1, n // count // 3)] = True
+        rows, rest = keep.nonzero()[:, 0], order[~keep[order]]
+        near = cosine(features[rows], features).nan_to_num(0.0)
+        near[torch.arange(rows.shape[0], device=rows.device), rows] = float("-inf")
+        near = near.sort(dim=1, descending=True, stable=True).indices[:, : min(self.neighbours, n - 1)]
+        weight = score.new_zeros((rows.shape[0], n)).scatter(1, near, score[near])
+        values = features[rows] + weight @ features
+        if not rest.shape[0]:
+            return rows, values
+        extra = score[rest] @ features[rest]
+        return torch.cat((rows, rest[:1])), torch.cat((values, extra[None]))

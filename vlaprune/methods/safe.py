@@ -1,0 +1,99 @@
+"""SAFE-Pruner: forecast what deep layers will look at, by carrying over what they looked at in the last key call.
+
+Ma et al., arXiv:2605.29662 (ECCV 2026), method section; authors' code msssl/SAFE-Pruner@0094232d (OFT on LIBERO):
+`modeling_llama.py`, `src/openvla-oft/prismatic/extern/hf/modeling_prismatic.py`, `src/openvla-oft/run_eval.sh`.
+
+Defects not copied: the proprioception row among the key features (a token could match it); attention maps of every
+layer on every call (here layer 0 always, layer - 1 on pruned calls, deep layers on key calls only); the shallow layer 0
+in the "deep" mean (`deep=[0, -1]` reproduces it, with the detector's row, as there).
+Differences: fusion is the paper's convex one (the code adds LAMBDA = fusion / (1 - fusion) times the forecast, the same
+ranking); a changed instruction or layout forces a key call; `normalize`, `within_camera` and `interval` are ours, off.
+Published keep by LIBERO suite: Spatial 0.2, Object 0.25, Goal 0.1, Long 0.3 (they name the removed share); elsewhere
+0.25 is inferred, as is the last prompt row where actions are decoded after the prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from vlaprune.methods.common import between, cameras, emitting, matched, option, resolved, scaled, voted
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Layout, Rows, Trace
+
+
+@dataclass
+class SAFE(Pruner):
+    """Key calls are dense and refresh the maps; others prune by saliency now and the forecast of deep saliency.
+
+    layer, keep    tokens go on entry to it; the fraction or number that goes on
+    gamma          a call is key if the detector map agrees less than this (cosine) with the one carried over
+    fusion         weight of the forecast, 0 to 1
+    deep           layers forecast, averaged; negative counts from the end (-1 is layer 31 of Llama-2-7B)
+    normalize      of each map before it is added: none, sum1, minmax
+    within_camera  a token matches tokens of its own camera only
+    interval       a key call at least every so many calls; 0 for no such rule
+    """
+
+    layer: int = 3
+    keep: float = 0.25
+    gamma: float = 0.92
+    fusion: float = 0.5
+    deep: Sequence[int] = (-1,)
+    normalize: str = "none"
+    within_camera: bool = False
+    interval: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError for a parameter out of range."""
+        self.budget = Budget(self.keep)
+        if self.layer < 2 or self.gamma != self.gamma or self.interval < 0:
+            raise ValueError(
+                f"safe layer={self.layer} gamma={self.gamma} interval={self.interval}; use 2+, a number, 0+"
+            )
+        option("safe normalize", self.normalize, ("none", "sum1", "minmax"))
+        between("safe fusion", self.fusion, 0, 1)
+        self.reset()
+
+    def plan(self, info: Info) -> Plan:
+        """Features at 0, key or not at 1, the choice at `layer`; all reads but the detector's are asked for by call."""
+        self._deep = resolved("safe deep", self.deep, info.layers)
+        return Plan((0, 1, self.layer), {0: Rows.LAST}, {self.layer: self.budget})
+
+    def reset(self) -> None:
+        """Forgets the key call: its layout, step, unit features [V, d], instruction [t, d] and maps [V]."""
+        self._layout: Layout | None = None
+
+    def select(self, site: Site) -> Selection | None:
+        """None on key calls, else the highest fused saliency."""
+        if site.layer == 0:
+            self._now = F.normalize(site.visual.float(), dim=-1), site.text.clone()
+            return None
+        rows = emitting(site.layout)
+        if site.layer == 1:
+            self._key = self._is_key(site)
+            layers = [n for n in self._deep if n] if self._key else [self.layer - 1]
+            return Selection.all(site, reads=dict.fromkeys(layers, rows))
+        if self._key:
+            return None
+        shallow = scaled(voted(site.trace, self.layer - 1, rows), self.normalize)
+        score = (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
+        return Selection.top(score, self.budget, of=site.total)
+
+    def _is_key(self, site: Site) -> bool:
+        """Matches every token to the key call's most similar one, carries the detector map over and compares."""
+        if self._layout != site.layout or (self.interval and site.step - self._step >= self.interval):
+            return True
+        camera = cameras(site.layout, site.alive.device) if self.within_camera else None
+        self._match: torch.Tensor = matched(self._now[0], self._then[0], camera)
+        agree = F.cosine_similarity(voted(site.trace, 0, Rows.LAST), self._maps[0][self._match], dim=0)
+        return not bool((agree >= self.gamma) & (self._now[1] == self._then[1]).all())  # NaN agrees with nothing
+
+    def observe(self, trace: Trace) -> None:
+        """After a key call: keeps its features and maps."""
+        if self._key:
+            rows = [emitting(trace.layout) if n else Rows.LAST for n in self._deep]
+            maps = [scaled(voted(trace, n, r), self.normalize) for n, r in zip(self._deep, rows, strict=True)]
+            self._maps: tuple[torch.Tensor, torch.Tensor] = voted(trace, 0, Rows.LAST), torch.stack(maps).mean(0)
+            self._layout, self._step, self._then = trace.layout, trace.step, self._now

@@ -1,0 +1,56 @@
+"""ToMe: merge the most similar visual tokens instead of dropping any.
+
+Bolya et al., "Token Merging: Your ViT But Faster", arXiv:2210.09461, section 3; authors' code facebookresearch/ToMe,
+`tome/merge.py`, `bipartite_soft_matching`.
+
+Differences: it acts once, before the decoder, on projected features, in as many rounds as the budget needs (theirs: in
+every block of the vision tower, on keys); the decoder's attention is not weighted by log(size), for which a Selection
+has no channel; a merged token keeps the position of the token it was merged into; tokens of several cameras may merge.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlaprune.methods.common import cosine, ranking
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+
+
+def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges `count` of the even tokens into their most similar odd one, the most similar pairs first.
+
+    values [n, d], sizes [n] and rows [n] ascending, to the same for n - count tokens; count <= n // 2.
+    """
+    best, partner = cosine(values[0::2], values[1::2]).nan_to_num(float("-inf")).max(1)
+    order = ranking(best)
+    gone, stay = order[:count], order[count:]
+    mass = torch.cat((values * sizes[:, None], sizes[:, None]), 1)
+    into = (partner[gone] == torch.arange(sizes.shape[0] // 2, device=sizes.device)[:, None]).to(mass)
+    mass = torch.cat((mass[0::2][stay], mass[1::2] + into @ mass[0::2][gone]))
+    rows, order = torch.cat((rows[0::2][stay], rows[1::2])).sort()
+    mass = mass[order]
+    return mass[:, :-1] / mass[:, -1:], mass[:, -1], rows
+
+
+@dataclass
+class ToMe(Pruner):
+    """keep: fraction or number of tokens after merging. At most half of the tokens merge in one round."""
+
+    keep: float = 0.25
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget."""
+        self.budget = Budget(self.keep)
+
+    def plan(self, info: Info) -> Plan:
+        """Straight from the projector."""
+        return Plan((0,), budget={0: self.budget})
+
+    def select(self, site: Site) -> Selection:
+        """Size-weighted means in the rows that are left."""
+        values, rows = site.visual.float(), torch.arange(site.visual.shape[0], device=site.visual.device)
+        sizes, count = torch.ones_like(values[:, 0]), self.budget.count(site.total)
+        while (n := rows.shape[0]) > count:
+            values, sizes, rows = merge(values, sizes, rows, min(n - count, n // 2))
+        return Selection(rows, values=values.to(site.visual))

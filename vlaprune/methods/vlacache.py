@@ -1,0 +1,96 @@
+"""VLA-Cache: a patch that did not change, and that the instruction does not attend to, reuses its keys and values.
+
+Xu et al., "VLA-Cache", arXiv:2502.02175, sections 3.2 and 3.3; authors' code siyuhsu/vla-cache@a490988,
+`src/openvla/experiments/robot/vla_cache_utils.py`, and `pruning_loc` in its `modeling_llama.py` @07ffe25.
+
+As in the code: patches within 0.996 of the previous frame, the best `static` of them, less the `relevant` most attended
+by the instruction at layer 15 of the previous call; of these, in order of position, a share that only grows leaves at
+layers 2, 6, 9, 11. A layer's share is 1 less its attention entropy, scaled to 0..1 over the layers, rises damped.
+Differences: layers are scaled to the model's depth (exact at 32); the entropy leaves out the rows of begin, slots and
+stop; budgets are split over the cameras in proportion; equal black patches are static. Authors' defects not copied: an
+empty reuse set crashes; OFT compares a frame with itself; positions as literals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlaprune.methods.common import attention_entropy, between, option, shared, sharpness, still, voted
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Rows, Trace
+
+ENTROPY = {"all": Rows.TEXT | Rows.VISUAL, "text": Rows.TEXT}
+
+
+@dataclass
+class VLACache(Pruner):
+    """Reuse in place of pruning: every token is still attended to.
+
+    threshold      pixel cosine from which a patch is static
+    static         fraction or number of tokens that may be: 150 of 256 (the authors' OpenVLA run passes 130)
+    relevant       fraction or number of tokens that the task needs: 120 of 256
+    layer, stages  whose text attention tells relevance; where tokens leave. null: 15 and [2, 6, 9, 11] of 32
+    growth         part of a rise of the share from layer to layer that counts
+    entropy        over which rows: all (text and visual) or text, which is cheaper and not the paper's
+    """
+
+    threshold: float = 0.996
+    static: float = 0.5859375
+    relevant: float = 0.46875
+    layer: int | None = None
+    stages: Sequence[int] | None = None
+    growth: float = 0.55
+    entropy: str = "all"
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no budget, share or kind of rows."""
+        self._static, self._relevant = Budget(self.static), Budget(self.relevant)
+        between("vlacache threshold", self.threshold, -1, 1)
+        between("vlacache growth", self.growth, 0, 1)
+        option("vlacache entropy", self.entropy, ENTROPY)
+        self.reset()
+
+    def reset(self) -> None:
+        """No earlier call."""
+        self._before: Tensor | None = None
+        self._score: Tensor | None = None
+
+    def plan(self, info: Info) -> Plan:
+        """All layers are read, because the share of one is measured against the others."""
+        layer, *stages = (-(-n * info.layers // 32) for n in (15, 2, 6, 9, 11))
+        self._layer = layer if self.layer is None else self.layer
+        self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
+        reads = dict.fromkeys(range(info.layers), ENTROPY[self.entropy])
+        return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy]}, reuses=True)
+
+    def select(self, site: Site) -> Selection | None:
+        """At the first site the reuse set; at each its share, of which some have left before."""
+        if site.layer == self._stages[0]:
+            self._reuse = self._found(site).nonzero()[:, 0]
+        if not self._reuse.shape[0]:
+            return None
+        count = max(1, int(self._shares[site.layer] * self._reuse.shape[0] + 1e-9))
+        gone = torch.zeros(site.total, dtype=torch.bool, device=site.alive.device)
+        gone = gone.index_fill(0, self._reuse[:count], True)[site.alive]
+        return Selection((~gone).nonzero()[:, 0], gone.nonzero()[:, 0])
+
+    def observe(self, trace: Trace) -> None:
+        """Keeps the frame, the text's attention and the shares for the next call."""
+        rows, layers = ENTROPY[self.entropy], range(len(trace.counts))
+        there = [[trace.rows(n, group) for group in rows if trace.has(n, group)] for n in layers]
+        sharp = [attention_entropy(torch.cat(probs, 1)) if probs else torch.zeros(()) for probs in there]
+        self._shares = sharpness(torch.stack(sharp), self.growth)
+        self._score = voted(trace, self._layer, Rows.TEXT) if trace.has(self._layer, Rows.TEXT) else None
+        self._before = trace.pixels
+
+    def _found(self, site: Site) -> Tensor:
+        """[V] bool, what may be reused; without an instruction nothing is relevant."""
+        now, layout = site.trace.pixels, site.layout
+        if self._before is None or self._before.shape != now.shape:
+            return torch.zeros_like(site.reusable)
+        found = site.reusable & still(now, self._before, self.threshold, layout, self._static.count(site.total))
+        if self._score is None:
+            return found
+        return found & ~shared(self._score, layout, self._relevant.count(site.total))
