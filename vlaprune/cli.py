@@ -141,4 +141,4 @@ def _evaluate(cfg: DictConfig) -> None:
 def _train(cfg: DictConfig) -> None:
     from vlaprune import config, train
 
-    train.main(cfg, config.make(cfg.bench), lambda: config.make(cfg.model), config.make(cfg.recipe))
+    train.main(cfg, config.make(cfg.bench), lambda: config.make(cfg.model))

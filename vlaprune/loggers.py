@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,10 @@ class Wandb:
         try:
             import wandb
         except ImportError:
-            raise RuntimeError("wandb is not installed; pip install 'vlaprune[wandb]', or use logger=csv") from None
+            raise RuntimeError("wandb is not installed; pip install wandb, or use logger=csv") from None
         name = folder / "wandb-id"
         if not name.is_file():
-            name.write_text(wandb.util.generate_id())
+            name.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             project=self.project, mode=self.mode, id=name.read_text(), resume="allow", dir=folder,
             name="/".join(folder.parts[-3:]), config={**header.identity, "provenance": dict(header.provenance)},

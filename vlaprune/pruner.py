@@ -143,12 +143,15 @@ class Selection:
     keep    [k] rows computed from this layer on, any order
     reuse   [r] rows not computed from this layer on but still attended to, with an earlier call's keys and values
     values  [k, d] hidden states to put in place of the kept rows: merged tokens, straight-through gradients
+    sizes   [k] how many tokens each kept row stands for: from here on its key counts so often, that is, log(size) is
+            added to its attention logits (merged tokens, duplicates that were dropped)
     reads   attention rows wanted in this call only, at layers not yet run
     """
 
     keep: Tensor
     reuse: Tensor | None = None
     values: Tensor | None = None
+    sizes: Tensor | None = None
     reads: Mapping[int, Rows] = field(default_factory=dict)
 
     @classmethod

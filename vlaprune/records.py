@@ -92,14 +92,12 @@ class Run:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a journal. A torn last line (a run killed while writing) is left out; any other damage raises."""
-    raw = path.read_bytes().split(b"\n")
-    for number, line in enumerate(raw, 1):
+    whole = path.read_bytes().split(b"\n")[:-1]  # what no newline ends was never finished
+    for number, line in enumerate(whole, 1):
         try:
             if line:
                 yield json.loads(line)
         except ValueError:
-            if number == len(raw):  # no newline after it: the write never finished
-                return
             raise ValueError(f"{path} line {number} is damaged; delete that line and run again to redo it") from None
 
 

@@ -175,13 +175,15 @@ def _episodes(
                 said: Observation | tuple[bool, int] | None = None
                 with recorder.attempt(task.name, lane.episode):
                     said = lane.advance(chunks.pop(lane.slot, None), rules.time_limit)
-                in_a_row = in_a_row + 1 if said is None else 0
+                if said is None:
+                    in_a_row += 1
                 if in_a_row == rules.patience:
                     raise RuntimeError(f"{in_a_row} episodes of {task.name} raised one after the other; see the error "
                                        f"lines in {recorder.folder}, mend the environment and run the same command again")
                 if isinstance(said, Observation):
                     looks[lane.slot] = said
                 elif said is not None:
+                    in_a_row = 0
                     yield EpisodeRecord(task.name, lane.episode, *said, policy.drain(lane.slot))
         if not looks:
             return

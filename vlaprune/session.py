@@ -61,6 +61,7 @@ class Session:
         self._selected: set[int] = set()
         self._decoding = False
         self._live: list[Tensor] = []
+        self._biases: list[Tensor | None] = []
         decodes = layout.end > layout.length
         self.cache = self._store if decodes or self.plan.reuses else None
         if self.cache is not None:
@@ -89,7 +90,7 @@ class Session:
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
         """The rows that go on into `layer`."""
         if self._decoding:
-            return replace(tokens, cached=self._live[layer])
+            return replace(tokens, cached=self._live[layer], bias=self._biases[layer])
         if layer not in self.plan.sites:
             return tokens
         with self.clock.span("method"):
@@ -106,6 +107,8 @@ class Session:
                 self._read(layer, wanted, tokens, queries, keys, columns)
         if self.cache is not None:
             self._live[layer : layer + 1] = [columns]
+            bias = tokens.bias
+            self._biases[layer : layer + 1] = [None if bias is None else torch.cat((bias.new_zeros(1), bias))]
         last = layer == self.info.layers - 1
         if self._decoding:
             self.trace.decode[-1].append(seen)
@@ -139,7 +142,7 @@ class Session:
             visible = None
             if self.shape.causal:
                 visible = tokens.index[rows.start : rows.stop, None] >= columns[None, :]
-            probs = attention_rows(picked, keys, visible)
+            probs = attention_rows(picked, keys, visible, tokens.bias)
             self.trace.add(layer, group, probs, None if whole else columns)
             self._flops["method"] += 2.0 * picked.shape[0] * picked.shape[1] * keys.shape[1] * picked.shape[2]
 
@@ -166,30 +169,36 @@ class Session:
         alive, keep = self._alive, chosen.keep
         count, kept = alive.shape[0], keep.shape[0]
         self._check(layer, chosen, count)
-        if kept == count and chosen.values is None:
+        if kept == count and chosen.values is None and chosen.sizes is None:
             self.trace.kept[layer] = alive
             return tokens
         keep, order = keep.clamp(0, count - 1).sort()
         start, stop = self.trace.layout.visual.start, self.trace.layout.visual.start + count
         visual = tokens.hidden[start:stop][keep] if chosen.values is None else chosen.values[order].to(tokens.hidden)
         self._alive = self.trace.kept[layer] = alive[keep]
-        cached = tokens.cached
+        cached, gone = tokens.cached, None
         if chosen.reuse is not None and chosen.reuse.shape[0]:
-            fresh = alive[chosen.reuse.clamp(0, count - 1)] + self.trace.layout.visual.start
-            cached = fresh if cached is None else torch.cat((cached, fresh))
-        index = tokens.index
+            gone = alive[chosen.reuse.clamp(0, count - 1)] + self.trace.layout.visual.start
+            cached = gone if cached is None else torch.cat((cached, gone))
+        index, bias = tokens.index, tokens.bias
+        if bias is not None or chosen.sizes is not None:
+            bias = tokens.hidden.new_zeros(index.shape[0]) if bias is None else bias
+            own = bias[start:stop][keep] if chosen.sizes is None else chosen.sizes[order].to(bias).log()
+            bias = torch.cat((bias[:start], own, bias[stop:], *([] if gone is None else [bias.new_zeros(gone.shape)])))
         return Tokens(
             torch.cat((tokens.hidden[:start], visual, tokens.hidden[stop:])),
             torch.cat((index[:start], index[start:stop][keep], index[stop:])),
             cached,
+            bias,
         )
 
     def _check(self, layer: int, chosen: Selection, count: int) -> None:
         """Queues what can be wrong with a selection; one test for both lists, so a row cannot have two fates."""
         named = chosen.keep if chosen.reuse is None else torch.cat((chosen.keep, chosen.reuse))
-        if chosen.values is not None and chosen.values.shape[0] != chosen.keep.shape[0]:
-            raise ValueError(f"{self.name} at layer {layer} gives {chosen.values.shape[0]} values for "
-                             f"{chosen.keep.shape[0]} kept rows; give one each")
+        for what, given in (("values", chosen.values), ("sizes", chosen.sizes)):
+            if given is not None and given.shape[0] != chosen.keep.shape[0]:
+                raise ValueError(f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
+                                 f"{chosen.keep.shape[0]} kept rows; give one each")
         ranged = ((named < 0) | (named >= count)).any()
         self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", ranged))
         twice = (named.sort().values.diff() == 0).any()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -162,3 +162,69 @@ class Trainer:
             for key, value in self.model.state_dict().items():
                 self.average[key].lerp_(value, pull) if value.is_floating_point() else self.average[key].copy_(value)
         return float(loss.detach())
+
+
+def frames(arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]) -> Frames:
+    """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
+    names = [name for name in instructions if (arrays["task"] == name).any()]
+    task = np.array([names.index(str(n)) for n in arrays["task"]])
+    table = np.array([words(instructions[n]) for n in names])
+    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], task)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is demonstrated: training episodes per task from `first` on, the noises (standard deviation on the arm's
+    actions) that are executed in turn, and every how many steps a frame is kept.
+    """
+
+    episodes: int = 300
+    first: int = 1000
+    noises: tuple[float, ...] = (0.0, 0.2, 0.4)
+    every: int = 3
+    workers: int = 2
+
+
+def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> dict[str, np.ndarray]:
+    """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
+    from vlaprune import demos
+
+    ids = range(teaching.first, teaching.first + teaching.episodes)
+    plan = [demos.Job(t.name, e, teaching.noises[(e + i) % len(teaching.noises)])
+            for e in ids for i, t in enumerate(bench.tasks())]
+    demos.collect(bench, plan, folder, teaching.workers, teaching.every, chunk)
+    return demos.load(folder)
+
+
+def main(cfg: Any, bench: Any, make_model: Callable[[], Any]) -> None:
+    """vlaprune-train: demonstrations, training, weights with their card, learning curve. Run again, it goes on."""
+    from tqdm import tqdm
+
+    from vlaprune.nn.load import save
+
+    if not hasattr(bench, "expert"):
+        raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    recipe, teaching = Recipe(**cfg.recipe), Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+    folder = Path(cfg.output)
+    torch.manual_seed(recipe.seed)
+    model = make_model()
+    if not hasattr(model, "train_loss"):
+        raise ValueError(f"model {model.info.name} cannot be trained; use model=tiny")
+    arrays = teach(bench, teaching, Path(cfg.data), model.chunk)
+    data = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
+    model.normalise(quantiles(data.state), quantiles(data.labels.reshape(-1, data.labels.shape[-1])))
+    trainer = Trainer(model, data, recipe, folder)
+    with tqdm(total=recipe.steps, initial=trainer.step, unit="step") as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-100:]):.4f}")
+            bar.update()
+
+        trainer.run(progress)
+    curve = "step,l1\n" + "".join(f"{i + 1},{loss:.6f}\n" for i, loss in enumerate(trainer.losses))
+    (folder / "curve.csv").write_text(curve)
+    card = {"model": model.info.name, "bench": bench.name, "frames": len(data.images), "recipe": asdict(recipe),
+            "teaching": asdict(teaching), "l1": float(np.mean(trainer.losses[-100:])), "tasks": sorted(set(arrays["task"].tolist()))}
+    path = folder / f"{model.info.name}-{bench.name}.safetensors"
+    save(path, model, card, torch.float16)
+    print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")

@@ -54,7 +54,8 @@ def test_gate():
     assert prunes([0, 1, 1, 2, 3, 4, 5, 6]) == [False] * 3 + [True] * 3 + [False, True]  # at most three
     assert prunes([0, 1, 1, 2, 3, 4, 5, 6], streak=0) == [False] * 3 + [True] * 5
     assert prunes([0, 0, 0, 0], gate="always") == [True] * 3 + [False]
-    assert prunes([0, 8, 0, 5, 3, 4], gate="mean", streak=0) == [False] * 3 + [True, False, True]  # means 4, 4.5, 3.75
+    # running means 4, 3, 3.5, 3.25
+    assert prunes([0, 8, 0, 2, 4, 3, 4], gate="mean", streak=0) == [False] * 4 + [True, False, True]
 
 
 def reference(attention, layout, counts):

@@ -59,11 +59,10 @@ def test_scale_of_the_scores_changes_nothing():
 
 def test_published_counts_and_exact_floor():
     assert EfficientVLA().budget.count(256) == 112 and EfficientVLA(keep=0.21875).budget.count(256) == 56
-    features = torch.eye(16)
-    features[0] = torch.eye(16)[15]  # as the key: last by diversity, so it goes on only by relevance
-    score = torch.arange(16.0)
-    score[0] = 12.5  # fourth; alpha 0.3 of 10 beyond the key set is exactly 3
-    assert 0 in kept(score, features, keep=11, key=1, alpha=0.3)
+    score, features = torch.arange(64.0), torch.eye(64)
+    features[34] = features[63]  # as the key: last by diversity, so it goes on only by relevance, where it is the 30th
+    episode = Episode(EfficientVLA(keep=51, key=1, alpha=0.58), prompt(((8, 8),)))
+    assert int(0.58 * 50) == 28 and 34 in episode.call(constant(score), features)[2]
 
 
 @pytest.mark.parametrize("score", [torch.full((16,), 1 / 16), torch.full((16,), torch.nan), torch.zeros(16)])

@@ -4,8 +4,10 @@ import torch
 from handmade import INFO, check_memoryless, kept, look, site, tiny
 
 from vlaprune.meter import Clock
+from vlaprune.methods.common import elected, multiplicity, straight_through
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.models.tiny import TEXT, tokenize
+from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
 
@@ -61,6 +63,11 @@ def test_floor(least):
     assert rows == sorted(winners + [i for i in best if i not in winners][: len(rows) - len(winners)])
 
 
+def test_the_floor_never_pushes_a_winner_out():
+    score = torch.tensor([[1.0, 0, 0, 0], [0, 9, 8, 7]])
+    assert [elected(score, least).tolist() for least in (1, 3, 4)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
 def test_degenerate_inputs():
     assert kept(LightVLA(), site(torch.ones(8, 16))) == [0]
     assert kept(LightVLA(), site(torch.full((8, 16), float("nan")))) == [0]
@@ -92,8 +99,6 @@ def test_training_is_the_hard_gather_with_the_gradient_of_the_softmax(scale):
 
 def test_patches_get_the_gradient_of_the_gather():
     visual = torch.randn(8, 16, requires_grad=True)
-    from vlaprune.methods.common import straight_through
-
     winners, rows = straight_through(torch.randn(5, 8), visual)
     (got,) = torch.autograd.grad(rows.sum(), visual)
     assert torch.equal(got, torch.zeros(8, 16).index_add(0, winners, torch.ones(5, 16)))
@@ -170,3 +175,28 @@ def test_packed_training_backpropagates():
 def test_bad_parameters(wrong):
     with pytest.raises(ValueError, match="lightvla"):
         LightVLA(**wrong)
+
+
+@torch.no_grad()
+def test_multiplicity_bias_is_the_training_pass_without_noise():
+    """Dropped duplicates with log(count) on the winner's key give the rows that stay what duplicates give them."""
+    torch.manual_seed(0)
+    decoder = Decoder(Shape(16, 3, 2, 2, 8, 32, causal=False)).eval()
+    visual, ask = torch.randn(8, 16), torch.randn(4, 16)
+    score = torch.randn(8, 8)
+    winners = score.argmax(1)
+    picks = elected(score, 1)
+    doubled = Tokens(torch.cat((visual[winners], ask)), torch.cat((winners, torch.arange(8, 12))))
+    bias = torch.cat((multiplicity(score, picks).log(), torch.zeros(4)))
+    once = Tokens(torch.cat((visual[picks], ask)), torch.cat((picks, torch.arange(8, 12))), None, bias)
+    rows = [decoder([t], [Unwatched()])[0][-4:] for t in (doubled, once)]
+    assert torch.allclose(*rows, atol=1e-5)
+    plain = Tokens(once.hidden, once.index)
+    assert not torch.allclose(rows[0], decoder([plain], [Unwatched()])[0][-4:], atol=1e-3)
+
+
+def test_multiplicities_sum_to_the_number_of_rows():
+    at = site(torch.randn(8, 16))
+    chosen = LightVLA(multiplicity_bias=True).select(at)
+    assert chosen.sizes.sum() == 8 and (chosen.sizes >= 1).all()
+    assert LightVLA().select(at).sizes is None

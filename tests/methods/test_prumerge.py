@@ -68,6 +68,13 @@ def test_the_count_follows_the_outliers(loud):
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_outliers_by_the_quartiles(seed):
+    score = np.random.default_rng(seed).lognormal(size=64).astype(np.float32)
+    low, high = np.percentile(score, [25, 75])
+    assert outliers(torch.from_numpy(score)) == (score > high + 1.5 * (high - low)).sum() > 0
+
+
 def test_degenerate_inputs():
     for tower in (torch.full((8,), 1 / 8), torch.full((8,), float("nan"))):
         at = site(torch.ones(8, 16), torch.zeros(0, 16), tower=tower)

@@ -45,15 +45,15 @@ def reference(layout, attention, static, acted, counts, keep=0.8, alpha=0.2, flo
             alive = alive & ((every - static) | acted | best | core)
             core = set().union(*(highest(text[0], c, k) for c, k in zip(cameras, counts, strict=True)))
         left.append(sorted(alive))
-    groups = [(g, len(layout.group(g))) for g in (Rows.LAST, Rows.TEXT, Rows.ACTION)]
-    seen = [torch.cat([attention(n, g, q) for g, q in groups], 1).mean((0, 1)).numpy() for n in (0, 1, 2)]
+    groups = [(g, len(layout.group(g))) for g in (Rows.TEXT, Rows.ACTION)]
+    score = np.zeros(layout.total)
+    for n, there in enumerate((every, set(left[0]), set(left[1]))):
+        seen = torch.cat([attention(n, g, q) for g, q in groups], 1).mean((0, 1)).numpy()
+        for camera in cameras:
+            order = sorted(camera & there, key=lambda i: -seen[i])
+            for weight, i in zip(np.linspace(10, 0.1, max(2, len(order))), order, strict=False):
+                score[i] += alpha * (weight - score[i])
     for _ in range(3):
-        score = np.zeros(layout.total)
-        for s in seen:
-            for camera in cameras:
-                order = sorted(camera & alive, key=lambda i: -s[i])
-                for weight, i in zip(np.linspace(10, 0.1, max(2, len(order))), order, strict=False):
-                    score[i] += alpha * (weight - score[i])
         count = max(round(floor * layout.total), int(keep * (len(alive) + others)) - others, 1)
         alive = alive if count >= len(alive) else highest(np.round(score, 4), alive, count)
         left.append(sorted(alive))

@@ -1,4 +1,4 @@
-"""TIES: tau-b against scipy, the choice against an independent reference, calibration files, and its life on the toy."""
+"""TIES: tau-b against scipy, the choice against an independent reference, calibration files, the toy."""
 
 import inspect
 import json
@@ -126,6 +126,12 @@ def test_estimator_equals_the_reference(tokens, heads):
         assert ours == pytest.approx(reference_tau(s, 6, tokens), abs=1e-6)
 
 
+def test_a_layer_of_ties_is_left_out_of_the_mean():
+    probs = attention(2)
+    probs[3] = 1 / 16
+    assert Estimator(tokens="all").tau(hand(probs), range(4)) == Estimator(tokens="all").tau(hand(probs), range(3))
+
+
 def test_auto_reads_the_rows_that_emit_the_action():
     assert Estimator().group(hand(attention(0)).layout) is Rows.LAST
     assert Estimator().group(Toy("parallel").layout(3)) is Rows.ACTION
@@ -139,7 +145,7 @@ def test_auto_reads_the_rows_that_emit_the_action():
 def test_weight_falls_within_zero_and_one(how):
     known = np.random.default_rng(0).beta(2, 5, 101).tolist()
     curve = [weight(t, known, how) for t in np.linspace(-1, 1, 201)]
-    assert all(a >= b for a, b in zip(curve[:-1], curve[1:], strict=True)) and curve[0] == 1 and curve[-1] == 0
+    assert curve == sorted(curve, reverse=True) and curve[0] == 1 and curve[-1] == 0
     if how == "hard":
         assert weight(np.median(known), known, how) == 1 and weight(np.median(known) + 1e-9, known, how) == 0
         assert weight(0.3, known, how, threshold=0.4) == 1 and weight(0.5, known, how, threshold=0.4) == 0
@@ -179,7 +185,9 @@ def test_keeps_what_the_reference_keeps(count, grid):
         method.share = seed / 7
         kept = call(method, hand(probs, grid=grid, step=1))
         assert kept == reference_keep(probs[1].mean(0), seed / 7, count)
-        assert len(set(kept)) == count and set(np.argsort(-probs[1].mean(0), kind="stable")[: seed * count // 7]) <= set(kept)
+        assert len(set(kept)) == count and set(
+            np.argsort(-probs[1].mean(0), kind="stable")[: seed * count // 7]
+        ) <= set(kept)
 
 
 def test_full_trust_is_fastv_and_none_is_an_even_stride():
@@ -211,7 +219,9 @@ def test_polarity():
         call(method, hand(probs))
         shares.append(method.share)
     tau = Estimator(keep=6).tau(hand(probs), range(4))
-    assert shares[0] == weight(tau, sigma, "quantiles") and shares[1] == pytest.approx(1 - shares[0]) and shares[0] != 0.5
+    assert (
+        shares[0] == weight(tau, sigma, "quantiles") and shares[1] == pytest.approx(1 - shares[0]) and shares[0] != 0.5
+    )
 
 
 # -- the anchor --------------------------------------------------------------------------------------------------
@@ -312,7 +322,9 @@ def test_runs_on_the_toy(style):
 @pytest.mark.parametrize("style", STYLES)
 def test_an_instruction_may_change_or_be_absent(style):
     frames = scenes(0, 1, 4)
-    asked = [Observation(f.images, f.state, text) for f, text in zip(frames, ("go", "go", "reach the blue", ""), strict=True)]
+    asked = [
+        Observation(f.images, f.state, text) for f, text in zip(frames, ("go", "go", "reach the blue", ""), strict=True)
+    ]
     _, calls, _ = run(style, TIES, asked)
     assert [r.visual[-1] for r in calls] == [64, 14, 64, 64]
 
@@ -414,8 +426,17 @@ def test_a_calibration_of_no_taus_is_refused(tmp_path, taus):
 @pytest.mark.parametrize(
     "options",
     [
-        {"layer": 0}, {"keep": 0.0}, {"keep": 2.5}, {"interpolate": "spline"}, {"rows": "visual"}, {"heads": "sum"},
-        {"tokens": "bottomk"}, {"layers": [2, 2]}, {"layers": [3]}, {"similarity": "mse"}, {"uniform": "grid"},
+        {"layer": 0},
+        {"keep": 0.0},
+        {"keep": 2.5},
+        {"interpolate": "spline"},
+        {"rows": "visual"},
+        {"heads": "sum"},
+        {"tokens": "bottomk"},
+        {"layers": [2, 2]},
+        {"layers": [3]},
+        {"similarity": "mse"},
+        {"uniform": "grid"},
     ],
 )
 def test_a_bad_option_is_refused_in_one_line(options):

@@ -52,6 +52,14 @@ def test_any_budget_is_met(count):
     assert len(kept(ToMe(count), at)) == count
 
 
+@pytest.mark.parametrize("count", [10, 11, 17])
+def test_half_merge_in_one_round(count):
+    visual = torch.randn(20, 16)
+    got, want = merged(ToMe(count), site(visual, cameras=((4, 5),))), reference(visual.numpy(), np.ones(20), 20 - count)
+    assert sorted(got) == sorted(want)
+    assert all(np.allclose(got[i], want[i][0], atol=1e-5) for i in want)
+
+
 def test_twins_merge_first():
     visual = torch.eye(8, 16)
     visual[4] = visual[7]

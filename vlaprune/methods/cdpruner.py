@@ -26,14 +26,16 @@ def dpp(features: Tensor, count: int) -> Tensor:
 
     Greedy MAP with an incremental Cholesky factor; nothing in the loop waits for the device.
     """
-    kernel, chosen = features @ features.T, torch.empty(count, dtype=torch.long, device=features.device)
+    kernel, chosen = features.detach() @ features.detach().T, []
     left, factor = kernel.diagonal().clone(), kernel.new_empty((count, kernel.shape[0]))
     for i in range(count):
-        j = chosen[i : i + 1] = left.argmax(0, keepdim=True)
-        row = kernel[j] - factor[:i, j].T @ factor[:i]
-        factor[i] = row = row[0] * left[j].clamp(min=EPS).rsqrt()
+        j = left.argmax(0, keepdim=True)
+        row, known = factor[i], factor[:i]
+        torch.addmv(kernel.index_select(0, j)[0], known.T, known.index_select(1, j)[:, 0], alpha=-1, out=row)
+        row.mul_(left.index_select(0, j).clamp_(min=EPS).rsqrt_())
         left.addcmul_(row, row, value=-1).index_fill_(0, j, float("-inf"))
-    return chosen
+        chosen.append(j)
+    return torch.cat(chosen)
 
 
 @dataclass

@@ -25,24 +25,6 @@ def share(count: int, sizes: Sequence[int]) -> list[int]:
     return out
 
 
-def farthest(features: Tensor, count: int, first: int | Tensor) -> Tensor:
-    """[count] rows of features [n, d], each the farthest from those before it by cosine distance; begins with `first`.
-
-    A running distance vector, so the cost is count * n * d, without the [n, n] matrix.
-    """
-    unit = F.normalize(features.float(), dim=-1)
-    chosen = torch.empty(count, dtype=torch.long, device=features.device)
-    chosen[0] = first
-    nearest = 1 - unit @ unit[chosen[0]]
-    taken = torch.zeros(unit.shape[0], dtype=torch.bool, device=features.device)
-    taken[chosen[0]] = True
-    for i in range(1, count):
-        chosen[i] = nearest.masked_fill(taken, float("-inf")).argmax()
-        taken[chosen[i]] = True
-        nearest = torch.minimum(nearest, 1 - unit @ unit[chosen[i]])
-    return chosen
-
-
 def voted(trace: Trace, layer: int, rows: Rows) -> Tensor:
     """[V] attention at `layer`, mean over heads and over those of `rows` read so far; KeyError where there are none."""
     there = Rows(0)
@@ -146,6 +128,11 @@ def elected(score: Tensor, least: int) -> Tensor:
     return top(score.amax(0).index_fill(0, winners, float("inf")), least)
 
 
+def multiplicity(score: Tensor, picks: Tensor) -> Tensor:
+    """[k] how many rows of scores [q, n] each of the columns `picks` [k] wins; 1 for one that wins none."""
+    return row_winners(score).bincount(minlength=score.shape[1])[picks].clamp(min=1)
+
+
 def straight_through(score: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Winners [q] of scores [q, n] and their rows [q, d] of [n, d], with duplicates.
 
@@ -170,13 +157,13 @@ def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
 
 
 def patch_cosine(now: Tensor, before: Tensor) -> Tensor:
-    """[V] cosine of the raw pixels of patches [V, p, p, 3]; 1 for patches that are equal, black ones included.
+    """[V] cosine of the raw pixels of patches [V, p, p, 3] uint8; 1 for patches that are equal, black ones included.
 
-    In float64, where sums of products of bytes are exact: a threshold cuts alike on every machine.
+    The sums are whole numbers, so a threshold cuts alike on every machine.
     """
-    a, b = now.flatten(1).double(), before.flatten(1).double()
-    norms = a.square().sum(1).sqrt() * b.square().sum(1).sqrt()
-    return ((a * b).sum(1) / norms.clamp(min=1.0)).masked_fill((now == before).flatten(1).all(1), 1.0)
+    a, b = now.flatten(2).int(), before.flatten(2).int()
+    dot, left, right = ((x * y).sum(2, dtype=torch.int32).sum(1).double() for x, y in ((a, b), (a, a), (b, b)))
+    return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill((now == before).flatten(1).all(1), 1.0)
 
 
 def still(now: Tensor, before: Tensor, threshold: float, layout: Layout, count: int) -> Tensor:
@@ -190,8 +177,8 @@ def grey_entropy(pixels: Tensor, levels: int) -> Tensor:
 
     Grey is ITU-R 601 luma in integers, so every machine counts the same histogram.
     """
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=pixels.device)
-    grey = ((pixels.int() * weights).sum(-1) + 32768) >> 16
+    red, green, blue = pixels.int().unbind(-1)
+    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     bins = (grey * levels >> 8).flatten(1).long()
     counts = torch.zeros(bins.shape[0], levels, dtype=torch.float64, device=pixels.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
@@ -324,3 +311,9 @@ def text_scores(trace: Trace, layers: Iterable[int]) -> Tensor | None:
     """[W, V] attention of each text row, mean over `layers` and heads; None where there is no instruction."""
     read = [trace.visual(n, Rows.TEXT).float().mean(0) for n in layers if trace.has(n, Rows.TEXT)]
     return torch.stack(read).mean(0) if read else None
+
+
+def portions(layout: Layout, shares: Sequence[float]) -> list[int]:
+    """Tokens that `shares` make of each camera, at least one; the last share stands for all further cameras."""
+    each = [shares[min(i, len(shares) - 1)] for i in range(len(layout.views))]
+    return [max(1, round(share * len(view.tokens))) for share, view in zip(each, layout.views, strict=True)]

@@ -4,7 +4,8 @@ Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Du
 arXiv:2502.11494; authors' code ZichenWen1/DART was not read, the rule is taken from third-party ports.
 
 Differences: pivots are the tokens of largest L1 norm of hidden states (the ports: of key states, which no method can
-read here); text pivots come from the instruction; visual pivots are served first (inferred); one pool for all cameras.
+read here); text pivots come from the instruction; visual pivots are served first and the budget is met exactly (the
+ports round each pivot's share down); one pool for all cameras.
 """
 
 from dataclasses import dataclass

@@ -8,9 +8,7 @@ twice); positions stay as they were (LLaVA's version renumbers them; the ports t
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from vlaprune.methods.common import farthest
+from vlaprune.methods.common import spread
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 
@@ -34,7 +32,4 @@ class DivPrune(Pruner):
 
     def select(self, site: Site) -> Selection:
         """The diverse subset."""
-        unit = F.normalize(site.visual.float(), dim=-1)
-        distance = (1 - unit @ unit.T).fill_diagonal_(float("inf"))
-        first = distance.min(dim=1).values.argmax()
-        return Selection(farthest(site.visual, self.budget.count(site.total), first))
+        return Selection(spread(site.visual, self.budget.count(site.total)))

@@ -8,13 +8,13 @@ As in the code, not the paper: weightless RMS norms; uniform noise (the paper sa
 Differences: the queries see the instruction alone (the authors add proprioception, padding and action placeholders,
 which a Site does not show); scores stay in fp32; one sequence at a time, so counts may differ within a batch; a floor
 `min_keep`. Authors' defects not copied: padding among the queries, a slice of the action states two tokens off, gathers
-that need equal counts. Open: a duplicate weighs more in training than at test. A bias log(multiplicity) on its key
-would mend that, but no Selection can carry one, so the option is not offered; the authors leave the gap, too.
+that need equal counts. In training a token asked for often is there often, and weighs more in attention than at test;
+the authors leave this gap, and so does the default. `multiplicity_bias` closes it.
 """
 
 from torch import Tensor, nn
 
-from vlaprune.methods.common import NOISES, elected, noise, rms, straight_through
+from vlaprune.methods.common import NOISES, elected, multiplicity, noise, rms, straight_through
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 
 
@@ -23,19 +23,20 @@ class LightVLA(nn.Module, Pruner):
 
     noise     added to the scores in training: uniform (authors' code) or gumbel (paper)
     min_keep  at least so many go on, filled up by best score (inferred; 1 is the authors' behaviour)
+    multiplicity_bias  a winner's key counts once for each row that asked for it, as its duplicates do in training
 
     After `train()`, select keeps V rows with duplicates, each with the winner's position and values that pass a
     straight-through gradient on. A trainer calls `anneal` before each step, gives each sequence its own seed and never
     calls Session.finish, which refuses duplicates.
     """
 
-    def __init__(self, noise: str = "uniform", min_keep: int = 1) -> None:
+    def __init__(self, noise: str = "uniform", min_keep: int = 1, multiplicity_bias: bool = False) -> None:
         super().__init__()
         if noise not in NOISES:
             raise ValueError(f"lightvla noise={noise}; use one of {', '.join(NOISES)}")
         if min_keep < 1:
             raise ValueError(f"lightvla min_keep={min_keep}; use at least 1")
-        self.noise, self.min_keep = noise, min_keep
+        self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
         self.noise_scale, self.draws = 1.0, 0
         self.eval()
 
@@ -59,7 +60,8 @@ class LightVLA(nn.Module, Pruner):
         """The distinct winners; in training all of them, noised, with gradients."""
         score = self.scores(site.visual, site.text)
         if not self.training:
-            return Selection(elected(score, self.min_keep))
+            picks = elected(score, self.min_keep)
+            return Selection(picks, sizes=multiplicity(score, picks) if self.multiplicity_bias else None)
         lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
         self.draws += 1
         picks, values = straight_through(score + self.noise_scale * lot, site.visual)

@@ -12,7 +12,7 @@ go on, and with random weights the choice means nothing: this method must be tra
 import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.common import NOISES, elected, noise, rms, straight_through
+from vlaprune.methods.common import NOISES, elected, multiplicity, noise, rms, straight_through
 from vlaprune.nn.load import fill, read, save
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 
@@ -25,20 +25,28 @@ class LightVLAStar(nn.Module, Pruner):
     weights   a safetensors file that `save` wrote, or `random`
     noise     added to the scores in training: uniform or gumbel
     min_keep  at least so many go on, filled up by best score
+    multiplicity_bias  as in LightVLA
 
     The parameter `query` [queries, d] exists once `plan` has told the width d. To train several sequences at a time,
     assign one instance's `query` to the others before they plan. Training otherwise as in LightVLA.
     """
 
     def __init__(
-        self, queries: int = 64, layer: int = 0, weights: str = "random", noise: str = "uniform", min_keep: int = 1
+        self,
+        queries: int = 64,
+        layer: int = 0,
+        weights: str = "random",
+        noise: str = "uniform",
+        min_keep: int = 1,
+        multiplicity_bias: bool = False,
     ) -> None:
         super().__init__()
         if noise not in NOISES:
             raise ValueError(f"lightvla_star noise={noise}; use one of {', '.join(NOISES)}")
         if queries < 1 or min_keep < 1:
             raise ValueError(f"lightvla_star queries={queries}, min_keep={min_keep}; use at least 1 of each")
-        self.queries, self.layer, self.weights, self.noise, self.min_keep = queries, layer, weights, noise, min_keep
+        self.queries, self.layer, self.weights = queries, layer, weights
+        self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
         self.noise_scale, self.draws = 1.0, 0
         self.query: nn.Parameter | None = None
         self.eval()
@@ -71,7 +79,8 @@ class LightVLAStar(nn.Module, Pruner):
         """The distinct winners; in training all of them, noised, with gradients."""
         score = self.scores(site.visual)
         if not self.training:
-            return Selection(elected(score, self.min_keep))
+            picks = elected(score, self.min_keep)
+            return Selection(picks, sizes=multiplicity(score, picks) if self.multiplicity_bias else None)
         lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
         self.draws += 1
         picks, values = straight_through(score + self.noise_scale * lot, site.visual)

@@ -6,10 +6,10 @@ arXiv:2509.05614 (ICML 2026), static pruning and dynamic pruning; authors' code 
 As in the code: patches at or above `similar` (what its runs pass; its function's default is 0.996), the counts 16, 12
 and 200 of 256, stages after layers 5 .. 25 of 32, ranks of layers 0, 1 and 12, a share of the whole sequence. Layers
 and counts are shares here, so that they fit other models; a stage that falls before layer 3 is left out.
-Differences: a method sees no robot speed, so no precise mode (its counts: attended=[0.0977, 0.0742], static=0.86), and
-the earlier frame is the last call's, not 3 to 6 steps old; ranks are among the tokens still there; the layer weight,
-always 1, is left out; text rows are the instruction alone. The previous action's set is read at the last layer, as many
-as a camera's `attended` (inferred: the paper names it, the code hands on an empty list).
+Differences: a method sees no robot speed, so no precise mode (its counts: attended=[0.0977, 0.0742], static=0.86); the
+earlier frame is the last call's, not 3 to 6 steps old; the layer weight, always 1, and the rows of stop, proprioception
+and the fixed words round the instruction are left out. The previous action's set is read at the last layer, as many as
+a camera's `attended` (inferred: the paper names it, the code hands on an empty list).
 Defects not copied: the first frame compared with itself (nearly all static; here nothing is); numbers of shortened and
 full sequences mixed in scores and in layer 1's choice.
 """
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import best, between, cameras, standing, still, voted
+from vlaprune.methods.common import best, between, cameras, portions, standing, still, voted
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Rows, Trace
 
-OTHERS = Rows.TEXT | Rows.ACTION | Rows.LAST
+OTHERS = Rows.TEXT | Rows.ACTION
 
 
 @dataclass
@@ -63,37 +63,37 @@ class SpecPrune(Pruner):
         return Plan((1, 2, *sorted(d for d in depths if 2 < d < info.layers)), reads)
 
     def reset(self) -> None:
-        """Forgets the last call: patches [V, p, p, 3] and what its action attended to [V]."""
+        """Forgets the last call."""
         self._layout: Layout | None = None
 
     def select(self, site: Site) -> Selection | None:
         """What changed or is attended to; later the best ranked."""
+        self._rank(site)
         if site.layer > 2 or self._layout != site.layout:
             return self._stage(site) if site.layer > 2 else None
         if site.layer == 1:
             count = round(self.static * site.total)
             self._kept = ~still(site.trace.pixels, self._pixels, self.similar, site.layout, count) | self._acted
-        task, counts = voted(site.trace, site.layer - 1, Rows.TEXT), self._counts(site.layout)
+        task, counts = voted(site.trace, site.layer - 1, Rows.TEXT), portions(site.layout, self.attended)
         wide = best(task, site.layout, [3 * n for n in counts]) if site.layer == 1 else self._kept
         self._kept = self._kept | best(task, site.layout, counts)
         return Selection((self._kept | wide)[site.alive].nonzero().flatten())
 
-    def _counts(self, layout: Layout) -> list[int]:
-        shares = [self.attended[min(i, len(self.attended) - 1)] for i in range(len(layout.views))]
-        return [max(1, round(s * len(v.tokens))) for s, v in zip(shares, layout.views, strict=True)]
+    def _rank(self, site: Site) -> None:
+        """Adds the ranks of layers that ran since the site before, among the tokens they had."""
+        if site.layer == 1:
+            self._score, self._due = torch.zeros(site.total, device=site.alive.device), list(self._ranked)
+        while self._due and self._due[0] < site.layer:
+            seen = voted(site.trace, self._due.pop(0), OTHERS)[site.alive]
+            fresh = standing(seen, cameras(site.layout, seen.device)[site.alive])
+            self._score[site.alive] = self._score[site.alive].lerp(fresh, self.alpha)
 
     def _stage(self, site: Site) -> Selection | None:
-        n, others = site.alive.shape[0], site.layout.length - site.total
+        n, others = len(site.alive), site.layout.length - site.total
         count = max(round(self.floor * site.total), int(self.keep * (n + others) + 1e-9) - others, 1)
-        if count >= n:
-            return None
-        camera, score = cameras(site.layout, site.alive.device)[site.alive], torch.zeros(n, device=site.alive.device)
-        for layer in (r for r in self._ranked if r < site.layer):
-            score = score.lerp(standing(voted(site.trace, layer, OTHERS)[site.alive], camera), self.alpha)
-        return Selection(top(score, count))
+        return None if count >= n else Selection(top(self._score[site.alive], count))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the patches and what the action attended to; a token that was gone has attention 0 and is left out."""
-        acted = voted(trace, self._last, Rows.ACTION)
-        self._acted = best(acted, trace.layout, self._counts(trace.layout)) & (acted > 0)
-        self._pixels, self._layout = trace.pixels, trace.layout
+        acted, self._pixels, self._layout = voted(trace, self._last, Rows.ACTION), trace.pixels, trace.layout
+        self._acted = best(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)

@@ -74,7 +74,7 @@ class TIES(Pruner):
     def select(self, site: Site) -> Selection | None:
         """Everything at site 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
         if site.layer == 0:
-            look, alike, anchor = (site.pixels, site.visual), RESEMBLANCE[self.similarity], self._anchor
+            look, alike, anchor = (site.trace.pixels, site.visual), RESEMBLANCE[self.similarity], self._anchor
             self._anew = not (anchor and anchor[0] == site.layout and alike(look, anchor[1]) >= self.gamma)
             if self._anew:
                 self._anchor = (site.layout, look)

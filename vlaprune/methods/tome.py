@@ -4,8 +4,8 @@ Bolya et al., "Token Merging: Your ViT But Faster", arXiv:2210.09461, section 3;
 `tome/merge.py`, `bipartite_soft_matching`.
 
 Differences: it acts once, before the decoder, on projected features, in as many rounds as the budget needs (theirs: in
-every block of the vision tower, on keys); the decoder's attention is not weighted by log(size), for which a Selection
-has no channel; a merged token keeps the position of the token it was merged into; tokens of several cameras may merge.
+every block of the vision tower, on keys); a merged token keeps the position of the token it was merged into; tokens of
+several cameras may merge.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,14 @@ def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tens
 
 @dataclass
 class ToMe(Pruner):
-    """keep: fraction or number of tokens after merging. At most half of the tokens merge in one round."""
+    """At most half of the tokens merge in one round.
+
+    keep          fraction or number of tokens after merging
+    proportional  a merged token's key counts as often as it has parts (the authors' proportional attention)
+    """
 
     keep: float = 0.25
+    proportional: bool = True
 
     def __post_init__(self) -> None:
         """ValueError for what is no budget."""
@@ -53,4 +58,4 @@ class ToMe(Pruner):
         sizes, count = torch.ones_like(values[:, 0]), self.budget.count(site.total)
         while (n := rows.shape[0]) > count:
             values, sizes, rows = merge(values, sizes, rows, min(n - count, n // 2))
-        return Selection(rows, values=values.to(site.visual))
+        return Selection(rows, values=values.to(site.visual), sizes=sizes if self.proportional else None)

@@ -1,6 +1,6 @@
 """VLA-Cache: a patch that did not change, and that the instruction does not attend to, reuses its keys and values.
 
-Xu et al., "VLA-Cache", arXiv:2502.02175, sections 3.2 and 3.3; authors' code siyuhsu/vla-cache@a490988,
+Xu et al., "VLA-Cache", arXiv:2502.02175 (read through the code); authors' code siyuhsu/vla-cache@a490988,
 `src/openvla/experiments/robot/vla_cache_utils.py`, and `pruning_loc` in its `modeling_llama.py` @07ffe25.
 
 As in the code: patches within 0.996 of the previous frame, the best `static` of them, less the `relevant` most attended

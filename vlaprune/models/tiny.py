@@ -133,6 +133,18 @@ class Tiny(nn.Module):
         """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
         return self.head(torch.stack([r[-1 - self.chunk : -1] for r in rows]))  # type: ignore[no-any-return]
 
+    @staticmethod
+    def words(instruction: str) -> list[int]:
+        """Word numbers [12] of an instruction, padded."""
+        numbers = tokenize(instruction)
+        return numbers + [0] * (TEXT - len(numbers))
+
+    def normalise(self, state: tuple[Tensor, Tensor], action: tuple[Tensor, Tensor]) -> None:
+        """Takes the (low, high) quantiles that state and action are scaled by."""
+        for name, (low, high) in (("state", state), ("action", action)):
+            getattr(self, f"{name}_low").copy_(low)
+            getattr(self, f"{name}_high").copy_(high)
+
     def train_loss(self, images: Tensor, state: Tensor, words: Tensor, labels: Tensor,
                    sessions: Sequence[Watched] | None = None) -> Tensor:
         """Mean L1 of normalised actions; labels [B, chunk, 7] in the units of the interface."""
@@ -146,7 +158,7 @@ class Tiny(nn.Module):
         images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
         numbers = [tokenize(o.instruction) for o in observations]
-        words = torch.tensor([n + [0] * (TEXT - len(n)) for n in numbers], device=self.device)
+        words = torch.tensor([self.words(o.instruction) for o in observations], device=self.device)
         for session, own, n in zip(sessions, images, numbers, strict=True):
             session.begin(self.layout(len(n)), tuple(own), self.special)
         with stage(sessions, "vision", self._vision_flops()):

@@ -111,7 +111,8 @@ class Toy:
     def _salience(self, visual: Tensor) -> Tensor:
         """[V] what a vision tower would attend to: patches unlike the mean patch."""
         colour = visual[:, RED : RED + 2]
-        return (colour - colour.mean(0)).norm(dim=1).softmax(0)
+        unlike: Tensor = (colour - colour.mean(0)).norm(dim=1)
+        return unlike.softmax(0)
 
     def _act(self, slots: Tensor, state: np.ndarray | None) -> Tensor:
         if state is None:

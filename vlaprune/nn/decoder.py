@@ -38,11 +38,13 @@ class Tokens:
     hidden  [n, d]
     index   [n] position of each row in the prompt (or after it, for decoded tokens), ascending
     cached  [m] positions no longer computed but still attended to; None for none
+    bias    [n + m] added to the attention logits of each column, own rows first; None for zeros
     """
 
     hidden: Tensor
     index: Tensor
     cached: Tensor | None = None
+    bias: Tensor | None = None
 
 
 class Cache:
@@ -113,13 +115,16 @@ class Unwatched:
         """Nothing is looked at."""
 
 
-def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None) -> Tensor:
+def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Softmax weights [H, q, c] in fp32 of some rotated queries [H, q, hd] on keys [kv, c, hd].
 
-    visible  [q, c] bool mask of what a row may attend to, None for everything.
+    visible  [q, c] bool mask of what a row may attend to, None for everything
+    bias     [c] added to the logits
     """
     keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], 0)
     logits = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias.float()
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
     return logits.softmax(-1)
@@ -218,11 +223,14 @@ class Block(nn.Module):
         """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
         if self.shape.heads != self.shape.kv_heads:
             k, v = (t.repeat_interleave(self.shape.heads // self.shape.kv_heads, 1) for t in (k, v))
-        plain = not self.shape.causal or q.shape[2] == 1
-        mask = None
-        if not plain and tokens.cached is not None:
-            mask = tokens.index[:, None] >= columns[None, :]
-        return fused(q, k, v, mask, not plain and mask is None)
+        causal = self.shape.causal and q.shape[2] > 1
+        if tokens.cached is None and tokens.bias is None:
+            return fused(q, k, v, None, causal)
+        mask = tokens.index[:, None] >= columns[None, :] if causal else None
+        if tokens.bias is not None:
+            bias = tokens.bias.to(q.dtype).expand(q.shape[2], -1)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+        return fused(q, k, v, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,10 +274,10 @@ class Packed:
         return [replace(t, hidden=part) for t, part in zip(self.sequences, parts, strict=True)]
 
     def alike(self, sessions: Sequence[Session]) -> bool:
-        """Whether all segments have one length, attend to themselves only and are not cached."""
+        """Whether all segments have one length, attend to themselves only, evenly, and are not cached."""
         first = self.sequences[0].index.shape[0]
         return len(self.sequences) > 1 and all(
-            t.index.shape[0] == first and t.cached is None and s.cache is None
+            t.index.shape[0] == first and t.cached is None and t.bias is None and s.cache is None
             for t, s in zip(self.sequences, sessions, strict=True)
         )
 

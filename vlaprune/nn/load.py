@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and card of a file written by `save`. ValueError in one line for anything else; nothing is ever unpickled."""
+    """Tensors and card (with the file's sha256) of what `save` wrote. ValueError in one line for anything else; nothing is ever unpickled."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -38,9 +39,9 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"weights {path} cannot be read ({error}); the file is damaged or no safetensors file") from None
-    if card is None:
+    if not isinstance(card, dict):
         raise ValueError(f"weights {path} carry no vlaprune card; they were not written by vlaprune-train")
-    return state, card
+    return state, {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

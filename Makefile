@@ -1,0 +1,54 @@
+SHELL := bash -o pipefail
+.DEFAULT_GOAL := help
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
+BIN := .venv/bin
+RUNS := results/runs/robosuite/tiny
+# A policy this small is fastest on one thread, and two processes then fill two cores.
+export OMP_NUM_THREADS ?= 1
+export LP_NUM_THREADS ?= 1
+PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
+
+.PHONY: help demo test check lint type fix sweep tables train clean
+help:     ## this list
+	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+.venv/done: pyproject.toml scripts/constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
+	bash scripts/system.sh
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/done  ## set up, then dense against FastV against random on a simulated robot, with a table (10 minutes)
+	$(BIN)/vlaprune-eval -m method=dense,fastv,random episodes=10 output='results/runs/demo/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-report results/runs/demo --output results/runs/demo
+
+test: .venv/done  ## set up, then every test that needs no GPU
+	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
+
+check: lint type test  ## what a change must pass
+
+lint: .venv/done  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: .venv/done  ## types
+	$(BIN)/mypy
+
+fix: .venv/done  ## mends style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: .venv/done  ## the published sweep on robosuite: every arm, 50 episodes a task (hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval -m method=dense $(PARALLEL)
+	$(BIN)/vlaprune-eval -m method=fastv,divprune,random,uniform method.keep=0.5,0.25,0.125 $(PARALLEL)
+
+tables: .venv/done  ## tables from the recorded sweep
+	$(BIN)/vlaprune-report $(RUNS) --output results/robosuite/tiny
+
+train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
+	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
+
+clean:    ## removes the environment and caches, not results
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache

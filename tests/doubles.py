@@ -1,0 +1,114 @@
+"""Stand-ins that tests share: pruners that do what they are told, worlds and sinks that misbehave."""
+
+import time
+from contextlib import contextmanager
+
+import torch
+
+from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.methods.dense import Dense
+from vlaprune.models.toy import Toy
+from vlaprune.policy import Policy
+from vlaprune.pruner import Plan, Pruner, Selection
+from vlaprune.records import Header, Recorder, read
+from vlaprune.rollout import Rules, Shard, rollout
+
+
+class Scripted(Pruner):
+    """Answers `choose(site)`, remembers the traces of the calls it saw."""
+
+    def __init__(self, plan, choose=lambda site: None):
+        self._plan, self.choose, self.traces = plan, choose, []
+
+    def plan(self, info):
+        return self._plan
+
+    def select(self, site):
+        return self.choose(site)
+
+    def observe(self, trace):
+        self.traces.append(trace)
+
+
+class Reuser(Pruner):
+    """Reuses every second token as soon as it can, from `layer` on; keeps no state of its own."""
+
+    def __init__(self, layer=0):
+        self.layer = layer
+
+    def plan(self, info):
+        return Plan((self.layer,), reuses=True)
+
+    def select(self, site):
+        old = site.reusable & (site.alive % 2 == 0)
+        return Selection((~old).nonzero().flatten(), old.nonzero().flatten())
+
+
+class Bench(ToyBench):
+    """The toy world with `trouble(task, episode, steps)` called before every step."""
+
+    def __init__(self, trouble=lambda task, episode, steps: None, limit=12, stop=True):
+        self.trouble, self.opened, self._limit, self._stop = trouble, 0, limit, stop
+
+    def tasks(self):
+        from dataclasses import replace
+
+        return [replace(t, limit=self._limit, stop=self._stop) for t in super().tasks()]
+
+    @contextmanager
+    def open(self, task):
+        self.opened += 1
+        with super().open(task) as world:
+            yield _Troubled(world, lambda *where: self.trouble(task.name, *where))
+
+
+class Slow(Bench):
+    """A world in which a step takes `seconds`."""
+
+    def __init__(self, seconds=0.05):
+        super().__init__(lambda *_: time.sleep(seconds))
+
+
+class _Troubled:
+    def __init__(self, world, trouble):
+        self._world, self._trouble = world, trouble
+
+    def reset(self, episode):
+        self._episode, self._steps = episode, 0
+        self._world.reset(episode)
+
+    def observe(self):
+        return self._world.observe()
+
+    def step(self, action):
+        self._trouble(self._episode, self._steps)
+        self._steps += 1
+        return self._world.step(action)
+
+
+def play(folder, bench=None, make=Dense, episodes=3, slots=1, execute=4, sinks=(), shard=None, time_limit=0.0,
+         model=None, say=print, seed=7):
+    """Runs the toy on two tasks as vlaprune-eval does; gives the run as it then stands in the folder."""
+    bench, shard = bench or Bench(), shard or Shard()
+    tasks = {t.name: episodes for t in bench.tasks()}
+    identity = {"model": {"_target_": "vlaprune.models.toy.Toy"}, "seed": seed, "execute": execute,
+                "method": {"_target_": f"{make.__module__}.{make.__name__}"},
+                "bench": {"_target_": "vlaprune.bench.toy.Toy"}}
+    recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
+    try:
+        rollout(Policy(model or Toy(), make, slots), bench, recorder, shard, Rules(execute, seed, time_limit))
+    finally:
+        recorder.close()
+    return read(folder)
+
+
+def outcomes(run):
+    """What a resumed, sharded or packed run must have in common with an uninterrupted one."""
+    return {key: (r.success, r.steps, [(c.rows, c.columns, c.visual, c.flops) for c in r.calls])
+            for key, r in run.episodes.items()}
+
+
+def same(a, b, atol=1e-5):
+    """Whether two tensors are close, with the largest difference in the message."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    assert torch.allclose(a, b, atol=atol), (a - b).abs().max()

@@ -1,0 +1,232 @@
+"""Contracts are checked by name, and the conformance checks catch who breaks them."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from doubles import Reuser, Scripted
+
+from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.fastv import FastV
+from vlaprune.pruner import Budget, Plan, Pruner, Selection
+from vlaprune.testing import check_benchmark, check_pruner
+from vlaprune.trace import Layout, Rows, Trace, View
+
+MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "position2")
+
+
+def test_every_mismatch_is_named_at_once():
+    MODEL.check(replace(MODEL, cameras=["front", "wrist"]))  # a YAML list is as good as a tuple
+    with pytest.raises(TypeError) as error:
+        MODEL.check(Interface("quat_xyzw", "zero_one", "absolute", ("wrist", "front"), None))
+    assert str(error.value) == (
+        "rotation axis_angle vs quat_xyzw; gripper close_positive vs zero_one; frame delta vs absolute; "
+        "cameras ('front', 'wrist') vs ('wrist', 'front'); state position2 vs None"
+    )
+
+
+# benchmarks
+
+
+def test_the_toy_benchmark_keeps_every_law():
+    check_benchmark(ToyBench())
+
+
+class Broken(ToyBench):
+    """The toy world with one of its methods replaced by `how`(world, *args)."""
+
+    def __init__(self, **how):
+        self.how = how
+
+    @contextmanager
+    def open(self, task):
+        with super().open(task) as world:
+            for name, how in self.how.items():
+                old = getattr(world, name)
+                setattr(world, name, lambda *args, how=how, old=old: how(world, old, *args))
+            world.resets = 0
+            yield world
+
+
+def counting(world, reset, episode):
+    world.resets += 1
+    reset(episode + world.resets)
+
+
+def flicker(world, observe):
+    seen = observe()
+    return replace(seen, images={"main": seen.images["main"] ^ np.uint8(np.random.default_rng().integers(1, 255))})
+
+
+def drift(world, observe):
+    seen = observe()
+    world._at = world._at + 0.01
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("bench", "law"),
+    [
+        (Broken(reset=counting), "episode 0 differs when run again"),
+        (Broken(reset=lambda world, reset, episode: reset(0)), "episodes 0 and 1 are the same"),
+        (Broken(observe=flicker), "observing twice gave two pictures"),
+        (Broken(step=lambda world, step, action: step(action + np.random.default_rng().uniform(-1, 1, 7))), "run again"),
+    ],
+)
+def test_a_benchmark_that_breaks_a_law_is_caught(bench, law):
+    with pytest.raises(AssertionError, match=law):
+        check_benchmark(bench)
+
+
+def test_looking_that_moves_the_world_is_caught():
+    with pytest.raises(AssertionError, match="observing"):
+        check_benchmark(Broken(observe=drift))
+
+
+def test_task_names_that_repeat_are_caught():
+    bench = ToyBench()
+    bench.tasks = lambda: [ToyBench().tasks()[0]] * 2
+    with pytest.raises(AssertionError, match="task names repeat"):
+        check_benchmark(bench)
+
+
+# methods
+
+
+@pytest.mark.parametrize("make", [Dense, FastV, Reuser])
+def test_sound_methods_pass(make):
+    check_pruner(make)
+
+
+class Leaky(Pruner):
+    """Keeps one token more in every call of its life."""
+
+    calls = 0
+
+    def plan(self, info):
+        return Plan((2,))
+
+    def select(self, site):
+        self.calls += 1
+        return Selection(torch.arange(min(8 + self.calls, len(site.alive))))
+
+
+class Writer(Leaky):
+    """Scales the hidden states it was lent."""
+
+    def select(self, site):
+        site.visual.mul_(1.01)
+        return None
+
+
+class Global(Leaky):
+    """Remembers in its class what belongs to one episode, so its neighbours matter."""
+
+    last = 0
+
+    def reset(self):
+        Global.last = 0
+
+    def select(self, site):
+        Global.last += 1
+        return Selection(torch.arange(8 + Global.last))
+
+
+class Wavering(Leaky):
+    """Plans another site each time."""
+
+    def plan(self, info):
+        self.calls += 1
+        return Plan((self.calls % 3,))
+
+
+class Lottery(Leaky):
+    """Draws from a generator that nobody seeded."""
+
+    def select(self, site):
+        return Selection(torch.randperm(len(site.alive))[:16])
+
+
+@pytest.mark.parametrize(
+    ("make", "law"),
+    [
+        (Leaky, "reset must forget"),
+        (Writer, "wrote to a tensor of its site"),
+        (Global, "reset must forget|a neighbour in the pack"),
+        (Wavering, "a plan is fixed"),
+        (Lottery, "reset must forget|a neighbour in the pack"),
+    ],
+)
+def test_a_method_that_breaks_a_law_is_caught(make, law):
+    with pytest.raises(AssertionError, match=law):
+        check_pruner(make)
+
+
+class Shared(Pruner):
+    """All instances write to one list."""
+
+    seen: list = []  # noqa: RUF012
+
+    def plan(self, info):
+        return Plan((1,))
+
+    def reset(self):
+        Shared.seen.clear()
+
+    def select(self, site):
+        Shared.seen.append(site.step)
+        return Selection(torch.arange(1 + len(Shared.seen)))
+
+
+def test_a_method_whose_neighbour_matters_is_caught():
+    with pytest.raises(AssertionError, match="a neighbour in the pack changed the choice"):
+        check_pruner(Shared)
+
+
+def test_a_budget_that_is_not_honoured_is_caught():
+    with pytest.raises(ValueError, match="promised 32 of 64"):
+        check_pruner(lambda: Scripted(Plan((0,), budget={0: Budget(0.5)}), lambda site: Selection(torch.arange(5))))
+
+
+# layouts and traces
+
+
+def layout(views):
+    return Layout(12, range(1, 9), range(9, 11), range(12, 14), 11, views)
+
+
+def test_views_must_tile_the_visual_tokens():
+    layout((View("a", 0, 2, 2), View("b", 4, 1, 4)))
+    for views in ((View("a", 0, 2, 2),), (View("a", 0, 2, 2), View("b", 3, 1, 4)), (View("b", 4, 2, 2), View("a", 0, 2, 2))):
+        with pytest.raises(ValueError, match="do not tile the 8 visual tokens"):
+            layout(views)
+
+
+def test_pixels_are_the_patch_behind_each_token():
+    images = [torch.arange(4 * 4 * 3).reshape(4, 4, 3).byte(), torch.randint(0, 255, (2, 8, 3)).byte()]
+    trace = Trace(layout((View("a", 0, 2, 2), View("b", 4, 1, 4))), images, 0)
+    assert trace.pixels.shape == (8, 2, 2, 3)
+    for token, (image, y, x) in enumerate([(0, 0, 0), (0, 0, 2), (0, 2, 0), (0, 2, 2)] + [(1, 0, 2 * i) for i in range(4)]):
+        assert torch.equal(trace.pixels[token], images[image][y : y + 2, x : x + 2])
+
+
+def test_a_trace_names_what_was_not_read():
+    trace = Trace(layout((View("a", 0, 2, 4),)), (), 0)
+    trace.add(2, Rows.LAST, torch.rand(2, 1, 12), None)
+    assert trace.has(2, Rows.LAST) and not trace.has(2, Rows.LAST | Rows.TEXT)
+    assert trace.rows(2, Rows.LAST).shape == (2, 1, 14) and trace.visual(2, Rows.LAST).shape == (2, 1, 8)
+    with pytest.raises(KeyError, match=r"rows TEXT of layer 2 were not read in this call; read were \['LAST@2'\]"):
+        trace.rows(2, Rows.TEXT)
+
+
+def test_the_toy_model_says_what_an_observation_lacks():
+    from vlaprune.models.toy import Toy
+    from vlaprune.policy import Policy
+
+    look = Observation({"main": np.zeros((64, 64, 3), np.uint8)}, None, "reach the red light")
+    with pytest.raises(ValueError, match="observation has no state"):
+        Policy(Toy(), Dense).act({0: look})

@@ -1,0 +1,156 @@
+"""FLOPs from observed shapes equal torch's own counter, exactly; the parts of a call's time add up to the whole."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from doubles import Reuser
+from test_decoder import Remembering
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from vlaprune.benchmark import Observation
+from vlaprune.meter import Clock, decoder_flops
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.divprune import DivPrune
+from vlaprune.methods.fastv import FastV
+from vlaprune.methods.random import Random
+from vlaprune.models.tiny import Tiny
+from vlaprune.models.toy import STYLES, Toy
+from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
+from vlaprune.policy import Policy
+from vlaprune.pruner import Plan
+from vlaprune.testing import scenes
+
+STAGES = {"vision", "prompt", "decode", "head", "method"}
+
+
+def counter():
+    """On a CPU, torch counts its fused attention as nothing unless told how."""
+    def flops(q, k, v, *_, out_shape=None, **__):
+        return sdpa_flop_count(q, k, v)
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: flops})
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return Tiny("random", ("a", "b"), width=32, layers=4, heads=2, vision_width=64, image=64, chunk=5, device="cpu")
+
+
+def look(instruction="lift the cube"):
+    lot = np.random.default_rng(0)
+    return Observation({c: lot.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in "ab"}, np.zeros(8), instruction)
+
+
+def counted(policy, frames):
+    """What torch counts in a call and the call's records; methods' own arithmetic is not in either's product list."""
+    with counter() as flops:
+        policy.act(frames)
+    return flops.get_total_flops(), [policy.drain(slot)[-1] for slot in frames]
+
+
+@pytest.mark.parametrize(
+    "make", [Dense, lambda: Random(layer=0, keep=0.25), lambda: Random(layer=2, keep=0.5), lambda: Random(keep=1)]
+)
+def test_a_whole_call_of_tiny_counts_what_torch_counts(tiny, make):
+    total, (record,) = counted(Policy(tiny, make), {0: look()})
+    assert sum(record.flops.values()) == total
+    assert set(record.flops) == STAGES and record.flops["decode"] == record.flops["method"] == 0
+    assert record.flops["prompt"] == decoder_flops(tiny.shape, list(zip(record.rows, record.columns, strict=True)))
+
+
+def test_packed_and_reusing_calls_count_what_torch_counts(tiny):
+    policy = Policy(tiny, Reuser, slots=2)
+    for frames in ({0: look()}, {0: look(), 1: look("stack the red cube")}):
+        total, records = counted(policy, frames)
+        assert sum(sum(r.flops.values()) for r in records) == total
+    assert records[0].visual == (16,) * 4 and records[0].columns[0] == records[1].columns[0]
+
+
+def test_attention_rows_read_for_a_method_are_charged_to_it(tiny):
+    total, (record,) = counted(Policy(tiny, lambda: FastV(layer=2, keep=0.25)), {0: look()})
+    assert sum(record.flops.values()) == total
+    assert record.flops["method"] == 2 * 1 * record.columns[1] * tiny.shape.width  # one row of queries, all heads
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("make", [Dense, lambda: FastV(), lambda: Random(layer=1)])
+def test_prompt_and_decode_of_the_toy_count_what_torch_counts(style, make):
+    total, (record,) = counted(Policy(Toy(style), make), {0: scenes(0, 0, 1)[0]})
+    assert sum(record.flops.values()) == total
+    assert (record.flops["decode"] > 0) == (style == "autoregressive") == (record.decoded > 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_decoder_formula_with_grouped_keys(causal):
+    shape = Shape(width=64, layers=3, heads=4, kv_heads=2, head_size=24, ffn=96, causal=causal)
+    decoder, session = Decoder(shape), Remembering(shape)
+    with counter() as prompt:
+        decoder([Tokens(torch.randn(9, 64), torch.arange(9))], [session])
+    assert prompt.get_total_flops() == decoder_flops(shape, [(9, 9)] * 3)
+    session.columns = torch.arange(9)
+    with counter() as step:
+        decoder([Tokens(torch.randn(1, 64), torch.tensor([9]))], [session])
+    assert step.get_total_flops() == decoder_flops(shape, [(1, 10)] * 3)
+    with counter() as packed:
+        decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [Unwatched()] * 2)
+    assert packed.get_total_flops() == decoder_flops(shape, [(5, 5)] * 3) + decoder_flops(shape, [(7, 7)] * 3)
+
+
+def test_fewer_tokens_never_cost_more(tiny):
+    costs = []
+    for keep in (1.0, 0.5, 0.25, 1):
+        policy = Policy(tiny, lambda keep=keep: DivPrune(keep=keep))
+        policy.act({0: look()})
+        costs.append(policy.drain(0)[0].flops["prompt"])
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) == 4
+
+
+def test_spans_exclude_the_spans_inside_them_and_add_up_to_the_whole(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now) / 1e3)  # every look at the clock takes a millisecond
+    clock = Clock()
+    with clock.span("a"):  # 0 .. 13
+        with clock.span("b"):  # 1 .. 6
+            with clock.span("c"):  # 2 .. 3
+                pass
+            with clock.span("c"):  # 4 .. 5
+                pass
+        with clock.span("d"):  # 7 .. 8
+            pass
+        with clock.span("b"), clock.span("a"):  # 9 .. 12, 10 .. 11: a span inside its own name
+            pass
+    ms = clock.read()
+    assert ms == pytest.approx({"a": 13 - 5 - 1 - 3 + 1, "b": 5 - 2 + 3 - 1, "c": 2, "d": 1})
+    assert sum(ms.values()) == pytest.approx(13)
+    assert clock.read() == {}
+
+
+def test_a_span_that_raises_is_closed():
+    clock = Clock()
+    with pytest.raises(ZeroDivisionError), clock.span("a"), clock.span("b"):
+        1 / 0  # noqa: B018
+    assert set(clock.read()) == {"a", "b"}
+
+
+def test_stages_of_a_call_add_up_to_its_time(tiny):
+    policy = Policy(tiny, lambda: FastV(layer=2))
+    policy.act({0: look()})
+    began = time.perf_counter()
+    policy.act({0: look()})
+    took = (time.perf_counter() - began) * 1e3
+    ms = policy.drain(0)[1].ms
+    assert set(ms) == {"vision", "prompt", "head", "method", "other"} and min(ms.values()) >= 0
+    assert sum(ms.values()) <= took
+
+
+def test_reads_nobody_planned_cost_nothing(tiny):
+    from doubles import Scripted
+
+    policy = Policy(tiny, lambda: Scripted(Plan((1,))))
+    policy.act({0: look()})
+    assert policy.drain(0)[0].flops["method"] == 0

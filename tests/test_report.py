@@ -1,0 +1,197 @@
+"""Tables from hand-made journals of 12 episodes: every number can be checked by eye."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from vlaprune import cli, report, stats
+from vlaprune.records import EpisodeRecord, Header, Recorder, StepRecord, read
+
+TASKS = {"near": 6, "far": 6}
+DENSE = {"near": "111111", "far": "111000"}  # 9 of 12
+FASTV = {"near": "111011", "far": "110100"}  # 8 of 12: loses near 3 and far 2, gains far 3
+
+
+def call(kept, gflops, ms):
+    flops = {"vision": 1e9, "prompt": (gflops - 1) * 1e9, "decode": 0.0, "head": 0.0, "method": 0.0}
+    times = {"prompt": ms * 0.75, "method": ms * 0.25} if ms else {}
+    return StepRecord((70, 6 + kept), (70, 6 + kept), 64, (64, kept), 0, flops, times)
+
+
+def write(folder, won, method="dense", kept=64, gflops=5.0, ms=20.0, tasks=TASKS, seed=7, bench="toy", shard="", **options):
+    """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
+    identity = {"model": {"_target_": "vlaprune.models.tiny.Tiny"}, "seed": seed, "execute": 8, "weights": "abc",
+                "method": {"_target_": f"vlaprune.methods.{method}.X", **options},
+                "bench": {"_target_": f"vlaprune.bench.{bench}.X"}}
+    recorder = Recorder(folder, Header(identity, {}, tasks), shard=shard)
+    for task, marks in won.items():
+        for episode, mark in enumerate(marks):
+            if mark != "-":  # an episode that fails takes three calls, one that succeeds two
+                calls = (call(kept, gflops, ms),) * (2 + (mark == "0"))
+                recorder.write(EpisodeRecord(task, episode, mark == "1", 10, calls))
+    recorder.close()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write(tmp_path / "dense", DENSE)
+    write(tmp_path / "fastv", FASTV, "fastv", kept=16, gflops=2.0, ms=16.0, layer=3, keep=0.25)
+    return tmp_path
+
+
+def test_every_number_of_the_table(runs):
+    table = report.summarise(report.find([runs]))
+    dense, fastv = (row for _, row in table.iterrows())
+    assert (dense["method"], fastv["method"]) == ("dense", "fastv keep=0.25 layer=3")  # the baseline comes first
+    for row, won in ((dense, 9), (fastv, 8)):
+        interval = stats.wilson(won, 12)
+        assert (row.success, row.episodes, row.task) == (won, 12, "all")
+        assert (row.rate, row.low, row.high) == pytest.approx((won / 12, interval.low, interval.high))
+    assert (fastv.paired, fastv.lost, fastv.gained) == (12, 2, 1)
+    assert fastv.difference == pytest.approx(-1 / 12)
+    assert fastv.difference_low < -1 / 12 < fastv.difference_high
+    assert fastv.mcnemar_p == pytest.approx(1.0) and fastv.verdict == "undecided"
+    assert pd.isna(dense.lost) and pd.isna(dense.verdict)
+    assert (dense.kept, fastv.kept, fastv.visual) == (64, 40, 64)  # mean over the two layers
+    assert (dense.gflops, fastv.gflops) == pytest.approx((5, 2))
+    assert (dense.flops_cut, fastv.flops_cut) == pytest.approx((0, 0.6))
+    assert (dense.ms, fastv.ms, fastv.ms_method) == pytest.approx((20, 16, 4))
+    assert (dense.speedup, fastv.speedup) == pytest.approx((1, 1.25))
+
+
+def test_means_are_over_model_calls_not_over_episodes(tmp_path):
+    """One short and one long episode: the long one has three quarters of the calls and of the weight."""
+    identity = {"method": {"_target_": "a.dense.D"}, "model": {"_target_": "a.tiny.T"}, "bench": {"_target_": "a.toy.T"}}
+    recorder = Recorder(tmp_path, Header(identity, {}, {"t": 2}))
+    recorder.write(EpisodeRecord("t", 0, True, 1, (call(0, 2.0, 10.0),)))
+    recorder.write(EpisodeRecord("t", 1, True, 3, (call(64, 6.0, 30.0),) * 3))
+    recorder.close()
+    row = report.summarise(report.find([tmp_path])).iloc[0]
+    assert (row.kept, row.gflops, row.ms) == pytest.approx((32 / 4 + 64 * 3 / 4, 5, 25))
+
+
+def test_one_row_per_task_as_well(runs):
+    table = report.summarise(report.find([runs]), by_task=True)
+    assert table["task"].tolist() == ["all", "all", "near", "near", "far", "far"]
+    far = table[(table.task == "far") & table.method.str.startswith("fastv")].iloc[0]
+    assert (far.success, far.episodes, far.lost, far.gained) == (3, 6, 1, 1)
+    assert "far" in report.markdown(table)
+
+
+def test_a_run_is_the_baseline_of_the_others_by_name(runs):
+    table = report.summarise(report.find([runs]), baseline="fastv")
+    assert table["method"].iloc[0].startswith("fastv") and table["lost"].iloc[1] == 1 and table["gained"].iloc[1] == 2
+
+
+def test_without_the_baseline_nothing_is_compared(runs):
+    table = report.summarise(report.find([runs / "fastv"]))
+    assert "lost" not in table and "speedup" not in table and "8/12" in report.markdown(table)
+
+
+def test_a_run_whose_device_was_shared_has_no_milliseconds(runs):
+    write(runs / "packed", DENSE, "random", kept=8, gflops=1.5, ms=0)
+    table = report.summarise(report.find([runs])).set_index("method")
+    assert pd.isna(table.loc["random", "ms"]) and pd.isna(table.loc["random", "speedup"])
+    assert table.loc["random", "flops_cut"] == pytest.approx(0.7)
+    assert "nan" not in report.markdown(table.reset_index()).lower()
+
+
+def test_shards_are_one_run(tmp_path):
+    even = {t: "".join(m if i % 2 == 0 else "-" for i, m in enumerate(marks)) for t, marks in DENSE.items()}
+    odd = {t: "".join(m if i % 2 else "-" for i, m in enumerate(marks)) for t, marks in DENSE.items()}
+    write(tmp_path / "run", even, shard="-0-of-2")
+    write(tmp_path / "run", odd, shard="-1-of-2")
+    assert read(tmp_path / "run").missing == []
+    assert report.summarise(report.find([tmp_path])).iloc[0].success == 9
+
+
+def test_an_incomplete_run_is_refused_or_marked(runs):
+    write(runs / "random", {"near": "1111--", "far": "11----"}, "random", kept=8, gflops=1.5)
+    with pytest.raises(ValueError, match=r"random lacks 6 of 12 episodes; finish it, or pass --partial"):
+        report.summarise(report.find([runs]))
+    table = report.summarise(report.find([runs]), partial=True).set_index("method")
+    assert table.loc["random*", "episodes"] == table.loc["random*", "paired"] == 6  # on the episodes both have
+    assert table.loc["random*", "lost"] == 0 and table.loc["dense", "episodes"] == 12
+
+
+def test_a_partial_baseline_still_is_the_baseline(tmp_path):
+    write(tmp_path / "dense", {"near": "1111--", "far": "11----"})
+    write(tmp_path / "fastv", FASTV, "fastv", gflops=2.0)
+    table = report.summarise(report.find([tmp_path]), partial=True).set_index("method")
+    assert table.loc["fastv", "paired"] == 6 and table.loc["fastv", "flops_cut"] == pytest.approx(0.6)
+
+
+def test_runs_that_differ_in_more_than_the_method_are_refused(runs):
+    write(runs / "other", DENSE, "random", seed=8)
+    with pytest.raises(ValueError, match=r"differ in more than the method \(seed 7 -> 8\); make a table of each"):
+        report.summarise(report.find([runs]))
+
+
+def test_the_same_run_twice_is_refused(runs):
+    write(runs / "again", DENSE)
+    with pytest.raises(ValueError, match=r"3 runs, but \['dense'\] comes more than once; name the folders"):
+        report.summarise(report.find([runs]))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, runs):
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "empty", tmp_path / "absent", runs / "dense" / "journal.jsonl"):
+        with pytest.raises(ValueError, match="holds no run; give folders"):
+            report.find([nothing])
+
+
+def test_a_run_without_a_finished_episode_is_refused(tmp_path):
+    write(tmp_path, {})
+    with pytest.raises(ValueError, match=r"lacks 12 of 12|no finished episode"):
+        report.summarise(report.find([tmp_path]))
+    with pytest.raises(ValueError, match="none of these runs has a finished episode"):
+        report.summarise(report.find([tmp_path]), partial=True)
+    assert "no finished episode" in report.summary(read(tmp_path))
+
+
+def test_files(runs, tmp_path):
+    table = report.summarise(report.find([runs]))
+    csv, md, tex = report.write(table, tmp_path / "out")
+    back = pd.read_csv(csv)
+    assert list(back.columns) == list(table.columns) and back["success"].tolist() == [9, 8]
+    text = md.read_text()
+    assert text.startswith("**tiny on toy**\n\n| method")
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    for shown in ("9/12", "75.0 [46.8, 91.1]", "2 / 1", "40.0 of 64", "60.0%", "1.25x", "baseline", "undecided"):
+        assert shown in text, shown
+    latex = tex.read_text()
+    body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
+    assert "60.0\\%" in body and all(c in "\\" for c in (body[i - 1] for i, x in enumerate(body) if x in "%_"))
+    columns = latex.splitlines()[1].split("{")[-1].rstrip("}")
+    assert all(line.count("&") == len(columns) - 1 for line in body.splitlines() if line.endswith("\\\\"))
+
+
+def test_the_summary_at_the_end_of_a_run(runs):
+    said = report.summary(read(runs / "fastv"))
+    for shown in ("success 8/12 = 66.7%", "40.0 of 64 visual tokens", "2 GFLOPs, 16.0 ms a call", str(runs / "fastv")):
+        assert shown in said, said
+
+
+def test_the_command(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vlaprune-report", str(runs), "--output", str(tmp_path / "out")])
+    cli.report()
+    said = capsys.readouterr().out
+    assert "| fastv keep=0.25 layer=3" in said and "table.tex" in said
+    write(runs / "again", DENSE)
+    with pytest.raises(SystemExit) as stop:
+        cli.report()
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_tables_need_no_torch():
+    check = "import sys, vlaprune.report, vlaprune.loggers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_journal_is_plain_json(runs):
+    first = json.loads((runs / "dense" / "journal.jsonl").read_text().splitlines()[1])
+    assert first["kind"] == "episode" and first["calls"][0]["visual"] == [64, 64]

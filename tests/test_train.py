@@ -1,0 +1,227 @@
+"""Training goes on bit for bit where it stopped; weights come in strictly and are never unpickled."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlaprune.models.tiny import Tiny
+from vlaprune.nn.load import fill, read, save
+from vlaprune.train import Frames, Recipe, Trainer, quantiles, rate
+
+RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, keep=5)
+
+
+def model(seed=0, **sizes):
+    torch.manual_seed(seed)
+    return Tiny("random", ("a",), **{"width": 32, "layers": 2, "heads": 1, "vision_width": 32, "vision_layers": 1,
+                                     "image": 32, "chunk": 2, "device": "cpu", **sizes})
+
+
+def frames(count=8):
+    lot = np.random.default_rng(0)
+    return Frames(
+        lot.integers(0, 255, (count, 1, 32, 32, 3), dtype=np.uint8), lot.uniform(-1, 1, (count, 8)).astype(np.float32),
+        lot.integers(0, 5, (count, 12)), lot.uniform(-1, 1, (count, 2, 7)).astype(np.float32), np.arange(count) % 2,
+    )
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(number):
+    def progress(step, loss):
+        if step == number:
+            raise Stopped
+
+    return progress
+
+
+def test_the_loss_falls(tmp_path):
+    trainer = Trainer(model(), frames(2), replace(RECIPE, steps=60, keep=60, shift=0), tmp_path)
+    trainer.run()
+    assert np.mean(trainer.losses[-5:]) < 0.6 * np.mean(trainer.losses[:5])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("stop", [3, 7, 12])  # before the first checkpoint, between two, at the very end
+def test_a_run_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, stop, bf16):
+    recipe = replace(RECIPE, bf16=bf16)
+    whole = Trainer(model(), frames(), recipe, tmp_path / "whole")
+    expected = {k: v.clone() for k, v in whole.run().items()}
+    with pytest.raises(Stopped):
+        Trainer(model(), frames(), recipe, tmp_path / "cut").run(stop_at(stop))
+    resumed = Trainer(model(), frames(), recipe, tmp_path / "cut")
+    assert resumed.step == (stop // 5 * 5 if stop < 12 else stop // 5 * 5)
+    found = resumed.run()
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.model.state_dict().items())
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    expected = {k: v.clone() for k, v in Trainer(model(), frames(), RECIPE, tmp_path).run().items()}
+    again = Trainer(model(seed=1), frames(), RECIPE, tmp_path)
+    assert again.step == 12 and all(torch.equal(v, expected[k]) for k, v in again.run(stop_at(1)).items())
+
+
+@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[: len(raw) // 2], lambda raw: b"not a checkpoint"])
+def test_a_corrupt_checkpoint_is_refused_in_one_line(tmp_path, damage):
+    Trainer(model(), frames(), replace(RECIPE, steps=1), tmp_path).run()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read .*; delete it to start anew") as error:
+        Trainer(model(), frames(), replace(RECIPE, steps=1), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_another_recipe_is_refused_in_one_line(tmp_path):
+    Trainer(model(), frames(), replace(RECIPE, steps=1), tmp_path).run()
+    with pytest.raises(ValueError, match="use the same settings, or another output=") as error:
+        Trainer(model(), frames(), replace(RECIPE, steps=1, lr=1.0), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_is_refused_in_one_line(tmp_path):
+    Trainer(model(), frames(), replace(RECIPE, steps=1), tmp_path).run()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt") as error:
+        Trainer(model(layers=3), frames(), replace(RECIPE, steps=1), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_none_ends_the_run(tmp_path):
+    data = frames()
+    data.labels[:] = np.nan
+    with pytest.raises(ValueError, match="loss is nan at step 0; lower lr"):
+        Trainer(model(), data, RECIPE, tmp_path).run()
+
+
+def test_batches_hold_as_many_frames_of_each_task_and_depend_on_the_step_alone():
+    data = replace(frames(100), task=np.repeat([0, 1], [90, 10]))
+    data.state[:] = data.task[:, None]
+    _, state, _, _ = data.batch(np.random.default_rng(0), 2000, 0)
+    assert state.mean() == pytest.approx(0.5, abs=0.05)
+    one, two = (data.batch(np.random.default_rng((7, 3)), 8, 2) for _ in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_shift_moves_the_picture_and_repeats_its_edges():
+    data = frames(1)
+    images, *_ = data.batch(np.random.default_rng(1), 64, 3)
+    assert images.shape == (64, 1, 32, 32, 3) and images.dtype == torch.uint8
+    original = torch.from_numpy(data.images[0, 0])
+    padded = torch.nn.functional.pad(original.permute(2, 0, 1).float(), [3] * 4, mode="replicate").byte().permute(1, 2, 0)
+    windows = [padded[y : y + 32, x : x + 32] for y in range(7) for x in range(7)]
+    found = {next(i for i, w in enumerate(windows) if torch.equal(w, image)) for image in images[:, 0]}
+    assert len(found) > 20
+
+
+def test_the_rate_warms_up_and_falls_to_a_hundredth():
+    recipe = replace(RECIPE, steps=200)
+    rates = [rate(step, recipe) for step in range(200)]
+    assert rates[:6] == sorted(rates[:6]) and max(rates) == 1 and rates[6:] == sorted(rates[6:], reverse=True)
+    assert rates[-1] == pytest.approx(0.01, abs=0.001)
+
+
+def test_quantiles_stay_apart():
+    low, high = quantiles(np.stack((np.linspace(0, 1, 101), np.zeros(101)), 1))
+    assert low.tolist() == pytest.approx([0.01, 0]) and high.tolist() == pytest.approx([0.99, 0.001])
+
+
+# weights in and out
+
+
+def test_weights_and_card_come_back_as_they_went(tmp_path):
+    path, one, two = tmp_path / "w.safetensors", model(0), model(1)
+    save(path, one, {"seed": 7, "success": {"Lift": 0.9}})
+    state, card = read(path)
+    assert card["seed"] == 7 and card["success"] == {"Lift": 0.9}
+    fill(two, state, str(path))
+    assert all(torch.equal(v, one.state_dict()[k]) for k, v in two.state_dict().items())
+    loaded = model(2, weights=str(path)) if False else Tiny(
+        str(path), ("a",), 32, 2, 1, 32, 1, 32, 2, device="cpu")
+    assert all(torch.equal(v, one.state_dict()[k]) for k, v in loaded.state_dict().items()) and loaded.card["seed"] == 7
+
+
+def test_half_precision_halves_the_file_and_comes_back_in_full(tmp_path):
+    one, two = model(0), model(1)
+    for dtype in (torch.float32, torch.float16):
+        save(tmp_path / str(dtype), one, {}, dtype)
+    assert (tmp_path / "torch.float16").stat().st_size < 0.6 * (tmp_path / "torch.float32").stat().st_size
+    fill(two, read(tmp_path / "torch.float16")[0], "it")
+    assert all(v.dtype == torch.float32 for v in two.state_dict().values())
+    assert all(torch.allclose(v, one.state_dict()[k], atol=2e-3) for k, v in two.state_dict().items())
+
+
+def test_saving_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save(path, model(0), {"is": "old"})
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(path, model(1), {"is": "new"})
+    assert read(path)[1]["is"] == "old"
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_never_executes(tmp_path):
+    fuse = tmp_path / "executed"
+    for name in ("weights.safetensors", "checkpoint.pt"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb(fuse)))
+    with pytest.raises(ValueError, match="the file is damaged or no safetensors file"):
+        read(tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Trainer(model(), frames(), RECIPE, tmp_path)
+    torch.save({"recipe": Bomb(fuse)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Trainer(model(), frames(), RECIPE, tmp_path)
+    assert not fuse.exists()
+
+
+def write_foreign(path):
+    save_file({"a": torch.zeros(2)}, path)
+
+
+def write_cut(path):
+    save(path, model(), {})
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("write", "match"),
+    [
+        (lambda path: None, "do not exist; give a .safetensors file, or `random`"),
+        (lambda path: path.write_bytes(b""), "damaged or no safetensors file"),
+        (lambda path: path.write_bytes(b"\xff" * 1000), "damaged or no safetensors file"),
+        (write_cut, "damaged or no safetensors file"),
+        (write_foreign, "carry no vlaprune card; they were not written by vlaprune-train"),
+        (lambda path: save_file({}, path, {"vlaprune": "[1"}), "cannot be read"),
+        (lambda path: save_file({}, path, {"vlaprune": "[1]"}), "carry no vlaprune card"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_in_one_line(tmp_path, write, match):
+    path = tmp_path / "w.safetensors"
+    write(path)
+    with pytest.raises(ValueError, match=match) as error:
+        read(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_weights_of_another_shape_are_refused_with_what_is_wrong(tmp_path):
+    state = model().state_dict()
+    with pytest.raises(ValueError, match=r"do not fit Tiny: lacks \['decoder.blocks.2"):
+        fill(model(layers=3), state, "it")
+    with pytest.raises(ValueError, match=r"has foreign \['decoder.blocks.1.*has wrong shapes \['slot \(2, 32\) instead of"):
+        fill(model(layers=1, chunk=3), state, "it")
