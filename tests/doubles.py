@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -51,8 +52,6 @@ class Bench(ToyBench):
         self.trouble, self.opened, self._limit, self._stop = trouble, 0, limit, stop
 
     def tasks(self):
-        from dataclasses import replace
-
         return [replace(t, limit=self._limit, stop=self._stop) for t in super().tasks()]
 
     @contextmanager
@@ -67,6 +66,17 @@ class Slow(Bench):
 
     def __init__(self, seconds=0.05):
         super().__init__(lambda *_: time.sleep(seconds))
+
+
+class Flawed(Bench):
+    """A world that raises, or is stopped by Ctrl-C, in the second episode of a task."""
+
+    def __init__(self, stopped=False):
+        def trouble(task, episode, steps):
+            if episode == 1:
+                raise KeyboardInterrupt if stopped else RuntimeError("the simulator is gone")
+
+        super().__init__(trouble)
 
 
 class _Troubled:
@@ -86,14 +96,30 @@ class _Troubled:
         return self._world.step(action)
 
 
-def play(folder, bench=None, make=Dense, episodes=3, slots=1, execute=4, sinks=(), shard=None, time_limit=0.0,
-         model=None, say=print, seed=7):
+def play(
+    folder,
+    bench=None,
+    make=Dense,
+    episodes=3,
+    slots=1,
+    execute=4,
+    sinks=(),
+    shard=None,
+    time_limit=0.0,
+    model=None,
+    say=print,
+    seed=7,
+):
     """Runs the toy on two tasks as vlaprune-eval does; gives the run as it then stands in the folder."""
     bench, shard = bench or Bench(), shard or Shard()
     tasks = {t.name: episodes for t in bench.tasks()}
-    identity = {"model": {"_target_": "vlaprune.models.toy.Toy"}, "seed": seed, "execute": execute,
-                "method": {"_target_": f"{make.__module__}.{make.__name__}"},
-                "bench": {"_target_": "vlaprune.bench.toy.Toy"}}
+    identity = {
+        "model": {"_target_": "vlaprune.models.toy.Toy"},
+        "seed": seed,
+        "execute": execute,
+        "method": {"_target_": f"{make.__module__}.{make.__name__}"},
+        "bench": {"_target_": "vlaprune.bench.toy.Toy"},
+    }
     recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
         rollout(Policy(model or Toy(), make, slots), bench, recorder, shard, Rules(execute, seed, time_limit))
@@ -104,8 +130,10 @@ def play(folder, bench=None, make=Dense, episodes=3, slots=1, execute=4, sinks=(
 
 def outcomes(run):
     """What a resumed, sharded or packed run must have in common with an uninterrupted one."""
-    return {key: (r.success, r.steps, [(c.rows, c.columns, c.visual, c.flops) for c in r.calls])
-            for key, r in run.episodes.items()}
+    return {
+        key: (r.success, r.steps, [(c.rows, c.columns, c.visual, c.flops) for c in r.calls])
+        for key, r in run.episodes.items()
+    }
 
 
 def same(a, b, atol=1e-5):

@@ -74,7 +74,10 @@ def drift(world, observe):
         (Broken(reset=counting), "episode 0 differs when run again"),
         (Broken(reset=lambda world, reset, episode: reset(0)), "episodes 0 and 1 are the same"),
         (Broken(observe=flicker), "observing twice gave two pictures"),
-        (Broken(step=lambda world, step, action: step(action + np.random.default_rng().uniform(-1, 1, 7))), "run again"),
+        (
+            Broken(step=lambda world, step, action: step(action + np.random.default_rng().uniform(-1, 1, 7))),
+            "run again",
+        ),
     ],
 )
 def test_a_benchmark_that_breaks_a_law_is_caught(bench, law):
@@ -201,7 +204,11 @@ def layout(views):
 
 def test_views_must_tile_the_visual_tokens():
     layout((View("a", 0, 2, 2), View("b", 4, 1, 4)))
-    for views in ((View("a", 0, 2, 2),), (View("a", 0, 2, 2), View("b", 3, 1, 4)), (View("b", 4, 2, 2), View("a", 0, 2, 2))):
+    for views in (
+        (View("a", 0, 2, 2),),
+        (View("a", 0, 2, 2), View("b", 3, 1, 4)),
+        (View("b", 4, 2, 2), View("a", 0, 2, 2)),
+    ):
         with pytest.raises(ValueError, match="do not tile the 8 visual tokens"):
             layout(views)
 
@@ -210,7 +217,9 @@ def test_pixels_are_the_patch_behind_each_token():
     images = [torch.arange(4 * 4 * 3).reshape(4, 4, 3).byte(), torch.randint(0, 255, (2, 8, 3)).byte()]
     trace = Trace(layout((View("a", 0, 2, 2), View("b", 4, 1, 4))), images, 0)
     assert trace.pixels.shape == (8, 2, 2, 3)
-    for token, (image, y, x) in enumerate([(0, 0, 0), (0, 0, 2), (0, 2, 0), (0, 2, 2)] + [(1, 0, 2 * i) for i in range(4)]):
+    for token, (image, y, x) in enumerate(
+        [(0, 0, 0), (0, 0, 2), (0, 2, 0), (0, 2, 2)] + [(1, 0, 2 * i) for i in range(4)]
+    ):
         assert torch.equal(trace.pixels[token], images[image][y : y + 2, x : x + 2])
 
 

@@ -27,6 +27,7 @@ STAGES = {"vision", "prompt", "decode", "head", "method"}
 
 def counter():
     """On a CPU, torch counts its fused attention as nothing unless told how."""
+
     def flops(q, k, v, *_, out_shape=None, **__):
         return sdpa_flop_count(q, k, v)
 

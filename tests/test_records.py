@@ -67,7 +67,9 @@ def test_damage_in_the_middle_is_named_not_skipped(journal, damage):
     lines[1] = damage
     journal.write_bytes(b"\n".join(lines))
     for look in (read, recorder):
-        with pytest.raises(ValueError, match=r"journal\.jsonl line 2 is damaged; delete that line and run again") as error:
+        with pytest.raises(
+            ValueError, match=r"journal\.jsonl line 2 is damaged; delete that line and run again"
+        ) as error:
             look(journal.parent)
         assert "\n" not in str(error.value)
 
@@ -93,6 +95,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_whole_lines(journal, m
     writer = recorder(journal.parent)
     before = journal.read_bytes()
     if fails == "fsync":
+
         def full(file):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -101,7 +104,9 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_whole_lines(journal, m
     try:
         if fails == "write":  # room for some bytes of the line, as on a real full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))
-        with pytest.raises(OSError, match=r"cannot write .*journal\.jsonl: .*free some space .*finished episodes are kept"):
+        with pytest.raises(
+            OSError, match=r"cannot write .*journal\.jsonl: .*free some space .*finished episodes are kept"
+        ):
             writer.write(episode(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -129,7 +134,9 @@ def test_two_processes_do_not_write_one_journal(journal):
 
 def test_another_run_in_the_folder_is_refused_with_what_differs(journal):
     other = Header({"method": {"keep": 0.5, "layer": 3}, "seed": 8}, {}, {"t": 4})
-    with pytest.raises(ValueError, match=r"holds another run \(method\.keep 0\.25 -> 0\.5, seed 7 -> 8\); choose another"):
+    with pytest.raises(
+        ValueError, match=r"holds another run \(method\.keep 0\.25 -> 0\.5, seed 7 -> 8\); choose another"
+    ):
         recorder(journal.parent, other)
     assert differences(HEADER, HEADER) == ""
     (journal.parent / "journal-b.jsonl").write_text(

@@ -21,11 +21,18 @@ def call(kept, gflops, ms):
     return StepRecord((70, 6 + kept), (70, 6 + kept), 64, (64, kept), 0, flops, times)
 
 
-def write(folder, won, method="dense", kept=64, gflops=5.0, ms=20.0, tasks=TASKS, seed=7, bench="toy", shard="", **options):
+def write(
+    folder, won, method="dense", kept=64, gflops=5.0, ms=20.0, tasks=TASKS, seed=7, bench="toy", shard="", **options
+):
     """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
-    identity = {"model": {"_target_": "vlaprune.models.tiny.Tiny"}, "seed": seed, "execute": 8, "weights": "abc",
-                "method": {"_target_": f"vlaprune.methods.{method}.X", **options},
-                "bench": {"_target_": f"vlaprune.bench.{bench}.X"}}
+    identity = {
+        "model": {"_target_": "vlaprune.models.tiny.Tiny"},
+        "seed": seed,
+        "execute": 8,
+        "weights": "abc",
+        "method": {"_target_": f"vlaprune.methods.{method}.X", **options},
+        "bench": {"_target_": f"vlaprune.bench.{bench}.X"},
+    }
     recorder = Recorder(folder, Header(identity, {}, tasks), shard=shard)
     for task, marks in won.items():
         for episode, mark in enumerate(marks):
@@ -65,7 +72,11 @@ def test_every_number_of_the_table(runs):
 
 def test_means_are_over_model_calls_not_over_episodes(tmp_path):
     """One short and one long episode: the long one has three quarters of the calls and of the weight."""
-    identity = {"method": {"_target_": "a.dense.D"}, "model": {"_target_": "a.tiny.T"}, "bench": {"_target_": "a.toy.T"}}
+    identity = {
+        "method": {"_target_": "a.dense.D"},
+        "model": {"_target_": "a.tiny.T"},
+        "bench": {"_target_": "a.toy.T"},
+    }
     recorder = Recorder(tmp_path, Header(identity, {}, {"t": 2}))
     recorder.write(EpisodeRecord("t", 0, True, 1, (call(0, 2.0, 10.0),)))
     recorder.write(EpisodeRecord("t", 1, True, 3, (call(64, 6.0, 30.0),) * 3))

@@ -28,7 +28,10 @@ def lines(folder, kind):
     return [record for record in map(json.loads, journal) if record["kind"] == kind]
 
 
-def raising(episodes, error=RuntimeError("the simulator is gone"), task="reach-red", after=0):
+GONE = RuntimeError("the simulator is gone")
+
+
+def raising(episodes, error=GONE, task="reach-red", after=0):
     """Trouble in some episodes of a task."""
 
     def trouble(name, episode, steps):
@@ -187,7 +190,9 @@ def test_the_watchdog_puts_back_what_it_found():
 def test_a_run_in_which_everything_raises_is_given_up_in_one_line(tmp_path, slots):
     """Though each of its episodes still shows a first picture."""
     bench = raising(range(20))
-    with pytest.raises(RuntimeError, match="5 episodes of reach-red raised one after the other; .* same command") as error:
+    with pytest.raises(
+        RuntimeError, match=r"5 episodes of reach-red raised one after the other; .* same command"
+    ) as error:
         play(tmp_path, bench, episodes=20, slots=slots, say=lambda text: None)
     assert "\n" not in str(error.value)
     assert len(lines(tmp_path, "error")) == 5 and not lines(tmp_path, "episode")
@@ -251,7 +256,10 @@ def test_a_sink_that_fails_is_said_once_and_ends_nothing(tmp_path, hook):
     said, broken, sound = [], Failing(hook), Failing()
     run = play(tmp_path, sinks=[broken, sound], say=said.append)
     assert run.episodes.keys() == KEYS
-    assert len(said) == 1 and f"logger Failing failed and is switched off: ConnectionError: no network in {hook}" in said[0]
+    assert (
+        len(said) == 1
+        and f"logger Failing failed and is switched off: ConnectionError: no network in {hook}" in said[0]
+    )
     assert broken.called[-1] == hook and broken.called.count(hook) == 1  # never called again
     assert sound.called == ["open", *["episode"] * 6, "close"]
 
@@ -267,9 +275,23 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path, mo
     """kill -9 in the middle of vlaprune-eval, then the same command."""
     from vlaprune import cli
 
-    command = ["model=toy", "method=random", "bench=toy", "bench._target_=doubles.Slow", "episodes=5", "execute=2"]
+    command = [
+        "model=toy",
+        "method=random",
+        "bench=toy",
+        "logger=csv",
+        "bench._target_=doubles.Slow",
+        "episodes=5",
+        "execute=2",
+    ]
     env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", "from vlaprune.cli import evaluate; evaluate()", *command, f"output={tmp_path}/killed"]
+    argv = [
+        sys.executable,
+        "-c",
+        "from vlaprune.cli import evaluate; evaluate()",
+        *command,
+        f"output={tmp_path}/killed",
+    ]
     journal = tmp_path / "killed" / "journal.jsonl"
     with subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
         until = time.monotonic() + 60

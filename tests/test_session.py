@@ -45,16 +45,21 @@ def forward(decoder, session, x, where=None):
     return torch.cat([rows, *steps])
 
 
-def masked(llama, x, gone, causal=True):
-    """Llama on all rows at once; from layer `n` on nobody attends to the positions gone[n]. Gives rows, attentions."""
+def masked(llama, x, gone, causal=True, sizes=None):
+    """Llama on all rows at once; from layer `n` on nobody attends to the positions gone[n], and the keys of the
+    positions in sizes[n] count so often. Gives rows, attentions.
+    """
     n = len(x)
-    hidden = set()
+    hidden, often = set(), {}
     handles = []
     for i, layer in enumerate(llama.layers):
         hidden |= set(gone.get(i, ()))
+        often |= (sizes or {}).get(i, {})
         mask = torch.full((n, n), float("-inf")).triu(1) if causal else torch.zeros(n, n)
+        mask[:, list(often)] += torch.tensor(list(often.values())).log()
         mask[:, sorted(hidden)] = float("-inf")
-        mask.fill_diagonal_(0.0)  # a dropped row may look at itself: nobody sees what becomes of it
+        mask[list(hidden), list(hidden)] = 0.0  # a dropped row may look at itself: nobody sees what becomes of it
+
         def put(module, args, kwargs, mask=mask):
             return args, {**kwargs, "attention_mask": mask[None, None]}
 
@@ -77,7 +82,7 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     session = open_session(Plan((1, 3), {2: Rows.ALL, 3: Rows.ALL}), lambda site: Selection(STAGES[site.layer]))
     rows = forward(ours, session, x)
     expected, attentions = masked(llama, x, GONE)
-    stay = [i for i in range(P + D) if i not in sum(GONE.values(), [])]
+    stay = [i for i in range(P + D) if i not in (*GONE[1], *GONE[3])]
     same(rows, expected[stay])
 
     trace = session.trace
@@ -87,6 +92,56 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     same(trace.rows(2, Rows.TEXT | Rows.LAST), attentions[2][0][:, [11, 9, 10]], 1e-6)
     same(trace.rows(3, Rows.VISUAL), attentions[3][0][:, [2, 4, 7]], 1e-6)
     same(trace.rows(3, Rows.ACTION), attentions[3][0][:, [12, 13]], 1e-6)
+
+
+SIZES = {1: torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0, 5.0]), 3: torch.tensor([4.0, 1.0, 7.0])}  # of the rows in STAGES
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sized", [(1,), (3,), (1, 3)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_sizes_make_keys_count_so_often_from_their_layer_on(causal, sized):
+    llama, ours = pair(causal)
+    x = torch.randn(P + D * causal, 64)
+
+    def choose(site):
+        order = torch.arange(len(STAGES[site.layer])).flip(0)  # any order, as for values
+        sizes = SIZES[site.layer][order] if site.layer in sized else None
+        return Selection(STAGES[site.layer][order], sizes=sizes)
+
+    session = open_session(Plan((1, 3), {3: Rows.LAST}), choose, causal=causal)
+    rows = forward(ours, session, x)
+    positions = {1: [1, 2, 4, 5, 7, 8], 3: [2, 4, 7]}
+    sizes = {n: dict(zip(positions[n], SIZES[n].tolist(), strict=True)) for n in sized}
+    expected, attentions = masked(llama, x, GONE, causal, sizes)
+    same(rows, expected[[i for i in range(len(x)) if i not in (*GONE[1], *GONE[3])]])
+    same(session.trace.rows(3, Rows.LAST), attentions[3][0][:, [11]], 1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [(1, 2), (2, 1), (1, 1), (0, 3), (3, 0)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_sizes_of_one_change_nothing_before_beside_or_after_reuse(causal, order):
+    _, ours = pair(causal)
+    x = torch.randn(P + D * causal, 64)
+
+    def choose(sizing):
+        def select(site):
+            keep = torch.arange(len(site.alive))
+            old = (site.alive % 2 == 0) if site.step and site.layer == order[0] else keep < 0
+            sizes = torch.ones(int((~old).sum())) if sizing and site.layer == order[1] else None
+            return Selection(keep[~old], keep[old], sizes=sizes)
+
+        return select
+
+    found = []
+    for sizing in (False, True):
+        session = open_session(Plan(sorted({*order}), reuses=True), choose(sizing), causal=causal)
+        for _ in range(2):
+            rows = forward(ours, session, x)
+            session.finish()
+        found.append(rows)
+    same(*found)
 
 
 @torch.no_grad()
@@ -202,6 +257,7 @@ REUSES = Plan((0,), reuses=True)
         (REUSES, Selection(rows([0]), rows([9])), 2, r"outside 0\.\.7"),
         (Plan((0,)), Selection(rows([0, 0, 1, 2, 3, 4, 5, 6])), 1, "names a row twice"),
         (Plan((0,)), Selection(rows([0, 1]), values=torch.zeros(3, 64)), 1, "3 values for 2 kept rows"),
+        (Plan((0,)), Selection(rows([0, 1]), sizes=torch.ones(3)), 1, "3 sizes for 2 kept rows"),
         (Plan((0,), budget={0: Budget(0.5)}), Selection(rows([0, 1, 2])), 1, "promised 4 of 8 .* but 3 were computed"),
         (Plan((0,), budget={0: Budget(2)}), Selection(rows([0, 1, 2])), 1, "promised 2 of 8 .* but 3 were computed"),
     ],
@@ -221,7 +277,8 @@ def test_reads_wanted_in_one_call_are_made_in_that_call_only():
     _, ours = pair(causal=False)
     session = open_session(
         Plan((1,), {1: Rows.TEXT}),
-        lambda site: Selection.all(site, {3: Rows.LAST, 1: Rows.LAST}) if site.step == 0 else None, causal=False,
+        lambda site: Selection.all(site, {3: Rows.LAST, 1: Rows.LAST}) if site.step == 0 else None,
+        causal=False,
     )
     x = torch.randn(P, 64)
     forward(ours, session, x)
@@ -343,3 +400,15 @@ def test_a_tower_that_was_not_read_is_refused():
         session.enter(0, Tokens(x, torch.arange(P)))
     with pytest.raises(ValueError, match="give one number for each of the 8"):
         session.tower(torch.zeros(5))
+
+
+@pytest.mark.parametrize("make", [Dense, lambda: FastV(layer=2, keep=5), Reuser])
+def test_the_toy_decodes_on_at_the_original_length_whatever_was_pruned(make):
+    model, seen = Toy("autoregressive"), []
+    model.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].index.tolist()))
+    policy, frame = Policy(model, make), scenes(0, 0, 1)[0]
+    for _ in range(2):
+        seen.clear()
+        policy.act({0: frame})
+        length = model.layout(len(frame.instruction.split())).length
+        assert seen == [list(range(length)), *([length + i] for i in range(len(seen) - 1))] and len(seen) > 2

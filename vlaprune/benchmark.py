@@ -75,8 +75,10 @@ class Task:
 
 
 class Env(Protocol):
-    """One task, open. Observing is apart from stepping because rendering is dear: a policy that executes
-    a chunk of eight actions looks once."""
+    """One task, open.
+
+    Observing is apart from stepping because rendering is dear: a policy that executes eight actions a call looks once.
+    """
 
     def reset(self, episode: int) -> None:
         """Puts the world into initial state `episode`; nothing else, no counter, decides it."""

@@ -38,7 +38,9 @@ def report() -> None:
     """vlaprune-report: tables from recorded runs."""
     parser = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
-    parser.add_argument("--baseline", default="dense", help="label of the run that others are paired with (default: dense)")
+    parser.add_argument(
+        "--baseline", default="dense", help="label of the run that others are paired with (default: dense)"
+    )
     parser.add_argument("--tasks", action="store_true", help="one row per task as well")
     parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for table.{csv,md,tex}")
@@ -80,7 +82,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
         try:
             job(cfg)
         except USER_ERRORS as error:
-            if "_basic_launcher" not in str(HydraConfig.get().launcher._target_):
+            if not str(HydraConfig.get().launcher._target_).endswith("BasicLauncher"):
                 raise  # another process: the exception is all that comes back
             failed.append(error)
             _say(error)
@@ -105,12 +107,15 @@ def _evaluate(cfg: DictConfig) -> None:
     from vlaprune.records import EpisodeRecord, Recorder, read
     from vlaprune.rollout import Rules, Shard, rollout
 
+    config.check(cfg)
     shard = Shard(cfg.shard.index, cfg.shard.count)
     model, make_pruner, bench = config.build(cfg)
     if not 1 <= cfg.execute <= model.chunk:
         raise ValueError(f"execute={cfg.execute}; {model.info.name} plans 1..{model.chunk} actions a call")
     policy = Policy(model, make_pruner, cfg.slots)
-    recorder = Recorder(cfg.output, config.header(cfg, model, bench, shard.suffix), config.sinks(cfg), shard.suffix, tqdm.write)
+    recorder = Recorder(
+        cfg.output, config.header(cfg, model, bench, shard.suffix), config.sinks(cfg), shard.suffix, tqdm.write
+    )
     done = recorder.done()
     label = f"{model.info.name} {tables.label(recorder.header)} {bench.name}"
     asked = {(t, e) for t, n in recorder.header.tasks.items() for e in shard.of(n)}
@@ -127,15 +132,17 @@ def _evaluate(cfg: DictConfig) -> None:
             rules = Rules(cfg.execute, cfg.seed, cfg.time_limit)
             rollout(policy, bench, recorder, shard, rules, progress)
     except KeyboardInterrupt:
-        tqdm.write(f"stopped with {len(won)} of {len(asked)} episodes in {recorder.folder}; the same command goes on from there")
+        tqdm.write(f"stopped with {len(won)} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
         raise
     finally:
         recorder.close()
     run = read(cfg.output)
     print(tables.summary(run))
     if recorder.raised:
-        raise RuntimeError(f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
-                           "to redo just these")
+        raise RuntimeError(
+            f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
+            "to redo just these"
+        )
 
 
 def _train(cfg: DictConfig) -> None:

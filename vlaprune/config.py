@@ -57,7 +57,8 @@ def make(node: DictConfig) -> Any:
         if cause is None or isinstance(cause, (ImportError, AttributeError)):
             raise ValueError(str(error).splitlines()[0]) from error
         if isinstance(cause, TypeError):
-            raise ValueError(f"{node._target_}: {cause}") from error
+            given = ", ".join(f"{k}={v}" for k, v in node.items() if k != "_target_")
+            raise ValueError(f"{node._target_}({given}): {cause}") from error
         raise cause from None
 
 
@@ -71,6 +72,14 @@ def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
     except TypeError as error:
         raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
     return model, lambda: make(cfg.method), bench
+
+
+def check(cfg: DictConfig) -> None:
+    """ValueError for a setting of vlaprune-eval that must be a number and is none."""
+    for key in ("seed", "episodes", "slots", "execute", "time_limit", "shard.index", "shard.count"):
+        value, kinds = OmegaConf.select(cfg, key), (int, float) if key == "time_limit" else (int,)
+        if type(value) not in kinds and (value is not None or key != "episodes"):
+            raise ValueError(f"{key}={value}; use a {'whole ' if float not in kinds else ''}number")
 
 
 def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
@@ -88,7 +97,9 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, shard: str) -> Header:
     plain: dict[str, Any] = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("model", "method", "bench")}
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = plain | {"seed": cfg.seed, "execute": cfg.execute, "weights": card.get("sha256", "none")}
-    return Header(identity, provenance(str(model.device)) | {"slots": cfg.slots, "shard": shard}, tasks(bench, cfg.episodes))
+    return Header(
+        identity, provenance(str(model.device)) | {"slots": cfg.slots, "shard": shard}, tasks(bench, cfg.episodes)
+    )
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -100,8 +111,12 @@ def provenance(device: str) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
-        "hardware": {"device": cuda or device, "cpu": platform.processor() or platform.machine(),
-                     "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "hardware": {
+            "device": cuda or device,
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
     }
 
 
@@ -121,8 +136,13 @@ def _commit() -> str | None:
     """The checkout's commit, with a plus sign where files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        said = subprocess.run(["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-                              capture_output=True, text=True, timeout=5, check=True)
+        said = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.strip() or None

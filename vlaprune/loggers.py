@@ -26,8 +26,12 @@ def flat(record: EpisodeRecord) -> dict[str, Any]:
     """
     calls: Sequence[StepRecord] = record.calls
     row: dict[str, Any] = {
-        "task": record.task, "episode": record.episode, "success": int(record.success), "steps": record.steps,
-        "calls": len(calls), "visual": calls[0].total,
+        "task": record.task,
+        "episode": record.episode,
+        "success": int(record.success),
+        "steps": record.steps,
+        "calls": len(calls),
+        "visual": calls[0].total,
         "kept": _mean([_mean(c.visual) for c in calls]),
         "kept_layers": "|".join(f"{_mean(layer):g}" for layer in zip(*(c.visual for c in calls), strict=True)),
         "gflops": _mean([sum(c.flops.values()) for c in calls]) / 1e9,
@@ -40,7 +44,7 @@ def flat(record: EpisodeRecord) -> dict[str, Any]:
 
 
 class CSV:
-    """episodes.csv in the run's folder, one row per finished episode, written anew from the journal when a run opens."""
+    """episodes.csv in the run's folder, one row per episode, written anew from the journal when a run opens."""
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
         """Writes what is there."""
@@ -83,8 +87,13 @@ class Wandb:
         if not name.is_file():
             name.write_text(secrets.token_hex(4))
         self._run = wandb.init(
-            project=self.project, mode=self.mode, id=name.read_text(), resume="allow", dir=folder,
-            name="/".join(folder.parts[-3:]), config={**header.identity, "provenance": dict(header.provenance)},
+            project=self.project,
+            mode=self.mode,  # type: ignore[arg-type]
+            id=name.read_text(),
+            resume="allow",
+            dir=folder,
+            name="/".join(folder.parts[-3:]),
+            config={**header.identity, "provenance": dict(header.provenance)},
         )
         self._won = [r.success for r in done]
 

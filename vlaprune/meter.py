@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def linear_flops(rows: int, *widths: int) -> float:
     """A chain of linear layers widths[0] -> widths[1] -> ... on `rows` rows."""
-    return 2.0 * rows * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return 2.0 * rows * sum(a * b for a, b in pairwise(widths))
 
 
 def attention_flops(queries: int, columns: int, inner: int) -> float:
@@ -40,8 +41,10 @@ def decoder_flops(shape: Shape, counts: Sequence[tuple[int, int]]) -> float:
 
 def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
     """One vision-transformer block on one image of `tokens` tokens."""
-    return linear_flops(tokens, width, 4 * width) + linear_flops(tokens, width, ffn, width) + attention_flops(
-        tokens, tokens, width
+    return (
+        linear_flops(tokens, width, 4 * width)
+        + linear_flops(tokens, width, ffn, width)
+        + attention_flops(tokens, tokens, width)
     )
 
 

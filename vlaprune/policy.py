@@ -81,7 +81,9 @@ class Policy:
         for slot, record in zip(slots, records, strict=True):
             self._calls[slot].append(replace(record, ms=ms if len(slots) == 1 else {}))
             if not np.isfinite(actions[slot]).all():
-                raise ValueError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
+                raise ValueError(
+                    f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
+                )
         return actions
 
     def drain(self, slot: int) -> tuple[StepRecord, ...]:

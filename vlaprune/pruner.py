@@ -156,7 +156,7 @@ class Selection:
 
     @classmethod
     def top(cls, score: Tensor, budget: Budget, of: int) -> Selection:
-        """The highest scores [n], as many as `budget` makes of `of` tokens. Ties go to the low index, NaN comes last."""
+        """The highest scores [n], as many as `budget` makes of `of` tokens; ties go to the low index, NaN last."""
         return cls(top(score, min(budget.count(of), score.shape[0])))
 
     @classmethod

@@ -91,7 +91,7 @@ class Run:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal. A torn last line (a run killed while writing) is left out; any other damage raises."""
+    """The whole lines of a journal. A torn last line (killed while writing) is left out; other damage raises."""
     whole = path.read_bytes().split(b"\n")[:-1]  # what no newline ends was never finished
     for number, line in enumerate(whole, 1):
         try:
@@ -129,11 +129,9 @@ def read(folder: Path | str) -> Run:
 
 
 def _episode(line: dict[str, Any]) -> EpisodeRecord:
-    calls = line.pop("calls")
     tuples = ("rows", "columns", "visual")
-    return EpisodeRecord(
-        **line, calls=tuple(StepRecord(**{k: tuple(v) if k in tuples else v for k, v in c.items()}) for c in calls)
-    )
+    calls: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in c.items()} for c in line.pop("calls")]
+    return EpisodeRecord(**line, calls=tuple(StepRecord(**call) for call in calls))
 
 
 def differences(old: Header, new: Header) -> str:
@@ -159,7 +157,11 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path | str, header: Header, sinks: Sequence[Sink] = (), shard: str = "",
+        self,
+        folder: Path | str,
+        header: Header,
+        sinks: Sequence[Sink] = (),
+        shard: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder, self.header, self.say = Path(folder), header, say
@@ -228,10 +230,19 @@ class Recorder:
             yield
         except Exception as error:
             self.raised += 1
-            self._append({"kind": "error", "task": task, "episode": episode, "error": f"{type(error).__name__}: {error}",
-                          "traceback": traceback.format_exc()})
-            self.say(f"{task} episode {episode} raised {type(error).__name__}: {error}; "
-                     f"noted in {self._file.name}, it will be run again")
+            self._append(
+                {
+                    "kind": "error",
+                    "task": task,
+                    "episode": episode,
+                    "error": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                }
+            )
+            self.say(
+                f"{task} episode {episode} raised {type(error).__name__}: {error}; "
+                f"noted in {self._file.name}, it will be run again"
+            )
 
     def write(self, record: EpisodeRecord) -> None:
         """Journals one finished episode, then tells the sinks."""
@@ -251,5 +262,7 @@ class Recorder:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                self.say(f"logger {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}; "
-                         "nothing is lost, the journal goes on")
+                self.say(
+                    f"logger {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}; "
+                    "nothing is lost, the journal goes on"
+                )

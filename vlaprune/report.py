@@ -51,12 +51,16 @@ def _check(runs: Sequence[Run], partial: bool) -> None:
     for run in runs[1:]:
         if _context(run) != _context(runs[0]):
             other = Header(_context(run), {}, {})
-            raise ValueError(f"{run.folder} and {runs[0].folder} differ in more than the method "
-                             f"({differences(Header(_context(runs[0]), {}, {}), other)}); make a table of each")
+            raise ValueError(
+                f"{run.folder} and {runs[0].folder} differ in more than the method "
+                f"({differences(Header(_context(runs[0]), {}, {}), other)}); make a table of each"
+            )
     for run in runs:
         if run.missing and not partial:
-            raise ValueError(f"run {run.folder} lacks {len(run.missing)} of {sum(run.header.tasks.values())} episodes; "
-                             "finish it, or pass --partial")
+            raise ValueError(
+                f"run {run.folder} lacks {len(run.missing)} of {sum(run.header.tasks.values())} episodes; "
+                "finish it, or pass --partial"
+            )
 
 
 def _row(run: Run, task: str | None, base: Run | None) -> dict[str, Any]:
@@ -66,9 +70,15 @@ def _row(run: Run, task: str | None, base: Run | None) -> dict[str, Any]:
     weights = frame["calls"] / frame["calls"].sum()
     interval = stats.wilson(won, n)
     row: dict[str, Any] = {
-        "method": label(run.header) + ("*" if run.missing else ""), "task": task or "all", "success": won, "episodes": n,
-        "rate": won / n, "low": interval.low, "high": interval.high,
-        "kept": (frame["kept"] * weights).sum(), "visual": int(frame["visual"].iloc[0]),
+        "method": label(run.header) + ("*" if run.missing else ""),
+        "task": task or "all",
+        "success": won,
+        "episodes": n,
+        "rate": won / n,
+        "low": interval.low,
+        "high": interval.high,
+        "kept": (frame["kept"] * weights).sum(),
+        "visual": int(frame["visual"].iloc[0]),
         "gflops": (frame["gflops"] * weights).sum(),
         "ms": pd.to_numeric(frame["ms"], errors="coerce").mul(weights).sum(min_count=n),
         "ms_method": pd.to_numeric(frame["ms_method"], errors="coerce").mul(weights).sum(min_count=n),
@@ -82,17 +92,28 @@ def _row(run: Run, task: str | None, base: Run | None) -> dict[str, Any]:
 
 def _against(pairs: stats.Pairs, margin: float) -> dict[str, Any]:
     said = stats.verdict(pairs, margin)
-    return {"paired": pairs.n, "lost": pairs.lost, "gained": pairs.gained, "difference": pairs.difference,
-            "difference_low": said.interval.low, "difference_high": said.interval.high,
-            "mcnemar_p": said.p, "verdict": said.decision, "more": said.more}
+    return {
+        "paired": pairs.n,
+        "lost": pairs.lost,
+        "gained": pairs.gained,
+        "difference": pairs.difference,
+        "difference_low": said.interval.low,
+        "difference_high": said.interval.high,
+        "mcnemar_p": said.p,
+        "verdict": said.decision,
+        "more": said.more,
+    }
 
 
-def summarise(runs: Sequence[Run], baseline: str = "dense", by_task: bool = False, partial: bool = False) -> pd.DataFrame:
+def summarise(
+    runs: Sequence[Run], baseline: str = "dense", by_task: bool = False, partial: bool = False
+) -> pd.DataFrame:
     """One row per run (and per task), the baseline first.
 
-    Columns: success and episodes, rate with its 95 % Wilson interval; pooled over the model calls: kept (visual tokens
-    computed, mean over layers) of visual, gflops, ms; against the baseline on the same episodes: lost, gained, difference
-    with Tango's interval, McNemar p, verdict; flops_cut, speedup. ValueError where the runs cannot stand in one table.
+    Columns: success and episodes, rate with its 95 % Wilson interval; pooled over the model calls kept (visual tokens
+    computed, mean over layers) of visual, gflops, ms; against the baseline on the same episodes lost, gained,
+    difference with Tango's interval, McNemar p, verdict; flops_cut, speedup. ValueError where the runs cannot stand in
+    one table.
     """
     runs = [r for r in runs if r.episodes or not partial]
     if not runs:
@@ -101,8 +122,12 @@ def summarise(runs: Sequence[Run], baseline: str = "dense", by_task: bool = Fals
     base = next((r for r in runs if label(r.header).split()[0] == baseline or label(r.header) == baseline), None)
     order = sorted(runs, key=lambda r: (r is not base, label(r.header)))
     tasks = [None, *order[0].header.tasks] if by_task else [None]
-    rows = [_row(r, t, base if r is not base else None) for t in tasks for r in order
-            if t is None or any(k[0] == t for k in r.episodes)]
+    rows = [
+        _row(r, t, base if r is not base else None)
+        for t in tasks
+        for r in order
+        if t is None or any(k[0] == t for k in r.episodes)
+    ]
     table = pd.DataFrame(rows)
     if base is not None:
         dense = table[table["method"].str.rstrip("*") == label(base.header)].set_index("task")
@@ -118,10 +143,14 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     if (table["task"] != "all").any():
         out["task"] = table["task"]
     out["success"] = [f"{r.success}/{r.episodes}" for r in table.itertuples()]
-    out["% [95 % interval]"] = [f"{r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]".replace("%", "") for r in table.itertuples()]
+    out["% [95 % interval]"] = [
+        f"{r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]".replace("%", "") for r in table.itertuples()
+    ]
     if "lost" in table:
         told = table["lost"].notna()
-        out["lost / gained"] = [f"{r.lost:.0f} / {r.gained:.0f}" if t else "" for r, t in zip(table.itertuples(), told, strict=True)]
+        out["lost / gained"] = [
+            f"{r.lost:.0f} / {r.gained:.0f}" if t else "" for r, t in zip(table.itertuples(), told, strict=True)
+        ]
         out["verdict"] = [_words(r) if t else "baseline" for r, t in zip(table.itertuples(), told, strict=True)]
     out["visual tokens"] = [f"{r.kept:.1f} of {r.visual}" for r in table.itertuples()]
     out["GFLOPs/call"] = [f"{v:.3g}" for v in table["gflops"]]
@@ -145,21 +174,35 @@ def markdown(table: pd.DataFrame) -> str:
     """A title and a Markdown table."""
     shown = pretty(table)
     widths = [max(len(c), *(len(v) for v in shown[c])) for c in shown]
-    lines = [" | ".join(v.ljust(w) for v, w in zip(cells, widths, strict=True))
-             for cells in (shown.columns, ["-" * w for w in widths], *shown.itertuples(index=False))]
+    lines = [
+        " | ".join(v.ljust(w) for v, w in zip(cells, widths, strict=True))
+        for cells in (shown.columns, ["-" * w for w in widths], *shown.itertuples(index=False))
+    ]
     return f"**{table.attrs['title']}**\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
 def latex(table: pd.DataFrame) -> str:
     """The same as a LaTeX tabular with booktabs rules."""
+
     def clean(text: str) -> str:
         return text.replace("%", "\\%").replace("_", "\\_")
 
     shown = pretty(table)
     rows = [" & ".join(clean(v) for v in cells) + " \\\\" for cells in shown.itertuples(index=False)]
     head = " & ".join(clean(c) for c in shown.columns) + " \\\\"
-    return "\n".join([f"% {table.attrs['title']}", f"\\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}", "\\toprule",
-                      head, "\\midrule", *rows, "\\bottomrule", "\\end{tabular}", ""])
+    return "\n".join(
+        [
+            f"% {table.attrs['title']}",
+            f"\\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
+            "\\toprule",
+            head,
+            "\\midrule",
+            *rows,
+            "\\bottomrule",
+            "\\end{tabular}",
+            "",
+        ]
+    )
 
 
 def write(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -177,6 +220,8 @@ def summary(run: Run) -> str:
         return f"no finished episode in {run.folder}"
     row = _row(run, None, None)
     time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
-    return (f"{row['method']}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
-            f"(95 % {row['low']:.1%} to {row['high']:.1%}), {row['kept']:.1f} of {row['visual']} visual tokens a layer, "
-            f"{row['gflops']:.3g} GFLOPs{time} a call\n{run.folder}/journal.jsonl")
+    return (
+        f"{row['method']}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
+        f"(95 % {row['low']:.1%} to {row['high']:.1%}), {row['kept']:.1f} of {row['visual']} visual tokens a layer, "
+        f"{row['gflops']:.3g} GFLOPs{time} a call\n{run.folder}/journal.jsonl"
+    )

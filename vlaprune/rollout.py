@@ -114,7 +114,7 @@ class Lane:
         self._attempt = attempt(self._env, self._task, episode, execute)
 
     def advance(self, chunk: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
-        """The next observation, or the outcome (success, steps). What the world raises ends the episode and the world."""
+        """The next observation, or the outcome (success, steps). What the world raises ends episode and world."""
         assert self._attempt is not None
         try:
             with watchdog(time_limit):
@@ -178,8 +178,10 @@ def _episodes(
                 if said is None:
                     in_a_row += 1
                 if in_a_row == rules.patience:
-                    raise RuntimeError(f"{in_a_row} episodes of {task.name} raised one after the other; see the error "
-                                       f"lines in {recorder.folder}, mend the environment and run the same command again")
+                    raise RuntimeError(
+                        f"{in_a_row} episodes of {task.name} raised one after the other; see the error "
+                        f"lines in {recorder.folder}, mend the environment and run the same command again"
+                    )
                 if isinstance(said, Observation):
                     looks[lane.slot] = said
                 elif said is not None:

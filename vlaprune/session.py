@@ -81,8 +81,10 @@ class Session:
     def tower(self, attention: Tensor) -> None:
         """Takes the attention [V] inside the vision tower, as described at Trace.tower."""
         if attention.shape != (self.trace.layout.total,):
-            raise ValueError(f"tower attention has shape {tuple(attention.shape)}; give one number for each of the "
-                             f"{self.trace.layout.total} visual tokens")
+            raise ValueError(
+                f"tower attention has shape {tuple(attention.shape)}; give one number for each of the "
+                f"{self.trace.layout.total} visual tokens"
+            )
         self.trace.tower = attention
 
     # -- the decoder's side ----------------------------------------------------------------------------------
@@ -130,9 +132,7 @@ class Session:
         gone = layout.total - self._alive.shape[0] if span.start >= layout.visual.stop else 0
         return range(span.start - gone, min(span.stop, layout.length) - gone)
 
-    def _read(
-        self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor
-    ) -> None:
+    def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         whole = not self._decoding and tokens.cached is None and columns.shape[0] == self.trace.layout.length
         for group in wanted:
             rows = self._rows_of(group)
@@ -162,8 +162,10 @@ class Session:
     def _apply(self, layer: int, tokens: Tokens, chosen: Selection) -> Tokens:
         for extra, rows in chosen.reads.items():
             if not layer <= extra < self.info.layers:
-                raise ValueError(f"{self.name} at layer {layer} asks to read layer {extra}; layers still to run are "
-                                 f"{layer}..{self.info.layers - 1}")
+                raise ValueError(
+                    f"{self.name} at layer {layer} asks to read layer {extra}; layers still to run are "
+                    f"{layer}..{self.info.layers - 1}"
+                )
             self._reads[extra] = self._reads.get(extra, Rows(0)) | rows
         self._selected.add(layer)
         alive, keep = self._alive, chosen.keep
@@ -182,7 +184,8 @@ class Session:
             cached = gone if cached is None else torch.cat((cached, gone))
         index, bias = tokens.index, tokens.bias
         if bias is not None or chosen.sizes is not None:
-            bias = tokens.hidden.new_zeros(index.shape[0]) if bias is None else bias
+            columns = index.shape[0] + (0 if tokens.cached is None else tokens.cached.shape[0])
+            bias = tokens.hidden.new_zeros(columns) if bias is None else bias
             own = bias[start:stop][keep] if chosen.sizes is None else chosen.sizes[order].to(bias).log()
             bias = torch.cat((bias[:start], own, bias[stop:], *([] if gone is None else [bias.new_zeros(gone.shape)])))
         return Tokens(
@@ -197,8 +200,10 @@ class Session:
         named = chosen.keep if chosen.reuse is None else torch.cat((chosen.keep, chosen.reuse))
         for what, given in (("values", chosen.values), ("sizes", chosen.sizes)):
             if given is not None and given.shape[0] != chosen.keep.shape[0]:
-                raise ValueError(f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
-                                 f"{chosen.keep.shape[0]} kept rows; give one each")
+                raise ValueError(
+                    f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
+                    f"{chosen.keep.shape[0]} kept rows; give one each"
+                )
         ranged = ((named < 0) | (named >= count)).any()
         self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", ranged))
         twice = (named.sort().values.diff() == 0).any()
@@ -209,8 +214,10 @@ class Session:
             assert self._filled is not None
             unknown = ~self._filled[self._alive[chosen.reuse.clamp(0, count - 1)]]
             self._suspect.append(
-                (f"reuses rows at layer {layer} that no earlier call has cached; intersect with site.reusable",
-                 unknown.any())
+                (
+                    f"reuses rows at layer {layer} that no earlier call has cached; intersect with site.reusable",
+                    unknown.any(),
+                )
             )
 
     # -- the policy's side -----------------------------------------------------------------------------------
@@ -249,8 +256,10 @@ class Session:
             asked = self.plan.budget[layer].count(layout.total)
             seen = self.trace.counts[layer][0] - (layout.length - layout.total)
             if seen != asked:
-                raise ValueError(f"{self.name} promised {asked} of {layout.total} visual tokens from layer {layer} on, "
-                                 f"but {seen} were computed; no number of this run can be believed")
+                raise ValueError(
+                    f"{self.name} promised {asked} of {layout.total} visual tokens from layer {layer} on, "
+                    f"but {seen} were computed; no number of this run can be believed"
+                )
 
 
 @contextmanager

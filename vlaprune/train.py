@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.nn.load import fill, save
+
 
 class Learner(Protocol):
     """What the loop asks of a model that is also an nn.Module."""
@@ -114,19 +116,32 @@ class Trainer:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
             recipe = saved["recipe"]
         except Exception as error:
-            raise ValueError(f"checkpoint {self.path} cannot be read ({type(error).__name__}); delete it to start anew") from None
+            raise ValueError(
+                f"checkpoint {self.path} cannot be read ({type(error).__name__}); delete it to start anew"
+            ) from None
         if recipe != asdict(self.recipe):
-            raise ValueError(f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
-                             "use the same settings, or another output=")
-        self.model.load_state_dict(saved["model"])
+            raise ValueError(
+                f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
+                "use the same settings, or another output="
+            )
+        fill(self.model, saved["model"], f"of checkpoint {self.path}")
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average, self.step, self.losses = saved["average"], saved["step"], saved["losses"]
 
     def save(self) -> None:
         """Writes the checkpoint, at once or not at all."""
         part = self.path.with_suffix(".part")
-        torch.save({"recipe": asdict(self.recipe), "model": self.model.state_dict(), "average": self.average,
-                    "optimiser": self.optimiser.state_dict(), "step": self.step, "losses": self.losses}, part)
+        torch.save(
+            {
+                "recipe": asdict(self.recipe),
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "losses": self.losses,
+            },
+            part,
+        )
         os.replace(part, self.path)
 
     def run(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Mapping[str, Tensor]:
@@ -144,7 +159,9 @@ class Trainer:
         return self.average
 
     def _once(self) -> float:
-        lot = np.random.default_rng((self.recipe.seed, self.step))  # a function of the step, so resuming changes nothing
+        lot = np.random.default_rng(
+            (self.recipe.seed, self.step)
+        )  # a function of the step, so resuming changes nothing
         device = next(self.model.parameters()).device
         batch = [t.to(device) for t in self.frames.batch(lot, self.recipe.batch, self.recipe.shift)]
         for group in self.optimiser.param_groups:
@@ -164,7 +181,9 @@ class Trainer:
         return float(loss.detach())
 
 
-def frames(arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]) -> Frames:
+def frames(
+    arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]
+) -> Frames:
     """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
@@ -174,8 +193,12 @@ def frames(arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], wo
 
 @dataclass(frozen=True)
 class Teaching:
-    """What is demonstrated: training episodes per task from `first` on, the noises (standard deviation on the arm's
-    actions) that are executed in turn, and every how many steps a frame is kept.
+    """What is demonstrated.
+
+    episodes, first  training episodes per task, and the number of the first
+    noises           standard deviations on the arm's actions, executed in turn
+    every            steps between two kept frames
+    workers          processes that record
     """
 
     episodes: int = 300
@@ -190,8 +213,11 @@ def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> dict[str,
     from vlaprune import demos
 
     ids = range(teaching.first, teaching.first + teaching.episodes)
-    plan = [demos.Job(t.name, e, teaching.noises[(e + i) % len(teaching.noises)])
-            for e in ids for i, t in enumerate(bench.tasks())]
+    plan = [
+        demos.Job(t.name, e, teaching.noises[(e + i) % len(teaching.noises)])
+        for e in ids
+        for i, t in enumerate(bench.tasks())
+    ]
     demos.collect(bench, plan, folder, teaching.workers, teaching.every, chunk)
     return demos.load(folder)
 
@@ -199,8 +225,6 @@ def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> dict[str,
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any]) -> None:
     """vlaprune-train: demonstrations, training, weights with their card, learning curve. Run again, it goes on."""
     from tqdm import tqdm
-
-    from vlaprune.nn.load import save
 
     if not hasattr(bench, "expert"):
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
@@ -223,8 +247,15 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any]) -> None:
         trainer.run(progress)
     curve = "step,l1\n" + "".join(f"{i + 1},{loss:.6f}\n" for i, loss in enumerate(trainer.losses))
     (folder / "curve.csv").write_text(curve)
-    card = {"model": model.info.name, "bench": bench.name, "frames": len(data.images), "recipe": asdict(recipe),
-            "teaching": asdict(teaching), "l1": float(np.mean(trainer.losses[-100:])), "tasks": sorted(set(arrays["task"].tolist()))}
+    card = {
+        "model": model.info.name,
+        "bench": bench.name,
+        "frames": len(data.images),
+        "recipe": asdict(recipe),
+        "teaching": asdict(teaching),
+        "l1": float(np.mean(trainer.losses[-100:])),
+        "tasks": sorted(set(arrays["task"].tolist())),
+    }
     path = folder / f"{model.info.name}-{bench.name}.safetensors"
     save(path, model, card, torch.float16)
     print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")

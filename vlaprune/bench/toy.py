@@ -1,4 +1,4 @@
-"""Toy: a point that must reach the light of the right colour. Instant, numpy only: what the tests and a newcomer run."""
+"""Toy: a point that must reach the light of the right colour. Instant, numpy only; for tests and newcomers."""
 
 from __future__ import annotations
 

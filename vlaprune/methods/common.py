@@ -17,7 +17,8 @@ def share(count: int, sizes: Sequence[int]) -> list[int]:
     >>> share(7, [4, 4])
     [4, 3]
     """
-    total, out = sum(sizes), []
+    total = sum(sizes)
+    out: list[int] = []
     for i, size in enumerate(sizes):
         left, rest = count - sum(out), sum(sizes[i:])
         out.append(-(-left * size // rest) if rest else 0)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.meter import linear_flops, vit_block_flops
-from vlaprune.nn.decoder import Decoder, Session as Watched, Shape, Tokens, Unwatched
+from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
+from vlaprune.nn.decoder import Session as Watched
 from vlaprune.nn.load import fill, read
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import Info
@@ -26,17 +27,16 @@ from vlaprune.session import Session, stage
 from vlaprune.trace import Layout, View
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-WORDS = (
-    "<pad> <unknown> the a in its on and put place pick up lift stack push open close to of red green blue yellow black "
-    "white cube block can milk bread cereal box carton bin bowl plate drawer basket soup sauce cheese butter juice "
-    "salad dressing cream tomato orange chocolate pudding ketchup bbq alphabet ramekin cookie next from between center "
-    "table top wooden cabinet stove it both left right"
-).split()
+VOCABULARY = """<pad> <unknown> the a in its on and put place pick up lift stack push open close to of red green
+blue yellow black white cube block can milk bread cereal box carton bin bowl plate drawer basket
+soup sauce cheese butter juice salad dressing cream tomato orange chocolate pudding ketchup bbq
+alphabet ramekin cookie next from between center table top wooden cabinet stove it both left right"""
+WORDS = tuple(VOCABULARY.split())
 ACTION, STATE, TEXT = 7, 8, 12  # numbers of an action, of a state, word slots
 
 
 def tokenize(instruction: str) -> list[int]:
-    """Word numbers of an instruction; words outside the small vocabulary share one number. ValueError if it is too long."""
+    """Word numbers of an instruction; unknown words share one. ValueError if it is too long."""
     words = instruction.lower().replace(",", " ").replace(".", " ").split()
     if not 1 <= len(words) <= TEXT:
         raise ValueError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {TEXT}")
@@ -49,6 +49,11 @@ class Tiny(nn.Module):
     weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`
     device   `auto`, `cpu`, `cuda`, ...
     """
+
+    state_low: Tensor
+    state_high: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(
         self,
@@ -66,7 +71,9 @@ class Tiny(nn.Module):
         super().__init__()
         self.shape = Shape(width, layers, heads, heads, width // heads, width * 2, causal=False)
         self.info = Info("tiny", layers, heads, width, width // heads)
-        self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2")
+        self.interface = Interface(
+            "axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2"
+        )
         self.chunk, self.image = chunk, image
         self.vision = ViT(image, vision_width, vision_layers, vision_width // 32)
         self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision_width) * 0.02)
@@ -97,8 +104,12 @@ class Tiny(nn.Module):
         text = total + 2
         action = text + TEXT
         return Layout(
-            length=action + self.chunk + 1, visual=range(1, 1 + total), text=range(text, text + words),
-            action=range(action, action + self.chunk), last=action + self.chunk, views=views,
+            length=action + self.chunk + 1,
+            visual=range(1, 1 + total),
+            text=range(text, text + words),
+            action=range(action, action + self.chunk),
+            last=action + self.chunk,
+            views=views,
         )
 
     def see(self, images: Tensor, sessions: Sequence[Session] = ()) -> Tensor:
@@ -145,8 +156,9 @@ class Tiny(nn.Module):
             getattr(self, f"{name}_low").copy_(low)
             getattr(self, f"{name}_high").copy_(high)
 
-    def train_loss(self, images: Tensor, state: Tensor, words: Tensor, labels: Tensor,
-                   sessions: Sequence[Watched] | None = None) -> Tensor:
+    def train_loss(
+        self, images: Tensor, state: Tensor, words: Tensor, labels: Tensor, sessions: Sequence[Watched] | None = None
+    ) -> Tensor:
         """Mean L1 of normalised actions; labels [B, chunk, 7] in the units of the interface."""
         sessions = sessions or [Unwatched()] * len(images)
         unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
@@ -175,7 +187,9 @@ class Tiny(nn.Module):
             raise ValueError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
         images = np.stack([observation.images[c] for c in self.interface.cameras])
         if images.shape[1:] != (self.image, self.image, 3) or images.dtype != np.uint8:
-            raise ValueError(f"images are {images.shape[1:]} {images.dtype}; tiny reads {self.image} px uint8, set bench.image")
+            raise ValueError(
+                f"images are {images.shape[1:]} {images.dtype}; tiny reads {self.image} px uint8, set bench.image"
+            )
         return images
 
     @staticmethod

@@ -25,7 +25,7 @@ RED, X, QUERY, FILL, NOISE, NORM = 0, 2, 4, 6, 7, 4.0  # feature numbers; every 
 
 
 class Toy:
-    """style: `parallel` (bidirectional, action slots in the prompt) or `autoregressive` (causal, one pass per action)."""
+    """style: `parallel` (bidirectional, action slots in the prompt) or `autoregressive` (causal, a pass per action)."""
 
     def __init__(self, style: str = "parallel", side: int = 8, layers: int = 6, chunk: int = 4) -> None:
         if style not in STYLES:
@@ -41,18 +41,20 @@ class Toy:
     @torch.no_grad()
     def _wire(self) -> None:
         lot = torch.Generator().manual_seed(0)
-        for layer, block in enumerate(self.decoder.blocks):
-            for weight in (block.qkv.weight, block.out.weight, block.gate_up.weight, block.down.weight):
+        weights = dict(self.decoder.named_parameters())
+        for name, weight in weights.items():
+            if weight.ndim == 2:
                 weight.zero_()
-            for c in range(2):  # the slowest rotary pairs, so that distance hardly matters
-                block.qkv.weight[6 + c, QUERY + c] = 16.0 - (layer % 3)
-                block.qkv.weight[32 + 6 + c, RED + c] = 1.0
-                block.qkv.weight[64 + c, X + c] = 1.0
-            block.qkv.weight[16:32] = torch.randn(16, 32, generator=lot)
-            block.qkv.weight[48:64] = torch.randn(16, 32, generator=lot)
-        last = self.decoder.blocks[-1]
+            if name.endswith("qkv.weight"):
+                layer = int(name.split(".")[1])
+                for c in range(2):  # the slowest rotary pairs, so that distance hardly matters
+                    weight[6 + c, QUERY + c] = 16.0 - (layer % 3)
+                    weight[32 + 6 + c, RED + c] = 1.0
+                    weight[64 + c, X + c] = 1.0
+                weight[16:32] = torch.randn(16, 32, generator=lot)
+                weight[48:64] = torch.randn(16, 32, generator=lot)
         for c in range(2):
-            last.out.weight[X + c, c] = NORM / 32**0.5
+            weights[f"blocks.{self.info.layers - 1}.out.weight"][X + c, c] = NORM / 32**0.5
 
     def layout(self, words: int) -> Layout:
         """Positions of begin, visual tokens, words and, in the parallel style, slots and stop."""
@@ -85,8 +87,10 @@ class Toy:
         else:
             with stage(sessions, "decode"):
                 query = [p.hidden[-1:] for p in prompts]
-                steps = [self.decoder([Tokens(q, torch.tensor([e + i])) for q, e in zip(query, ends, strict=True)], sessions)
-                         for i in range(self.chunk)]
+                steps = [
+                    self.decoder([Tokens(q, torch.tensor([e + i])) for q, e in zip(query, ends, strict=True)], sessions)
+                    for i in range(self.chunk)
+                ]
             slots = [torch.cat(of) for of in zip(*steps, strict=True)]
         with stage(sessions, "head"):
             return [self._act(s, o.state) for s, o in zip(slots, observations, strict=True)]

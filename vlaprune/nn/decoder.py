@@ -48,7 +48,7 @@ class Tokens:
 
 
 class Cache:
-    """Keys and values of one sequence, one slot per position and layer. A slot not written again keeps its old content."""
+    """Keys and values of one sequence, a slot per position and layer. A slot not written again keeps what it had."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -99,7 +99,7 @@ class Session(Protocol):
         """The rows that go on into `layer`; the same object where nothing changes."""
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
-        """Attention of `layer` is done: rotated queries [H, n, hd] and keys [kv, c, hd], and the positions [c] attended to."""
+        """Attention is done: rotated queries [H, n, hd] and keys [kv, c, hd], the positions [c] attended to."""
 
 
 class Unwatched:
@@ -121,7 +121,8 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
     visible  [q, c] bool mask of what a row may attend to, None for everything
     bias     [c] added to the logits
     """
-    keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], 0)
+    if queries.shape[0] != keys.shape[0]:
+        keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], 0)
     logits = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.float()
@@ -131,7 +132,7 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
+    """Torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
@@ -160,7 +161,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One decoder layer: RMSNorm, rotary attention with grouped keys, RMSNorm, SwiGLU. Fused QKV and gate/up weights."""
+    """One decoder layer: RMSNorm, rotary attention with grouped keys, RMSNorm, SwiGLU; QKV and gate/up are fused."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -251,9 +252,7 @@ class Packed:
         """Packs; a single sequence is taken as it is, without a copy."""
         if len(sequences) == 1:
             return cls(sequences[0].hidden, sequences[0].index, tuple(sequences))
-        return cls(
-            torch.cat([t.hidden for t in sequences]), torch.cat([t.index for t in sequences]), tuple(sequences)
-        )
+        return cls(torch.cat([t.hidden for t in sequences]), torch.cat([t.index for t in sequences]), tuple(sequences))
 
     def slices(self) -> list[slice]:
         """The rows of each segment."""
@@ -314,7 +313,7 @@ class Decoder(nn.Module):
 
 
 def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:
-    """Renames a Llama checkpoint's tensors to those of `Decoder`, fusing QKV and gate/up. KeyError names what is missing."""
+    """Renames a Llama checkpoint's tensors to those of `Decoder`, fusing QKV and gate/up; KeyError names a gap."""
     out = {"norm.weight": state[f"{prefix}norm.weight"]}
     for i in range(layers):
         old, new = f"{prefix}layers.{i}.", f"blocks.{i}."

@@ -19,15 +19,17 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
     from safetensors.torch import save_file
 
     path = Path(path)
-    state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
-             for k, v in module.state_dict().items()}
+    state = {
+        k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in module.state_dict().items()
+    }
     part = path.with_suffix(".part")
     save_file(state, part, metadata={CARD: json.dumps(dict(card))})
     os.replace(part, path)
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and card (with the file's sha256) of what `save` wrote. ValueError in one line for anything else; nothing is ever unpickled."""
+    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else ValueError."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -38,21 +40,29 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
             card = json.loads((file.metadata() or {}).get(CARD, "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"weights {path} cannot be read ({error}); the file is damaged or no safetensors file") from None
+        raise ValueError(
+            f"weights {path} cannot be read ({error}); the file is damaged or no safetensors file"
+        ) from None
     if not isinstance(card, dict):
         raise ValueError(f"weights {path} carry no vlaprune card; they were not written by vlaprune-train")
     return state, {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads tensors strictly: every parameter present with its shape, nothing left over. ValueError names what is wrong."""
+    """Loads tensors strictly: every parameter with its shape, nothing left over. ValueError names what is wrong."""
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-              for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    wrong = [f"{what} {names[:3]}{' ...' if len(names) > 3 else ''}"
-             for what, names in (("lacks", missing), ("has foreign", surplus), ("has wrong shapes", shapes)) if names]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if own[k].shape != state[k].shape
+    ]
+    wrong = [
+        f"{what} {names[:3]}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("lacks", missing), ("has foreign", surplus), ("has wrong shapes", shapes))
+        if names
+    ]
     if wrong:
         raise ValueError(f"weights {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})

@@ -1,0 +1,1 @@
+"""Configurations; a package, so that they can be found."""

@@ -1,0 +1,219 @@
+"""The commands: exit codes, and one clear line for what the user can mend."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlaprune import cli
+from vlaprune.records import read
+
+TOY = ["model=toy", "bench=toy", "logger=csv", "episodes=2"]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capfd):
+    """Runs a command in this process; gives its exit code, what it printed and its lines of error."""
+
+    def run(*argv, command="evaluate"):
+        monkeypatch.setattr(sys, "argv", [f"vlaprune-{command}", *argv])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        code = 0
+        try:
+            getattr(cli, command)()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return (
+            code,
+            out,
+            [line for line in err.replace("\r", "\n").splitlines() if "episode/s" not in line and line.strip()],
+        )
+
+    return run
+
+
+def one_line(errors, *shown):
+    """Exactly one line, which says all of `shown`, and no traceback."""
+    assert len(errors) == 1, errors
+    assert all(text in errors[0] for text in shown), (errors[0], shown)
+
+
+def test_a_run_ends_with_a_summary_and_where_the_files_are(call, tmp_path):
+    code, out, errors = call(*TOY, "method=fastv", "output=run")
+    assert (code, errors) == (0, [])
+    assert "fastv keep=0.25 layer=3 rows=last: success 4/4" in out and "40.0 of 64 visual tokens" in out
+    assert "run/journal.jsonl" in out and (tmp_path / "run" / "episodes.csv").is_file()
+    run = read(tmp_path / "run")
+    assert run.header.provenance["command"].startswith("vlaprune-evaluate model=toy")
+    assert run.header.provenance["versions"]["torch"] == torch.__version__
+
+
+def test_an_unknown_name_lists_what_there_is(call):
+    for group, known in (("method", "fastv"), ("model", "tiny"), ("bench", "robosuite"), ("logger", "wandb")):
+        code, _, errors = call(f"{group}=nosuch")
+        text = "\n".join(errors)
+        assert code == 2 and f"Could not find '{group}/nosuch'" in text and known in text and "Traceback" not in text
+
+
+def test_an_unknown_key_is_named(call):
+    for key in ("nosuch=1", "method.nosuch=1", "shard.nosuch=1"):
+        code, _, errors = call(*TOY, key)
+        text = "\n".join(errors)
+        assert code == 2 and key[:-2] in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("method.keep=1.5", ["keep=1.5 is no budget", "fraction in (0, 1]"]),
+        ("method.keep=0", ["keep=0 is no budget"]),
+        ("method.keep=1000", ["keep=1000 asks for more than the 64 visual tokens"]),
+        ("method.keep=half", ["keep=half is no budget"]),
+        ("method.layer=99", ["FastV acts before layers [99]", "toy has layers 0..5"]),
+        ("method.rows=nosuch", ["rows=nosuch", "use one of last"]),
+        ("+method.nosuch=1", ["FastV", "nosuch=1"]),
+        ("method._target_=no.such.Method", ["no.such.Method"]),
+        ("episodes=0", ["episodes=0", "has 1..50"]),
+        ("episodes=51", ["episodes=51", "has 1..50"]),
+        ("execute=99", ["execute=99", "toy plans 1..4 actions a call"]),
+        ("execute=0", ["execute=0"]),
+        ("slots=0", ["slots=0; use at least 1"]),
+        ("shard.index=2", ["shard.index=2 of shard.count=1"]),
+        ("model.style=nosuch", ["toy style=nosuch; use one of parallel, autoregressive"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(call, override, shown):
+    code, _, errors = call(*TOY, "method=fastv", "output=run", override)
+    assert code == 2
+    one_line(errors, *shown)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["episodes=two", "execute=two", "slots=1.5", "seed=x", "shard.index=a", "time_limit=long", "method.layer=two"],
+)
+def test_a_word_in_place_of_a_number_is_refused_in_one_line_that_names_it(call, override):
+    code, _, errors = call(*TOY, "method=fastv", "output=run", override)
+    assert code == 2
+    one_line(errors, override.removeprefix("method."))
+
+
+def test_weights_that_are_not_ours_are_refused_in_one_line(call, tmp_path):
+    fuse = tmp_path / "executed"
+    bomb = type("Bomb", (), {"__reduce__": lambda self: (open, (str(fuse), "w"))})
+    globals()["Bomb"], bomb.__module__, bomb.__qualname__ = bomb, __name__, "Bomb"
+    (tmp_path / "pickle").write_bytes(pickle.dumps(bomb()))
+    (tmp_path / "noise").write_bytes(os.urandom(4000))
+    save_file({"a": torch.zeros(3)}, tmp_path / "foreign")
+    save_file({"a": torch.zeros(3)}, tmp_path / "misfit", {"vlaprune": "{}"})
+    for name, shown in (
+        ("pickle", "no safetensors file"),
+        ("noise", "damaged"),
+        ("foreign", "no vlaprune card"),
+        ("misfit", "do not fit Tiny"),
+        ("absent", "do not exist"),
+    ):
+        code, _, errors = call("model=tiny", f"model.weights={tmp_path / name}", "bench=toy")
+        assert code == 2
+        one_line(errors, "weights", name, shown)
+    assert not fuse.exists()
+
+
+def test_a_model_and_a_benchmark_that_do_not_fit_are_refused_in_one_line(call):
+    code, _, errors = call("model=tiny", "model.weights=random", "bench=toy")
+    assert code == 2
+    one_line(
+        errors,
+        "model tiny and bench toy do not fit",
+        "cameras ('agentview', 'robot0_eye_in_hand') vs ('main',)",
+        "state ",
+    )
+
+
+def test_another_run_in_the_folder_is_refused_and_left_alone(call, tmp_path):
+    assert call(*TOY, "method=random", "output=run")[0] == 0
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    code, _, errors = call(*TOY, "method=random", "method.keep=0.5", "output=run")
+    assert code == 2
+    one_line(errors, "run holds another run (method.keep 0.25 -> 0.5)", "choose another output=")
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_by_default_every_setting_that_matters_has_a_folder_of_its_own(call, tmp_path):
+    for override in ("method.keep=0.5", "method.keep=0.25", "seed=8", "episodes=1"):
+        assert call(*TOY, "method=random", override)[0] == 0
+    assert {p.parent.name for p in tmp_path.glob("results/runs/toy/toy/*/journal.jsonl")} == {
+        "random,method.keep=0.5",
+        "random,method.keep=0.25",
+        "random,seed=8",
+        "random",
+    }
+
+
+def test_a_world_that_raises_leaves_the_rest_and_ctrl_c_what_is_done(call, tmp_path):
+    code, _, errors = call(*TOY, "method=dense", "bench._target_=doubles.Flawed", "output=raised")
+    assert code == 2 and "2 episodes raised" in errors[-1] and "same command again" in errors[-1]
+    assert len(read(tmp_path / "raised").episodes) == 2 and "Traceback" not in "".join(errors)
+    stopped = ["bench._target_=doubles.Flawed", "+bench.stopped=true", "output=stopped"]
+    code, out, errors = call(*TOY, "method=dense", *stopped)
+    assert code == 130 and len(read(tmp_path / "stopped").episodes) == 1
+    assert not errors and "stopped with 1 of 4 episodes in stopped; the same command goes on" in out
+
+
+def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):
+    output = "output=sweep/${method.layer}"
+    code, _, errors = call("-m", *TOY, "method=fastv", "method.layer=1,99,2", output)
+    assert code == 2 and sum("FastV acts before layers [99]" in e for e in errors) == 1
+    assert {p.parent.name for p in tmp_path.glob("sweep/*/journal.jsonl")} == {"1", "2"}
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
+    """Jobs in processes of their own; one of three fails, the others are whole, the exit code says so."""
+    pytest.importorskip(
+        "hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "hydra_plugins.hydra_submitit_launcher"
+    )
+    argv = [
+        "-m",
+        *TOY,
+        "method=random",
+        "method.layer=0,99,1",
+        "output=sweep/${method.layer}",
+        f"hydra/launcher={launcher}",
+    ]
+    argv += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    command = [sys.executable, "-c", "from vlaprune.cli import evaluate; evaluate()", *argv]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 2, said.stderr
+    assert "Random acts before layers [99]" in said.stderr
+    for layer in "01":
+        assert not read(tmp_path / "sweep" / layer).missing
+
+
+def test_what_is_not_there_yet_says_so_in_one_line(call):
+    for command in ("profile", "doctor"):
+        code, _, errors = call(command=command)
+        assert code == 2
+        one_line(errors, f"vlaprune-{command}: not part of this release yet")
+
+
+def test_training_refuses_what_cannot_be_learnt(call):
+    code, _, errors = call("model=tiny", "bench=toy", command="train")
+    assert code == 2
+    one_line(errors, "bench toy has no scripted experts", "bench=robosuite")
+
+
+def test_the_console_scripts_are_installed(tmp_path):
+    script = Path(sys.executable).with_name("vlaprune-eval")
+    if not script.is_file():
+        pytest.skip("not installed in this environment")
+    said = subprocess.run([script, "method=nosuch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 2 and "\tfastv\n" in said.stderr

@@ -1,0 +1,183 @@
+"""Every YAML composes, names what exists and sets exactly what its constructor takes."""
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from vlaprune import config
+from vlaprune.methods.dense import Dense
+from vlaprune.models.toy import STYLES
+from vlaprune.policy import Policy
+from vlaprune.pruner import Info, Pruner
+from vlaprune.testing import scenes
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GROUPS = {
+    group: sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")) for group in ("model", "method", "bench", "logger")
+}
+EVERY = [(group, name) for group, names in GROUPS.items() for name in names]
+TOY = ["model=toy", "bench=toy"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    config.prepare()
+    with initialize_config_dir(config.config_path(), version_base="1.3"):
+        yield
+
+
+def composed(*overrides, name="eval"):
+    cfg = compose(name, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def nodes(group, name):
+    """What is instantiated: the file itself, or, of a logger, the one entry in it."""
+    node = composed(f"{group}={name}")[group]
+    return list(node.values()) if group == "logger" else [node]
+
+
+def target(node):
+    module, name = node["_target_"].rsplit(".", 1)
+    return getattr(import_module(module), name)
+
+
+def test_the_groups_and_names_that_scripts_rely_on_are_there():
+    assert set(GROUPS["model"]) >= {"toy", "tiny"} and set(GROUPS["bench"]) >= {"toy", "robosuite"}
+    assert set(GROUPS["method"]) >= {"dense", "random", "uniform", "fastv", "divprune"}
+    assert set(GROUPS["logger"]) == {"csv", "wandb"}
+    assert Path(config.config_path()) == CONFIGS
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_a_file_sets_exactly_the_parameters_of_what_it_names(group, name):
+    for node in nodes(group, name):
+        assert target(node).__module__.startswith("vlaprune.")
+        keys = [k for k in node if k != "_target_"]
+        assert keys == [p for p in inspect.signature(target(node)).parameters]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_a_file_holds_the_defaults_of_what_it_names(group, name):
+    """So that a paper's numbers are in one place, and Python users get what the command line gives."""
+    for node in nodes(group, name):
+        given = OmegaConf.to_container(node, resolve=True)
+        for key, parameter in inspect.signature(target(node)).parameters.items():
+            if parameter.default is not parameter.empty and isinstance(parameter.default, (int, float, str, bool)):
+                assert (group, name) in VARIANTS or given[key] == parameter.default, key
+
+
+VARIANTS = {("method", "ties_hard")}  # a second file for a class, with other options
+
+
+def test_every_class_of_a_method_has_a_file():
+    files = {p.stem for p in (Path(config.__file__).parent / "methods").glob("*.py")}
+    named = {
+        yaml.safe_load((CONFIGS / "method" / f"{n}.yaml").read_text())["_target_"].split(".")[-2]
+        for n in GROUPS["method"]
+    }
+    assert named == files - {"__init__", "common", "agreement", "calibration"}
+
+
+@pytest.mark.parametrize("name", GROUPS["method"])
+def test_every_method_runs_on_the_toy(name):
+    for style in STYLES:
+        model, make, bench = config.build(composed(*TOY, f"method={name}", f"model.style={style}"))
+        assert make() is not make() and isinstance(make(), Pruner) and bench.name == "toy"
+        policy = Policy(model, make)
+        for frame in scenes(0, 0, 2):
+            policy.act({0: frame})
+        assert len(policy.drain(0)) == 2
+
+
+@pytest.mark.parametrize("name", GROUPS["method"])
+def test_a_budget_is_called_keep_and_checked_before_any_weights_are_loaded(name):
+    given = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    if not isinstance(given.get("keep"), float):
+        return
+    plan = config.make(OmegaConf.create(given)).plan(Info("it", 6, 2, 32, 16))
+    for wrong in ("1.5", "-0.25", "0.0")[: 3 if plan.budget else 2]:  # of a method with a floor, keep=0 is the floor
+        with pytest.raises(ValueError, match=f"keep={float(wrong)}"):
+            config.build(composed(*TOY, "model._target_=nothing.There", f"method={name}", f"method.keep={wrong}"))
+
+
+def test_the_command_of_the_issue_composes():
+    cfg = composed(
+        "model=toy",
+        "method=fastv",
+        "bench=toy",
+        "logger=csv",
+        "episodes=3",
+        "method.keep=0.5",
+        "seed=3",
+        "shard.index=1",
+        "shard.count=2",
+        "output=there",
+    )
+    assert (cfg.episodes, cfg.method.keep, cfg.seed, cfg.output) == (3, 0.5, 3, "there") and list(cfg.logger) == ["csv"]
+    assert set(composed("logger=[csv,wandb]").logger) == {"csv", "wandb"}
+
+
+def test_the_default_command_is_the_main_job():
+    cfg = composed()
+    assert [cfg[g]._target_.split(".")[-2] for g in ("model", "method", "bench")] == ["tiny", "fastv", "robosuite"]
+    assert cfg.execute == cfg.model.chunk and cfg.episodes is None
+    assert cfg.logger.csv._target_ == "vlaprune.loggers.CSV"
+
+
+def test_the_identity_of_a_run_holds_what_decides_its_numbers_and_nothing_else():
+    model, _, bench = config.build(composed(*TOY))
+
+    def identity(*overrides):
+        return config.header(composed(*TOY, *overrides), model, bench, "").identity
+
+    for same in ("slots=4", "time_limit=1", "logger=wandb", "episodes=2", "shard.count=2", "output=x"):
+        assert identity(same) == identity()
+    for other in ("seed=8", "execute=1", "method.keep=0.5", "method=random", "model.side=4"):
+        assert identity(other) != identity()
+
+
+def test_training_composes_with_the_recipe_it_is_given():
+    from vlaprune.train import Recipe, Teaching
+
+    cfg = composed("recipe.steps=3", name="train")
+    assert cfg.model.weights == "random" and Recipe(**cfg.recipe).steps == 3
+    Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+
+
+def test_what_a_constructor_raises_comes_out_as_it_was():
+    assert isinstance(config.make(OmegaConf.create({"_target_": "vlaprune.methods.dense.Dense"})), Dense)
+    for node, error, match in (
+        ({"_target_": "vlaprune.methods.fastv.FastV", "keep": 2.0}, ValueError, "^keep=2.0 is no budget"),
+        ({"_target_": "vlaprune.methods.fastv.FastV", "kep": 1}, ValueError, r"FastV\(kep=1\): .*'kep'"),
+        ({"_target_": "vlaprune.methods.nosuch.X"}, ValueError, "nosuch"),
+        ({"_target_": "vlaprune.methods.fastv.Nosuch"}, ValueError, "Nosuch"),
+    ):
+        with pytest.raises(error, match=match) as caught:
+            config.make(OmegaConf.create(node))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_answers_without_torch():
+    """--help and --cfg job, in one process."""
+    check = (
+        "import sys\nfrom vlaprune import cli\n"
+        "for args in (['--help'], ['--cfg', 'job', 'model=toy', 'bench=toy']):\n"
+        "    sys.argv = ['vlaprune-eval', *args]\n    cli.evaluate()\n"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, env={**os.environ}, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "method: " in said.stdout and "keep: 0.25" in said.stdout
