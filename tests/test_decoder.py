@@ -12,8 +12,15 @@ SHAPE = Shape(width=64, layers=4, heads=4, kv_heads=2, head_size=16, ffn=96, eps
 def pair(causal=True):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        intermediate_size=96, vocab_size=50, rms_norm_eps=1e-5, attn_implementation="eager",
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=50,
+        rms_norm_eps=1e-5,
+        attn_implementation="eager",
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     llama = LlamaModel(config).eval()

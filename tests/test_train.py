@@ -41,6 +41,7 @@ def frames(count=8):
         lot.uniform(-1, 1, (count, 8)).astype(np.float32),
         lot.integers(0, 5, (count, 12)),
         lot.uniform(-1, 1, (count, 2, 7)).astype(np.float32),
+        np.full((count, 4), 0.1, np.float32),
         np.arange(count) % 2,
     )
 
@@ -77,6 +78,13 @@ def test_a_run_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, st
     assert resumed.losses == whole.losses
     assert all(torch.equal(found[k], expected[k]) for k in expected)
     assert all(torch.equal(v, expected[k]) for k, v in resumed.model.state_dict().items())
+
+
+def test_every_step_draws_a_batch_of_its_own(tmp_path, monkeypatch):
+    drawn, batch = [], Frames.batch
+    monkeypatch.setattr(Frames, "batch", lambda *args: drawn.append(batch(*args)) or drawn[-1])
+    Trainer(model(), frames(), replace(RECIPE, steps=4), tmp_path).run()
+    assert len({tuple(state.flatten().tolist()) for _, state, *_ in drawn}) == 4
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

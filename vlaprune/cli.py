@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError)
+USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
 
 def evaluate() -> None:
@@ -43,14 +43,15 @@ def report() -> None:
     )
     parser.add_argument("--tasks", action="store_true", help="one row per task as well")
     parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
-    parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for table.{csv,md,tex}")
+    parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
+    parser.add_argument("--name", default="table", help="name of the files (default: table)")
     args = parser.parse_args()
     try:
         from vlaprune import report as tables
 
         table = tables.summarise(tables.find(args.runs), args.baseline, by_task=args.tasks, partial=args.partial)
         print(tables.markdown(table))
-        for path in tables.write(table, args.output):
+        for path in tables.write(table, args.output, args.name):
             print(path)
     except USER_ERRORS as error:
         _say(error)
@@ -148,4 +149,4 @@ def _evaluate(cfg: DictConfig) -> None:
 def _train(cfg: DictConfig) -> None:
     from vlaprune import config, train
 
-    train.main(cfg, config.make(cfg.bench), lambda: config.make(cfg.model))
+    train.main(cfg, config.make(cfg.bench), lambda: config.make(cfg.model), lambda: config.make(cfg.method))

@@ -57,7 +57,7 @@ def make(node: DictConfig) -> Any:
         if cause is None or isinstance(cause, (ImportError, AttributeError)):
             raise ValueError(str(error).splitlines()[0]) from error
         if isinstance(cause, TypeError):
-            given = ", ".join(f"{k}={v}" for k, v in node.items() if k != "_target_")
+            given = ", ".join(f"{k}={node[k]}" for k in map(str, node) if k != "_target_")
             raise ValueError(f"{node._target_}({given}): {cause}") from error
         raise cause from None
 

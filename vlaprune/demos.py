@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vlaprune.benchmark import Observation, Task
 
-FRAMES = ("images", "state", "labels")
+FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
 Policy = Callable[[Observation], np.ndarray]
 
@@ -43,7 +43,7 @@ def record(
     """Records episodes of one task, one .npz file each, and returns which ended in success.
 
     Every `every` steps, from a random first one, a file keeps images [cameras, h, w, 3], state [s] and the
-    label [chunk, actions]: the expert's own next actions from there, rolled out without noise. With a
+    label [chunk, actions], the expert's own next actions from there, rolled out without noise, and the hint [h]. With a
     `policy`, its [k, actions] chunks are executed, save that with probability `beta` the expert takes a turn
     of `chunk` steps; without one the expert acts throughout. A file that exists is left as it is.
     """
@@ -104,7 +104,7 @@ def _episode(
         if step % every == phase:
             look = env.observe()
             pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])
-            frames.append((pixels, look.state.astype(np.float32), _ahead(env, expert, chunk)))
+            frames.append((pixels, look.state.astype(np.float32), _ahead(env, expert, chunk), env.hint()))
         if not turn:
             turn = [None] * chunk if policy is None or rng.random() < beta else list(policy(env.observe()))
         now = turn.pop(0)

@@ -83,7 +83,7 @@ class Wandb:
             import wandb
         except ImportError:
             raise RuntimeError("wandb is not installed; pip install wandb, or use logger=csv") from None
-        name = folder / "wandb-id"
+        name = folder / f"wandb-id{header.provenance.get('shard', '')}"
         if not name.is_file():
             name.write_text(secrets.token_hex(4))
         self._run = wandb.init(

@@ -133,6 +133,7 @@ def summarise(
         dense = table[table["method"].str.rstrip("*") == label(base.header)].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
         table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
+    table.attrs["sources"] = sources(runs)
     table.attrs["title"] = f"{str(runs[0].header.identity['model']['_target_']).split('.')[-2]} on {_bench(runs[0])}"
     return table
 
@@ -205,13 +206,32 @@ def latex(table: pd.DataFrame) -> str:
     )
 
 
-def write(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes table.csv (all columns, plain numbers), table.md and table.tex; returns their paths."""
+def sources(runs: Sequence[Run]) -> list[str]:
+    """What made some runs, a line each: commands, commits, versions, hardware, weights."""
+    told = [r.header.provenance for r in runs]
+
+    def each(key: str) -> list[str]:
+        return sorted({str(t[key]) for t in told if t.get(key)})
+
+    weights = {str(r.header.identity.get("weights")) for r in runs}
+    lines = [f"command: `{command}`" for command in each("command")]
+    lines += [f"commit: {', '.join(each('commit'))}"] if each("commit") else []
+    for key in ("versions", "hardware"):
+        lines += [
+            f"{key}: {', '.join(f'{k} {v}' for k, v in found.items() if v is not None)}"
+            for found in [t[key] for t in told if t.get(key)][:1]
+        ]
+    return [*lines, f"weights: sha256 {', '.join(sorted(weights))}"]
+
+
+def write(table: pd.DataFrame, folder: Path, name: str = "table") -> list[Path]:
+    """Writes NAME.csv (plain numbers), NAME.md (with what made the runs) and NAME.tex; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "table.csv", index=False)
-    (folder / "table.md").write_text(markdown(table) + "\n")
-    (folder / "table.tex").write_text(latex(table))
-    return [folder / f"table.{ending}" for ending in ("csv", "md", "tex")]
+    csv, md, tex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
+    table.to_csv(csv, index=False)
+    md.write_text("\n".join([markdown(table), "", *(f"- {line}" for line in table.attrs.get("sources", [])), ""]))
+    tex.write_text(latex(table))
+    return [csv, md, tex]
 
 
 def summary(run: Run) -> str:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from vlaprune import demos
+from vlaprune.benchmark import Observation
 from vlaprune.nn.load import fill, save
-
-
-class Learner(Protocol):
-    """What the loop asks of a model that is also an nn.Module."""
-
-    device: torch.device
-
-    def train_loss(self, images: Tensor, state: Tensor, words: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of a batch."""
+from vlaprune.policy import Policy
+from vlaprune.pruner import Pruner
 
 
 @dataclass(frozen=True)
@@ -34,17 +30,18 @@ class Recipe:
     lr            peak learning rate: linear warm-up over 3 % of the steps, then cosine to a hundredth
     decay         AdamW weight decay
     average       decay of the exponential moving average of the weights, which is what is saved
-    shift         pixels by which each image is shifted at random
+    shift         pixels by which each image is moved at random; 0 where the cameras stand still, as they do here:
+                  a moved picture hides where things are
     bf16          compute matrix products in bfloat16
     keep          steps between two checkpoints
     """
 
-    steps: int = 6000
+    steps: int = 2500
     batch: int = 64
     lr: float = 1e-3
     decay: float = 0.05
     average: float = 0.998
-    shift: int = 5
+    shift: int = 0
     bf16: bool = True
     keep: int = 250
     seed: int = 7
@@ -54,6 +51,7 @@ class Recipe:
 class Frames:
     """Demonstrated frames: images [n, cameras, h, w, 3] uint8, state [n, s], words [n, w], labels [n, chunk, a].
 
+    hints [n, h] say where the objects are, NaN for what is not there.
     task [n] is the number of the task a frame is from; batches have as many frames of each.
     """
 
@@ -61,6 +59,7 @@ class Frames:
     state: np.ndarray
     words: np.ndarray
     labels: np.ndarray
+    hints: np.ndarray
     task: np.ndarray
 
     def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
@@ -77,7 +76,7 @@ class Frames:
             corners = lot.integers(0, 2 * shift + 1, (n * cameras, 2))
             moved = torch.stack([p[:, y : y + h, x : x + w] for p, (y, x) in zip(padded, corners, strict=True)])
             images = moved.permute(0, 2, 3, 1).unflatten(0, (n, cameras))
-        rest = (torch.from_numpy(a[pick]) for a in (self.state, self.words, self.labels))
+        rest = (torch.from_numpy(a[pick]) for a in (self.state, self.words, self.labels, self.hints))
         return (images, *rest)
 
 
@@ -124,6 +123,11 @@ class Trainer:
                 f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
                 "use the same settings, or another output="
             )
+        if saved["frames"] != len(self.frames.images):
+            raise ValueError(
+                f"checkpoint {self.path} saw {saved['frames']} frames, now there are {len(self.frames.images)}; "
+                "bring the demonstrations back, or use another output="
+            )
         fill(self.model, saved["model"], f"of checkpoint {self.path}")
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average, self.step, self.losses = saved["average"], saved["step"], saved["losses"]
@@ -136,6 +140,7 @@ class Trainer:
                 "recipe": asdict(self.recipe),
                 "model": self.model.state_dict(),
                 "average": self.average,
+                "frames": len(self.frames.images),
                 "optimiser": self.optimiser.state_dict(),
                 "step": self.step,
                 "losses": self.losses,
@@ -159,9 +164,7 @@ class Trainer:
         return self.average
 
     def _once(self) -> float:
-        lot = np.random.default_rng(
-            (self.recipe.seed, self.step)
-        )  # a function of the step, so resuming changes nothing
+        lot = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming changes nothing
         device = next(self.model.parameters()).device
         batch = [t.to(device) for t in self.frames.batch(lot, self.recipe.batch, self.recipe.shift)]
         for group in self.optimiser.param_groups:
@@ -188,7 +191,7 @@ def frames(
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
     table = np.array([words(instructions[n]) for n in names])
-    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], task)
+    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], arrays["hints"], task)
 
 
 @dataclass(frozen=True)
@@ -199,63 +202,99 @@ class Teaching:
     noises           standard deviations on the arm's actions, executed in turn
     every            steps between two kept frames
     workers          processes that record
+    rounds           further rounds: the policy acts, the expert labels where it gets to (DAgger, arXiv:1011.0686)
+    corrections      episodes per task of such a round
+    beta             share of the chunks that the expert executes in it
     """
 
-    episodes: int = 300
+    episodes: int = 180
     first: int = 1000
     noises: tuple[float, ...] = (0.0, 0.2, 0.4)
     every: int = 3
     workers: int = 2
+    rounds: int = 1
+    corrections: int = 50
+    beta: float = 0.25
 
 
-def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> dict[str, np.ndarray]:
+def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
-    from vlaprune import demos
-
-    ids = range(teaching.first, teaching.first + teaching.episodes)
-    plan = [
-        demos.Job(t.name, e, teaching.noises[(e + i) % len(teaching.noises)])
-        for e in ids
-        for i, t in enumerate(bench.tasks())
-    ]
+    ids, kinds = range(teaching.first, teaching.first + teaching.episodes), len(teaching.noises)
+    plan = [demos.Job(t.name, e, teaching.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
     demos.collect(bench, plan, folder, teaching.workers, teaching.every, chunk)
-    return demos.load(folder)
 
 
-def main(cfg: Any, bench: Any, make_model: Callable[[], Any]) -> None:
-    """vlaprune-train: demonstrations, training, weights with their card, learning curve. Run again, it goes on."""
-    from tqdm import tqdm
+def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
+    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
+    first = teaching.first + teaching.episodes + (number - 1) * teaching.corrections
 
+    def act(observation: Observation) -> np.ndarray:
+        return policy.act({0: observation})[0]
+
+    for task in bench.tasks():
+        for episode in range(first, first + teaching.corrections):
+            policy.reset(0, episode)
+            demos.record(
+                bench,
+                task,
+                [episode],
+                folder,
+                every=teaching.every,
+                chunk=policy.model.chunk,
+                policy=act,
+                beta=teaching.beta,
+            )
+
+
+def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The frames of several folders of demonstrations."""
+    parts = [demos.load(folder) for folder in folders]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
+    """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
     if not hasattr(bench, "expert"):
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     recipe, teaching = Recipe(**cfg.recipe), Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
-    folder = Path(cfg.output)
+    folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)
     model = make_model()
     if not hasattr(model, "train_loss"):
         raise ValueError(f"model {model.info.name} cannot be trained; use model=tiny")
-    arrays = teach(bench, teaching, Path(cfg.data), model.chunk)
-    data = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
-    model.normalise(quantiles(data.state), quantiles(data.labels.reshape(-1, data.labels.shape[-1])))
-    trainer = Trainer(model, data, recipe, folder)
-    with tqdm(total=recipe.steps, initial=trainer.step, unit="step") as bar:
+    shown = [data / "demos"]
+    teach(bench, teaching, shown[0], model.chunk)
+    losses: list[float] = []
+    for number in range(1 + teaching.rounds):
+        if number:
+            shown.append(data / f"corrections{number}")
+            correct(bench, teaching, shown[-1], Policy(model, make_pruner), number)
+        arrays = load(shown)
+        learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
+        if not number:
+            model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))
+        losses += _run(Trainer(model, learnt, recipe, folder / f"round{number}"))
+    (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
+    card = {
+        "model": model.info.name,
+        "bench": bench.name,
+        "tasks": sorted(set(arrays["task"].tolist())),
+        "frames": len(learnt.images),
+        "recipe": asdict(recipe),
+        "teaching": asdict(teaching),
+        "l1": float(np.mean(losses[-100:])),
+    }
+    path = folder / f"{model.info.name}-{bench.name}.safetensors"
+    save(path, model, card, torch.float16)
+    print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")
+
+
+def _run(trainer: Trainer) -> list[float]:
+    with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
 
         def progress(step: int, loss: float) -> None:
             bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-100:]):.4f}")
             bar.update()
 
         trainer.run(progress)
-    curve = "step,l1\n" + "".join(f"{i + 1},{loss:.6f}\n" for i, loss in enumerate(trainer.losses))
-    (folder / "curve.csv").write_text(curve)
-    card = {
-        "model": model.info.name,
-        "bench": bench.name,
-        "frames": len(data.images),
-        "recipe": asdict(recipe),
-        "teaching": asdict(teaching),
-        "l1": float(np.mean(trainer.losses[-100:])),
-        "tasks": sorted(set(arrays["task"].tolist())),
-    }
-    path = folder / f"{model.info.name}-{bench.name}.safetensors"
-    save(path, model, card, torch.float16)
-    print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")
+    return trainer.losses

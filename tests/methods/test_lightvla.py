@@ -166,7 +166,7 @@ def test_packed_training_backpropagates():
     images = torch.from_numpy(np.stack([np.stack([*look(i, "").images.values()]) for i in range(3)]))
     numbers = torch.tensor([words + [0] * (TEXT - len(words))] * 3)
     sessions = [training_session(model, words, trained()) for _ in range(3)]
-    loss = model.train_loss(images, torch.zeros(3, 8), numbers, torch.zeros(3, 8, 7), sessions)
+    loss = model.train_loss(images, torch.zeros(3, 8), numbers, torch.zeros(3, 8, 7), torch.zeros(3, 4), sessions)
     loss.backward()
     assert torch.isfinite(loss) and model.vision.embed.weight.grad.abs().sum() > 0
 

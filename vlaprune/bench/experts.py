@@ -53,6 +53,13 @@ def expert(name: str, world: Any) -> Callable[[], np.ndarray]:
     raise ValueError(f"no expert for task {name!r}")
 
 
+def places(name: str, world: Any) -> list[np.ndarray]:
+    """Where the things of task `name` are, [3] each in metres: what is to be moved first, then what it goes onto."""
+    things = {"Lift": ("cube",), "Stack": ("cubeA", "cubeB")}.get(name)
+    items = [getattr(world, t) for t in things] if things else [world.objects[world.object_id]]
+    return [_thing(world, item).centre for item in items]
+
+
 def _lift(world: Any) -> np.ndarray:
     """Grasp the cube, then up."""
     cube = _thing(world, world.cube)

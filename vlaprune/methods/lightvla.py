@@ -30,12 +30,14 @@ class LightVLA(nn.Module, Pruner):
     calls Session.finish, which refuses duplicates.
     """
 
+    name = "lightvla"
+
     def __init__(self, noise: str = "uniform", min_keep: int = 1, multiplicity_bias: bool = False) -> None:
         super().__init__()
         if noise not in NOISES:
-            raise ValueError(f"lightvla noise={noise}; use one of {', '.join(NOISES)}")
+            raise ValueError(f"{self.name} noise={noise}; use one of {', '.join(NOISES)}")
         if min_keep < 1:
-            raise ValueError(f"lightvla min_keep={min_keep}; use at least 1")
+            raise ValueError(f"{self.name} min_keep={min_keep}; use at least 1")
         self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
         self.noise_scale, self.draws = 1.0, 0
         self.eval()

@@ -12,13 +12,16 @@ go on, and with random weights the choice means nothing: this method must be tra
 import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.common import NOISES, elected, multiplicity, noise, rms, straight_through
+from vlaprune.methods.common import rms
+from vlaprune.methods.lightvla import LightVLA
 from vlaprune.nn.load import fill, read, save
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Info, Plan
 
 
-class LightVLAStar(nn.Module, Pruner):
+class LightVLAStar(LightVLA):
     """Keeps the distinct winners of the queries; starts in evaluation mode.
+
+    Training and choice as in LightVLA.
 
     queries   size of the query set (inferred: 64)
     layer     0: the vision output; 1: after the first decoder layer; higher also works
@@ -28,8 +31,10 @@ class LightVLAStar(nn.Module, Pruner):
     multiplicity_bias  as in LightVLA
 
     The parameter `query` [queries, d] exists once `plan` has told the width d. To train several sequences at a time,
-    assign one instance's `query` to the others before they plan. Training otherwise as in LightVLA.
+    assign one instance's `query` to the others before they plan.
     """
+
+    name = "lightvla_star"
 
     def __init__(
         self,
@@ -40,20 +45,11 @@ class LightVLAStar(nn.Module, Pruner):
         min_keep: int = 1,
         multiplicity_bias: bool = False,
     ) -> None:
-        super().__init__()
-        if noise not in NOISES:
-            raise ValueError(f"lightvla_star noise={noise}; use one of {', '.join(NOISES)}")
-        if queries < 1 or min_keep < 1:
-            raise ValueError(f"lightvla_star queries={queries}, min_keep={min_keep}; use at least 1 of each")
+        super().__init__(noise, min_keep, multiplicity_bias)
+        if queries < 1:
+            raise ValueError(f"lightvla_star queries={queries}; use at least 1")
         self.queries, self.layer, self.weights = queries, layer, weights
-        self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
-        self.noise_scale, self.draws = 1.0, 0
         self.query: nn.Parameter | None = None
-        self.eval()
-
-    def anneal(self, step: int, steps: int) -> None:
-        """Noise falls in a line from 1 at the first step to 0 at `steps`."""
-        self.noise_scale = max(0.0, 1 - step / steps)
 
     def plan(self, info: Info) -> Plan:
         """One site. Makes the queries, or loads them: ValueError if they do not fit."""
@@ -68,24 +64,9 @@ class LightVLAStar(nn.Module, Pruner):
         """Writes the queries where `weights` can load them."""
         save(path, self, {"method": "lightvla_star", "queries": self.queries, "layer": self.layer})
 
-    def scores(self, visual: Tensor) -> Tensor:
-        """[queries, n] how much each query asks for each visual row."""
+    def scores(self, visual: Tensor, text: Tensor | None = None) -> Tensor:
+        """[queries, n] how much each query asks for each visual row, whatever the text."""
         if self.query is None:
             raise ValueError("lightvla_star has no queries yet; call plan first")
         score: Tensor = rms(self.query.to(visual.device)) @ rms(visual).T * visual.shape[1] ** -0.5
         return score
-
-    def select(self, site: Site) -> Selection:
-        """The distinct winners; in training all of them, noised, with gradients."""
-        score = self.scores(site.visual)
-        if not self.training:
-            picks = elected(score, self.min_keep)
-            return Selection(picks, sizes=multiplicity(score, picks) if self.multiplicity_bias else None)
-        lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
-        self.draws += 1
-        picks, values = straight_through(score + self.noise_scale * lot, site.visual)
-        return Selection(picks, values=values)
-
-    def reset(self) -> None:
-        """The next noise is the first of its episode; the schedule is the trainer's and stays."""
-        self.draws = 0

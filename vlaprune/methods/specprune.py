@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from vlaprune.methods.common import best, between, cameras, portions, standing, still, voted
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site, top
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Rows, Trace
 
 OTHERS = Rows.TEXT | Rows.ACTION
@@ -52,6 +52,7 @@ class SpecPrune(Pruner):
             between(f"specprune {name}", getattr(self, name), 0, 1)
         for value in (*(self.attended or [-1]), *self.stages):
             between("specprune attended and stages", value, 0, 1)
+        Budget(self.keep)
         self.reset()
 
     def plan(self, info: Info) -> Plan:
