@@ -127,7 +127,7 @@ def test_a_loss_that_is_none_ends_the_run(tmp_path):
 def test_batches_hold_as_many_frames_of_each_task_and_depend_on_the_step_alone():
     data = replace(frames(100), task=np.repeat([0, 1], [90, 10]))
     data.state[:] = data.task[:, None]
-    _, state, _, _ = data.batch(np.random.default_rng(0), 2000, 0)
+    _, state, *_ = data.batch(np.random.default_rng(0), 2000, 0)
     assert state.mean() == pytest.approx(0.5, abs=0.05)
     one, two = (data.batch(np.random.default_rng((7, 3)), 8, 2) for _ in "ab")
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
