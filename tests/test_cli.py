@@ -48,7 +48,7 @@ def one_line(errors, *shown):
 def test_a_run_ends_with_a_summary_and_where_the_files_are(call, tmp_path):
     code, out, errors = call(*TOY, "method=fastv", "output=run")
     assert (code, errors) == (0, [])
-    assert "fastv keep=0.25 layer=3 rows=last: success 4/4" in out and "40.0 of 64 visual tokens" in out
+    assert "fastv keep=0.25: success 4/4" in out and "40.0 of 64 visual tokens" in out
     assert "run/journal.jsonl" in out and (tmp_path / "run" / "episodes.csv").is_file()
     run = read(tmp_path / "run")
     assert run.header.provenance["command"].startswith("vlaprune-evaluate model=toy")

@@ -15,12 +15,16 @@ from vlaprune.records import Header, Run, differences, read
 MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
 
 
-def label(header: Header) -> str:
-    """The method's short name and its options that are numbers or words: "fastv keep=0.25 layer=3 rows=last"."""
-    method = dict(header.identity["method"])
-    name = str(method.pop("_target_")).split(".")[-2]
-    first = [f"keep={method.pop('keep')}"] if "keep" in method else []
-    return " ".join([name, *first, *(f"{k}={v}" for k, v in method.items() if not isinstance(v, (dict, list)))])
+def name(header: Header) -> str:
+    """The method's short name: the module it is in."""
+    return str(header.identity["method"]["_target_"]).split(".")[-2]
+
+
+def label(header: Header, others: Sequence[Header] = ()) -> str:
+    """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2"."""
+    method, same = header.identity["method"], [o.identity["method"] for o in others if name(o) == name(header)]
+    differ = [k for k in method if k not in ("_target_", "keep") and any(o.get(k) != method[k] for o in same)]
+    return " ".join([name(header), *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
@@ -44,8 +48,9 @@ def _bench(run: Run) -> str:
 
 
 def _check(runs: Sequence[Run], partial: bool) -> None:
-    labels = [label(r.header) for r in runs]
-    twice = {name for name in labels if labels.count(name) > 1}
+    headers = [r.header for r in runs]
+    labels = [label(h, headers) for h in headers]
+    twice = {one for one in labels if labels.count(one) > 1}
     if twice:
         raise ValueError(f"{len(runs)} runs, but {sorted(twice)} comes more than once; name the folders to compare")
     for run in runs[1:]:
@@ -63,14 +68,14 @@ def _check(runs: Sequence[Run], partial: bool) -> None:
             )
 
 
-def _row(run: Run, task: str | None, base: Run | None) -> dict[str, Any]:
+def _row(run: Run, called: str, task: str | None, base: Run | None) -> dict[str, Any]:
     records = {k: r for k, r in run.episodes.items() if task in (None, k[0])}
     won, n = sum(r.success for r in records.values()), len(records)
     frame = pd.DataFrame([flat(r) for r in records.values()])
     weights = frame["calls"] / frame["calls"].sum()
     interval = stats.wilson(won, n)
     row: dict[str, Any] = {
-        "method": label(run.header) + ("*" if run.missing else ""),
+        "method": called + ("*" if run.missing else ""),
         "task": task or "all",
         "success": won,
         "episodes": n,
@@ -119,18 +124,19 @@ def summarise(
     if not runs:
         raise ValueError("none of these runs has a finished episode")
     _check(runs, partial)
-    base = next((r for r in runs if label(r.header).split()[0] == baseline or label(r.header) == baseline), None)
-    order = sorted(runs, key=lambda r: (r is not base, label(r.header)))
+    called = {id(r): label(r.header, [o.header for o in runs]) for r in runs}
+    base = next((r for r in runs if baseline in (name(r.header), called[id(r)])), None)
+    order = sorted(runs, key=lambda r: (r is not base, called[id(r)]))
     tasks = [None, *order[0].header.tasks] if by_task else [None]
     rows = [
-        _row(r, t, base if r is not base else None)
+        _row(r, called[id(r)], t, base if r is not base else None)
         for t in tasks
         for r in order
         if t is None or any(k[0] == t for k in r.episodes)
     ]
     table = pd.DataFrame(rows)
     if base is not None:
-        dense = table[table["method"].str.rstrip("*") == label(base.header)].set_index("task")
+        dense = table[table["method"].str.rstrip("*") == called[id(base)]].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
         table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
     table.attrs["sources"] = sources(runs)
@@ -238,7 +244,7 @@ def summary(run: Run) -> str:
     """A few lines at the end of a run: success, tokens, FLOPs, milliseconds and where the files are."""
     if not run.episodes:
         return f"no finished episode in {run.folder}"
-    row = _row(run, None, None)
+    row = _row(run, label(run.header), None, None)
     time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
     return (
         f"{row['method']}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
