@@ -22,7 +22,7 @@ LAYERS = {
     "policy": ["pruner", "session", "benchmark", "nn.decoder", "meter", "records"],
     "rollout": ["policy", "benchmark", "records"],
     "demos": ["benchmark", "bench"],
-    "train": ["policy", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
+    "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
     "models": ["benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
     "bench": ["benchmark"],
