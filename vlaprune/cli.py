@@ -42,6 +42,7 @@ def report() -> None:
         "--baseline", default="dense", help="label of the run that others are paired with (default: dense)"
     )
     parser.add_argument("--tasks", action="store_true", help="one row per task as well")
+    parser.add_argument("--untimed", action="store_true", help="no milliseconds: the runs shared their machine")
     parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
     parser.add_argument("--name", default="table", help="name of the files (default: table)")
@@ -50,6 +51,8 @@ def report() -> None:
         from vlaprune import report as tables
 
         table = tables.summarise(tables.find(args.runs), args.baseline, by_task=args.tasks, partial=args.partial)
+        if args.untimed:
+            table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
         print(tables.markdown(table))
         for path in tables.write(table, args.output, args.name):
             print(path)

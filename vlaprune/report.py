@@ -163,7 +163,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     out["GFLOPs/call"] = [f"{v:.3g}" for v in table["gflops"]]
     if "flops_cut" in table:
         out["FLOPs cut"] = [f"{v:.1%}" for v in table["flops_cut"]]
-    if table["ms"].notna().any():
+    if "ms" in table and table["ms"].notna().any():
         out["ms/call"] = [f"{v:.2f}" if pd.notna(v) else "" for v in table["ms"]]
         out["of it method"] = [f"{v:.2f}" if pd.notna(v) else "" for v in table["ms_method"]]
         if "speedup" in table:
