@@ -1,0 +1,1 @@
+"""The Hydra configuration groups; a package so that an installed wheel finds them."""
