@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,15 @@ class Frames:
     hints: np.ndarray
     task: np.ndarray
 
+    @cached_property
+    def by_task(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frame numbers sorted by task [n]; how many frames each task has, and where its first stands."""
+        counts = np.bincount(self.task)
+        return np.argsort(self.task, kind="stable"), counts, np.cumsum(counts) - counts
+
     def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
         """A random batch; every image moved by up to `shift` pixels, its edges repeated."""
-        order = np.argsort(self.task, kind="stable")
-        counts = np.bincount(self.task)
-        starts = np.cumsum(counts) - counts
+        order, counts, starts = self.by_task
         which = lot.integers(0, len(counts), size)
         pick = order[starts[which] + (lot.random(size) * counts[which]).astype(int)]
         images = torch.from_numpy(self.images[pick])
@@ -231,19 +236,22 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
     def act(observation: Observation) -> np.ndarray:
         return policy.act({0: observation})[0]
 
-    for task in bench.tasks():
+    def episodes() -> Iterator[int]:
         for episode in range(first, first + teaching.corrections):
             policy.reset(0, episode)
-            demos.record(
-                bench,
-                task,
-                [episode],
-                folder,
-                every=teaching.every,
-                chunk=policy.model.chunk,
-                policy=act,
-                beta=teaching.beta,
-            )
+            yield episode
+
+    for task in bench.tasks():
+        demos.record(
+            bench,
+            task,
+            episodes(),
+            folder,
+            every=teaching.every,
+            chunk=policy.model.chunk,
+            policy=act,
+            beta=teaching.beta,
+        )
 
 
 def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:

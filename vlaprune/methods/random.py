@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlaprune.methods.common import lots
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 
@@ -27,6 +28,5 @@ class Random(Pruner):
 
     def select(self, site: Site) -> Selection:
         """As many as the budget allows, by lot. Drawn on the CPU, so that a GPU draws the same."""
-        lot = torch.Generator().manual_seed(site.seed * 100_003 + site.step)
-        order = torch.randperm(site.alive.shape[0], generator=lot)
-        return Selection(order[: self.budget.count(site.total)].to(site.alive.device))
+        rows = torch.arange(site.alive.shape[0], device=site.alive.device)
+        return Selection(lots(rows, self.budget.count(site.total), site.seed * 100_003 + site.step))

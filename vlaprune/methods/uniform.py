@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import share
+from vlaprune.methods.common import evenly, share
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 
@@ -25,8 +25,7 @@ class Uniform(Pruner):
 
     def select(self, site: Site) -> Selection:
         """Token number floor((i + 1/2) n / k) of each camera, in raster order."""
-        picks: list[int] = []
-        views = site.layout.views
-        for view, k in zip(views, share(self.budget.count(site.total), [len(v.tokens) for v in views]), strict=True):
-            picks += [view.start + (2 * i + 1) * len(view.tokens) // (2 * k) for i in range(k)]
-        return Selection(torch.tensor(picks, device=site.alive.device))
+        rows, views = torch.arange(site.total, device=site.alive.device), site.layout.views
+        counts = share(self.budget.count(site.total), [len(v.tokens) for v in views])
+        each = [evenly(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
+        return Selection(torch.cat(each))
