@@ -1,8 +1,8 @@
-"""The decoder against transformers' Llama with the same random weights, and packing against single runs."""
+"""The decoder against transformers' Llama and Gemma with the same random weights, and packing against single runs."""
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
 from vlaprune.nn.decoder import Cache, Decoder, Shape, Tokens, Unwatched, attention_rows, from_llama
 
@@ -31,6 +31,32 @@ def pair(causal=True):
     return llama, ours
 
 
+GEMMA = Shape(48, 3, 4, 1, 24, 96, activation="gelu_tanh", shifted=True)  # heads wider than the model, one for keys
+
+
+def gemma_pair(causal=True):
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=24,
+        intermediate_size=96,
+        vocab_size=50,
+        attn_implementation="eager",
+    )
+    gemma = GemmaModel(config).eval()
+    for p in gemma.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    ours = Decoder(Shape(**{**vars(GEMMA), "causal": causal})).eval()
+    ours.load_state_dict(from_llama(gemma.state_dict(), 3, prefix=""))
+    return gemma, ours
+
+
+PAIRS = {"llama": pair, "gemma": gemma_pair}
+
+
 class Remembering(Unwatched):
     """Keeps keys and values and, after the first pass, lets every row attend to all of them."""
 
@@ -48,11 +74,12 @@ class Remembering(Unwatched):
 
 
 @torch.no_grad()
-def test_prompt_and_two_decode_steps_equal_llama():
-    llama, ours = pair()
-    x = torch.randn(1, 11, 64)
+@pytest.mark.parametrize("kind", PAIRS)
+def test_prompt_and_two_decode_steps_equal_the_library(kind):
+    llama, ours = PAIRS[kind]()
+    x = torch.randn(1, 11, ours.shape.width)
     out = llama(inputs_embeds=x[:, :9], use_cache=True)
-    session = Remembering(SHAPE)
+    session = Remembering(ours.shape)
     rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
     assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
     for step in (9, 10):
@@ -63,20 +90,22 @@ def test_prompt_and_two_decode_steps_equal_llama():
 
 
 @torch.no_grad()
-def test_bidirectional_equals_llama_under_an_open_mask():
-    llama, ours = pair(causal=False)
-    x = torch.randn(1, 9, 64)
+@pytest.mark.parametrize("kind", PAIRS)
+def test_bidirectional_equals_the_library_under_an_open_mask(kind):
+    llama, ours = PAIRS[kind](causal=False)
+    x = torch.randn(1, 9, ours.shape.width)
     out = llama(inputs_embeds=x, attention_mask=torch.zeros(1, 1, 9, 9)).last_hidden_state[0]
     rows = ours([Tokens(x[0], torch.arange(9))], [Unwatched()])[0]
     assert torch.allclose(rows, out, atol=1e-5)
 
 
 @torch.no_grad()
-def test_attention_rows_equal_eager_attention():
-    llama, ours = pair()
-    x = torch.randn(1, 9, 64)
+@pytest.mark.parametrize("kind", PAIRS)
+def test_attention_rows_equal_eager_attention(kind):
+    llama, ours = PAIRS[kind]()
+    x = torch.randn(1, 9, ours.shape.width)
     eager = llama(inputs_embeds=x, output_attentions=True).attentions
-    session = Remembering(SHAPE)
+    session = Remembering(ours.shape)
     ours([Tokens(x[0], torch.arange(9))], [session])
     for layer, (queries, keys, columns) in session.read.items():
         visible = torch.arange(9)[:, None] >= columns[None]
@@ -118,3 +147,8 @@ def test_reused_columns_of_an_unchanged_prompt_change_nothing():
     own, old = torch.tensor([0, 1, 5, 8]), torch.tensor([2, 3, 4, 6, 7])
     session.columns = old
     assert torch.allclose(ours([Tokens(x[own], own)], [session])[0], dense[own], atol=1e-5)
+
+
+def test_an_activation_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="activation=relu; use one of silu, gelu_tanh"):
+        Shape(8, 1, 1, 1, 8, 8, activation="relu")

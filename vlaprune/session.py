@@ -33,7 +33,7 @@ class Session:
         self.plan.check(info, self.name)
         self.cache: Cache | None = None
         self._store = Cache(shape)
-        self._layout: Layout | None = None
+        self._same: object = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -48,11 +48,16 @@ class Session:
 
     # -- the model's side ------------------------------------------------------------------------------------
 
-    def begin(self, layout: Layout, images: Sequence[Tensor], like: Tensor) -> None:
-        """Opens a model call. `images` as in Trace; `like` is any tensor of the device and dtype computed in."""
-        if layout != self._layout:
+    def begin(self, layout: Layout, images: Sequence[Tensor], like: Tensor, prompt: str | None = None) -> None:
+        """Opens a model call. `images` as in Trace; `like` is any tensor of the device and dtype computed in.
+
+        prompt  what an earlier call must share for its keys and values to be reused, beside the visual tokens: the
+                instruction, where the prompt also holds text that changes from call to call; None for the whole layout
+        """
+        same = layout if prompt is None else (prompt, layout.visual, layout.views)
+        if same != self._same:
             self._forget()  # an earlier prompt's slots mean other tokens
-        self._layout = layout
+        self._same = same
         self.trace = Trace(layout, images, self._step)
         self._alive = torch.arange(layout.total, device=like.device)
         self._reads = dict(self.plan.reads)
@@ -86,6 +91,31 @@ class Session:
                 f"{self.trace.layout.total} visual tokens"
             )
         self.trace.tower = attention
+
+    def left(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """Positions [m] that rows after the prompt attend to at `layer`, and what is added to their logits, None for zeros.
+
+        Their keys and values are in `cache`.
+        """
+        bias = self._biases[layer]
+        return self._live[layer], None if bias is None else bias[1:]
+
+    def look(self, layer: int, queries: Tensor, keys: Tensor, columns: Tensor, bias: Tensor | None) -> None:
+        """Shows the action rows of an action expert: as `leave`, but what it computes the model itself charges.
+
+        queries  [H, n, hd] rotated, every column visible to every row
+        keys     [kv, c, hd] at the positions `columns` [c]
+        bias     [c] added to the logits, None for zeros
+        """
+        if self._reads.get(layer, Rows(0)) & Rows.ACTION:
+            with self.clock.span("method"):
+                probs = attention_rows(queries, keys, None, bias)
+                self.trace.add(layer, Rows.ACTION, probs, columns)
+                self.charge("method", 2.0 * queries.numel() * keys.shape[1])
+
+    def passed(self, columns: Sequence[int]) -> None:
+        """Notes a pass of an action expert: the columns it attended to at each layer."""
+        self.trace.expert.append(list(columns))
 
     # -- the decoder's side ----------------------------------------------------------------------------------
 
@@ -244,7 +274,7 @@ class Session:
             columns=tuple(columns for _, columns in trace.counts),
             total=trace.layout.total,
             visual=tuple(rows - others for rows, _ in trace.counts),
-            decoded=len(passes),
+            decoded=len(passes) + len(trace.expert),
             flops=self._flops,
             ms={},
         )

@@ -90,6 +90,7 @@ class Trace:
     kept    site -> [k] numbers, among the V, of the visual tokens computed from that layer on
     counts  per layer (rows computed, columns attended to) of the prompt pass
     decode  per decode pass, the columns attended to at each layer
+    expert  per pass of an action expert (a step of its flow), the columns attended to at each layer
     tower   [V] attention each visual token received in the vision tower's last attention layer: mean over heads and
             over the query tokens of its own image (the CLS row alone, where a tower has one); None if nobody asked
     """
@@ -100,6 +101,7 @@ class Trace:
     kept: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
     decode: list[list[int]] = field(default_factory=list)
+    expert: list[list[int]] = field(default_factory=list)
     tower: Tensor | None = None
     _rows: dict[tuple[int, Rows], list[Tensor]] = field(default_factory=dict, repr=False)
 

@@ -1,4 +1,4 @@
-"""The glass decoder: a Llama-shape transformer whose layer loop can be watched and cut.
+"""The glass decoder: a Llama- or Gemma-shape transformer whose layer loop can be watched and cut.
 
 It computes packed rows of several sequences. Before every layer each sequence's session may change which rows go on;
 after every attention it is shown the rotated queries and keys. Positions are an argument, never a counter: a row's
@@ -7,18 +7,25 @@ index is its RoPE phase, its causal order and its cache slot, so dropped tokens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder: d width, L layers, query and key/value heads, head size, gated feed-forward width."""
+    """Sizes of a decoder: d width, L layers, query and key/value heads, head size, gated feed-forward width.
+
+    activation  of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
+    shifted     norms multiply by one plus their weight (Gemma) and not by the weight itself (Llama)
+    """
 
     width: int
     layers: int
@@ -29,6 +36,13 @@ class Shape:
     theta: float = 10000.0
     eps: float = 1e-6
     causal: bool = True
+    activation: str = "silu"
+    shifted: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError for an activation that is not there."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation}; use one of {', '.join(ACTIVATIONS)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +135,20 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
     visible  [q, c] bool mask of what a row may attend to, None for everything
     bias     [c] added to the logits
     """
-    if queries.shape[0] != keys.shape[0]:
-        keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], 0)
+    keys = per_head(keys, queries.shape[0])
     logits = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.float()
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
     return logits.softmax(-1)
+
+
+def per_head(t: Tensor, heads: int) -> Tensor:
+    """Keys or values [..., kv, c, hd] for every query head [..., heads, c, hd]; a single one is shared, not copied."""
+    if t.shape[-3] == 1:
+        return t.expand(*t.shape[:-3], heads, *t.shape[-2:])
+    return t if t.shape[-3] == heads else t.repeat_interleave(heads // t.shape[-3], -3)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -140,18 +160,18 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: b
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in fp32."""
+    """Root-mean-square norm, computed in fp32; a shifted one (Gemma's) multiplies by one plus its weight."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, shifted: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width) if shifted else torch.ones(width))
+        self.eps, self.shifted = eps, shifted
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, d] to [N, d]."""
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return ((1 + self.weight.float()) * y).to(x.dtype) if self.shifted else self.weight * y.to(x.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -160,34 +180,48 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
+def rope(shape: Shape, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""
+    half = torch.arange(0, shape.head_size, 2, device=index.device, dtype=torch.float32)
+    phase = index[:, None].float() / shape.theta ** (half / shape.head_size)
+    phase = torch.cat((phase, phase), -1)[:, None]
+    return phase.cos().to(dtype), phase.sin().to(dtype)
+
+
 class Block(nn.Module):
-    """One decoder layer: RMSNorm, rotary attention with grouped keys, RMSNorm, SwiGLU; QKV and gate/up are fused."""
+    """One decoder layer: norm, rotary attention with grouped keys, norm, gated feed-forward; QKV, gate/up are fused."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        self.norm_attention = RMSNorm(shape.width, shape.eps)
+        self.norm_attention = RMSNorm(shape.width, shape.eps, shape.shifted)
         self.qkv = nn.Linear(shape.width, inner + 2 * kv, bias=False)
         self.out = nn.Linear(inner, shape.width, bias=False)
-        self.norm_mlp = RMSNorm(shape.width, shape.eps)
+        self.norm_mlp = RMSNorm(shape.width, shape.eps, shape.shifted)
         self.gate_up = nn.Linear(shape.width, 2 * shape.ffn, bias=False)
         self.down = nn.Linear(shape.ffn, shape.width, bias=False)
 
     def forward(self, layer: int, packed: Packed, rope: tuple[Tensor, Tensor], sessions: Sequence[Session]) -> Tensor:
         """[N, d] to [N, d] for the packed rows of all sessions; no row sees another sequence."""
-        s = self.shape
         x = packed.hidden
-        q, k, v = self.qkv(self.norm_attention(x)).split(
-            (s.heads * s.head_size, s.kv_heads * s.head_size, s.kv_heads * s.head_size), -1
-        )
-        q = _rotate(q.unflatten(-1, (s.heads, s.head_size)), *rope)
-        k = _rotate(k.unflatten(-1, (s.kv_heads, s.head_size)), *rope)
-        v = v.unflatten(-1, (s.kv_heads, s.head_size))
+        q, k, v = self.project(self.norm_attention(x), rope)
         attend = self._attend_alike if packed.alike(sessions) else self._attend_each
         x = x + self.out(attend(layer, packed, q, k, v, sessions))
-        gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.feed(self.norm_mlp(x))
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [N, H, hd] and keys [N, kv, hd], and values [N, kv, hd], of normed rows [N, d]."""
+        s = self.shape
+        q, k, v = self.qkv(x).split((s.heads * s.head_size, s.kv_heads * s.head_size, s.kv_heads * s.head_size), -1)
+        q = _rotate(q.unflatten(-1, (s.heads, s.head_size)), *rope)
+        k = _rotate(k.unflatten(-1, (s.kv_heads, s.head_size)), *rope)
+        return q, k, v.unflatten(-1, (s.kv_heads, s.head_size))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The gated feed-forward [N, d] of normed rows [N, d]."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(ACTIVATIONS[self.shape.activation](gate) * up)  # type: ignore[no-any-return]
 
     def _attend_each(
         self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
@@ -222,8 +256,7 @@ class Block(nn.Module):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, columns: Tensor) -> Tensor:
         """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
-        if self.shape.heads != self.shape.kv_heads:
-            k, v = (t.repeat_interleave(self.shape.heads // self.shape.kv_heads, 1) for t in (k, v))
+        k, v = per_head(k, self.shape.heads), per_head(v, self.shape.heads)
         causal = self.shape.causal and q.shape[2] > 1
         if tokens.cached is None and tokens.bias is None:
             return fused(q, k, v, None, causal)
@@ -288,7 +321,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.width, shape.eps)
+        self.norm = RMSNorm(shape.width, shape.eps, shape.shifted)
 
     def forward(self, sequences: Sequence[Tokens], sessions: Sequence[Session]) -> list[Tensor]:
         """Final hidden states [n, d] of the rows of each sequence that reached the end."""
@@ -306,14 +339,11 @@ class Decoder(nn.Module):
 
     def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""
-        half = torch.arange(0, self.shape.head_size, 2, device=index.device, dtype=torch.float32)
-        phase = index[:, None].float() / self.shape.theta ** (half / self.shape.head_size)
-        phase = torch.cat((phase, phase), -1)[:, None]
-        return phase.cos().to(dtype), phase.sin().to(dtype)
+        return rope(self.shape, index, dtype)
 
 
 def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:
-    """Renames a Llama checkpoint's tensors to those of `Decoder`, fusing QKV and gate/up; KeyError names a gap."""
+    """Renames a Llama's or Gemma's tensors to those of `Decoder`, fusing QKV and gate/up; KeyError names a gap."""
     out = {"norm.weight": state[f"{prefix}norm.weight"]}
     for i in range(layers):
         old, new = f"{prefix}layers.{i}.", f"blocks.{i}."
