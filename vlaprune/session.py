@@ -93,7 +93,7 @@ class Session:
         self.trace.tower = attention
 
     def left(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """Positions [m] that rows after the prompt attend to at `layer`, and what is added to their logits, None for zeros.
+        """Positions [m] that rows after the prompt attend to at `layer`, and what is added to their logits, if any.
 
         Their keys and values are in `cache`.
         """
