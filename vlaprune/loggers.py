@@ -11,7 +11,7 @@ from typing import Any
 
 from vlaprune.records import EpisodeRecord, Header, StepRecord
 
-STAGES = ("vision", "prompt", "decode", "head", "method")
+STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -23,7 +23,8 @@ class StepRecord:
     total          V, the visual tokens that came from the projector
     visual         visual tokens computed at each layer
     decoded        decode passes after the prompt
-    flops          by stage: vision, prompt, decode, head, method (attention rows read); 2 per multiply-accumulate
+    flops          by stage: vision, projector, prompt, decode, head, method (attention rows read); 2 per
+                   multiply-accumulate
     ms             by stage, the same names and "other"; empty where the device was shared by several sequences
     """
 

@@ -15,6 +15,8 @@ from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 from vlaprune.records import StepRecord
 from vlaprune.trace import Layout, Rows, Trace
 
+STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
+
 
 class Session:
     """One sequence (one environment slot), from episode to episode: its pruner, its cache, its bookkeeping.
@@ -61,7 +63,7 @@ class Session:
         self.trace = Trace(layout, images, self._step)
         self._alive = torch.arange(layout.total, device=like.device)
         self._reads = dict(self.plan.reads)
-        self._flops: dict[str, float] = {"vision": 0.0, "prompt": 0.0, "decode": 0.0, "head": 0.0, "method": 0.0}
+        self._flops: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self._suspect: list[tuple[str, Tensor]] = []
         self._selected: set[int] = set()
         self._decoding = False
@@ -75,7 +77,7 @@ class Session:
             self._filled = torch.zeros(layout.total, dtype=torch.bool, device=like.device)
 
     def charge(self, stage: str, flops: float) -> None:
-        """Adds the model's own FLOPs outside the decoder to a stage: vision, head."""
+        """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, head."""
         self._flops[stage] += flops
 
     @property

@@ -119,7 +119,12 @@ class Tiny(nn.Module):
         offset = self.camera.repeat(images.shape[0], 1)
         watch = partial(self._tell, sessions) if any(s.wants_tower for s in sessions) else None
         tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset, watch)
-        return self.projector(tokens.unflatten(0, (-1, count)).flatten(1, 2))
+        seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
+        if not sessions:
+            return self.projector(seen)  # type: ignore[no-any-return]
+        cost = linear_flops(seen.shape[1], self.vision.width, self.shape.width, self.shape.width)
+        with stage(sessions, "projector", cost):
+            return self.projector(seen)  # type: ignore[no-any-return]
 
     def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
         """Hands each session that asks the attention its tokens received in the tower; [B * cameras, H, t, hd]."""
@@ -220,7 +225,7 @@ class Tiny(nn.Module):
         cells = [tokens * 4 ** (len(v.stem) - 1 - i) for i in range(len(v.stem))]
         one = sum(linear_flops(n, 9 * a, b) for n, a, b in zip(cells, v.channels[:-1], v.channels[1:], strict=True))
         one += linear_flops(tokens, v.width, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 2 * v.width)
-        return views * (one + linear_flops(tokens, v.width, self.shape.width, self.shape.width))
+        return views * one
 
     def _head_flops(self) -> float:
         d = self.shape.width

@@ -1,0 +1,55 @@
+"""What papers call FLOPs: each convention from the shapes that a call was seen to compute, beside our own count.
+
+The same dense call of OpenVLA (291 positions) is published as 1.9 T and as 1.5 T, and is 3.8 T when a
+multiply-accumulate counts twice. So a number means something only with its convention; `CONVENTIONS` names them and who
+prints them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlaprune.nn.decoder import Shape
+    from vlaprune.records import StepRecord
+
+CONVENTIONS: Mapping[str, str] = {
+    "flops_call": "2 per multiply-accumulate, the whole call, attention as the full rectangle: ours, EfficientVLA",
+    "flops_prefill": "2 per multiply-accumulate, the layers of the first pass: ADP, LightVLA",
+    "macs_prefill_paper": "multiply-accumulates of the layers of the first pass, gated feed-forward with its three "
+    "products, sum of 4nd^2 + 2n^2 d + 3ndm: VLA-Cache's code and Table 1, InfoEntropy, SAFE-Pruner, VLA-Pruner",
+    "macs_prefill_eq9": "the same with 2ndm, as if the feed-forward had no gate: VLA-Cache Eq. 9, VLA-Pruner's text",
+    "visual_mean": "visual tokens computed, averaged over layers: SparseVLM and those who compare with it",
+}
+
+
+def prefill_macs(shape: Shape, rows: Sequence[float], ffn: int = 3) -> float:
+    """Multiply-accumulates of the first pass as papers count them, from the rows computed at each layer.
+
+    `ffn` is the coefficient of the feed-forward: 3 for the gated one that these models have, 2 as in VLA-Cache's
+    Eq. 9. Reused columns are not counted, also by the papers that reuse. No vision, projector, head, decode.
+    """
+    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    token = shape.width * (2 * inner + 2 * kv) + ffn * shape.width * shape.ffn
+    return sum(n * token + 2 * n * n * inner for n in rows)
+
+
+def prompt_length(shape: Shape, macs: float, ffn: int = 3) -> float:
+    """The dense prompt length behind a published number: `prefill_macs` solved for equal rows in all layers."""
+    square = 2.0 * shape.heads * shape.head_size
+    token = prefill_macs(shape, [1.0], ffn) - square
+    return (math.sqrt(token * token + 4 * square * macs / shape.layers) - token) / (2 * square)
+
+
+def rosetta(shape: Shape, record: StepRecord) -> dict[str, float]:
+    """One call in every convention; the keys are those of `CONVENTIONS`."""
+    paper = prefill_macs(shape, record.rows)
+    return {
+        "flops_call": sum(record.flops.values()),
+        "flops_prefill": 2 * paper,
+        "macs_prefill_paper": paper,
+        "macs_prefill_eq9": prefill_macs(shape, record.rows, ffn=2),
+        "visual_mean": sum(record.visual) / len(record.visual),
+    }

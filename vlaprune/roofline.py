@@ -1,0 +1,156 @@
+"""Bytes moved and the roofline floor: the least time in which a device can do what a call was seen to do.
+
+Per matrix product max(FLOPs / peak, bytes / bandwidth), summed (Williams, Waterman & Patterson 2009). Bytes are weights
+read once a pass, activations in and out once; launches, norms and synchronisation cost nothing. Real stacks sit 3 to 20
+times above this floor at batch 1, and no pruning goes below it: where the weights' bytes bound a pass, fewer tokens
+save FLOPs and no time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from vlaprune.meter import attention_flops, linear_flops
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlaprune.nn.decoder import Shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """One matrix product, or one fused attention: FLOPs (2 per multiply-accumulate) and bytes moved."""
+
+    flops: float
+    bytes: float
+
+    def times(self, count: int) -> Work:
+        """The same done `count` times over, as one entry; each has the same ratio, so the floor is the same."""
+        return Work(self.flops * count, self.bytes * count)
+
+
+Stages = Mapping[str, Sequence[Work]]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peak FLOP/s of dense matrix products in the dtype computed in, bytes/s of the memory, and who says so."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    source: str
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs per byte above which a product is bound by arithmetic."""
+        return self.flops / self.bandwidth
+
+    def floor(self, works: Iterable[Work]) -> float:
+        """Milliseconds below which these products cannot be done one after the other."""
+        return 1e3 * sum(max(w.flops / self.flops, w.bytes / self.bandwidth) for w in works)
+
+    def floors(self, stages: Stages) -> dict[str, float]:
+        """The floor of each stage, in milliseconds."""
+        return {name: self.floor(works) for name, works in stages.items()}
+
+
+SHEET = "vendor's data sheet, bf16 dense, not measured here"
+DEVICES = {
+    d.name: d
+    for d in (
+        Device("H100", 989e12, 3.35e12, SHEET),
+        Device("H200", 790e12, 4.3e12, "reported as measured (sheet: 989 TFLOP/s, 4.8 TB/s), not measured here"),
+        Device("4090", 182.8e12, 1.01e12, "arXiv:2510.26742, not measured here"),
+        Device("A100", 312e12, 2.039e12, SHEET + "; the 80 GB SXM part"),
+    )
+}
+
+
+def device(name: str) -> Device:
+    """One of `DEVICES`. ValueError names them."""
+    if name not in DEVICES:
+        raise ValueError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
+    return DEVICES[name]
+
+
+def linear(rows: int, *widths: int, size: int = 2) -> list[Work]:
+    """A chain of linear layers; `size` bytes a number."""
+    return [Work(linear_flops(rows, a, b), float(size * (a * b + rows * a + rows * b))) for a, b in pairwise(widths)]
+
+
+def attention(queries: int, columns: int, heads: int, kv_heads: int, head_size: int, size: int = 2) -> Work:
+    """One fused attention that never writes its weights; the whole rectangle is counted."""
+    moved = size * head_size * (2 * queries * heads + 2 * columns * kv_heads)
+    return Work(attention_flops(queries, columns, heads * head_size), float(moved))
+
+
+def block(shape: Shape, rows: int, columns: int, size: int = 2) -> list[Work]:
+    """One decoder layer that computes `rows` tokens attending to `columns`."""
+    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    return [
+        *linear(rows, shape.width, inner + 2 * kv, size=size),
+        attention(rows, columns, shape.heads, shape.kv_heads, shape.head_size, size),
+        *linear(rows, inner, shape.width, size=size),
+        *linear(rows, shape.width, 2 * shape.ffn, size=size),
+        *linear(rows, shape.ffn, shape.width, size=size),
+    ]
+
+
+def decoder(shape: Shape, counts: Iterable[tuple[int, int]], size: int = 2) -> list[Work]:
+    """All layers, from the observed (rows, columns) of each."""
+    return [work for rows, columns in counts for work in block(shape, rows, columns, size)]
+
+
+def vit(tokens: int, width: int, heads: int, ffn: int, blocks: int, size: int = 2) -> list[Work]:
+    """The blocks of a vision transformer on one image of `tokens` tokens."""
+    one = [
+        *linear(tokens, width, 3 * width, size=size),
+        attention(tokens, tokens, heads, heads, width // heads, size),
+        *linear(tokens, width, width, size=size),
+        *linear(tokens, width, ffn, width, size=size),
+    ]
+    return [work.times(blocks) for work in one]
+
+
+def total(stages: Stages) -> Work:
+    """FLOPs and bytes of a call."""
+    works = [w for stage in stages.values() for w in stage]
+    return Work(sum(w.flops for w in works), sum(w.bytes for w in works))
+
+
+def ceiling(on: Device, dense: Stages, pruned: Stages) -> float:
+    """The largest speed-up that going from one to the other can possibly give: the ratio of their floors."""
+    return sum(on.floors(dense).values()) / sum(on.floors(pruned).values())
+
+
+def measure(where: torch.device, dtype: torch.dtype, side: int = 0, repeats: int = 12) -> Device:
+    """This machine's own peak: the best of some square products and of some copies, a few seconds on a CPU."""
+    import torch
+
+    cuda = where.type == "cuda"
+    side = side or (8192 if cuda else 1024)
+    a, b = (torch.randn(side, side, device=where).to(dtype) for _ in "ab")
+    source = torch.randn(side * side * (4 if cuda else 16), device=where)  # far larger than any cache
+    target = torch.empty_like(source)
+    out = torch.empty_like(a)
+
+    def best(job: object) -> float:
+        took = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            job()  # type: ignore[operator]
+            if cuda:
+                torch.cuda.synchronize(where)
+            took.append(time.perf_counter() - start)
+        return min(took[2:])
+
+    product, copy = best(lambda: torch.mm(a, b, out=out)), best(lambda: target.copy_(source))
+    name = torch.cuda.get_device_name(where) if cuda else f"this CPU, {torch.get_num_threads()} threads"
+    note = f"measured: best of {repeats} products of side {side} in {str(dtype).removeprefix('torch.')}, and of copies"
+    return Device(name, 2.0 * side**3 / product, 2.0 * source.numel() * source.element_size() / copy, note)
