@@ -20,7 +20,8 @@ LAYERS = {
     "roofline": ["meter", "nn.decoder"],
     "fullsize": ["roofline", "nn.decoder"],
     "loggers": ["records"],
-    "report": ["records", "loggers", "stats"],
+    "power": [],
+    "report": ["report", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
     "policy": ["pruner", "session", "benchmark", "nn.decoder", "meter", "records"],
     "rollout": ["policy", "benchmark", "records"],
@@ -32,7 +33,7 @@ LAYERS = {
     "bench.robosuite": ["benchmark", "bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }
-TORCHLESS = ("benchmark", "records", "loggers", "stats", "report", "bench", "demos", "cli", "config")
+TORCHLESS = ("benchmark", "records", "loggers", "stats", "power", "report", "bench", "demos", "cli", "config")
 LATE = {"mujoco", "robosuite", "wandb", "hydra", "omegaconf"}  # heavy, optional or Hydra's: never at import
 TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
 

@@ -22,18 +22,30 @@ def call(kept, gflops, ms):
 
 
 def write(
-    folder, won, method="dense", kept=64, gflops=5.0, ms=20.0, tasks=TASKS, seed=7, bench="toy", shard="", **options
+    folder,
+    won,
+    method="dense",
+    kept=64,
+    gflops=5.0,
+    ms=20.0,
+    tasks=TASKS,
+    seed=7,
+    bench="toy",
+    shard="",
+    weights="abc",
+    provenance=None,
+    **options,
 ):
     """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
     identity = {
         "model": {"_target_": "vlaprune.models.tiny.Tiny"},
         "seed": seed,
         "execute": 8,
-        "weights": "abc",
+        "weights": weights,
         "method": {"_target_": f"vlaprune.methods.{method}.X", **options},
         "bench": {"_target_": f"vlaprune.bench.{bench}.X"},
     }
-    recorder = Recorder(folder, Header(identity, {}, tasks), shard=shard)
+    recorder = Recorder(folder, Header(identity, provenance or {}, tasks), shard=shard)
     for task, marks in won.items():
         for episode, mark in enumerate(marks):
             if mark != "-":  # an episode that fails takes three calls, one that succeeds two
@@ -138,8 +150,89 @@ def test_a_partial_baseline_still_is_the_baseline(tmp_path):
 
 def test_runs_that_differ_in_more_than_the_method_are_refused(runs):
     write(runs / "other", DENSE, "random", seed=8)
-    with pytest.raises(ValueError, match=r"differ in more than the method \(seed 7 -> 8\); make a table of each"):
+    with pytest.raises(ValueError, match=r"differ in more than the method \(seed 7 -> 8\); make a report of each"):
         report.summarise(report.find([runs]))
+
+
+@pytest.mark.parametrize(
+    ("other", "said", "judged"),
+    [
+        ({"seed": 8}, r"differ in more than the method \(seed 7 -> 8\)", False),
+        ({"bench": "libero"}, r"differ in more than the method \(bench._target_ .*libero.X\)", False),
+        ({"weights": "def"}, r"have different weights \(sha256 abc -> def\)", False),
+        ({"tasks": {"near": 6, "far": 3}}, r"were asked for different episodes \(far 6 -> 3\)", True),
+        ({"tasks": {"near": 6}}, r"were asked for different episodes \(far 6 -> 0\)", True),
+    ],
+)
+def test_mixed_runs_are_refused_in_one_line_or_marked(runs, other, said, judged):
+    won = {t: DENSE[t][:n] for t, n in other.get("tasks", TASKS).items()}
+    write(runs / "other", won, "random", kept=8, **other)
+    with pytest.raises(ValueError, match=said + ".*; make a report of each, or pass --mixed to look anyway") as refused:
+        report.summarise(report.find([runs]))
+    assert "\n" not in str(refused.value)
+    table = report.summarise(report.find([runs]), mixed=True).set_index("method")
+    assert list(table.index) == ["dense", "fastv keep=0.25", "random†"]
+    row = table.loc["random†"]
+    assert (row.verdict == "undecided") == judged and row.verdict not in ("worse", "no worse")
+    note = next(n for n in table.attrs["notes"] if n.startswith("† random"))
+    assert ("paired on the episodes both have" if judged else "not judged") in note
+    assert "random†" in report.markdown(table.reset_index())
+    assert "textdagger" in report.latex(table.reset_index())
+
+
+def test_a_run_of_another_bench_is_not_paired(runs):
+    write(runs / "other", DENSE, "random", bench="libero")
+    table = report.summarise(report.find([runs]), mixed=True).set_index("method")
+    assert pd.isna(table.loc["random†", "lost"]) and table.loc["fastv keep=0.25", "lost"] == 2
+
+
+def test_mixed_runs_of_one_name_are_told_apart_by_folder(runs):
+    write(runs / "eight", DENSE, seed=8)
+    table = report.summarise(report.find([runs]), mixed=True)
+    assert table["method"].tolist() == ["dense (dense)", "dense (eight)†", "fastv keep=0.25"]
+
+
+def test_verdicts_of_a_table_hold_together(tmp_path):
+    """Alone each of ten arms is worse than dense; together Holm asks more of them."""
+    tasks = {"near": 40, "far": 40}
+    write(tmp_path / "dense", {t: "1" * 40 for t in tasks}, tasks=tasks)
+    for i in range(10):
+        write(tmp_path / f"arm{i}", {"near": "1" * 40, "far": "0" * 11 + "1" * 29}, "random", tasks=tasks, option=i)
+    alone = report.summarise([read(tmp_path / "dense"), read(tmp_path / "arm3")])
+    together = report.summarise(report.find([tmp_path]))
+    assert alone["verdict"].tolist()[1:] == ["worse"] and set(together["verdict"].dropna()) == {"undecided"}
+    assert together["difference_high"].max() < -0.05  # each interval is the method's own
+    assert together["holm_p"].dropna().to_numpy() == pytest.approx(10 * alone["holm_p"].iloc[1])
+    said = together.attrs["notes"]
+    assert "Holm over the 10 methods" in said[0] and "Holm" not in alone.attrs["notes"][0]
+    assert "with 80 paired episodes, 14 % of which end differently" in said[1] and "alpha 0.05 / 10" in said[1]
+    assert said == [line.removeprefix("% ") for line in report.latex(together).splitlines() if line[:2] == "% "][1:]
+
+
+def test_errors_over_tasks(runs):
+    fastv = report.summarise(report.find([runs]), by_task=True).set_index(["method", "task"]).loc["fastv keep=0.25"]
+    both = {"near": stats.Pairs(5, 1, 0, 0), "far": stats.Pairs(2, 1, 1, 2)}
+    assert fastv.loc["all", "clustered"] == pytest.approx(stats.clustered_error({"near": (5, 6), "far": (3, 6)}))
+    assert fastv.loc["all", "difference_clustered"] == pytest.approx(stats.clustered_error(both))
+    assert pd.isna(fastv.loc["far", "clustered"])
+    exact = stats.clopper_pearson(8, 12)
+    assert (fastv.loc["all", "exact_low"], fastv.loc["all", "exact_high"]) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize(
+    ("provenance", "why"),
+    [
+        ({"command": "vlaprune-eval -m hydra/launcher=joblib"}, "shared their machine"),
+        ({"hardware": {"device": "cuda"}}, "different hardware"),
+    ],
+)
+def test_no_speedup_where_the_machine_was_shared(runs, provenance, why):
+    write(runs / "random", DENSE, "random", kept=8, ms=5.0, provenance=provenance)
+    comparison = report.compare(report.find([runs]))
+    table = report.tabulate(comparison)
+    assert "speedup" not in table and why in table.attrs["notes"][-1]
+    looked = report.tabulate(comparison, timed=True)
+    assert looked["speedup"].tolist() == pytest.approx([1, 1.25, 4])
 
 
 def test_the_same_run_twice_is_refused(runs):
@@ -177,7 +270,7 @@ def test_files(runs, tmp_path):
     latex = tex.read_text()
     body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
     assert "60.0\\%" in body and all(c in "\\" for c in (body[i - 1] for i, x in enumerate(body) if x in "%_"))
-    columns = latex.splitlines()[1].split("{")[-1].rstrip("}")
+    columns = next(x for x in latex.splitlines() if "begin{tabular}" in x).split("{")[-1].rstrip("}")
     assert all(line.count("&") == len(columns) - 1 for line in body.splitlines() if line.endswith("\\\\"))
 
 

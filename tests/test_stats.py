@@ -262,6 +262,35 @@ def test_the_further_episodes_decide_half_the_time():
     assert np.dot(decided, weights) == pytest.approx(0.5, abs=0.06)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(tables, min_size=1, max_size=6), st.sampled_from([0.0, 0.05]))
+def test_verdicts_together_are_holm_of_verdicts_alone(several, margin):
+    alone, together = [verdict(pairs, margin) for pairs in several], stats.verdicts(several, margin)
+    rejected, adjusted = multipletests([v.adjusted for v in alone], 0.05, method="holm")[:2]
+    assert [v.adjusted for v in together] == pytest.approx(list(adjusted))
+    assert [v.decision != "undecided" for v in together] == list(rejected)
+    for one, held in zip(alone, together, strict=True):
+        assert held.decision in (one.decision, "undecided") and held.interval == one.interval
+        assert held.more >= one.more  # company never makes it easier
+
+
+def test_the_further_episodes_of_one_among_several():
+    clear, open_ = Pairs(40, 60, 0, 0), Pairs(45, 3, 2, 0)
+    alone, among = verdict(open_, 0.05), stats.verdicts([open_, clear, clear], 0.05)[0]
+    assert among.more == alone.more  # the others are decided: Holm's last step is the plain level
+    assert stats.verdicts([open_, open_], 0.05)[0].more > alone.more
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+def test_of_six_methods_on_the_margin_none_is_decided_most_of_the_time(margin):
+    """Wrong decisions among six methods, each exactly on the margin: in at most 5 % (plus noise) of 500 tables."""
+    rng = np.random.default_rng(7)
+    lost = 0.06 + margin / 2
+    drawn = rng.multinomial(200, [0.7, lost, lost - margin, 0.3 - 2 * lost + margin], size=(500, 6))
+    wrong = [any(v.more == 0 for v in stats.verdicts([Pairs(*c) for c in row], margin)) for row in drawn.tolist()]
+    assert np.mean(wrong) <= 0.05 + 0.02
+
+
 def test_verdict_words():
     words = verdict(Pairs(450, 20, 10, 20), 0.02).words
     assert words.startswith("undecided (over a million more episodes")
@@ -370,39 +399,3 @@ def test_monitor_remembers_its_peak():
     quiet = EProcess().after(True, True).after(False, False)
     assert quiet == EProcess() and not quiet.stopped
     assert not EProcess(alpha=1e-6, lost=8, peak=stats.e_process(8, 0)).stopped
-
-
-# before the run
-
-
-def test_power_gives_the_spec_table():
-    table = {(500, 0.025, 0.005): 0.69, (500, 0.035, 0.005): 0.93}
-    table |= {(96, 0.09, 0.03): 0.29, (300, 0.09, 0.03): 0.83}
-    for (n, lost, gained), power in table.items():
-        assert stats.mcnemar_power(n, lost, gained) == pytest.approx(power, abs=0.006)
-
-
-def test_mde_by_simulation():
-    loss = stats.mde(300, 0.12)
-    lost, gained = (0.12 + loss) / 2, (0.12 - loss) / 2
-    found, weights = draws(np.random.default_rng(9), 300, lost, gained, 0.6, 3000)
-    called = [stats.mcnemar_exact(p) <= 0.05 and p.lost > p.gained for p in found]
-    assert np.dot(called, weights) == pytest.approx(0.8, abs=0.025)
-
-
-def test_mde_moves_the_right_way():
-    sizes = [stats.mde(n, 0.05) for n in (6, 12, 24, 50, 100, 200, 500, 2000)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.02
-    noise = [stats.mde(500, d) for d in (0, 0.01, 0.03, 0.1, 0.3, 1)]
-    assert noise == sorted(noise)
-    assert stats.mde(500, 0.03, power=0.9) > stats.mde(500, 0.03) > stats.mde(500, 0.03, alpha=0.1)
-    assert stats.mde(5, 0.1) == math.inf  # even five losses of five have p = 0.06
-    with pytest.raises(ValueError, match="n = 0"):
-        stats.mde(0, 0.1)
-
-
-def test_power_line():
-    line = stats.power_line(50, 4)
-    assert line.startswith("with 50 episodes per task on 4 tasks you can see a loss of about ")
-    assert "4.4 points (pooled) or 15.4 points (one task)" in line
-    assert "no size at all (one task)" in stats.power_line(3, 4)

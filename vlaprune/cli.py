@@ -43,17 +43,22 @@ def report() -> None:
     )
     parser.add_argument("--tasks", action="store_true", help="one row per task as well")
     parser.add_argument("--untimed", action="store_true", help="no milliseconds: the runs shared their machine")
+    parser.add_argument("--timed", action="store_true", help="print speed-ups even of runs that shared their machine")
     parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
+    parser.add_argument(
+        "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
+    )
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
     parser.add_argument("--name", default="table", help="name of the files (default: table)")
     args = parser.parse_args()
     try:
         from vlaprune import report as tables
 
-        table = tables.summarise(tables.find(args.runs), args.baseline, by_task=args.tasks, partial=args.partial)
+        comparison = tables.compare(tables.find(args.runs), args.baseline, args.partial, args.mixed)
+        table = tables.tabulate(comparison, args.tasks, args.timed)
         if args.untimed:
             table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
-        print(tables.markdown(table))
+        print(tables.markdown(table), *table.attrs["notes"], sep="\n\n")
         for path in tables.write(table, args.output, args.name):
             print(path)
     except USER_ERRORS as error:
@@ -105,7 +110,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 def _evaluate(cfg: DictConfig) -> None:
     from tqdm import tqdm
 
-    from vlaprune import config
+    from vlaprune import config, power
     from vlaprune import report as tables
     from vlaprune.policy import Policy
     from vlaprune.records import EpisodeRecord, Recorder, read
@@ -123,6 +128,8 @@ def _evaluate(cfg: DictConfig) -> None:
     done = recorder.done()
     label = f"{model.info.name} {tables.label(recorder.header)} {bench.name}"
     asked = {(t, e) for t, n in recorder.header.tasks.items() for e in shard.of(n)}
+    if not shard.index:
+        print(power.power_line(min(recorder.header.tasks.values()), len(recorder.header.tasks)))
     mine = [r for r in done if (r.task, r.episode) in asked]
     won = [r.success for r in mine]
     try:

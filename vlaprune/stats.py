@@ -2,6 +2,7 @@
 
 Counts are episodes. Rates, differences and margins are proportions (0.02 = two points), and a
 difference is method - dense: a loss is negative. Bad input raises ValueError in one line.
+What a run could show is in `power`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betaln
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binomtest, norm
 
 Key = TypeVar("Key", bound=Hashable)  # of an episode
 
@@ -148,37 +149,57 @@ class Verdict:
     """What a paired comparison allows to be said at a margin, and `words` to say it."""
 
     decision: Literal["no worse", "worse", "undecided"]
-    interval: Interval  # Tango, of method - dense
+    interval: Interval  # Tango, of method - dense, of this method alone
     p: float  # exact McNemar
+    adjusted: float  # p-value of the decision, made for as many methods as were judged together (Holm)
     more: int  # episodes still needed, 0 once decided
     words: str
 
 
 def verdict(pairs: Pairs, margin: float, confidence: float = 0.95) -> Verdict:
-    """Judge a method by Tango's interval against -margin, once, after a fixed number of episodes.
+    """Judge one method, once, after a fixed number of episodes: `verdicts` of one."""
+    return verdicts([pairs], margin, confidence)[0]
 
-    "No worse" if it lies above, "worse" if it lies below and exact McNemar agrees (the score is
-    too bold on few episodes). Not by Newcombe's, which may be 0 wide on two. At constant rates the
-    score grows as sqrt(n): z is reached at n * (z / score)**2 episodes, with even odds.
+
+def verdicts(several: Sequence[Pairs], margin: float, confidence: float = 0.95) -> list[Verdict]:
+    """Judge methods together: the chance of any wrong decision among them is at most 1 - confidence.
+
+    Tango's score test of "the difference is -margin", Holm over the methods. "No worse" if it is rejected and the
+    difference lies above, "worse" if below and exact McNemar agrees (the score is too bold on few episodes). For one
+    method this is Tango's interval against -margin; not Newcombe's, which may be 0 wide on two episodes.
     """
     if not 0 <= margin < 1:
         raise ValueError(f"a margin is a proportion in [0, 1), got {margin}")
-    interval, p = tango(pairs, confidence), mcnemar_exact(pairs)
+    alpha = 1 - confidence
+    ps = [_against(pairs, margin) for pairs in several]
+    adjusted = holm(ps)
+    level = alpha / max(1, sum(p > alpha for p in adjusted))  # Holm's, for whichever is decided next
+    return [
+        _say(pairs, margin, confidence, p, held, level) for pairs, p, held in zip(several, ps, adjusted, strict=True)
+    ]
+
+
+def _against(pairs: Pairs, margin: float) -> float:
+    """Return the two-sided p-value of "the difference is -margin", of McNemar too where it lies below."""
+    distance, error = _score(pairs.gained, pairs.lost, pairs.n, -margin)
+    p = 2 * float(norm.sf(abs(distance) / error)) if error else 1.0
+    return max(p, mcnemar_exact(pairs)) if distance < 0 else p
+
+
+def _say(pairs: Pairs, margin: float, confidence: float, p: float, adjusted: float, level: float) -> Verdict:
+    """Return the verdict; to be decided at even odds, the score, which grows as sqrt(n), must reach that of level."""
+    interval, exact = tango(pairs, confidence), mcnemar_exact(pairs)
     found = f"{100 * pairs.difference:+.1f} points, {100 * confidence:g} % interval "
     found += f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}], margin {100 * margin:g}, "
-    found += f"n = {pairs.n}, lost {pairs.lost}, gained {pairs.gained}, McNemar p = {p:.2g}"
-    if interval.low > -margin:
-        return Verdict("no worse", interval, p, 0, f"no worse: {found}")
-    if interval.high < -margin and p <= 1 - confidence:
-        return Verdict("worse", interval, p, 0, f"worse: {found}")
-    z = float(norm.ppf((1 + confidence) / 2))
-    distance, error = _score(pairs.gained, pairs.lost, pairs.n, -margin)
-    score = abs(distance / error) if error else 0.0
-    score = score if score < z else float(norm.isf(p / 2))  # only McNemar is missing
+    found += f"n = {pairs.n}, lost {pairs.lost}, gained {pairs.gained}, McNemar p = {exact:.2g}"
+    if adjusted <= 1 - confidence:
+        decision: Literal["no worse", "worse"] = "no worse" if pairs.difference > -margin else "worse"
+        return Verdict(decision, interval, exact, adjusted, 0, f"{decision}: {found}")
+    z, score = (float(norm.isf(x / 2)) for x in (level, p))
     more = max(1, math.ceil(pairs.n * ((z / max(score, 1e-4)) ** 2 - 1)))
     about = f"about {round(more, 2 - len(str(more))):,}" if more < 1e6 else "over a million"
     words = f"undecided ({about} more episodes, for even odds, at these rates): {found}"
-    return Verdict("undecided", interval, p, more, words)
+    return Verdict("undecided", interval, exact, adjusted, more, words)
 
 
 def aa_floor(first: Mapping[Key, bool], second: Mapping[Key, bool]) -> tuple[float, Interval]:
@@ -214,36 +235,3 @@ class EProcess:
     def stopped(self) -> bool:
         """Whether a difference was seen; P(ever) <= alpha if there is none (Ville 1939)."""
         return self.peak >= -math.log(self.alpha)
-
-
-def mcnemar_power(n: int, lost: float, gained: float, alpha: float = 0.05) -> float:
-    """Return the chance that n pairs at these true rates make exact McNemar call a loss."""
-    counts = np.arange(n + 1)  # of discordant pairs
-    limit = binom.ppf(alpha / 2, counts, 0.5)
-    limit -= binom.cdf(limit, counts, 0.5) > alpha / 2
-    called = binom.cdf(limit, counts, gained / (lost + gained))
-    return float(np.sum(binom.pmf(counts, n, lost + gained) * called))
-
-
-def mde(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Return the smallest loss, a positive proportion, that exact McNemar on n pairs shows, or inf.
-
-    discordance  rate of pairs that disagree; a larger loss raises it to the loss itself
-    """
-    if n < 1 or not 0 <= discordance <= 1:
-        raise ValueError(f"no detectable difference for n = {n}, discordance = {discordance}")
-
-    def missing(loss: float) -> float:
-        rate = max(discordance, loss)
-        return mcnemar_power(n, (rate + loss) / 2, (rate - loss) / 2, alpha) - power
-
-    return float(brentq(missing, 1e-9, 1.0, xtol=1e-5)) if missing(1.0) >= 0 else math.inf
-
-
-def power_line(episodes: int, tasks: int, discordance: float = 0.05) -> str:
-    """Say before a run what loss it can show, were all its episodes on all tasks independent."""
-    losses = [100 * mde(n, discordance) for n in (episodes * tasks, episodes)]
-    pooled, one = (f"{x:.1f} points" if math.isfinite(x) else "no size at all" for x in losses)
-    line = f"with {episodes} episodes per task on {tasks} tasks you can see a loss of about "
-    line += f"{pooled} (pooled) or {one} (one task): power 0.8, alpha 0.05, "
-    return line + f"if {100 * discordance:g} % of episodes, or the loss if larger, end differently"

@@ -1,0 +1,21 @@
+"""Tables and a page from journals: which runs may stand together, what they show, what they do not. No torch."""
+
+from vlaprune.report.runs import Arm, Comparison, compare, find, label, name
+from vlaprune.report.tables import summarise, tabulate
+from vlaprune.report.text import latex, markdown, pretty, summary, write
+
+__all__ = [
+    "Arm",
+    "Comparison",
+    "compare",
+    "find",
+    "label",
+    "latex",
+    "markdown",
+    "name",
+    "pretty",
+    "summarise",
+    "summary",
+    "tabulate",
+    "write",
+]

@@ -1,0 +1,155 @@
+"""Which runs may stand in one table, what they are called there, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlaprune.records import Header, Run, differences, read
+
+MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
+
+
+def name(header: Header) -> str:
+    """The method's short name: the module it is in."""
+    return str(header.identity["method"]["_target_"]).split(".")[-2]
+
+
+def label(header: Header, others: Sequence[Header] = ()) -> str:
+    """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2"."""
+    method, same = header.identity["method"], [o.identity["method"] for o in others if name(o) == name(header)]
+    differ = [k for k in method if k not in ("_target_", "keep") and any(o.get(k) != method[k] for o in same)]
+    return " ".join([name(header), *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
+
+
+def find(paths: Iterable[Path]) -> list[Run]:
+    """Every run in or below the given folders. ValueError for a folder without any."""
+    runs = []
+    for path in paths:
+        folders = sorted({p.parent for p in path.glob("**/journal*.jsonl")}) if path.is_dir() else []
+        if not folders:
+            raise ValueError(f"{path} holds no run; give folders in which vlaprune-eval has written a journal.jsonl")
+        runs += [read(folder) for folder in folders]
+    return runs
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run as it stands in a report.
+
+    label    unique in the report
+    missing  episodes that were asked for and are not there
+    mixed    what of its protocol differs from the first run's, empty where nothing does
+    judged   whether it may be compared with the baseline; not if more differs than which episodes were asked for
+    """
+
+    run: Run
+    label: str
+    missing: int = 0
+    mixed: str = ""
+    judged: bool = True
+
+    @property
+    def marked(self) -> str:
+        """The label, with * where episodes are missing and † where the protocol is another."""
+        return self.label + "*" * bool(self.missing) + "†" * bool(self.mixed)
+
+    @property
+    def method(self) -> str:
+        """The method's short name."""
+        return name(self.run.header)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that stand in one report, the baseline first where there is one."""
+
+    arms: tuple[Arm, ...]
+    baseline: Arm | None
+
+    @property
+    def margin(self) -> float:
+        """The non-inferiority margin of the benchmark, as a share of episodes."""
+        return MARGIN.get(part(self.arms[0].run, "bench"), 0.05)
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """The arms that are not the baseline."""
+        return tuple(a for a in self.arms if a is not self.baseline)
+
+    @property
+    def title(self) -> str:
+        """Models and benchmarks: "tiny on robosuite"."""
+        models, benches = (", ".join(dict.fromkeys(part(a.run, of) for a in self.arms)) for of in ("model", "bench"))
+        return f"{models} on {benches}"
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task of the arms, in the order of the first."""
+        return list(dict.fromkeys(task for arm in self.arms for task in arm.run.header.tasks))
+
+
+def part(run: Run, of: str) -> str:
+    """The short name of a run's model or bench: the module it is in."""
+    return str(run.header.identity[of]["_target_"]).split(".")[-2]
+
+
+def context(run: Run) -> Mapping[str, Any]:
+    """All of a run's identity but the method: what must be equal before two runs may be compared."""
+    return {k: v for k, v in run.header.identity.items() if k != "method"}
+
+
+def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False, mixed: bool = False) -> Comparison:
+    """Puts runs side by side, or says in one line why they cannot be: ValueError.
+
+    partial  runs with episodes missing are shown, marked *
+    mixed    runs of another protocol, other weights or other episodes are shown, marked †
+    """
+    runs = [r for r in runs if r.episodes or not partial]
+    if not runs:
+        raise ValueError("none of these runs has a finished episode")
+    headers = [r.header for r in runs]
+    labels = _labels(runs, [label(h, headers) for h in headers], mixed)
+    first = next((r for r, called in zip(runs, labels, strict=True) if baseline in (name(r.header), called)), runs[0])
+    arms = []
+    for run, called in zip(runs, labels, strict=True):
+        reasons = [_protocol(run, first), _weights(run, first), _episodes(run, first)]
+        if any(reasons) and not mixed:
+            reason = next(filter(None, reasons))
+            raise ValueError(
+                f"{run.folder} and {first.folder} {reason}; make a report of each, or pass --mixed to look anyway"
+            )
+        if run.missing and not partial:
+            raise ValueError(
+                f"run {run.folder} lacks {len(run.missing)} of {sum(run.header.tasks.values())} episodes; "
+                "finish it, or pass --partial"
+            )
+        arms.append(Arm(run, called, len(run.missing), "; ".join(filter(None, reasons)), not any(reasons[:2])))
+    base = next((a for a in arms if a.run is first and baseline in (a.method, a.label)), None)
+    return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
+
+
+def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str]:
+    twice = sorted({one for one in labels if labels.count(one) > 1})
+    if twice and not mixed:
+        raise ValueError(f"{len(runs)} runs, but {twice} comes more than once; name the folders to compare")
+    return [f"{one} ({run.folder.name})" if one in twice else one for run, one in zip(runs, labels, strict=True)]
+
+
+def _protocol(run: Run, first: Run) -> str:
+    """Settings of model, bench, seed or execution that differ; weights have a line of their own."""
+    a, b = ({k: v for k, v in context(r).items() if k != "weights"} for r in (first, run))
+    return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""
+
+
+def _weights(run: Run, first: Run) -> str:
+    a, b = (str(context(r).get("weights")) for r in (first, run))
+    return f"have different weights (sha256 {a[:12]} -> {b[:12]})" if a != b else ""
+
+
+def _episodes(run: Run, first: Run) -> str:
+    a, b = first.header.tasks, run.header.tasks
+    told = ", ".join(f"{t} {a.get(t, 0)} -> {b.get(t, 0)}" for t in {**a, **b} if a.get(t) != b.get(t))
+    return f"were asked for different episodes ({told})" if told else ""

@@ -1,0 +1,117 @@
+"""Tables for people: Markdown, CSV, LaTeX and the lines at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlaprune.records import Run
+from vlaprune.report.runs import compare
+from vlaprune.report.tables import tabulate
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """The same for people: percent, signs, verdicts in words."""
+    rows = list(table.itertuples())
+
+    def cells(say: Callable[[Any], str], needs: str) -> list[str]:
+        return [say(r) if pd.notna(getattr(r, needs)) else "" for r in rows]
+
+    out = pd.DataFrame({"method": table["method"]})
+    if (table["task"] != "all").any():
+        out["task"] = table["task"]
+    out["success"] = [f"{r.success}/{r.episodes}" for r in rows]
+    out["% [95 % interval]"] = [f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]" for r in rows]
+    if "lost" in table:
+        out["lost / gained"] = cells(lambda r: f"{r.lost:.0f} / {r.gained:.0f}", "lost")
+        out["difference [95 % interval]"] = cells(_difference, "lost")
+        if table["difference_clustered"].notna().any():
+            out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")
+        out["verdict"] = [_words(r) for r in rows]
+    out["visual tokens"] = [f"{r.kept:.1f} of {r.visual}" for r in rows]
+    out["GFLOPs/call"] = [f"{r.gflops:.3g}" for r in rows]
+    if "flops_cut" in table:
+        out["FLOPs cut"] = cells(lambda r: f"{100 * r.flops_cut:.1f}%", "flops_cut")
+    if "ms" in table and table["ms"].notna().any():
+        out["ms/call"] = cells(lambda r: f"{r.ms:.2f}", "ms")
+        out["of it method"] = cells(lambda r: f"{r.ms_method:.2f}", "ms_method")
+        if "speedup" in table:
+            out["speed-up"] = cells(lambda r: f"{r.speedup:.2f}x", "speedup")
+    return out
+
+
+def _difference(row: Any) -> str:
+    low, high = 100 * row.difference_low, 100 * row.difference_high
+    return f"{100 * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _words(row: Any) -> str:
+    if pd.isna(row.verdict):
+        return "baseline"
+    if row.verdict != "undecided" or not row.more < 1e6:
+        return str(row.verdict)
+    return f"undecided (about {row.more:.0f} more)"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A title and a Markdown table."""
+    shown = pretty(table)
+    widths = [max(len(c), *(len(v) for v in shown[c])) for c in shown]
+    lines = [
+        " | ".join(v.ljust(w) for v, w in zip(cells, widths, strict=True))
+        for cells in (shown.columns, ["-" * w for w in widths], *shown.itertuples(index=False))
+    ]
+    return f"**{table.attrs['title']}**\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The same as a LaTeX tabular with booktabs rules."""
+    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}"}
+
+    def clean(text: str) -> str:
+        return "".join(special.get(c, c) for c in text)
+
+    shown = pretty(table)
+    rows = [" & ".join(clean(v) for v in cells) + " \\\\" for cells in shown.itertuples(index=False)]
+    head = " & ".join(clean(c) for c in shown.columns) + " \\\\"
+    return "\n".join(
+        [
+            f"% {table.attrs['title']}",
+            *(f"% {note}" for note in table.attrs.get("notes", [])),
+            f"\\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
+            "\\toprule",
+            head,
+            "\\midrule",
+            *rows,
+            "\\bottomrule",
+            "\\end{tabular}",
+            "",
+        ]
+    )
+
+
+def write(table: pd.DataFrame, folder: Path, name: str = "table") -> list[Path]:
+    """Writes NAME.csv (plain numbers), NAME.md (with notes and sources) and NAME.tex; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    csv, md, tex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
+    table.to_csv(csv, index=False)
+    told = [f"- {line}" for key in ("notes", "sources") for line in table.attrs.get(key, [])]
+    md.write_text("\n".join([markdown(table), "", *told, ""]))
+    tex.write_text(latex(table))
+    return [csv, md, tex]
+
+
+def summary(run: Run) -> str:
+    """A few lines at the end of a run: success, tokens, FLOPs, milliseconds and where the files are."""
+    if not run.episodes:
+        return f"no finished episode in {run.folder}"
+    row = tabulate(compare([run], partial=True)).iloc[0]
+    time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
+    return (
+        f"{row['method'].rstrip('*')}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
+        f"(95 % {row['low']:.1%} to {row['high']:.1%}), {row['kept']:.1f} of {row['visual']} visual tokens a layer, "
+        f"{row['gflops']:.3g} GFLOPs{time} a call\n{run.folder}/journal.jsonl"
+    )
