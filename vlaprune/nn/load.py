@@ -1,4 +1,4 @@
-"""Weights in and out: safetensors only, strict, with a card in the file's metadata."""
+"""Our own weights in and out: safetensors only, strict, with a card in the file's metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small vision transformer for policies that we train ourselves."""
+"""Vision transformer blocks, and a small vision transformer for policies that we train ourselves."""
 
 from __future__ import annotations
 
@@ -20,25 +20,36 @@ def received(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm self-attention and GELU feed-forward."""
+    """Pre-norm self-attention and GELU feed-forward.
 
-    def __init__(self, width: int, heads: int, ffn: int) -> None:
+    eps    of both norms
+    scale  each branch is multiplied by a learned vector before it is added (LayerScale, as in DINOv2)
+    tanh   GELU in its tanh form
+    """
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, eps: float = 1e-5, scale: bool = False, tanh: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
+        self.heads, self.gelu = heads, "tanh" if tanh else "none"
+        self.norm_attention = nn.LayerNorm(width, eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
+        self.norm_mlp = nn.LayerNorm(width, eps)
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
+        self.scale_attention = nn.Parameter(torch.ones(width)) if scale else None
+        self.scale_mlp = nn.Parameter(torch.ones(width)) if scale else None
 
     def forward(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         """[B, t, d] to [B, t, d]; `watch` is shown queries and keys [B, H, t, hd]."""
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if watch is not None:
             watch(q, k)
-        x = x + self.out(fused(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
+        attended = self.out(fused(q, k, v).transpose(1, 2).flatten(2))
+        x = x + (attended if self.scale_attention is None else attended * self.scale_attention)
+        fed = self.down(F.gelu(self.up(self.norm_mlp(x)), approximate=self.gelu))
+        return x + (fed if self.scale_mlp is None else fed * self.scale_mlp)
 
 
 class ViT(nn.Module):

@@ -1,0 +1,228 @@
+"""Prismatic: what OpenVLA, OpenVLA-OFT and CogACT share. DINOv2 and SigLIP, a projector, a Llama-2 decoder.
+
+Prompt: begin | visual tokens of every camera | whatever a model puts there | the rest of the text. Image embeddings are
+spliced in after the first token; there are no placeholder ids. Source: openvla/openvla@c8f03f4:
+prismatic/extern/hf/modeling_prismatic.py. Deliberate differences: the towers end at the block that is read, and the
+checkpoint is opened by this package, without remote code.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlaprune.benchmark import Observation
+from vlaprune.meter import linear_flops
+from vlaprune.nn.checkpoint import read_json
+from vlaprune.nn.decoder import Decoder, Shape
+from vlaprune.nn.pour import Piece, llama_pieces
+from vlaprune.nn.towers import FusedTower, Projector, dino, siglip, timm_pieces, timm_unused
+from vlaprune.pruner import Info
+from vlaprune.session import Session
+from vlaprune.trace import View
+
+BEGIN, STOP, EMPTY = 1, 2, 29871  # token ids of Llama-2: <s>, </s>, and the lone space that ends a prompt
+TEXT = 32000  # text tokens; the embedding has 64 rows more
+DTYPES = ("bfloat16", "float16", "float32")
+# As the published preprocessor_config.json has them: ImageNet's numbers, once rounded to bf16.
+ROUNDED = ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Stats = tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the 7B models; smaller ones are for tests. `depth` of a tower counts the block that is not computed."""
+
+    image: int = 224
+    patch: int = 14
+    dino_width: int = 1024
+    dino_depth: int = 24
+    dino_heads: int = 16
+    siglip_width: int = 1152
+    siglip_depth: int = 27
+    siglip_heads: int = 16
+    siglip_ffn: int = 4304
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    ffn: int = 11008
+    vocabulary: int = TEXT + 64
+
+    @classmethod
+    def of(cls, given: Mapping[str, int]) -> Sizes:
+        """The 7B sizes with some of them replaced. ValueError for a name that is not there."""
+        known = [f.name for f in fields(cls)]
+        wrong = sorted(set(given) - set(known))
+        if wrong:
+            raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
+        return cls(**given)
+
+    def shape(self, causal: bool, eps: float = 1e-6) -> Shape:
+        """Of the decoder; `eps` is that of its norms."""
+        return Shape(
+            self.width, self.layers, self.heads, self.heads, self.width // self.heads, self.ffn, eps=eps, causal=causal
+        )
+
+    def info(self, name: str) -> Info:
+        """What methods may know."""
+        return Info(name, self.layers, self.heads, self.width, self.width // self.heads)
+
+
+class Prismatic(nn.Module):
+    """The trunk. Build it under `torch.device("meta")` and give it weights with `pour` or `randomise`.
+
+    stats  (mean, std) that each tower's pixels are normalised by
+    """
+
+    def __init__(self, sizes: Sizes, causal: bool, eps: float = 1e-6, stats: Stats = (ROUNDED, HALF)) -> None:
+        super().__init__()
+        towers = (
+            dino(sizes.dino_width, sizes.dino_depth, sizes.dino_heads),
+            siglip(sizes.siglip_width, sizes.siglip_depth, sizes.siglip_heads, sizes.siglip_ffn),
+        )
+        self.sizes = sizes
+        self.vision = FusedTower(*towers, sizes.image, sizes.patch, stats)
+        self.projector = Projector(self.vision.width, sizes.width)
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.decoder = Decoder(sizes.shape(causal, eps))
+        self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+
+    def views(self, cameras: Sequence[str]) -> tuple[View, ...]:
+        """The cameras' places among the visual tokens."""
+        side = self.vision.side
+        return tuple(View(c, i * side**2, side, side) for i, c in enumerate(cameras))
+
+    def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; sessions that ask are shown the tower."""
+        wanted = any(s.wants_tower for s in sessions)
+        features = self.vision(images.flatten(0, 1), (lambda a: self._tell(sessions, a)) if wanted else None)
+        return self.projector(features).unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+
+    def _tell(self, sessions: Sequence[Session], attention: Tensor) -> None:
+        """Hands over the attention [B * cameras, t] that patches received in the tower."""
+        for session, own in zip(sessions, attention.unflatten(0, (len(sessions), -1)), strict=True):
+            if session.wants_tower:
+                session.charge("method", own.shape[0] * self.vision.watch_flops)
+                session.tower(own.flatten())
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """[n, d] embeddings of token ids."""
+        return self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))  # type: ignore[no-any-return]
+
+    def see_flops(self, cameras: int) -> float:
+        """Of towers and projector."""
+        return cameras * (self.vision.flops + linear_flops(self.vision.side**2, *self.projector.widths))
+
+
+def pieces(trunk: Prismatic) -> dict[str, Piece]:
+    """Where the tensors of an OpenVLA checkpoint go, by their names on the hub."""
+    out = timm_pieces(trunk.vision.dino.shape, "vision_backbone.featurizer.", "vision.dino.")
+    out |= timm_pieces(trunk.vision.siglip.shape, "vision_backbone.fused_featurizer.", "vision.siglip.")
+    for layer in ("fc1", "fc2", "fc3"):
+        for kind in ("weight", "bias"):
+            out[f"projector.{layer}.{kind}"] = Piece(f"projector.{layer}.{kind}")
+    out |= llama_pieces(trunk.decoder.shape, "language_model.model.", "decoder.")
+    out["language_model.model.embed_tokens.weight"] = Piece("embedding.weight")
+    out["language_model.lm_head.weight"] = Piece("head.weight")
+    return out
+
+
+def unused(trunk: Prismatic) -> tuple[str, ...]:
+    """Prefixes of an OpenVLA checkpoint's tensors that nothing reads: those behind the blocks that are read."""
+    return (
+        *timm_unused(trunk.vision.dino.shape, "vision_backbone.featurizer."),
+        *timm_unused(trunk.vision.siglip.shape, "vision_backbone.fused_featurizer."),
+    )
+
+
+def read_eps(folder: Path) -> float:
+    """rms_norm_eps of text_config in config.json; 1e-6, the library's default, where a config leaves it out."""
+    text = read_json(folder / "config.json").get("text_config", {})
+    return float(text.get("rms_norm_eps", 1e-6)) if isinstance(text, Mapping) else 1e-6
+
+
+def read_stats(folder: Path) -> Stats:
+    """(mean, std) of both towers from preprocessor_config.json. ValueError where they are not there."""
+    file = folder / "preprocessor_config.json"
+    params = read_json(file).get("tvf_normalize_params")
+    if not isinstance(params, list) or len(params) != 2:
+        raise ValueError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
+    return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)
+
+
+def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
+    """Text to token ids, by the checkpoint's own tokenizer.json. ValueError where it is not Llama-2's."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exceptions
+        raise ValueError(f"{file} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
+    named = {"<s>": BEGIN, "</s>": STOP, "\u2581": EMPTY}
+    found = {token: tokenizer.token_to_id(token) for token in named}
+    first = tokenizer.encode("Out:").ids[:1]
+    if found != named or first != [BEGIN]:
+        raise ValueError(f"{file} is not Llama-2's: it numbers {found}, not {named}, or starts a text with {first}")
+    return lambda text: list(tokenizer.encode(text).ids)
+
+
+def stand_in(text: str) -> list[int]:
+    """Token ids for random weights, which have no tokenizer: one for each word, sign and line break.
+
+    A word's id depends on its letters. The prompt of OpenVLA becomes as many ids as Llama-2's tokenizer makes of it,
+    apart from rare words in the instruction.
+    """
+    parts = re.findall(r"\w+|[^\w\s]|\n", text)
+    return [BEGIN, *(3 + zlib.crc32(p.encode()) % (EMPTY - 3) for p in parts)]
+
+
+def question(instruction: str) -> str:
+    """The prompt of OpenVLA, OpenVLA-OFT and CogACT."""
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+
+
+def closed(ids: Sequence[int]) -> list[int]:
+    """Ids that end in the lone space, as in training."""
+    return [*ids] if ids[-1] == EMPTY else [*ids, EMPTY]
+
+
+def images(
+    observations: Sequence[Observation], cameras: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], name: str
+) -> Tensor:
+    """[B, cameras, h, w, 3] uint8 as the towers see them. ValueError for a missing camera or no uint8 image."""
+    rows = []
+    for observation in observations:
+        missing = set(cameras) - set(observation.images)
+        if missing:
+            raise ValueError(
+                f"observation lacks cameras {sorted(missing)} that {name} reads; it has {sorted(observation.images)}"
+            )
+        own = [observation.images[c] for c in cameras]
+        wrong = [
+            f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, own, strict=True) if i.ndim != 3 or i.dtype != np.uint8
+        ]
+        if wrong:
+            raise ValueError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
+        rows.append(np.stack([prepare(i) for i in own]))
+    return torch.from_numpy(np.stack(rows))
+
+
+def place(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def precision(dtype: str) -> torch.dtype:
+    """ValueError for a dtype that is not one of DTYPES."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
+    return getattr(torch, dtype)  # type: ignore[no-any-return]
