@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
@@ -122,7 +123,8 @@ def play(
     }
     recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
-        rollout(Policy(model or Toy(), make, slots), bench, recorder, shard, Rules(execute, seed, time_limit))
+        policy = Policy(model or Toy(), make, slots, Control(execute=execute))
+        rollout(policy, bench, recorder, shard, Rules(seed, time_limit))
     finally:
         recorder.close()
     return read(folder)

@@ -14,6 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from vlaprune import config
+from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.benchmark import Interface
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import STYLES
 from vlaprune.policy import Policy
@@ -63,7 +65,7 @@ def test_the_groups_and_names_that_scripts_rely_on_are_there():
 def test_a_file_sets_exactly_the_parameters_of_what_it_names(group, name):
     for node in nodes(group, name):
         assert target(node).__module__.startswith("vlaprune.")
-        keys = [k for k in node if k != "_target_"]
+        keys = [k for k in node if k not in ("_target_", "controls", "settings")]  # the last two are for config.build
         assert keys == [p for p in inspect.signature(target(node)).parameters]
 
 
@@ -131,7 +133,7 @@ def test_the_command_of_the_issue_composes():
 def test_the_default_command_is_the_main_job():
     cfg = composed()
     assert [cfg[g]._target_.split(".")[-2] for g in ("model", "method", "bench")] == ["tiny", "fastv", "robosuite"]
-    assert cfg.execute == cfg.model.chunk and cfg.episodes is None
+    assert cfg.execute is None and cfg.episodes is None
     assert cfg.logger.csv._target_ == "vlaprune.loggers.CSV"
 
 
@@ -181,3 +183,32 @@ def test_the_command_line_answers_without_torch():
     )
     assert said.returncode == 0, said.stderr
     assert "method: " in said.stdout and "keep: 0.25" in said.stdout
+
+
+class Arm(ToyBench):
+    """The toy world behind a robot that models must know how to drive."""
+
+    robot = "arm"
+    interface = Interface("axis_angle", "open_positive", "delta", ("main",), "position2")
+
+
+def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
+    group = {"controls": {"arm": {"_target_": "vlaprune.control.Control", "gripper": "flip", "execute": 2}}}
+    settings = {"settings": {"arm": {"layers": 3, "chunk": 5}}}
+    cfg = composed(*TOY)
+    cfg.bench._target_ = "test_configs.Arm"
+    with pytest.raises(TypeError, match="gripper close_positive vs open_positive"):
+        config.build(cfg)
+    OmegaConf.set_struct(cfg, False)
+    cfg = OmegaConf.merge(cfg, {"model": {**group, **settings, "layers": None}})
+    model, _, bench = config.build(cfg)
+    assert model.info.layers == 3 and model.chunk == 4  # a setting stands in for null only
+    assert config.control(cfg, bench).calls(model.chunk) == 2
+    identity = config.header(cfg, model, bench, "").identity
+    assert identity["execute"] == 2 and identity["control"]["gripper"] == "flip" and identity["model"]["layers"] == 3
+    assert not {"controls", "settings"} & identity["model"].keys()
+    cfg.execute = 1
+    assert config.control(cfg, bench).calls(model.chunk) == 1
+    cfg.model.controls = {"leg": cfg.model.controls.arm, "wing": cfg.model.controls.arm}
+    with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has controls for leg, wing"):
+        config.build(cfg)

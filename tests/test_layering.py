@@ -10,6 +10,7 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(
 # module or package -> what of vlaprune it may import; the longest name that fits counts
 LAYERS = {
     "benchmark": [],
+    "control": ["benchmark"],
     "records": [],
     "stats": [],
     "trace": [],
@@ -23,7 +24,7 @@ LAYERS = {
     "power": [],
     "report": ["report", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
-    "policy": ["pruner", "session", "benchmark", "nn.decoder", "meter", "records"],
+    "policy": ["pruner", "session", "benchmark", "control", "nn.decoder", "meter", "records"],
     "rollout": ["policy", "benchmark", "records"],
     "demos": ["benchmark", "bench"],
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
@@ -33,7 +34,19 @@ LAYERS = {
     "bench.robosuite": ["benchmark", "bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }
-TORCHLESS = ("benchmark", "records", "loggers", "stats", "power", "report", "bench", "demos", "cli", "config")
+TORCHLESS = (
+    "benchmark",
+    "control",
+    "records",
+    "loggers",
+    "stats",
+    "power",
+    "report",
+    "bench",
+    "demos",
+    "cli",
+    "config",
+)
 LATE = {"mujoco", "robosuite", "wandb", "hydra", "omegaconf"}  # heavy, optional or Hydra's: never at import
 TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
 

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+Gripper = Literal["close_positive", "open_positive", "zero_one", "close_delta"]
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -28,15 +30,17 @@ class Observation:
 class Interface:
     """Conventions that a model and a benchmark must share before they are joined.
 
-    rotation  how the three or four rotation numbers of an action are to be read
-    gripper   which sign or value of the last action number closes the gripper
+    rotation  how the three or four rotation numbers of an action are to be read; a model that has seen robots with
+              several says "as_trained", and a control (control.py) says which
+    gripper   which sign or value of the last action number closes the gripper: zero_one closes at 0; close_delta moves
+              the gripper on, positive closes further
     frame     whether an action moves the hand by, or to, what it says
     cameras   names of the images, in the order the model reads them
     state     layout of `Observation.state`, e.g. "eef_pos3_axisangle3_gripper2"; None for no state
     """
 
-    rotation: Literal["axis_angle", "euler_xyz", "quat_xyzw"]
-    gripper: Literal["close_positive", "open_positive", "zero_one"]
+    rotation: Literal["axis_angle", "euler_xyz", "quat_xyzw", "as_trained"]
+    gripper: Gripper
     frame: Literal["delta", "absolute"]
     cameras: tuple[str, ...]
     state: str | None
@@ -91,9 +95,13 @@ class Env(Protocol):
 
 
 class Benchmark(Protocol):
-    """A named, fixed list of tasks."""
+    """A named, fixed list of tasks.
+
+    robot  whose controls (control.py) a model's chunks go through, e.g. "libero"; None where they are taken as they are
+    """
 
     name: str
+    robot: str | None
     interface: Interface
     control_hz: float
 

@@ -119,9 +119,7 @@ def _evaluate(cfg: DictConfig) -> None:
     config.check(cfg)
     shard = Shard(cfg.shard.index, cfg.shard.count)
     model, make_pruner, bench = config.build(cfg)
-    if not 1 <= cfg.execute <= model.chunk:
-        raise ValueError(f"execute={cfg.execute}; {model.info.name} plans 1..{model.chunk} actions a call")
-    policy = Policy(model, make_pruner, cfg.slots)
+    policy = Policy(model, make_pruner, cfg.slots, config.control(cfg, bench))
     recorder = Recorder(
         cfg.output, config.header(cfg, model, bench, shard.suffix), config.sinks(cfg), shard.suffix, tqdm.write
     )
@@ -140,7 +138,7 @@ def _evaluate(cfg: DictConfig) -> None:
                 bar.set_postfix_str(f"success {sum(won)}/{len(won)}, {record.task}")
                 bar.update()
 
-            rules = Rules(cfg.execute, cfg.seed, cfg.time_limit)
+            rules = Rules(cfg.seed, cfg.time_limit)
             rollout(policy, bench, recorder, shard, rules, progress)
     except KeyboardInterrupt:
         tqdm.write(f"stopped with {len(won)} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
@@ -159,4 +157,6 @@ def _evaluate(cfg: DictConfig) -> None:
 def _train(cfg: DictConfig) -> None:
     from vlaprune import config, train
 
-    train.main(cfg, config.make(cfg.bench), lambda: config.make(cfg.model), lambda: config.make(cfg.method))
+    bench = config.make(cfg.bench)
+    node = config.model_node(cfg, bench)
+    train.main(cfg, bench, lambda: config.make(node), lambda: config.make(cfg.method))

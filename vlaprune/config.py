@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
+    from vlaprune.control import Control
     from vlaprune.policy import VLA
     from vlaprune.pruner import Pruner
     from vlaprune.records import Header, Sink
@@ -66,19 +68,45 @@ def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
     """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions."""
     bench = make(cfg.bench)
     make(cfg.method)  # a wrong option speaks before the weights are loaded
-    model = make(cfg.model)
+    driver = control(cfg, bench)
+    model = make(model_node(cfg, bench))
+    driver.calls(model.chunk, model.info.name)
     try:
-        model.interface.check(bench.interface)
+        driver.drives(model.interface).check(bench.interface)
     except TypeError as error:
         raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
     return model, lambda: make(cfg.method), bench
+
+
+def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
+    """What the model is made of: its group without `controls`, and `settings.ROBOT` in place of what is null."""
+    node: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    node.pop("controls", None)
+    settings = node.pop("settings", {}).get(bench.robot, {})
+    return OmegaConf.create(node | {key: value for key, value in settings.items() if node.get(key) is None})
+
+
+def control(cfg: DictConfig, bench: Benchmark) -> Control:
+    """How this model drives the benchmark's robot. ValueError in one line for a robot that it does not know."""
+    from vlaprune.control import Control
+
+    controls = cfg.model.get("controls")
+    if bench.robot is None or controls is None:
+        return Control(execute=cfg.execute)
+    if bench.robot not in controls:
+        raise ValueError(
+            f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has controls for "
+            f"{', '.join(map(str, controls))}: choose one of their benchmarks, or add controls.{bench.robot}"
+        )
+    chosen = make(controls[bench.robot])
+    return chosen if cfg.execute is None else replace(chosen, execute=cfg.execute)
 
 
 def check(cfg: DictConfig) -> None:
     """ValueError for a setting of vlaprune-eval that must be a number and is none."""
     for key in ("seed", "episodes", "slots", "execute", "time_limit", "shard.index", "shard.count"):
         value, kinds = OmegaConf.select(cfg, key), (int, float) if key == "time_limit" else (int,)
-        if type(value) not in kinds and (value is not None or key != "episodes"):
+        if type(value) not in kinds and (value is not None or key not in ("episodes", "execute")):
             raise ValueError(f"{key}={value}; use a {'whole ' if float not in kinds else ''}number")
 
 
@@ -94,9 +122,13 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, shard: str) -> Header:
     """What the journal says of this run."""
     from vlaprune.records import Header
 
-    plain: dict[str, Any] = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("model", "method", "bench")}
+    nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
+    plain: dict[str, Any] = {k: OmegaConf.to_container(node, resolve=True) for k, node in nodes.items()}
+    driver = control(cfg, bench)
+    if replace(driver, execute=None) != type(driver)():
+        plain["control"] = asdict(driver)
     card: Mapping[str, Any] = getattr(model, "card", {})
-    identity = plain | {"seed": cfg.seed, "execute": cfg.execute, "weights": card.get("sha256", "none")}
+    identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     return Header(
         identity, provenance(str(model.device)) | {"slots": cfg.slots, "shard": shard}, tasks(bench, cfg.episodes)
     )

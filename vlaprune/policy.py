@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.control import Control, Controller
 from vlaprune.meter import Clock
 from vlaprune.nn.decoder import Shape
 from vlaprune.pruner import Info, Pruner
@@ -48,15 +49,22 @@ def episode_seed(seed: int, task: str, episode: int) -> int:
 
 
 class Policy:
-    """A model and one session per slot. Slots that need a chunk share one packed call and nothing else."""
+    """A model, and per slot a session and a controller. Slots that need a chunk share one packed call, nothing else.
 
-    def __init__(self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1) -> None:
+    control  how chunks become the robot's actions; None leaves them as they are
+    """
+
+    def __init__(
+        self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1, control: Control | None = None
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots={slots}; use at least 1")
         self.model = model
         self.clock = Clock(str(model.device))
         self.sessions = [Session(make_pruner(), model.info, model.shape, self.clock) for _ in range(slots)]
+        self.controllers = [Controller(control or Control()) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
+        self._told: list[str | None] = [None] * slots
 
     @property
     def slots(self) -> int:
@@ -66,12 +74,26 @@ class Policy:
     def reset(self, slot: int, seed: int) -> None:
         """A new episode begins in a slot."""
         self._calls[slot].clear()
+        self._told[slot] = None
         self.sessions[slot].reset(seed)
+        self.controllers[slot].reset()
+
+    def _hear(self, slot: int, instruction: str) -> None:
+        """Begins anew where the instruction changes within an episode (SIMPLER's put in drawer), as upstream does."""
+        if self._told[slot] not in (None, instruction):
+            self.sessions[slot].reset(self.sessions[slot].seed)
+            self.controllers[slot].reset()
+        self._told[slot] = instruction
 
     @torch.inference_mode()
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """A [chunk, action_dim] float64 array for each slot that has an observation. ValueError for NaN."""
+        """The [n, action_dim] float64 actions to execute now, for each slot that has an observation.
+
+        ValueError where the model emits NaN.
+        """
         slots = list(observations)
+        for slot in slots:
+            self._hear(slot, observations[slot].instruction)
         sessions = [self.sessions[i] for i in slots]
         with self.clock.span("other"):
             chunks = self.model.predict([observations[i] for i in slots], sessions)
@@ -84,7 +106,7 @@ class Policy:
                 raise ValueError(
                     f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
                 )
-        return actions
+        return {slot: self.controllers[slot].actions(chunk) for slot, chunk in actions.items()}
 
     def drain(self, slot: int) -> tuple[StepRecord, ...]:
         """The records of a slot's calls since its reset."""

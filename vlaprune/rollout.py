@@ -18,16 +18,16 @@ from vlaprune.records import EpisodeRecord, Recorder
 Attempt = Generator[Observation, np.ndarray, tuple[bool, int]]
 
 
-def attempt(env: Env, task: Task, episode: int, execute: int) -> Attempt:
-    """What an episode is: yields an observation, is sent a [chunk, action_dim], executes its first `execute` actions.
+def attempt(env: Env, task: Task, episode: int) -> Attempt:
+    """What an episode is: yields an observation, is sent [n, action_dim] actions and executes them.
 
     Returns whether the task was achieved and the control steps it took.
     """
     env.reset(episode)
     success, steps = False, 0
     while True:
-        chunk = yield env.observe()
-        for action in chunk[:execute]:
+        actions = yield env.observe()
+        for action in actions:
             success = env.step(action)
             steps += 1
             if steps == task.limit or (success and task.stop):
@@ -79,13 +79,11 @@ def watchdog(seconds: float) -> Iterator[None]:
 class Rules:
     """How episodes are run.
 
-    execute     actions executed per model call
     seed        of the policy; the world's initial states do not depend on it
     time_limit  seconds between two looks after which an environment counts as hung; 0 for never
     patience    episodes that may raise one after the other before the run is given up
     """
 
-    execute: int
     seed: int
     time_limit: float = 0.0
     patience: int = 5
@@ -106,19 +104,19 @@ class Lane:
         """Whether an episode is under way."""
         return self._attempt is not None
 
-    def start(self, episode: int, execute: int) -> None:
+    def start(self, episode: int) -> None:
         """Takes an episode; the world moves at the first `advance`."""
         if self._env is None:
             self._env = self._stack.enter_context(self._bench.open(self._task))
         self.episode = episode
-        self._attempt = attempt(self._env, self._task, episode, execute)
+        self._attempt = attempt(self._env, self._task, episode)
 
-    def advance(self, chunk: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
+    def advance(self, actions: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
         """The next observation, or the outcome (success, steps). What the world raises ends episode and world."""
         assert self._attempt is not None
         try:
             with watchdog(time_limit):
-                return self._attempt.send(chunk)  # type: ignore[arg-type]
+                return self._attempt.send(actions)  # type: ignore[arg-type]
         except StopIteration as stop:
             self._attempt = None
             return stop.value  # type: ignore[no-any-return]
@@ -163,18 +161,18 @@ def rollout(
 def _episodes(
     policy: Policy, task: Task, lanes: list[Lane], todo: deque[int], recorder: Recorder, rules: Rules
 ) -> Iterator[EpisodeRecord]:
-    chunks: dict[int, np.ndarray] = {}
+    actions: dict[int, np.ndarray] = {}
     in_a_row = 0
     while True:
         looks: dict[int, Observation] = {}
         for lane in lanes:
             while lane.slot not in looks and (lane.busy or todo):
                 if not lane.busy:
-                    lane.start(todo.popleft(), rules.execute)
+                    lane.start(todo.popleft())
                     policy.reset(lane.slot, episode_seed(rules.seed, task.name, lane.episode))
                 said: Observation | tuple[bool, int] | None = None
                 with recorder.attempt(task.name, lane.episode):
-                    said = lane.advance(chunks.pop(lane.slot, None), rules.time_limit)
+                    said = lane.advance(actions.pop(lane.slot, None), rules.time_limit)
                 if said is None:
                     in_a_row += 1
                 if in_a_row == rules.patience:
@@ -189,4 +187,4 @@ def _episodes(
                     yield EpisodeRecord(task.name, lane.episode, *said, policy.drain(lane.slot))
         if not looks:
             return
-        chunks = policy.act(looks)
+        actions = policy.act(looks)

@@ -162,6 +162,7 @@ class Robosuite:
     renderer: str = "egl"
     seed: int = 0
     name: str = field(default="robosuite", init=False)
+    robot: str | None = field(default=None, init=False)
     interface: Interface = field(default=INTERFACE, init=False)
     control_hz: float = field(default=20.0, init=False)
 

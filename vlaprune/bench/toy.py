@@ -46,6 +46,7 @@ class Toy:
     """Two tasks that differ in the instruction only."""
 
     name = "toy"
+    robot: str | None = None
     control_hz = 5.0
     interface = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
 

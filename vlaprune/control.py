@@ -1,0 +1,177 @@
+"""What stands between a model and a robot: rotation, gripper, ensemble and re-plan rate. numpy only.
+
+Sources: openvla/openvla@c8f03f4:experiments/robot/robot_utils.py (LIBERO's gripper);
+DelinQu/SimplerEnv-OpenVLA@ccfe380:simpler_env/policies/openvla/openvla_model.py (rotation, WidowX, sticky gripper);
+microsoft/CogACT@b174a1b:sim_cogact/{cogact_policy,adaptive_ensemble}.py (its own sticky gripper, adaptive ensemble).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlaprune.benchmark import Gripper, Interface
+
+ROTATIONS = ("axis_angle", "euler_xyz", "quat_xyzw")
+GRIPPERS: dict[
+    str, tuple[Gripper, Gripper]
+] = {  # rule -> what it reads and what comes out, as Interface.gripper has it
+    "sign": ("zero_one", "close_positive"),
+    "binary": ("zero_one", "open_positive"),
+    "sticky": ("zero_one", "close_delta"),
+    "latched": ("zero_one", "close_delta"),
+    "flip": ("close_positive", "open_positive"),
+    "push": ("close_positive", "close_delta"),
+}
+STICKY = ("sticky", "latched")
+
+
+@dataclass(frozen=True)
+class Control:
+    """How the chunks of one model become actions of one robot. As it stands by default, it changes nothing.
+
+    rotation  what the rotation numbers are in the robot's training data, where the model itself cannot say; they come
+              out as axis-angle
+    gripper   from 0 (closes) .. 1 (opens)
+                sign     LIBERO: -sign(2g - 1), -1 opens, +1 closes
+                binary   WidowX: +1 above a half opens, -1 closes
+                sticky   Google robot, OpenVLA: the change since the last action; one above a half is held
+                latched  the same by CogACT: the change since the last action that began to be held
+              from -1 (opens) .. +1 (closes)
+                flip     WidowX: the sign changes
+                push     Google robot: taken as a change, so that the fingers go on moving
+    hold      actions that a sticky or latched change is emitted for, the first one included
+    ensemble  how many chunks are averaged for each action, which means a model call for every action; 0 for none
+    alpha     weight of the cosine between an older prediction and the newest in that average
+    execute   actions executed per model call; None for the whole chunk
+
+    Errors: ValueError for options that do not exist or contradict each other.
+    """
+
+    rotation: str | None = None
+    gripper: str | None = None
+    hold: int = 0
+    ensemble: int = 0
+    alpha: float = 0.1
+    execute: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses unknown rules, and numbers without the rule that they belong to."""
+        for key, known in (("rotation", ROTATIONS), ("gripper", tuple(GRIPPERS))):
+            if getattr(self, key) not in (None, *known):
+                raise ValueError(f"control {key}={getattr(self, key)}; use one of {', '.join(known)}, or null")
+        if (self.hold > 0) != (self.gripper in STICKY):
+            raise ValueError(f"control hold={self.hold} with gripper={self.gripper}; {' and '.join(STICKY)} need hold")
+        if self.ensemble < 0 or (self.ensemble and self.execute not in (None, 1)):
+            raise ValueError(f"control ensemble={self.ensemble} with execute={self.execute}; an ensemble executes 1")
+        if self.execute is not None and self.execute < 1:
+            raise ValueError(f"execute={self.execute}; use at least 1")
+
+    def drives(self, model: Interface) -> Interface:
+        """What the robot receives when `model` goes through this control. TypeError where the two do not fit."""
+        out = model
+        if self.rotation is not None:
+            if model.rotation not in ("as_trained", self.rotation):
+                raise TypeError(f"rotation {model.rotation} goes through a control that reads {self.rotation}")
+            out = replace(out, rotation="axis_angle")
+        if self.gripper is not None:
+            reads, writes = GRIPPERS[self.gripper]
+            if model.gripper != reads:
+                raise TypeError(f"gripper {model.gripper} goes through control {self.gripper}, which reads {reads}")
+            out = replace(out, gripper=writes)
+        return out
+
+    def calls(self, chunk: int, model: str = "the model") -> int:
+        """Actions executed per call of a model that plans `chunk`. ValueError where it plans fewer than are needed."""
+        execute = 1 if self.ensemble else self.execute or chunk
+        if max(execute, self.ensemble) > chunk:
+            raise ValueError(f"execute={execute}, ensemble={self.ensemble}; {model} plans 1..{chunk} actions a call")
+        return execute
+
+
+class Controller:
+    """A control at work in one slot: it remembers the gripper and the chunks of an episode."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode, or a new instruction, begins."""
+        self._chunks: deque[np.ndarray] = deque(maxlen=max(1, self.control.ensemble))
+        self._before: float | None = None
+        self._held, self._left = 0.0, 0
+
+    def actions(self, chunk: np.ndarray) -> np.ndarray:
+        """The [n, A] actions to execute before the next look, from a [chunk, A] as the model emits it."""
+        control = self.control
+        out = self._ensemble(chunk)[None] if control.ensemble else chunk[: control.calls(len(chunk))]
+        if control.rotation is not None:
+            hand, turn, gripper = np.split(out, [3, -1], axis=1)
+            out = np.concatenate([hand, np.stack([_turn(control.rotation, r) for r in turn]), gripper], axis=1)
+        if control.gripper is not None:
+            out = np.array(out)
+            out[:, -1] = [self._gripper(g) for g in out[:, -1]]
+        return out
+
+    def _ensemble(self, chunk: np.ndarray) -> np.ndarray:
+        """The mean of what the last chunks say of now, each weighted by exp(alpha * its cosine with the newest)."""
+        self.control.calls(len(chunk))
+        self._chunks.append(chunk)
+        now = np.stack([c[age] for age, c in enumerate(reversed(self._chunks))])  # the newest first
+        cosine = now @ now[0] / (np.linalg.norm(now, axis=1) * np.linalg.norm(now[0]) + 1e-7)
+        weight = np.exp(self.control.alpha * cosine)
+        return weight / weight.sum() @ now
+
+    def _gripper(self, opening: float) -> float:
+        match self.control.gripper:
+            case "sign":
+                return float(-np.sign(2 * opening - 1))
+            case "binary":
+                return 1.0 if opening > 0.5 else -1.0
+            case "flip":
+                return -opening
+            case "push":
+                return opening
+        return self._sticky(opening)
+
+    def _sticky(self, opening: float) -> float:
+        change = 0.0 if self._before is None else self._before - opening
+        begins = abs(change) > 0.5 and not self._left
+        if self._before is None or begins or self.control.gripper == "sticky":
+            self._before = opening
+        if begins:
+            self._held, self._left = change, self.control.hold
+        if not self._left:
+            return change
+        self._left -= 1
+        return self._held
+
+
+def axis_angle(quat: np.ndarray) -> np.ndarray:
+    """Axis times angle [3] of a unit quaternion [4] (w last), angle in [0, 2 pi]: the sign is not made canonical."""
+    sine = np.linalg.norm(quat[:3])
+    if sine < 1e-12:
+        return np.zeros(3)
+    return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
+
+
+def euler_quat(euler: np.ndarray) -> np.ndarray:
+    """The quaternion [4] (w last) of roll, pitch, yaw [3]: turns about fixed x, then y, then z."""
+    (cr, cp, cy), (sr, sp, sy) = np.cos(euler / 2), np.sin(euler / 2)
+    return np.array(
+        [
+            sr * cp * cy - cr * sp * sy,
+            cr * sp * cy + sr * cp * sy,
+            cr * cp * sy - sr * sp * cy,
+            cr * cp * cy + sr * sp * sy,
+        ]
+    )
+
+
+def _turn(rotation: str, numbers: np.ndarray) -> np.ndarray:
+    if rotation == "axis_angle":
+        return numbers
+    return axis_angle(numbers if rotation == "quat_xyzw" else euler_quat(numbers))
