@@ -11,6 +11,9 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(
 LAYERS = {
     "benchmark": [],
     "control": ["benchmark"],
+    "finding": [],
+    "checks": ["finding", "checks"],
+    "doctor": ["finding", "checks", "config"],
     "records": [],
     "stats": [],
     "trace": [],
@@ -30,13 +33,16 @@ LAYERS = {
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
     "models": ["benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
-    "bench": ["benchmark"],
-    "bench.robosuite": ["benchmark", "bench.experts"],
+    "bench": ["benchmark", "finding"],
+    "bench.robosuite": ["benchmark", "finding", "bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }
 TORCHLESS = (
     "benchmark",
     "control",
+    "finding",
+    "checks",
+    "doctor",
     "records",
     "loggers",
     "stats",

@@ -30,8 +30,14 @@ def train() -> None:
 
 
 def doctor() -> None:
-    """vlaprune-doctor: not there yet."""
-    _later("vlaprune-doctor", "make demo installs and checks what the default benchmark needs")
+    """vlaprune-doctor: what is missing for a run, and what to do about it."""
+    try:
+        from vlaprune.doctor import main
+
+        sys.exit(main())
+    except USER_ERRORS as error:
+        _say(error)
+        sys.exit(2)
 
 
 def report() -> None:

@@ -7,17 +7,21 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
@@ -48,6 +52,36 @@ def config_path() -> str:
     """Where the YAML files are: inside an installed wheel, or at the top of a checkout."""
     here = Path(__file__).resolve().parent
     return "pkg://vlaprune.configs" if (here / "configs" / "eval.yaml").is_file() else str(here.parent / "configs")
+
+
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """What vlaprune-eval would run with these overrides, and the option chosen of each group. Else ValueError."""
+    with _search_path():
+        try:
+            cfg = compose("eval", list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(" ".join(str(error).split())) from None
+    choices = cfg.hydra.runtime.choices
+    return cfg, {group: str(choices[group]) for group in ("model", "method", "bench")}
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, those of third parties included."""
+    with _search_path():
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as dictionaries and lists, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+
+
+def _search_path() -> AbstractContextManager[None]:
+    prepare()
+    path = config_path()
+    if path.startswith("pkg://"):
+        return initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")  # type: ignore[no-any-return]
+    return initialize_config_dir(path, version_base="1.3")  # type: ignore[no-any-return]
 
 
 def make(node: DictConfig) -> Any:

@@ -1,0 +1,243 @@
+"""The doctor on faked environments: what it says, what it counts, how it exits."""
+
+import json
+import sys
+from collections import namedtuple
+
+import pytest
+
+from vlaprune import cli, doctor
+from vlaprune.checks import graphics, machine, models, worker
+from vlaprune.checks.probe import ask
+from vlaprune.finding import Finding
+
+TOY = ["model=toy", "bench=toy"]
+
+
+def broken(*_, **__):
+    raise RuntimeError("it broke")
+
+
+def answers(text):
+    return lambda *_, **__: text
+
+
+# -- the probe
+
+
+def test_a_probe_gives_the_last_line_and_passes_the_environment():
+    assert ask("print('noise'); import os; print(os.environ['COLOUR'])", env={"COLOUR": "red"}) == "red"
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("import nosuch", "ModuleNotFoundError: No module named 'nosuch'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed (SIGSEGV)"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_a_probe_that_fails_says_how_in_one_line(code, shown):
+    with pytest.raises(RuntimeError) as error:
+        ask(code)
+    assert str(error.value) == shown
+
+
+def test_a_probe_that_hangs_or_is_no_program():
+    with pytest.raises(RuntimeError, match="no answer within 0 s"):
+        ask("import time; time.sleep(9)", seconds=0.1)
+    with pytest.raises(RuntimeError, match="no program here"):
+        ask("1", python="/nosuch/python")
+
+
+# -- the machine
+
+
+def test_this_machine_can_run_the_tests():
+    assert machine.python().ok and machine.memory().ok
+
+
+def test_a_full_disk_is_a_problem(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage(1e12, 1e12, 1e8))
+    assert not machine.disk().ok and "make room" in machine.disk().said
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage(1e12, 0, 1e12))
+    assert machine.disk().ok
+
+
+def test_a_torchvision_that_cannot_be_loaded_is_a_problem(monkeypatch, tmp_path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = machine.torchvision()
+    assert not found.ok and "nms does not exist" in found.said and "pip uninstall torchvision" in found.said
+    (package / "__init__.py").write_text("__version__ = '0.28'")
+    assert machine.torchvision() == Finding("torchvision", "0.28")
+
+
+def test_transformers_of_another_version_or_patched_is_a_problem(monkeypatch):
+    monkeypatch.setattr(machine, "ask", answers("4.53.2"))
+    assert not machine.transformers().ok
+    monkeypatch.setattr(machine, "ask", answers("5.23.0"))
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    assert machine.transformers() == Finding("transformers", "5.23.0")
+    monkeypatch.setattr(machine, "find_spec", lambda name: name == "transformers.models.siglip.check" or None)
+    assert "another project" in machine.transformers().said and not machine.transformers().ok
+
+
+@pytest.mark.parametrize("check", [machine.torch, machine.transformers, machine.gpu, graphics.egl, graphics.osmesa])
+def test_what_cannot_be_loaded_is_a_problem_with_a_remedy(check, monkeypatch):
+    monkeypatch.setattr(machine, "ask", broken)
+    monkeypatch.setattr(graphics, "ask", broken)
+    found = check()
+    assert not found.ok and found.said.startswith("it broke; ") and len(found.said) > len("it broke; ")
+
+
+# -- graphics
+
+
+def test_vulkan_answers_whatever_is_installed():
+    assert "drivers" in graphics.vulkan().said
+
+
+def test_a_vulkan_device_without_the_extension_is_told_apart(monkeypatch):
+    monkeypatch.setattr(graphics, "ask", answers("llvmpipe driver 26.1.6"))
+    assert graphics.vulkan().ok
+    monkeypatch.setattr(graphics, "ask", answers("llvmpipe driver 25.0.7 without VK_KHR_external_semaphore_fd"))
+    assert not graphics.vulkan().ok and "SAPIEN 2.2.2 does not" in graphics.vulkan().said
+
+
+def test_a_driver_file_that_names_a_missing_library_is_shown(monkeypatch, tmp_path):
+    whole, hollow, torn = (tmp_path / f"{name}.json" for name in ("whole", "hollow", "torn"))
+    whole.write_text(json.dumps({"ICD": {"library_path": "libvulkan_lvp.so"}}))
+    hollow.write_text(json.dumps({"ICD": {"library_path": "/nosuch/lib.so"}}))
+    torn.write_text("{")
+    monkeypatch.setenv("VK_DRIVER_FILES", f"{whole}:{hollow}:{torn}")
+    assert graphics.drivers() == (
+        f"drivers {whole}, {hollow} (names /nosuch/lib.so, which is not there), {torn} (unreadable)"
+    )
+
+
+# -- a worker's interpreter
+
+
+def interpreter(folder, **found):
+    """A program that answers as an interpreter with these packages would."""
+    path = folder / "python"
+    said = {name: None for name in worker.PACKAGES} | {"pkg_resources": "there", "python": "3.11.7"} | found
+    path.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_worker_with_the_known_conflicts(tmp_path):
+    good = interpreter(tmp_path, sapien="2.2.2", numpy="1.26.4", gymnasium="0.29.1")
+    assert [f.ok for f in worker.worker(good)] == [True]
+    bad = interpreter(tmp_path, sapien="2.2.2", numpy="2.4.6", gymnasium="1.4.0", pkg_resources=None)
+    wrong = [f for f in worker.worker(bad) if not f.ok]
+    assert [f.about for f in wrong] == ["worker numpy", "worker setuptools", "worker gymnasium"]
+    newer = interpreter(tmp_path, sapien="3.0.3", numpy="2.4.6", gymnasium="1.4.0", pkg_resources=None)
+    assert [f.ok for f in worker.worker(newer)] == [True]
+
+
+def test_a_worker_that_is_not_there():
+    (found,) = worker.worker("/nosuch/python")
+    assert not found.ok and "no program here" in found.said
+
+
+# -- models
+
+
+class Model:
+    """What a model's constructor does about its files, in two lines."""
+
+    def __init__(self, weights, device, size=1):
+        assert device == "meta"
+        if weights == "torn":
+            raise ValueError("weights torn lack shard 2 of 3;\n download it again")
+
+
+NODE = {"_target_": f"{__name__}.Model", "device": "auto"}
+
+
+def test_a_model_is_built_without_memory_and_says_what_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert models.model(NODE | {"weights": "random"}) == ("random weights, no files needed", True)
+    assert models.model(NODE | {"weights": "torn"}) == ("weights torn lack shard 2 of 3; download it again", False)
+    assert models.model(NODE | {"weights": "fine"}) == ("fine is complete and would load", True)
+    said, fine = models.model(NODE | {"weights": "nobody/nothing"})
+    assert not fine and "nobody/nothing is not on this machine; hf download nobody/nothing" in said
+    (tmp_path / "nobody" / "nothing").mkdir(parents=True)
+    assert models.model(NODE | {"weights": "nobody/nothing"})[1]
+
+
+def test_models_are_looked_at_offline_and_the_hub_is_asked_only_when_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "on_hub", lambda name: asked.append(name) or "gated")
+    monkeypatch.setattr(models, "ask", lambda code, env, seconds: json.dumps([["not here", False]] * 2))
+    nodes = {"one": NODE | {"weights": "nobody/nothing@v1"}, "two": NODE | {"weights": "random"}}
+    assert [f.said for f in models.models(nodes, hub=False)] == ["not here", "not here"] and not asked
+    assert [f.said for f in models.models(nodes, hub=True)] == ["not here (gated)", "not here"]
+    assert asked == ["nobody/nothing"]
+
+
+def test_the_models_of_this_package_that_need_no_download_would_load():
+    nodes = {"toy": {"_target_": "vlaprune.models.toy.Toy"}}
+    nodes["tiny"] = {"_target_": "vlaprune.models.tiny.Tiny", "weights": "robosuite", "device": "auto"}
+    assert [f.line(True) for f in models.models(nodes, hub=False)] == [
+        "  ok      toy: needs no files",
+        "  ok      tiny: robosuite is complete and would load",
+    ]
+
+
+# -- the whole
+
+
+@pytest.fixture
+def consult(monkeypatch, capsys):
+    """Runs the command on faked checks; gives exit code and lines."""
+    monkeypatch.setattr(machine, "CHECKS", [lambda: Finding("python", "3.11")])
+    monkeypatch.setattr(graphics, "CHECKS", [lambda: Finding("EGL", "none; install it", ok=False)])
+    monkeypatch.setattr(models, "models", lambda nodes, hub: [Finding(n, "gone; fetch", ok=n == "toy") for n in nodes])
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["vlaprune-doctor", *argv])
+        with pytest.raises(SystemExit) as stop:
+            cli.doctor()
+        out, err = capsys.readouterr()
+        return stop.value.code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+def test_only_what_the_chosen_run_needs_decides_the_exit_code(consult):
+    code, out, _ = consult(*TOY)
+    assert code == 0 and out[-1] == "no problems for model=toy method=fastv bench=toy"
+    assert "  missing tiny: gone; fetch" in out and "  missing EGL: none; install it" in out
+    code, out, _ = consult("bench=robosuite", "model=tiny")
+    assert code == 2 and out[-1] == "2 problems for model=tiny method=fastv bench=robosuite"
+    assert "  PROBLEM tiny: gone; fetch" in out and "  PROBLEM EGL: none; install it" in out
+
+
+def test_a_worker_that_was_named_counts(consult):
+    code, out, _ = consult(*TOY, "--worker", "/nosuch/python")
+    assert code == 2 and out[-1].startswith("1 problem for") and "no program here" in out[-2]
+
+
+def test_a_wrong_override_gets_one_line(consult):
+    for override in ("model=nosuch", "nosuch=1"):
+        code, out, errors = consult(override)
+        assert code == 2 and not out and len(errors) == 1 and "nosuch" in errors[0]
+
+
+def test_a_benchmark_speaks_for_itself(monkeypatch):
+    from vlaprune.bench.toy import Toy
+
+    monkeypatch.setattr(Toy, "findings", lambda self: [Finding("assets", "3 missing", ok=False)], raising=False)
+    title, needed, findings = list(doctor.sections(TOY))[3]
+    assert title == "bench toy" and needed is None
+    assert list(findings) == [Finding("options", "2 tasks"), Finding("assets", "3 missing", ok=False)]

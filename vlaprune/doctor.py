@@ -1,0 +1,85 @@
+"""vlaprune-doctor: one line for each thing that a run needs, and what to do where it is missing.
+
+Checks are functions that answer a `Finding` and change nothing. A benchmark takes part by a method
+`findings() -> Iterable[Finding]` of its own, for packages and assets of its configured tasks, and by a config key
+`renderer` (egl, osmesa or vulkan) where it draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+
+from vlaprune.finding import Finding
+
+PARTS = ("model", "method", "bench")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints findings by section; 0 where nothing is in the way of the chosen configuration, else 2."""
+    parser = argparse.ArgumentParser(
+        prog="vlaprune-doctor",
+        description="Says what is missing for a run, and what to do about it. Loads no weights.",
+        epilog="example: vlaprune-doctor model=cogact bench=simpler",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for vlaprune-eval: what is to be run")
+    parser.add_argument("--worker", metavar="PYTHON", help="look into the interpreter that a simulator runs in")
+    parser.add_argument("--hub", action="store_true", help="ask the Hugging Face hub about models that are not here")
+    args = parser.parse_args(argv)
+
+    from vlaprune import config
+
+    _, chosen = config.composed(args.overrides)
+    problems = 0
+    for section, needed, findings in sections(args.overrides, args.worker, args.hub):
+        print(section, flush=True)
+        for finding in findings:
+            counts = needed is None or finding.about in needed
+            print(finding.line(counts), flush=True)
+            problems += counts and not finding.ok
+    run = " ".join(f"{part}={chosen[part]}" for part in PARTS)
+    print(f"{problems or 'no'} problem{'' if problems == 1 else 's'} for {run}")
+    return 2 if problems else 0
+
+
+def sections(
+    overrides: Sequence[str], worker: str | None = None, hub: bool = False
+) -> Iterator[tuple[str, set[str] | None, Iterable[Finding]]]:
+    """Title, what the chosen configuration needs of it (None for all), and the findings, made as they are asked for."""
+    from vlaprune import config
+    from vlaprune.checks import graphics, machine
+    from vlaprune.checks.worker import worker as look
+
+    cfg, chosen = config.composed(overrides)
+    yield "machine", None, (check() for check in machine.CHECKS)
+    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], hub)
+    draws = {"egl": "EGL", "osmesa": "OSMesa", "vulkan": "Vulkan"}.get(str(cfg.bench.get("renderer")), "")
+    yield "graphics", {draws}, (check() for check in graphics.CHECKS)
+    yield f"bench {chosen['bench']}", None, _bench(overrides)
+    if worker is not None:
+        yield "worker", None, look(worker)
+
+
+def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Sequence[Finding]:
+    """Every model configuration; what was set on the command line counts for the chosen one."""
+    from vlaprune import config
+    from vlaprune.checks.models import models
+
+    nodes = {}
+    for name in config.options("model"):
+        own = overrides if name == chosen else [f"model={name}"]
+        nodes[name] = config.plain(config.composed(own)[0].model)
+    return models(nodes, hub)
+
+
+def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
+    """What the benchmark itself says; building it needs no simulator."""
+    from vlaprune import config
+
+    try:
+        bench = config.make(config.composed(overrides)[0].bench)
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        yield Finding("options", " ".join(str(error).split()), ok=False)
+        return
+    yield Finding("options", f"{len(bench.tasks())} tasks")
+    yield from getattr(bench, "findings", tuple)()
