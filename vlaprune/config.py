@@ -114,9 +114,14 @@ def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
 
 def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
     """What the model is made of: its group without `controls`, and `settings.ROBOT` in place of what is null."""
+    return model_for(cfg, bench.robot)
+
+
+def model_for(cfg: DictConfig, robot: str | None) -> DictConfig:
+    """The same for a robot by name; None for a benchmark without."""
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     node.pop("controls", None)
-    settings = node.pop("settings", {}).get(bench.robot, {})
+    settings = node.pop("settings", {}).get(robot, {})
     return OmegaConf.create(node | {key: value for key, value in settings.items() if node.get(key) is None})
 
 

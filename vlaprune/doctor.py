@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from vlaprune.finding import Finding
 
 PARTS = ("model", "method", "bench")
+ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,15 +62,28 @@ def sections(
 
 
 def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Sequence[Finding]:
-    """Every model configuration; what was set on the command line counts for the chosen one."""
+    """Every model configuration, the chosen one as it would be built, the others for a robot that they know."""
     from vlaprune import config
     from vlaprune.checks.models import models
 
     nodes = {}
     for name in config.options("model"):
-        own = overrides if name == chosen else [f"model={name}"]
-        nodes[name] = config.plain(config.composed(own)[0].model)
+        cfg = config.composed(overrides if name == chosen else [f"model={name}"])[0]
+        known = list(cfg.model.get("settings") or ())
+        robot = _robot(overrides) if name == chosen else None
+        nodes[name] = config.plain(config.model_for(cfg, robot if robot in known else next(iter(known), None)))
     return models(nodes, hub)
+
+
+def _robot(overrides: Sequence[str]) -> str | None:
+    """That of the chosen benchmark; None where it cannot be built."""
+    from vlaprune import config
+
+    try:
+        bench = config.make(config.composed(overrides)[0].bench)
+    except ERRORS:
+        return None
+    return bench.robot  # type: ignore[no-any-return]
 
 
 def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
@@ -78,7 +92,7 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
 
     try:
         bench = config.make(config.composed(overrides)[0].bench)
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except ERRORS as error:
         yield Finding("options", " ".join(str(error).split()), ok=False)
         return
     yield Finding("options", f"{len(bench.tasks())} tasks")
