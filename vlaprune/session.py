@@ -166,7 +166,7 @@ class Session:
 
     def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         whole = not self._decoding and tokens.cached is None and columns.shape[0] == self.trace.layout.length
-        for group in wanted:
+        for group in wanted.groups:
             rows = self._rows_of(group)
             if not len(rows):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ class Rows(enum.Flag):
     VISUAL = enum.auto()  # the visual tokens still computed
     ACTION = enum.auto()  # whatever emits the action: decoded tokens, placeholders, the cognition token
     ALL = LAST | TEXT | VISUAL | ACTION
+
+    @property
+    def groups(self) -> tuple[Rows, ...]:
+        """The single groups, in the order above."""
+        return _groups(self)
+
+
+@cache
+def _groups(rows: Rows) -> tuple[Rows, ...]:
+    return tuple(rows)  # to iterate over a flag costs more than a small matrix product
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,14 @@ class Layout:
         """One past the last position, decoded tokens included."""
         return max(self.length, self.action.stop)
 
+    @cached_property
+    def _groups(self) -> dict[Rows, range]:
+        last = range(self.last, self.last + 1)
+        return {Rows.LAST: last, Rows.TEXT: self.text, Rows.VISUAL: self.visual, Rows.ACTION: self.action}
+
     def group(self, rows: Rows) -> range:
         """Prompt positions of one group of query rows, as if no token had been dropped."""
-        groups = {
-            Rows.LAST: range(self.last, self.last + 1),
-            Rows.TEXT: self.text,
-            Rows.VISUAL: self.visual,
-            Rows.ACTION: self.action,
-        }
-        return groups[rows]
+        return self._groups[rows]
 
 
 @dataclass
@@ -130,7 +139,7 @@ class Trace:
 
     def has(self, layer: int, rows: Rows) -> bool:
         """Whether all groups of `rows` were read at `layer`."""
-        return all((layer, g) in self._rows for g in rows)
+        return all((layer, g) in self._rows for g in rows.groups)
 
     def rows(self, layer: int, rows: Rows) -> Tensor:
         """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
@@ -138,7 +147,7 @@ class Trace:
         KeyError names what was not read.
         """
         parts = []
-        for group in rows:
+        for group in rows.groups:
             if (layer, group) not in self._rows:
                 read = sorted(f"{g.name}@{i}" for i, g in self._rows)
                 raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.adp import ADP
-from vlaprune.methods.common import split
+from vlaprune.methods.choosing import split
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner

@@ -4,7 +4,7 @@ import torch
 from handmade import INFO, check_memoryless, kept, look, site, tiny
 
 from vlaprune.meter import Clock
-from vlaprune.methods.common import elected, multiplicity, straight_through
+from vlaprune.methods.choosing import elected, multiplicity, straight_through
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.models.tiny import TEXT, tokenize
 from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
-from vlaprune.methods.common import share, smoothed, spread
+from vlaprune.methods.choosing import share, spread
+from vlaprune.methods.common import smoothed
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.toy import STYLES

@@ -1,35 +1,19 @@
-"""Pure functions that several methods share."""
+"""Scores and checks that several methods share: pure functions."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlaprune.pruner import top
 from vlaprune.trace import Layout, Rows, Trace
-
-
-def share(count: int, sizes: Sequence[int]) -> list[int]:
-    """Splits a budget of `count` tokens over cameras of `sizes` tokens in proportion, exactly; remainders to the first.
-
-    >>> share(7, [4, 4])
-    [4, 3]
-    """
-    total = sum(sizes)
-    out: list[int] = []
-    for i, size in enumerate(sizes):
-        left, rest = count - sum(out), sum(sizes[i:])
-        out.append(-(-left * size // rest) if rest else 0)
-    assert sum(out) == min(count, total)
-    return out
 
 
 def voted(trace: Trace, layer: int, rows: Rows) -> Tensor:
     """[V] attention at `layer`, mean over heads and over those of `rows` read so far; KeyError where there are none."""
     there = Rows(0)
-    for group in rows:
+    for group in rows.groups:
         there |= group if trace.has(layer, group) else Rows(0)
     return trace.visual(layer, there or rows).float().mean(dim=(0, 1))
 
@@ -44,55 +28,10 @@ def cameras(layout: Layout, device: torch.device) -> Tensor:
     return torch.cat([torch.full((len(v.tokens),), i, device=device) for i, v in enumerate(layout.views)])
 
 
-def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
-    """[V] bool, true for the highest `counts[i]` scores [V] of each camera i."""
-    mask = torch.zeros_like(score, dtype=torch.bool)
-    for view, count in zip(layout.views, counts, strict=True):
-        picks = top(score[view.tokens.start : view.tokens.stop], count) + view.start
-        mask.index_fill_(0, picks, True)
-    return mask
-
-
-def spread(features: Tensor, count: int) -> Tensor:
-    """[count] rows of features [n, d] by max-min cosine distance; begins with the most isolated row.
-
-    A running distance vector over the [n, n] distances; three small steps per pick and no wait for the device.
-    A taken row is at minus infinity, so equal or broken (NaN) features are never taken twice. Ties go to the low row.
-    """
-    unit = F.normalize(features.float(), dim=-1)
-    distance = (1 - unit @ unit.T).nan_to_num(0.0)
-    picks = [distance.fill_diagonal_(float("inf")).min(dim=0).values.argmax(0, keepdim=True)]
-    near = distance.fill_diagonal_(float("-inf")).index_select(0, picks[0])[0]
-    for _ in range(count - 1):
-        picks.append(near.argmax(0, keepdim=True))
-        near = torch.minimum(near, distance.index_select(0, picks[-1])[0])
-    return torch.cat(picks)
-
-
-def split(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Splits `count` tokens over cameras of `sizes` tokens by positive `weights`; what one cannot take, others do.
-
-    >>> split(461, [256, 256], [0.4, 0.6])
-    [205, 256]
-    """
-    out = [0] * len(sizes)
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i] / weights[i], i))  # whoever is full first comes first
-    for place, i in enumerate(order):
-        fair = (count - sum(out)) * weights[i] / sum(weights[j] for j in order[place:])
-        out[i] = min(sizes[i], math.ceil(fair - 1e-9))
-    return out
-
-
 def between(what: str, value: float, low: float, high: float) -> None:
     """ValueError unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{what}={value}; use a number from {low:g} to {high:g}")
-
-
-def ranking(score: Tensor) -> Tensor:
-    """[n] indices, the highest score first; ties in order of index, NaN last."""
-    worst = float("-inf")
-    return score.float().nan_to_num(worst, float("inf"), worst).sort(descending=True, stable=True).indices
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -113,78 +52,6 @@ def rms(x: Tensor) -> Tensor:
     """Each row of x [n, d] over its root mean square, in fp32: RMSNorm without a weight."""
     x = x.float()
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-
-def row_winners(score: Tensor) -> Tensor:
-    """[q] the highest column of each row of scores [q, n]; ties go to the low index, NaN never wins."""
-    return score.detach().nan_to_num(float("-inf")).argmax(1)
-
-
-def elected(score: Tensor, least: int) -> Tensor:
-    """[k] distinct row winners of scores [q, n], ascending; filled up to `least` by the columns' highest scores."""
-    winners = row_winners(score).unique()
-    least = min(least, score.shape[1])
-    if winners.shape[0] >= least:
-        return winners
-    return top(score.amax(0).index_fill(0, winners, float("inf")), least)
-
-
-def multiplicity(score: Tensor, picks: Tensor) -> Tensor:
-    """[k] how many rows of scores [q, n] each of the columns `picks` [k] wins; 1 for one that wins none."""
-    return row_winners(score).bincount(minlength=score.shape[1])[picks].clamp(min=1)
-
-
-def straight_through(score: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Winners [q] of scores [q, n] and their rows [q, d] of [n, d], with duplicates.
-
-    Forward it is the gather, to the last bit; backward the scores get the gradient of softmax(score) @ rows.
-    """
-    winners, soft = row_winners(score), score.softmax(1)
-    return winners, rows[winners] + ((soft - soft.detach()) @ rows.detach().float()).to(rows)
-
-
-NOISES = ("uniform", "gumbel")
-
-
-def noise(kind: str, like: Tensor, seed: int) -> Tensor:
-    """Noise of one kind in the shape of `like`, drawn on the CPU, so that a GPU draws the same."""
-    lot = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
-    return (lot if kind == "uniform" else -(-lot.clamp(min=1e-9).log()).log()).to(like)
-
-
-def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
-    """[V] bool, the `count` highest scores [V], each camera having its proportional share of the count."""
-    return best(score, layout, share(min(count, layout.total), [len(v.tokens) for v in layout.views]))
-
-
-def patch_cosine(now: Tensor, before: Tensor) -> Tensor:
-    """[V] cosine of the raw pixels of patches [V, p, p, 3] uint8; 1 for patches that are equal, black ones included.
-
-    The sums are whole numbers, so a threshold cuts alike on every machine.
-    """
-    a, b = now.flatten(2).int(), before.flatten(2).int()
-    dot, left, right = ((x * y).sum(2, dtype=torch.int32).sum(1).double() for x, y in ((a, b), (a, a), (b, b)))
-    return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill((now == before).flatten(1).all(1), 1.0)
-
-
-def still(now: Tensor, before: Tensor, threshold: float, layout: Layout, count: int) -> Tensor:
-    """[V] bool, patches that did not change: cosine at or above `threshold`, at most the `count` most similar."""
-    near = patch_cosine(now, before)
-    return shared(near, layout, count) & (near >= threshold)
-
-
-def grey_entropy(pixels: Tensor, levels: int) -> Tensor:
-    """[V] entropy of the grey levels of patches [V, p, p, 3] uint8, over log2(levels): 0 if flat.
-
-    Grey is ITU-R 601 luma in integers, so every machine counts the same histogram.
-    """
-    red, green, blue = pixels.int().unbind(-1)
-    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    bins = (grey * levels >> 8).flatten(1).long()
-    counts = torch.zeros(bins.shape[0], levels, dtype=torch.float64, device=pixels.device)
-    counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
-    bits: Tensor = torch.special.entr(counts / bins.shape[1]).sum(1)
-    return bits / math.log(levels)
 
 
 def resolved(what: str, named: Sequence[int], layers: int) -> list[int]:
@@ -226,44 +93,6 @@ def option(what: str, value: str, known: Iterable[str]) -> None:
     """ValueError unless `value` is one of `known`."""
     if value not in known:
         raise ValueError(f"{what}={value}; use one of {', '.join(known)}")
-
-
-def patch_ssim(now: Tensor, before: Tensor) -> Tensor:
-    """[V] structural similarity (Wang et al. 2004) of patches [V, p, p, 3]: one window each, mean over colours."""
-    a, b = now.flatten(1, 2).double(), before.flatten(1, 2).double()
-    left, right = a.mean(1), b.mean(1)
-    spread_a, spread_b = a.var(1, correction=0), b.var(1, correction=0)
-    joint = ((a - left[:, None]) * (b - right[:, None])).mean(1)
-    small, large = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    light = (2 * left * right + small) / (left.square() + right.square() + small)
-    return (light * (2 * joint + large) / (spread_a + spread_b + large)).mean(1)
-
-
-# Of two frames, each (pixels [V, p, p, 3], visual tokens [V, d]): a number up to 1.
-RESEMBLANCE: dict[str, Callable[..., Tensor]] = {
-    "patches": lambda now, then: (patch_cosine(now[0], then[0]) >= 0.996).float().mean(),
-    "ssim": lambda now, then: patch_ssim(now[0], then[0]).mean(),
-    "embedding": lambda now, then: F.cosine_similarity(now[1].float().mean(0), then[1].float().mean(0), dim=0),
-    "embedding_patches": lambda now, then: F.cosine_similarity(now[1].float(), then[1].float()).mean(),
-}
-
-
-def evenly(rest: Tensor, count: int) -> Tensor:
-    """[count] of the rows `rest` [m], in even strides: number floor((i + 1/2) m / count)."""
-    return rest[(2 * torch.arange(count, device=rest.device) + 1) * rest.shape[0] // (2 * max(count, 1))]
-
-
-def lots(rest: Tensor, count: int, seed: int) -> Tensor:
-    """[count] of the rows `rest` [m], drawn without replacement on the CPU, so that a GPU draws the same."""
-    order = torch.randperm(rest.shape[0], generator=torch.Generator().manual_seed(seed))
-    return rest[order[:count].to(rest.device)]
-
-
-FILL: dict[str, Callable[..., Tensor]] = {  # `count` of the rows `rest` [m] of tokens [n, d]
-    "stride": lambda rest, count, tokens, seed: evenly(rest, count),
-    "random": lambda rest, count, tokens, seed: lots(rest, count, seed),
-    "diverse": lambda rest, count, tokens, seed: rest[spread(tokens[rest], count)] if count else rest[:0],
-}
 
 
 def standing(score: Tensor, camera: Tensor) -> Tensor:
@@ -312,9 +141,3 @@ def text_scores(trace: Trace, layers: Iterable[int]) -> Tensor | None:
     """[W, V] attention of each text row, mean over `layers` and heads; None where there is no instruction."""
     read = [trace.visual(n, Rows.TEXT).float().mean(0) for n in layers if trace.has(n, Rows.TEXT)]
     return torch.stack(read).mean(0) if read else None
-
-
-def portions(layout: Layout, shares: Sequence[float]) -> list[int]:
-    """Tokens that `shares` make of each camera, at least one; the last share stands for all further cameras."""
-    each = [shares[min(i, len(shares) - 1)] for i in range(len(layout.views))]
-    return [max(1, round(share * len(view.tokens))) for share, view in zip(each, layout.views, strict=True)]

@@ -16,7 +16,9 @@ from math import floor
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import between, crossing, focus, grey_entropy, option, ranking, shared, still, text_scores
+from vlaprune.methods.choosing import ranking, shared
+from vlaprune.methods.common import between, crossing, focus, option, text_scores
+from vlaprune.methods.pixels import grey_entropy, still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Rows, Trace
 

@@ -14,7 +14,8 @@ the authors leave this gap, and so does the default. `multiplicity_bias` closes 
 
 from torch import Tensor, nn
 
-from vlaprune.methods.common import NOISES, elected, multiplicity, noise, rms, straight_through
+from vlaprune.methods.choosing import NOISES, elected, multiplicity, noise, straight_through
+from vlaprune.methods.common import rms
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 
 

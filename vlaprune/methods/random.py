@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import lots
+from vlaprune.methods.choosing import lots
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import best, between, cameras, portions, standing, still, voted
+from vlaprune.methods.choosing import best, portions
+from vlaprune.methods.common import between, cameras, standing, voted
+from vlaprune.methods.pixels import still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Rows, Trace
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from vlaprune.methods.agreement import Estimator
 from vlaprune.methods.calibration import read, weight
-from vlaprune.methods.common import FILL, RESEMBLANCE, option
+from vlaprune.methods.choosing import FILL
+from vlaprune.methods.common import option
+from vlaprune.methods.pixels import RESEMBLANCE
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Trace
 

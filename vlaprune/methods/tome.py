@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import cosine, ranking
+from vlaprune.methods.choosing import ranking
+from vlaprune.methods.common import cosine
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

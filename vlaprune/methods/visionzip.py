@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import cosine, group_mean, ranking, share
+from vlaprune.methods.choosing import ranking, share
+from vlaprune.methods.common import cosine, group_mean
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import attention_entropy, between, option, shared, sharpness, still, voted
+from vlaprune.methods.choosing import shared
+from vlaprune.methods.common import attention_entropy, between, option, sharpness, voted
+from vlaprune.methods.pixels import still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Rows, Trace
 

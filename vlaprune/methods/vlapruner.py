@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import between, emitting, option, share, shared, smoothed, spread, voted
+from vlaprune.methods.choosing import share, shared, spread
+from vlaprune.methods.common import between, emitting, option, smoothed, voted
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
 
@@ -84,8 +85,8 @@ class VLAPruner(Pruner):
         picks = []
         for view, k in zip(layout.views, share(count, [len(v.tokens) for v in layout.views]), strict=True):
             if k:
-                rows = union[view.tokens.start : view.tokens.stop].nonzero().flatten() + view.start
-                picks.append(rows[spread(self._features[rows], k)])
+                own = slice(view.tokens.start, view.tokens.stop)
+                picks.append(spread(self._features[own], k, union[own]) + view.start)
         return Selection(torch.cat(picks))
 
     def observe(self, trace: Trace) -> None:

@@ -1,0 +1,147 @@
+"""Budgets over cameras and ways to choose tokens that several methods share: pure functions."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlaprune.pruner import top
+from vlaprune.trace import Layout
+
+
+def share(count: int, sizes: Sequence[int]) -> list[int]:
+    """Splits a budget of `count` tokens over cameras of `sizes` tokens in proportion, exactly; remainders to the first.
+
+    >>> share(7, [4, 4])
+    [4, 3]
+    """
+    total = sum(sizes)
+    out: list[int] = []
+    for i, size in enumerate(sizes):
+        left, rest = count - sum(out), sum(sizes[i:])
+        out.append(-(-left * size // rest) if rest else 0)
+    assert sum(out) == min(count, total)
+    return out
+
+
+def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
+    """[V] bool, true for the highest `counts[i]` scores [V] of each camera i; ties go to the low index, NaN last."""
+    worst, mask = float("-inf"), torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+    score = score.float().nan_to_num(worst, float("inf"), worst)
+    for view, count in zip(layout.views, counts, strict=True):
+        tokens = slice(view.tokens.start, view.tokens.stop)
+        order = score[tokens].sort(descending=True, stable=True).indices
+        mask[tokens].index_fill_(0, order[:count], True)
+    return mask
+
+
+def spread(features: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    """[count] rows of features [n, d] by max-min cosine distance; begins with the most isolated row.
+
+    among  [n] bool, the rows that may be taken, at least `count`; None for all
+
+    A running distance vector over the [n, n] distances; three small steps per pick and no wait for the device.
+    A taken row is at minus infinity, so equal or broken (NaN) features are never taken twice. Ties go to the low row.
+    """
+    unit = F.normalize(features.float(), dim=-1)
+    distance = (1 - unit @ unit.T).nan_to_num(0.0).fill_diagonal_(float("inf"))
+    if among is None:
+        picks = [distance.amin(0).argmax(0, keepdim=True)]
+        near = distance.fill_diagonal_(float("-inf")).index_select(0, picks[0])[0]
+    else:
+        lone = distance.masked_fill(~among[:, None], float("inf")).amin(0).masked_fill(~among, float("-inf"))
+        picks = [lone.argmax(0, keepdim=True)]
+        near = distance.fill_diagonal_(float("-inf")).index_select(0, picks[0])[0]
+        near = near.masked_fill(~among, float("-inf"))
+    for _ in range(count - 1):
+        picks.append(near.argmax(0, keepdim=True))
+        near = torch.minimum(near, distance.index_select(0, picks[-1])[0])
+    return torch.cat(picks)
+
+
+def split(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Splits `count` tokens over cameras of `sizes` tokens by positive `weights`; what one cannot take, others do.
+
+    >>> split(461, [256, 256], [0.4, 0.6])
+    [205, 256]
+    """
+    out = [0] * len(sizes)
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i] / weights[i], i))  # whoever is full first comes first
+    for place, i in enumerate(order):
+        fair = (count - sum(out)) * weights[i] / sum(weights[j] for j in order[place:])
+        out[i] = min(sizes[i], math.ceil(fair - 1e-9))
+    return out
+
+
+def ranking(score: Tensor) -> Tensor:
+    """[n] indices, the highest score first; ties in order of index, NaN last."""
+    worst = float("-inf")
+    return score.float().nan_to_num(worst, float("inf"), worst).sort(descending=True, stable=True).indices
+
+
+def row_winners(score: Tensor) -> Tensor:
+    """[q] the highest column of each row of scores [q, n]; ties go to the low index, NaN never wins."""
+    return score.detach().nan_to_num(float("-inf")).argmax(1)
+
+
+def elected(score: Tensor, least: int) -> Tensor:
+    """[k] distinct row winners of scores [q, n], ascending; filled up to `least` by the columns' highest scores."""
+    winners = row_winners(score).unique()
+    least = min(least, score.shape[1])
+    if winners.shape[0] >= least:
+        return winners
+    return top(score.amax(0).index_fill(0, winners, float("inf")), least)
+
+
+def multiplicity(score: Tensor, picks: Tensor) -> Tensor:
+    """[k] how many rows of scores [q, n] each of the columns `picks` [k] wins; 1 for one that wins none."""
+    return row_winners(score).bincount(minlength=score.shape[1])[picks].clamp(min=1)
+
+
+def straight_through(score: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Winners [q] of scores [q, n] and their rows [q, d] of [n, d], with duplicates.
+
+    Forward it is the gather, to the last bit; backward the scores get the gradient of softmax(score) @ rows.
+    """
+    winners, soft = row_winners(score), score.softmax(1)
+    return winners, rows[winners] + ((soft - soft.detach()) @ rows.detach().float()).to(rows)
+
+
+NOISES = ("uniform", "gumbel")
+
+
+def noise(kind: str, like: Tensor, seed: int) -> Tensor:
+    """Noise of one kind in the shape of `like`, drawn on the CPU, so that a GPU draws the same."""
+    lot = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
+    return (lot if kind == "uniform" else -(-lot.clamp(min=1e-9).log()).log()).to(like)
+
+
+def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
+    """[V] bool, the `count` highest scores [V], each camera having its proportional share of the count."""
+    return best(score, layout, share(min(count, layout.total), [len(v.tokens) for v in layout.views]))
+
+
+def evenly(rest: Tensor, count: int) -> Tensor:
+    """[count] of the rows `rest` [m], in even strides: number floor((i + 1/2) m / count)."""
+    return rest[(2 * torch.arange(count, device=rest.device) + 1) * rest.shape[0] // (2 * max(count, 1))]
+
+
+def lots(rest: Tensor, count: int, seed: int) -> Tensor:
+    """[count] of the rows `rest` [m], drawn without replacement on the CPU, so that a GPU draws the same."""
+    order = torch.randperm(rest.shape[0], generator=torch.Generator().manual_seed(seed))
+    return rest[order[:count].to(rest.device)]
+
+
+FILL: dict[str, Callable[..., Tensor]] = {  # `count` of the rows `rest` [m] of tokens [n, d]
+    "stride": lambda rest, count, tokens, seed: evenly(rest, count),
+    "random": lambda rest, count, tokens, seed: lots(rest, count, seed),
+    "diverse": lambda rest, count, tokens, seed: rest[spread(tokens[rest], count)] if count else rest[:0],
+}
+
+
+def portions(layout: Layout, shares: Sequence[float]) -> list[int]:
+    """Tokens that `shares` make of each camera, at least one; the last share stands for all further cameras."""
+    each = [shares[min(i, len(shares) - 1)] for i in range(len(layout.views))]
+    return [max(1, round(share * len(view.tokens))) for share, view in zip(each, layout.views, strict=True)]
