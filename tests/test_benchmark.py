@@ -14,7 +14,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.pruner import Budget, Plan, Pruner, Selection
 from vlaprune.testing import check_benchmark, check_pruner
-from vlaprune.trace import Layout, Rows, Trace, View
+from vlaprune.trace import Layout, Read, Rows, Trace, View
 
 MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "position2")
 
@@ -225,7 +225,7 @@ def test_pixels_are_the_patch_behind_each_token():
 
 def test_a_trace_names_what_was_not_read():
     trace = Trace(layout((View("a", 0, 2, 4),)), (), 0)
-    trace.add(2, Rows.LAST, torch.rand(2, 1, 12), None)
+    trace.add(2, Rows.LAST, Read.known(torch.rand(2, 1, 12)))
     assert trace.has(2, Rows.LAST) and not trace.has(2, Rows.LAST | Rows.TEXT)
     assert trace.rows(2, Rows.LAST).shape == (2, 1, 14) and trace.visual(2, Rows.LAST).shape == (2, 1, 8)
     with pytest.raises(KeyError, match=r"rows TEXT of layer 2 were not read in this call; read were \['LAST@2'\]"):

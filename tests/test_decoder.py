@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
-from vlaprune.nn.decoder import Cache, Decoder, Shape, Tokens, Unwatched, attention_rows, from_llama
+from vlaprune.nn.decoder import Cache, Decoder, Shape, Tokens, Unwatched, from_llama
+from vlaprune.trace import attention_rows
 
 SHAPE = Shape(width=64, layers=4, heads=4, kv_heads=2, head_size=16, ffn=96, eps=1e-5)
 
@@ -67,7 +68,8 @@ class Remembering(Unwatched):
         self.read = {}
 
     def enter(self, layer, tokens):
-        return Tokens(tokens.hidden, tokens.index, self.columns)
+        seen = None if self.columns is None else torch.cat((tokens.index, self.columns))
+        return Tokens(tokens.hidden, tokens.index, seen)
 
     def leave(self, layer, tokens, queries, keys, columns):
         self.read[layer] = (queries, keys, columns)

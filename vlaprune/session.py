@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vlaprune.meter import Clock, block_flops, decoder_flops
-from vlaprune.nn.decoder import Cache, Shape, Tokens, attention_rows
+from vlaprune.nn.decoder import Cache, Shape, Tokens
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 from vlaprune.records import StepRecord
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.trace import Layout, Read, Rows, Trace, attention_rows
 
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
 
@@ -69,6 +69,7 @@ class Session:
         self._decoding = False
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
+        self._joined: tuple[Tensor, Tensor, Tensor] | None = None
         decodes = layout.end > layout.length
         self.cache = self._store if decodes or self.plan.reuses else None
         if self.cache is not None:
@@ -112,7 +113,7 @@ class Session:
         if self._reads.get(layer, Rows(0)) & Rows.ACTION:
             with self.clock.span("method"):
                 probs = attention_rows(queries, keys, None, bias)
-                self.trace.add(layer, Rows.ACTION, probs, columns)
+                self.trace.add(layer, Rows.ACTION, Read.known(probs, columns))
                 self.charge("method", 2.0 * queries.numel() * keys.shape[1])
 
     def passed(self, columns: Sequence[int]) -> None:
@@ -124,13 +125,19 @@ class Session:
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
         """The rows that go on into `layer`."""
         if self._decoding:
-            return replace(tokens, cached=self._live[layer], bias=self._biases[layer])
+            return replace(tokens, columns=self._grown(tokens.index, self._live[layer]), bias=self._biases[layer])
         if layer not in self.plan.sites:
             return tokens
         with self.clock.span("method"):
             site = self._site(layer, tokens)
             selection = self.pruner.select(site)
             return tokens if selection is None else self._apply(layer, tokens, selection)
+
+    def _grown(self, index: Tensor, live: Tensor) -> Tensor:
+        """Columns of a decode pass: its own row and those the layer has; joined once for layers that share them."""
+        if self._joined is None or self._joined[0] is not index or self._joined[1] is not live:
+            self._joined = index, live, torch.cat((index, live))
+        return self._joined[2]
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Notes the shapes that were really computed and reads the attention rows that were asked for."""
@@ -165,17 +172,14 @@ class Session:
         return range(span.start - gone, min(span.stop, layout.length) - gone)
 
     def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
-        whole = not self._decoding and tokens.cached is None and columns.shape[0] == self.trace.layout.length
+        whole = not self._decoding and tokens.columns is None and columns.shape[0] == self.trace.layout.length
         for group in wanted.groups:
             rows = self._rows_of(group)
             if not len(rows):
                 continue
             picked = queries[:, rows.start : rows.stop]
-            visible = None
-            if self.shape.causal:
-                visible = tokens.index[rows.start : rows.stop, None] >= columns[None, :]
-            probs = attention_rows(picked, keys, visible, tokens.bias)
-            self.trace.add(layer, group, probs, None if whole else columns)
+            index = tokens.index[rows.start : rows.stop] if self.shape.causal else None
+            self.trace.add(layer, group, Read(picked, keys, None if whole else columns, index, tokens.bias))
             self._flops["method"] += 2.0 * picked.shape[0] * picked.shape[1] * keys.shape[1] * picked.shape[2]
 
     def _site(self, layer: int, tokens: Tokens) -> Site:
@@ -187,7 +191,7 @@ class Session:
             visual=tokens.hidden[visual.start : visual.stop],
             alive=self._alive,
             text=tokens.hidden[text.start : text.stop],
-            reusable=self._filled[self._alive],
+            reusable=self._filled if self._alive.shape == self._filled.shape else self._filled[self._alive],
             trace=self.trace,
         )
 
@@ -210,20 +214,19 @@ class Session:
         start, stop = self.trace.layout.visual.start, self.trace.layout.visual.start + count
         visual = tokens.hidden[start:stop][keep] if chosen.values is None else chosen.values[order].to(tokens.hidden)
         self._alive = self.trace.kept[layer] = alive[keep]
-        cached, gone = tokens.cached, None
-        if chosen.reuse is not None and chosen.reuse.shape[0]:
-            gone = alive[chosen.reuse.clamp(0, count - 1)] + self.trace.layout.visual.start
-            cached = gone if cached is None else torch.cat((cached, gone))
-        index, bias = tokens.index, tokens.bias
+        gone = alive.new_empty(0) if chosen.reuse is None else alive[chosen.reuse.clamp(0, count - 1)] + start
+        cached = gone if tokens.columns is None else torch.cat((tokens.columns[tokens.index.shape[0] :], gone))
+        bias = tokens.bias
         if bias is not None or chosen.sizes is not None:
-            columns = index.shape[0] + (0 if tokens.cached is None else tokens.cached.shape[0])
-            bias = tokens.hidden.new_zeros(columns) if bias is None else bias
+            seen = tokens.index if tokens.columns is None else tokens.columns
+            bias = tokens.hidden.new_zeros(seen.shape[0]) if bias is None else bias
             own = bias[start:stop][keep] if chosen.sizes is None else chosen.sizes[order].to(bias).log()
-            bias = torch.cat((bias[:start], own, bias[stop:], *([] if gone is None else [bias.new_zeros(gone.shape)])))
+            bias = torch.cat((bias[:start], own, bias[stop:], bias.new_zeros(gone.shape)))
+        index = torch.cat((tokens.index[:start], tokens.index[start:stop][keep], tokens.index[stop:]))
         return Tokens(
             torch.cat((tokens.hidden[:start], visual, tokens.hidden[stop:])),
-            torch.cat((index[:start], index[start:stop][keep], index[stop:])),
-            cached,
+            index,
+            torch.cat((index, cached)) if cached.shape[0] else None,
             bias,
         )
 
@@ -236,9 +239,10 @@ class Session:
                     f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
                     f"{chosen.keep.shape[0]} kept rows; give one each"
                 )
-        ranged = ((named < 0) | (named >= count)).any()
-        self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", ranged))
-        twice = (named.sort().values.diff() == 0).any()
+        named = named.sort().values
+        outside = (named[:1] < 0) | (named[-1:] >= count)
+        self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", outside))
+        twice = (named[1:] == named[:-1]).any()
         self._suspect.append((f"names a row twice at layer {layer}; a row has one fate", twice))
         if chosen.reuse is not None and chosen.reuse.shape[0]:
             if not self.plan.reuses:
@@ -260,7 +264,7 @@ class Session:
         with self.clock.span("method"):
             self.pruner.observe(trace)
         for message, wrong in self._suspect:
-            if bool(wrong):
+            if wrong.numel() and bool(wrong):
                 raise ValueError(f"{self.name} {message}")
         self._check_budget()
         assert self._filled is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -90,6 +90,88 @@ class Layout:
         return self._groups[rows]
 
 
+def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """Softmax weights [..., H, q, c] in fp32 of some rotated queries [..., H, q, hd] on keys [..., kv, c, hd].
+
+    visible  [q, c] bool mask of what a row may attend to, None for everything
+    bias     [c] added to the logits
+    """
+    heads, count = queries.shape[-3:-1]
+    if keys.shape[-3] != heads:  # each key head serves a run of query heads
+        queries = queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
+    logits = (queries @ keys.transpose(-1, -2)).float().mul_(queries.shape[-1] ** -0.5)
+    logits = logits.view(*logits.shape[:-3], heads, count, -1)
+    if bias is not None:
+        logits = logits + bias.float()
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    return logits.softmax(-1)
+
+
+def unfolded(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
+    """Weights [..., c] on columns [c] (None for 0 .. c - 1) as weights [..., end], zero elsewhere."""
+    if columns is None and weights.shape[-1] == end:
+        return weights
+    full = weights.new_zeros((*weights.shape[:-1], end))
+    if columns is None:
+        full[..., : weights.shape[-1]] = weights
+        return full
+    return full.index_copy_(-1, columns, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Query rows of one layer that a method may look at; their weights are computed when it does.
+
+    queries  [H, q, hd] rotated
+    keys     [kv, c, hd] rotated
+    columns  [c] positions of the keys; None for 0 .. c - 1
+    index    [q] positions of rows that see nothing behind themselves; None where they see everything
+    bias     [c] added to the logits; None for zeros
+    """
+
+    queries: Tensor
+    keys: Tensor
+    columns: Tensor | None = None
+    index: Tensor | None = None
+    bias: Tensor | None = None
+
+    @classmethod
+    def known(cls, weights: Tensor, columns: Tensor | None = None) -> Read:
+        """A read whose weights [H, q, c] somebody has computed already."""
+        read = cls(weights.new_empty(0), weights.new_empty(0), columns)
+        read.__dict__["weights"] = weights
+        return read
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """[H, q, c] in fp32."""
+        return attention_rows(self.queries, self.keys, self._visible(), self.bias)
+
+    def _visible(self) -> Tensor | None:
+        if self.index is None:
+            return None
+        columns = self.columns
+        if columns is None:
+            columns = torch.arange(self.keys.shape[1], device=self.index.device)
+        return self.index[:, None] >= columns[None, :]
+
+    def like(self, other: Read) -> bool:
+        """Whether both wait to be computed and saw the very same columns, so that they can be computed together."""
+        wait = "weights" not in vars(self) and "weights" not in vars(other)
+        same = self.columns is other.columns and self.bias is other.bias
+        return wait and same and self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
+
+    @classmethod
+    def mean(cls, run: Sequence[Read]) -> Tensor:
+        """[q, c] mean over heads of reads, one or several that are alike."""
+        first = run[0]
+        if len(run) == 1:
+            return first.weights.float().mean(0)
+        queries, keys = torch.stack([r.queries for r in run]), torch.stack([r.keys for r in run])
+        return attention_rows(queries, keys, first._visible(), first.bias).mean((0, 1))
+
+
 @dataclass
 class Trace:
     """Everything one model call has computed, read and kept so far, in full prompt coordinates.
@@ -112,7 +194,7 @@ class Trace:
     decode: list[list[int]] = field(default_factory=list)
     expert: list[list[int]] = field(default_factory=list)
     tower: Tensor | None = None
-    _rows: dict[tuple[int, Rows], list[Tensor]] = field(default_factory=dict, repr=False)
+    _reads: dict[tuple[int, Rows], list[Read]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -125,36 +207,61 @@ class Trace:
             patches.append(grid.reshape(-1, h, w, 3))
         return torch.cat(patches)
 
-    def add(self, layer: int, group: Rows, probs: Tensor, columns: Tensor | None) -> None:
-        """Notes attention [H, q, c] of one group of query rows; columns [c] are positions, None for 0 .. c - 1."""
-        end = self.layout.end
-        if columns is not None or probs.shape[2] != end:
-            full = probs.new_zeros((*probs.shape[:2], end))
-            if columns is None:
-                full[..., : probs.shape[2]] = probs
-            else:
-                full = full.index_copy(2, columns, probs)
-            probs = full
-        self._rows.setdefault((layer, group), []).append(probs)
+    def add(self, layer: int, group: Rows, read: Read) -> None:
+        """Notes one group of query rows of a layer."""
+        self._reads.setdefault((layer, group), []).append(read)
 
     def has(self, layer: int, rows: Rows) -> bool:
         """Whether all groups of `rows` were read at `layer`."""
-        return all((layer, g) in self._rows for g in rows.groups)
+        return all((layer, g) in self._reads for g in rows.groups)
 
     def rows(self, layer: int, rows: Rows) -> Tensor:
         """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
 
         KeyError names what was not read.
         """
-        parts = []
-        for group in rows.groups:
-            if (layer, group) not in self._rows:
-                read = sorted(f"{g.name}@{i}" for i, g in self._rows)
-                raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
-            parts += self._rows[layer, group]
+        parts = [unfolded(read.weights, read.columns, self.layout.end) for read in self._found(layer, rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _found(self, layer: int, rows: Rows) -> list[Read]:
+        found: list[Read] = []
+        for group in rows.groups:
+            if (layer, group) not in self._reads:
+                read = sorted(f"{g.name}@{i}" for i, g in self._reads)
+                raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
+            found += self._reads[layer, group]
+        return found
 
     def visual(self, layer: int, rows: Rows) -> Tensor:
         """[H, q, V]: the same, on all V visual tokens."""
         span = self.layout.visual
         return self.rows(layer, rows)[..., span.start : span.stop]
+
+    def received(self, layer: int, rows: Rows) -> Tensor:
+        """[V] mean over heads and query rows of what `visual` gives, in fp32, without ever joining the rows."""
+        reads = self._found(layer, rows)
+        count = sum(read.weights.shape[1] for read in reads)
+        span = self.layout.visual
+        parts = [
+            unfolded(read.weights.float().sum((0, 1)), read.columns, self.layout.end)[span.start : span.stop]
+            for read in reads
+        ]
+        whole = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return whole / (count * reads[0].weights.shape[0])
+
+    def per_row(self, layers: Iterable[int], group: Rows) -> Tensor:
+        """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
+
+        Neighbouring layers that attended to the same columns are computed together. KeyError as in `rows`.
+        """
+        reads = [read for layer in layers for read in self._found(layer, group)]
+        runs: list[list[Read]] = []
+        for read in reads:
+            if runs and read.like(runs[-1][-1]):
+                runs[-1].append(read)
+            else:
+                runs.append([read])
+        parts = [unfolded(Read.mean(run), run[0].columns, self.layout.end) for run in runs]
+        shares = [len(run) / len(reads) for run in runs]
+        mean = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
+        return mean[:, self.layout.visual.start : self.layout.visual.stop]

@@ -8,7 +8,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site
-from vlaprune.trace import Layout, Trace, View
+from vlaprune.trace import Layout, Read, Trace, View
 
 INFO = Info("handmade", 6, 2, 16, 8)
 
@@ -26,7 +26,7 @@ def site(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=None, ali
     for at, rows, attention in read:
         full = torch.zeros(*attention.shape[:2], layout.length)
         full[..., 1 : 1 + total] = attention
-        trace.add(at, rows, full, None)
+        trace.add(at, rows, Read.known(full))
     alive = torch.arange(total) if alive is None else alive
     return Site(layer, seed, visual, alive, text, torch.zeros(len(alive), dtype=torch.bool), trace)
 

@@ -10,7 +10,7 @@ from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site
 from vlaprune.testing import scenes
-from vlaprune.trace import Layout, Rows, Trace, View
+from vlaprune.trace import Layout, Read, Rows, Trace, View
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
@@ -98,7 +98,7 @@ class Episode:
             probs = attention(layer, group, count)
             full = torch.zeros(probs.shape[0], count, layout.end)
             full[..., layout.visual.start + alive] = probs[..., alive]
-            self.trace.add(layer, group, full, None)
+            self.trace.add(layer, group, Read.known(full))
 
 
 def check_config(cls):

@@ -17,7 +17,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import Layout, Rows, Trace, View
+from vlaprune.trace import Layout, Read, Rows, Trace, View
 
 DEPTH = 5
 INFO = Info("hand", DEPTH, 2, 8, 4)
@@ -38,9 +38,9 @@ def hand(patches, probs, grid=((4, 4),), words=3):
     trace = Trace(layout, images, 0)
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         trace.counts.append((end, end))
-        trace.add(layer, Rows.VISUAL, weights[:, :total], None)
+        trace.add(layer, Rows.VISUAL, Read.known(weights[:, :total]))
         if words:
-            trace.add(layer, Rows.TEXT, weights[:, total:], None)
+            trace.add(layer, Rows.TEXT, Read.known(weights[:, total:]))
     return trace
 
 

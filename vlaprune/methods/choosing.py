@@ -26,39 +26,52 @@ def share(count: int, sizes: Sequence[int]) -> list[int]:
     return out
 
 
+def ranking(score: Tensor) -> Tensor:
+    """[..., n] indices, the highest of scores [..., n] first; ties in order of index, NaN last."""
+    worst = float("-inf")
+    return score.float().nan_to_num(worst, float("inf"), worst).sort(dim=-1, descending=True, stable=True).indices
+
+
 def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
     """[V] bool, true for the highest `counts[i]` scores [V] of each camera i; ties go to the low index, NaN last."""
-    worst, mask = float("-inf"), torch.zeros(score.shape, dtype=torch.bool, device=score.device)
-    score = score.float().nan_to_num(worst, float("inf"), worst)
+    mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+    if len({len(view.tokens) for view in layout.views}) == len(set(counts)) == 1:  # one sort for all cameras
+        grid = (len(layout.views), -1)
+        mask.view(grid).scatter_(1, ranking(score.reshape(grid))[:, : counts[0]], True)
+        return mask
     for view, count in zip(layout.views, counts, strict=True):
-        tokens = slice(view.tokens.start, view.tokens.stop)
-        order = score[tokens].sort(descending=True, stable=True).indices
-        mask[tokens].index_fill_(0, order[:count], True)
+        own = slice(view.tokens.start, view.tokens.stop)
+        mask[own].scatter_(0, ranking(score[own])[:count], True)
     return mask
 
 
-def spread(features: Tensor, count: int, among: Tensor | None = None) -> Tensor:
-    """[count] rows of features [n, d] by max-min cosine distance; begins with the most isolated row.
+def spread(features: Tensor, count: int) -> Tensor:
+    """[count] rows of features [n, d] by max-min cosine distance, the most isolated first; see spread_within."""
+    everywhere = torch.ones((1, features.shape[0]), dtype=torch.bool, device=features.device)
+    return spread_within(features[None], count, everywhere)[0]
 
-    among  [n] bool, the rows that may be taken, at least `count`; None for all
+
+def spread_within(features: Tensor, count: int, among: Tensor) -> Tensor:
+    """[C, count] rows of features [C, n, d], in each of C groups, by max-min cosine distance; the most isolated first.
+
+    among  [C, n] bool, the rows that may be taken; once they are used up, row 0 is named
 
     A running distance vector over the [n, n] distances; three small steps per pick and no wait for the device.
     A taken row is at minus infinity, so equal or broken (NaN) features are never taken twice. Ties go to the low row.
     """
     unit = F.normalize(features.float(), dim=-1)
-    distance = (1 - unit @ unit.T).nan_to_num(0.0).fill_diagonal_(float("inf"))
-    if among is None:
-        picks = [distance.amin(0).argmax(0, keepdim=True)]
-        near = distance.fill_diagonal_(float("-inf")).index_select(0, picks[0])[0]
-    else:
-        lone = distance.masked_fill(~among[:, None], float("inf")).amin(0).masked_fill(~among, float("-inf"))
-        picks = [lone.argmax(0, keepdim=True)]
-        near = distance.fill_diagonal_(float("-inf")).index_select(0, picks[0])[0]
-        near = near.masked_fill(~among, float("-inf"))
+    distance = (1 - unit @ unit.mT).nan_to_num(0.0)
+    itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
+    barred = itself | ~among[:, None]
+    near = distance.masked_fill(barred, float("inf")).amin(-1).masked_fill(~among, float("-inf"))
+    distance.masked_fill_(barred, float("-inf"))
+    group = torch.arange(distance.shape[0], device=distance.device)
+    picks = [near.argmax(-1)]
+    near = distance[group, picks[0]]
     for _ in range(count - 1):
-        picks.append(near.argmax(0, keepdim=True))
-        near = torch.minimum(near, distance.index_select(0, picks[-1])[0])
-    return torch.cat(picks)
+        picks.append(near.argmax(-1))
+        torch.minimum(near, distance[group, picks[-1]], out=near)
+    return torch.stack(picks, -1)
 
 
 def split(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
@@ -73,12 +86,6 @@ def split(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[in
         fair = (count - sum(out)) * weights[i] / sum(weights[j] for j in order[place:])
         out[i] = min(sizes[i], math.ceil(fair - 1e-9))
     return out
-
-
-def ranking(score: Tensor) -> Tensor:
-    """[n] indices, the highest score first; ties in order of index, NaN last."""
-    worst = float("-inf")
-    return score.float().nan_to_num(worst, float("inf"), worst).sort(descending=True, stable=True).indices
 
 
 def row_winners(score: Tensor) -> Tensor:

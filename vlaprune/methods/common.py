@@ -11,11 +11,11 @@ from vlaprune.trace import Layout, Rows, Trace
 
 
 def voted(trace: Trace, layer: int, rows: Rows) -> Tensor:
-    """[V] attention at `layer`, mean over heads and over those of `rows` read so far; KeyError where there are none."""
+    """[V] attention at `layer`, mean over heads and those of `rows` read so far; KeyError where there are none."""
     there = Rows(0)
     for group in rows.groups:
         there |= group if trace.has(layer, group) else Rows(0)
-    return trace.visual(layer, there or rows).float().mean(dim=(0, 1))
+    return trace.received(layer, there or rows)
 
 
 def emitting(layout: Layout) -> Rows:
@@ -139,5 +139,5 @@ def sharpness(entropies: Tensor, growth: float) -> list[float]:
 
 def text_scores(trace: Trace, layers: Iterable[int]) -> Tensor | None:
     """[W, V] attention of each text row, mean over `layers` and heads; None where there is no instruction."""
-    read = [trace.visual(n, Rows.TEXT).float().mean(0) for n in layers if trace.has(n, Rows.TEXT)]
-    return torch.stack(read).mean(0) if read else None
+    read = [n for n in layers if trace.has(n, Rows.TEXT)]
+    return trace.per_row(read, Rows.TEXT) if read else None

@@ -15,11 +15,12 @@ from vlaprune.trace import Layout
 def patch_cosine(now: Tensor, before: Tensor) -> Tensor:
     """[V] cosine of the raw pixels of patches [V, p, p, 3] uint8; 1 for patches that are equal, black ones included.
 
-    The sums are whole numbers, so a threshold cuts alike on every machine: a row of up to 258 numbers is exact in
-    fp32, the rows together in float64.
+    The sums are whole numbers, so a threshold cuts alike on every machine: 256 products are exact in fp32, and the
+    sums of those in float64.
     """
-    exact = torch.float32 if now.shape[2] * now.shape[3] <= 258 else torch.float64
-    a, b = now.flatten(2).to(exact), before.flatten(2).to(exact)
+    size = now[0].numel()
+    chunks = (-1, size // 256, 256) if size % 256 == 0 else (-1, *now[0].flatten(1).shape)
+    a, b = now.view(chunks).float(), before.view(chunks).float()
     dot, left, right = ((x * y).sum(2).double().sum(1) for x, y in ((a, b), (a, a), (b, b)))
     equal = (dot == left) & (dot == right)  # then the squared distance is 0
     return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill(equal, 1.0)

@@ -15,8 +15,9 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from vlaprune.methods.choosing import share, shared, spread
+from vlaprune.methods.choosing import share, shared, spread_within
 from vlaprune.methods.common import between, emitting, option, smoothed, voted
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
@@ -82,12 +83,11 @@ class VLAPruner(Pruner):
         semantic = voted(site.trace, self.layer - 1, ROWS[self.rows])
         action = smoothed(self._past, self.gamma) if full else voted(site.trace, self.layer - 1, emitting(layout))
         union = shared(semantic, layout, count) | shared(action, layout, count)
-        picks = []
-        for view, k in zip(layout.views, share(count, [len(v.tokens) for v in layout.views]), strict=True):
-            if k:
-                own = slice(view.tokens.start, view.tokens.stop)
-                picks.append(spread(self._features[own], k, union[own]) + view.start)
-        return Selection(torch.cat(picks))
+        sizes = [len(view.tokens) for view in layout.views]
+        counts = share(count, sizes)
+        features, among = (pad_sequence(t.split(sizes), True) for t in (self._features, union))
+        picks = spread_within(features, max(counts), among)
+        return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 
     def observe(self, trace: Trace) -> None:
         """Adds this call's action rows to the history."""

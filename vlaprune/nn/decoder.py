@@ -51,13 +51,13 @@ class Tokens:
 
     hidden  [n, d]
     index   [n] position of each row in the prompt (or after it, for decoded tokens), ascending
-    cached  [m] positions no longer computed but still attended to; None for none
-    bias    [n + m] added to the attention logits of each column, own rows first; None for zeros
+    columns [n + m] positions attended to: the rows' own, then those of m slots of the cache; None for just their own
+    bias    [n + m] added to the attention logits of each column; None for zeros
     """
 
     hidden: Tensor
     index: Tensor
-    cached: Tensor | None = None
+    columns: Tensor | None = None
     bias: Tensor | None = None
 
 
@@ -113,7 +113,10 @@ class Session(Protocol):
         """The rows that go on into `layer`; the same object where nothing changes."""
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
-        """Attention is done: rotated queries [H, n, hd] and keys [kv, c, hd], the positions [c] attended to."""
+        """Attention is done: rotated queries [H, n, hd] and keys [kv, c, hd], the positions [c] attended to.
+
+        Nobody writes to these tensors again before the call is over.
+        """
 
 
 class Unwatched:
@@ -127,21 +130,6 @@ class Unwatched:
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Nothing is looked at."""
-
-
-def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """Softmax weights [H, q, c] in fp32 of some rotated queries [H, q, hd] on keys [kv, c, hd].
-
-    visible  [q, c] bool mask of what a row may attend to, None for everything
-    bias     [c] added to the logits
-    """
-    keys = per_head(keys, queries.shape[0])
-    logits = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
-    if bias is not None:
-        logits = logits + bias.float()
-    if visible is not None:
-        logits = logits.masked_fill(~visible, float("-inf"))
-    return logits.softmax(-1)
 
 
 def per_head(t: Tensor, heads: int) -> Tensor:
@@ -233,10 +221,10 @@ class Block(nn.Module):
             columns = tokens.index
             if session.cache is not None:
                 session.cache.write(layer, tokens.index, keys, values)
-            if tokens.cached is not None:
-                old_keys, old_values = session.cache.read(layer, tokens.cached)  # type: ignore[union-attr]
+            if tokens.columns is not None:
+                columns = tokens.columns
+                old_keys, old_values = session.cache.read(layer, columns[tokens.index.shape[0] :])  # type: ignore[union-attr]
                 keys, values = torch.cat((keys, old_keys), 1), torch.cat((values, old_values), 1)
-                columns = torch.cat((tokens.index, tokens.cached))
             outs.append(self._fused(queries[None], keys[None], values[None], tokens, columns)[0])
             session.leave(layer, tokens, queries, keys, columns)
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
@@ -258,7 +246,7 @@ class Block(nn.Module):
         """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
         k, v = per_head(k, self.shape.heads), per_head(v, self.shape.heads)
         causal = self.shape.causal and q.shape[2] > 1
-        if tokens.cached is None and tokens.bias is None:
+        if tokens.columns is None and tokens.bias is None:
             return fused(q, k, v, None, causal)
         mask = tokens.index[:, None] >= columns[None, :] if causal else None
         if tokens.bias is not None:
@@ -309,7 +297,7 @@ class Packed:
         """Whether all segments have one length, attend to themselves only, evenly, and are not cached."""
         first = self.sequences[0].index.shape[0]
         return len(self.sequences) > 1 and all(
-            t.index.shape[0] == first and t.cached is None and t.bias is None and s.cache is None
+            t.index.shape[0] == first and t.columns is None and t.bias is None and s.cache is None
             for t, s in zip(self.sequences, sessions, strict=True)
         )
 
