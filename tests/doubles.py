@@ -49,7 +49,8 @@ class Reuser(Pruner):
 class Bench(ToyBench):
     """The toy world with `trouble(task, episode, steps)` called before every step."""
 
-    def __init__(self, trouble=lambda task, episode, steps: None, limit=12, stop=True):
+    def __init__(self, trouble=lambda task, episode, steps: None, limit=12, stop=True, **world):
+        super().__init__(**world)
         self.trouble, self.opened, self._limit, self._stop = trouble, 0, limit, stop
 
     def tasks(self):
@@ -65,19 +66,19 @@ class Bench(ToyBench):
 class Slow(Bench):
     """A world in which a step takes `seconds`."""
 
-    def __init__(self, seconds=0.05):
-        super().__init__(lambda *_: time.sleep(seconds))
+    def __init__(self, seconds=0.05, **world):
+        super().__init__(lambda *_: time.sleep(seconds), **world)
 
 
 class Flawed(Bench):
     """A world that raises, or is stopped by Ctrl-C, in the second episode of a task."""
 
-    def __init__(self, stopped=False):
+    def __init__(self, stopped=False, **world):
         def trouble(task, episode, steps):
             if episode == 1:
                 raise KeyboardInterrupt if stopped else RuntimeError("the simulator is gone")
 
-        super().__init__(trouble)
+        super().__init__(trouble, **world)
 
 
 class _Troubled:

@@ -22,11 +22,36 @@ MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "
 def test_every_mismatch_is_named_at_once():
     MODEL.check(replace(MODEL, cameras=["front", "wrist"]))  # a YAML list is as good as a tuple
     with pytest.raises(TypeError) as error:
-        MODEL.check(Interface("quat_xyzw", "zero_one", "absolute", ("wrist", "front"), None))
+        MODEL.check(Interface("quat_xyzw", "zero_one", "absolute", ("wrist", "side"), None))
     assert str(error.value) == (
         "rotation axis_angle vs quat_xyzw; gripper close_positive vs zero_one; frame delta vs absolute; "
-        "cameras ('front', 'wrist') vs ('wrist', 'front'); state position2 vs None"
+        "cameras ('front', 'wrist') vs ('wrist', 'side'); state position2 vs None"
     )
+
+
+def test_a_world_may_offer_more_than_a_model_reads():
+    MODEL.check(replace(MODEL, cameras=("wrist", "side", "front"), rotation="any", gripper="any"))
+    replace(MODEL, state=None).check(MODEL)
+    for less in ({"cameras": ("front",)}, {"state": None}, {"state": "joints7"}):
+        with pytest.raises(TypeError, match=next(iter(less))):
+            MODEL.check(replace(MODEL, **less))
+    with pytest.raises(TypeError, match="rotation any vs axis_angle"):
+        replace(MODEL, rotation="any").check(MODEL)
+
+
+def test_the_toy_world_dresses_for_a_model():
+    bench = ToyBench(("primary", "wrist"), "joints7_gripper1", 112)
+    MODEL.check(replace(bench.interface, cameras=MODEL.cameras, state=MODEL.state))
+    with bench.open(bench.tasks()[0]) as world:
+        world.reset(0)
+        world.step(np.array([0.5, 0.25, 0, 0, 0, 0, 0]))
+        seen = world.observe()
+    assert list(seen.images) == ["primary", "wrist"] and seen.images["wrist"].shape == (112, 112, 3)
+    assert seen.state.tolist() == pytest.approx([0.1, 0.05, 0, 0, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match="state=none; the toy world needs"):
+        ToyBench(state="none")
+    with pytest.raises(ValueError, match="image=8"):
+        ToyBench(image=8)
 
 
 # benchmarks

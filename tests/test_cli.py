@@ -127,7 +127,9 @@ def test_weights_that_are_not_ours_are_refused_in_one_line(call, tmp_path):
 
 
 def test_a_model_and_a_benchmark_that_do_not_fit_are_refused_in_one_line(call):
-    code, _, errors = call("model=tiny", "model.weights=random", "bench=toy")
+    code, _, errors = call(
+        "model=tiny", "model.weights=random", "bench=toy", "bench.cameras=[main]", "bench.state=position2"
+    )
     assert code == 2
     one_line(
         errors,
@@ -216,3 +218,9 @@ def test_the_console_scripts_are_installed(tmp_path):
         pytest.skip("not installed in this environment")
     said = subprocess.run([script, "method=nosuch"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert said.returncode == 2 and "\tfastv\n" in said.stderr
+
+
+def test_the_toy_world_follows_the_model(call):
+    small = ["model.weights=random", "model.width=32", "model.layers=2", "model.heads=2", "model.vision_width=32"]
+    code, _, errors = call("model=tiny", *small, "bench=toy", "method=dense", "logger=csv", "episodes=1", "output=run")
+    assert code == 0, errors

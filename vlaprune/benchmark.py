@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
-Gripper = Literal["close_positive", "open_positive", "zero_one", "close_delta"]
+Gripper = Literal["close_positive", "open_positive", "zero_one", "close_delta", "any"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Interface:
     gripper   which sign or value of the last action number closes the gripper: zero_one closes at 0; close_delta moves
               the gripper on, positive closes further
     frame     whether an action moves the hand by, or to, what it says
-    cameras   names of the images, in the order the model reads them
+    cameras   names of the images that a model reads, in its order, or that a world offers
     state     layout of `Observation.state`, e.g. "eef_pos3_axisangle3_gripper2"; None for no state
+
+    A world in which nothing turns or grips says `any`.
     """
 
-    rotation: Literal["axis_angle", "euler_xyz", "quat_xyzw", "as_trained"]
+    rotation: Literal["axis_angle", "euler_xyz", "quat_xyzw", "as_trained", "any"]
     gripper: Gripper
     frame: Literal["delta", "absolute"]
     cameras: tuple[str, ...]
@@ -50,11 +52,19 @@ class Interface:
         object.__setattr__(self, "cameras", tuple(self.cameras))
 
     def check(self, world: Interface) -> None:
-        """Raises TypeError that names every mismatch between this model and `world` at once."""
+        """Raises TypeError that names every mismatch between this model and `world` at once.
+
+        What the model wants must be offered: cameras and a state that it does not read may be there.
+        """
+        offered = {
+            "rotation": world.rotation in (self.rotation, "any"),
+            "gripper": world.gripper in (self.gripper, "any"),
+            "frame": self.frame == world.frame,
+            "cameras": set(self.cameras) <= set(world.cameras),
+            "state": self.state in (None, world.state),
+        }
         wrong = [
-            f"{f.name} {getattr(self, f.name)} vs {getattr(world, f.name)}"
-            for f in fields(self)
-            if getattr(self, f.name) != getattr(world, f.name)
+            f"{name} {getattr(self, name)} vs {getattr(world, name)}" for name, fits in offered.items() if not fits
         ]
         if wrong:
             raise TypeError("; ".join(wrong))

@@ -1,10 +1,16 @@
-"""Toy: a point that must reach the light of the right colour. Instant, numpy only; for tests and newcomers."""
+"""Toy: a point that must reach the light of the right colour. Instant, numpy only; for tests and newcomers.
+
+Nothing turns or grips, every camera shows the same picture, and the state is as long as its layout says: so that every
+model can act here, though only those that were made for it will succeed.
+"""
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,10 +18,10 @@ from vlaprune.benchmark import Interface, Observation, Task, check_action
 
 
 class _World:
-    """One light of each colour, drawn as an 8 px square on a dim, noisy ground of 64 px."""
+    """One light of each colour, drawn as a square of an eighth of the picture on a dim, noisy ground."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, task: Task, interface: Interface, image: int) -> None:
+        self._task, self._interface, self._image = task, interface, image
         self._goal = int("blue" in task.instruction)
 
     def reset(self, episode: int) -> None:
@@ -24,16 +30,18 @@ class _World:
         self._lights = lot.uniform(-0.85, 0.85, (2, 2))
         while np.abs(self._lights[0] - self._lights[1]).max() < 0.4:
             self._lights[1] = lot.uniform(-0.85, 0.85, 2)
-        self._ground = lot.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        self._ground = lot.integers(0, 60, (self._image, self._image, 3), dtype=np.uint8)
         self._at = np.zeros(2)
 
     def observe(self) -> Observation:
-        """The picture from above; the point itself is not drawn, its position is the state."""
-        image = self._ground.copy()
+        """The picture from above; the point itself is not drawn, its position begins the state."""
+        image, half = self._ground.copy(), self._image // 16
         for channel, (x, y) in zip((0, 2), self._lights, strict=True):
-            column, row = (round((v + 1) * 32) for v in (x, y))
-            image[max(0, row - 4) : row + 4, max(0, column - 4) : column + 4, channel] = 255
-        return Observation({"main": image}, self._at.copy(), self._task.instruction)
+            column, row = (round((v + 1) * self._image / 2) for v in (x, y))
+            image[max(0, row - half) : row + half, max(0, column - half) : column + half, channel] = 255
+        state = np.zeros(width(self._interface.state))
+        state[:2] = self._at
+        return Observation({c: image.copy() for c in self._interface.cameras}, state, self._task.instruction)
 
     def step(self, action: np.ndarray) -> bool:
         """Moves the point by a fifth of the first two numbers, clipped to the unit square."""
@@ -42,13 +50,41 @@ class _World:
         return bool(np.abs(self._at - self._lights[self._goal]).max() < 0.16)
 
 
+def width(state: str | None) -> int:
+    """How many numbers a state of this layout has: eef_pos3_axisangle3_gripper2 has 8. ValueError for fewer than 2."""
+    size = sum(int(n) for n in re.findall(r"\d+(?=_|$)", state or ""))
+    if size < 2:
+        raise ValueError(f"state={state}; the toy world needs a layout of at least two numbers, such as position2")
+    return size
+
+
+@dataclass
 class Toy:
-    """Two tasks that differ in the instruction only."""
+    """Two tasks that differ in the instruction only.
+
+    cameras  names under which the one picture is shown
+    state    layout of the state; its first two numbers are the position
+    image    side of the picture in pixels
+    """
+
+    cameras: Sequence[str] = ("main",)
+    state: str = "eef_pos3_axisangle3_gripper2"
+    image: int = 64
 
     name = "toy"
-    robot: str | None = None
+    robot: str | None = field(default=None, init=False)
     control_hz = 5.0
-    interface = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
+
+    def __post_init__(self) -> None:
+        """ValueError for a state or a picture that is too small."""
+        width(self.state)
+        if self.image < 16:
+            raise ValueError(f"image={self.image}; the toy world draws at least 16 px")
+
+    @property
+    def interface(self) -> Interface:
+        """Whatever way a hand is turned or closed is the same here."""
+        return Interface("any", "any", "delta", tuple(self.cameras), self.state)
 
     def tasks(self) -> Sequence[Task]:
         """Reach the red light, reach the blue light."""
@@ -57,4 +93,4 @@ class Toy:
     @contextmanager
     def open(self, task: Task) -> Iterator[_World]:
         """A fresh world."""
-        yield _World(task)
+        yield _World(task, self.interface, self.image)

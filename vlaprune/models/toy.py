@@ -33,7 +33,7 @@ class Toy:
         self.parallel = style == "parallel"
         self.shape = Shape(32, layers, 2, 2, 16, 32, theta=1e6, causal=not self.parallel)
         self.info = Info("toy", layers, 2, 32, 16)
-        self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
+        self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
         self.chunk, self.side, self.device = chunk, side, torch.device("cpu")
         self.decoder = Decoder(self.shape).eval()
         self._wire()
@@ -123,7 +123,7 @@ class Toy:
             raise ValueError("observation has no state; toy reads the position")
         scale = slots[:, QUERY : QUERY + 2].sum(1, keepdim=True) / 2  # undoes the final norm
         targets = slots[:, X : X + 2] / scale.clamp(min=1e-6)
-        at, actions = torch.tensor(state, dtype=torch.float32), torch.zeros(self.chunk, 7)
+        at, actions = torch.tensor(state[:2], dtype=torch.float32), torch.zeros(self.chunk, 7)
         for i, target in enumerate(targets):
             actions[i, :2] = ((target - at) / 0.2).clamp(-1, 1)
             at = at + 0.2 * actions[i, :2]
