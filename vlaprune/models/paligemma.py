@@ -1,0 +1,216 @@
+"""What pi0 and pi0.5 are made of: PaliGemma (SigLIP, a linear projector, Gemma-2B) and the 300M action expert.
+
+Source: openpi@15a9616:src/openpi/models_pytorch/{pi0_pytorch,gemma_pytorch}.py. Image features enter the decoder as
+they are, text embeddings times the square root of their width. With half-precision weights, norms of decoder and expert
+and all projections of states, times and actions stay in fp32, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlaprune.meter import linear_flops
+from vlaprune.nn.decoder import Decoder, RMSNorm, Shape
+from vlaprune.nn.expert import AdaNorm, Expert
+from vlaprune.nn.pour import Piece, llama_pieces
+from vlaprune.nn.towers import Tower, TowerShape
+from vlaprune.session import Session
+
+NUMBERS = 32  # of a state and of an action, padded with zeros
+EXPERT = ("expert", "state", "action_in", "action_out", "time_in", "time_out")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the published models; smaller ones are for tests. Decoder and expert share layers and heads."""
+
+    image: int = 224
+    patch: int = 14
+    vision_width: int = 1152
+    vision_layers: int = 27
+    vision_heads: int = 16
+    vision_ffn: int = 4304
+    layers: int = 18
+    heads: int = 8
+    head_size: int = 256
+    width: int = 2048
+    ffn: int = 16384
+    expert_width: int = 1024
+    expert_ffn: int = 4096
+    vocabulary: int = 257152
+
+    @classmethod
+    def of(cls, given: Mapping[str, int]) -> Sizes:
+        """The published sizes with some of them replaced. ValueError for a name that is not there."""
+        known = [f.name for f in fields(cls)]
+        wrong = sorted(set(given) - set(known))
+        if wrong:
+            raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
+        return cls(**given)
+
+    def shape(self, width: int, ffn: int) -> Shape:
+        """A Gemma of these layers and heads, one head for keys, attending both ways."""
+        return Shape(
+            width, self.layers, self.heads, 1, self.head_size, ffn, causal=False, activation="gelu_tanh", shifted=True
+        )
+
+    @property
+    def tower(self) -> TowerShape:
+        """SigLIP as PaliGemma has it: every block, tanh-GELU, final norm."""
+        depth = self.vision_layers
+        return TowerShape(self.vision_width, depth, depth, self.vision_heads, self.vision_ffn, tanh=True, normed=True)
+
+
+class PaliGemma(nn.Module):
+    """The network. Build it under `torch.device("meta")` and give it weights with `pour` or `randomise`.
+
+    adaptive  pi0.5: the expert's norms follow the time of the flow, and there is no state row
+    """
+
+    def __init__(self, sizes: Sizes, adaptive: bool) -> None:
+        super().__init__()
+        self.sizes, self.adaptive = sizes, adaptive
+        self.tower = Tower(sizes.tower, sizes.image, sizes.patch)
+        self.projector = nn.Linear(sizes.vision_width, sizes.width)
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.decoder = Decoder(sizes.shape(sizes.width, sizes.ffn))
+        d = sizes.expert_width
+        self.expert = Expert(sizes.shape(d, sizes.expert_ffn), adaptive)
+        self.state = None if adaptive else nn.Linear(NUMBERS, d)
+        self.action_in, self.action_out = nn.Linear(NUMBERS, d), nn.Linear(d, NUMBERS)
+        self.time_in, self.time_out = nn.Linear(d if adaptive else 2 * d, d), nn.Linear(d, d)
+
+    def cast(self, dtype: torch.dtype) -> PaliGemma:
+        """Everything in `dtype`, but what has to stay in fp32."""
+        self.to(dtype)
+        small = (self.state, self.action_in, self.action_out, self.time_in, self.time_out)
+        norms = [m for part in (self.decoder, self.expert) for m in part.modules() if isinstance(m, RMSNorm | AdaNorm)]
+        for module in (*small, *norms):
+            if module is not None:
+                module.float()
+        return self
+
+    # -- the prompt --------------------------------------------------------------------------------------------
+
+    def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] from 0 to 255; sessions that ask see the tower."""
+        pixels = (images.flatten(0, 1).float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(self.projector.weight.dtype)
+        asked = any(s.wants_tower for s in sessions)
+        features = self.tower(pixels, (lambda q, k: self._tell(sessions, q, k)) if asked else None)
+        return self.projector(features).unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+
+    def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
+        """Hands over the attention that patches received in the last block, of [B * cameras, H, t, hd]."""
+        received = self.tower.received(queries, keys).unflatten(0, (len(sessions), -1))
+        for session, own in zip(sessions, received, strict=True):
+            if session.wants_tower:
+                session.charge("method", own.shape[0] * 2.0 * queries[0].numel() * queries.shape[-2])
+                session.tower(own.flatten())
+
+    def see_flops(self, cameras: int) -> float:
+        """Of tower and projector."""
+        tokens = self.tower.side**2
+        return cameras * (self.tower.flops + linear_flops(tokens, self.sizes.vision_width, self.sizes.width))
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """[n, d] scaled embeddings of token ids."""
+        rows = self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))
+        return rows * self.sizes.width**0.5  # type: ignore[no-any-return]
+
+    # -- the suffix --------------------------------------------------------------------------------------------
+
+    def condition(self, times: Tensor) -> Tensor:
+        """pi0.5: what the norms follow, [T, d] fp32 from embedded times [T, d]."""
+        return F.silu(self.time_out(F.silu(self.time_in(times))))
+
+    def suffix(self, noisy: Tensor, time: Tensor, state: Tensor | None) -> Tensor:
+        """Rows [B, n, d] fp32 of noisy actions [B, chunk, 32] at one embedded time [d], a state [B, 32] in front."""
+        rows = self.action_in(noisy)
+        if not self.adaptive:
+            rows = torch.cat((rows, time.expand_as(rows)), -1)
+            rows = self.time_out(F.silu(self.time_in(rows)))
+        if state is not None and self.state is not None:
+            rows = torch.cat((self.state(state)[:, None], rows), 1)
+        return rows  # type: ignore[no-any-return]
+
+    def head_flops(self, chunk: int, steps: int) -> float:
+        """Of all projections of states, times and actions in one call."""
+        d = self.sizes.expert_width
+        step = linear_flops(chunk, NUMBERS, d) + linear_flops(chunk, d, NUMBERS)
+        if self.adaptive:
+            return steps * (step + linear_flops(1, d, d, d))
+        return steps * (step + linear_flops(chunk, 2 * d, d, d)) + linear_flops(1, NUMBERS, d)
+
+
+VISION = {
+    "layer_norm1": "norm_attention",
+    "self_attn.out_proj": "out",
+    "layer_norm2": "norm_mlp",
+    "mlp.fc1": "up",
+    "mlp.fc2": "down",
+}
+
+
+def _siglip(shape: TowerShape, old: str) -> dict[str, Piece]:
+    """Where the tensors of transformers' SigLIP go."""
+    out = {f"{old}embeddings.position_embedding.weight": Piece("tower.position")}
+    for kind in ("weight", "bias"):
+        out[f"{old}embeddings.patch_embedding.{kind}"] = Piece(f"tower.embed.{kind}")
+        out[f"{old}post_layernorm.{kind}"] = Piece(f"tower.norm.{kind}")
+        for i in range(shape.used):
+            a, b = f"{old}encoder.layers.{i}.", f"tower.blocks.{i}."
+            out |= {f"{a}{x}.{kind}": Piece(f"{b}{y}.{kind}") for x, y in VISION.items()}
+            for n, name in enumerate("qkv"):
+                rows = (n * shape.width, (n + 1) * shape.width)
+                out[f"{a}self_attn.{name}_proj.{kind}"] = Piece(f"{b}qkv.{kind}", rows)
+    return out
+
+
+def _expert(net: PaliGemma, old: str) -> dict[str, Piece]:
+    """Where the expert's tensors go; adaptive norms have a dense layer in place of a weight."""
+    out = llama_pieces(net.expert.shape, old, "expert.")
+    if not net.adaptive:
+        return out
+    dense = {k: p for k, p in out.items() if "norm" in k}
+    for key, piece in dense.items():
+        del out[key]
+        for kind in ("weight", "bias"):
+            out[key.removesuffix("weight") + f"dense.{kind}"] = Piece(
+                piece.name.removesuffix("weight") + f"dense.{kind}"
+            )
+    return out
+
+
+def pieces(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, Piece], tuple[str, ...]]:
+    """Where the tensors of a checkpoint go, and prefixes of those that nothing reads.
+
+    names  those in the checkpoint, without a leading `model.`: transformers' own (`vlm.`, pi0 only), else those of
+           openpi and lerobot
+    """
+    time = "time_mlp_" if net.adaptive else "action_time_mlp_"
+    own = {"action_in_proj": "action_in", "action_out_proj": "action_out"}
+    own |= {f"{time}in": "time_in", f"{time}out": "time_out"} | ({} if net.adaptive else {"state_proj": "state"})
+    if any(n.startswith("vlm.") for n in names):
+        vlm, expert, first = "vlm.", "dit.", "embed_action_time."
+        unused: tuple[str, ...] = ("dit.embed_tokens.",)
+        table = "vlm.language_model.embed_tokens.weight"
+        tower = "vlm.vision_tower."
+    else:
+        both = "paligemma_with_expert."
+        vlm, expert, first = f"{both}paligemma.model.", f"{both}gemma_expert.model.", ""
+        unused = (f"{both}gemma_expert.lm_head.",)
+        tied, table = f"{both}paligemma.lm_head.weight", f"{vlm}language_model.embed_tokens.weight"
+        unused, table = ((*unused, tied), table) if table in names else (unused, tied)
+        tower = f"{vlm}vision_tower.vision_model."
+    out = _siglip(net.tower.shape, tower) | llama_pieces(net.decoder.shape, f"{vlm}language_model.", "decoder.")
+    out |= _expert(net, expert) | {table: Piece("embedding.weight")}
+    for kind in ("weight", "bias"):
+        out[f"{vlm}multi_modal_projector.linear.{kind}"] = Piece(f"projector.{kind}")
+        for a, b in own.items():
+            out[f"{'' if a == 'action_out_proj' else first}{a}.{kind}"] = Piece(f"{b}.{kind}")
+    return out, unused

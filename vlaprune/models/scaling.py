@@ -1,0 +1,135 @@
+"""How pi0 and pi0.5 scale states and actions: norm_stats.json of openpi, or the processor files of lerobot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlaprune.nn.checkpoint import Checkpoint, read_json
+
+Numbers = Mapping[str, np.ndarray]  # mean, std, q01, q99
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Of one group of numbers; [s] float64 each. In: (x - centre) / inward. Out: y * outward + centre."""
+
+    centre: np.ndarray
+    inward: np.ndarray
+    outward: np.ndarray
+
+    @classmethod
+    def identity(cls, size: int) -> Scale:
+        """Passes everything as it is: for random weights, whose numbers have no unit."""
+        return cls(np.zeros(size), np.ones(size), np.ones(size))
+
+    def scale(self, x: np.ndarray) -> np.ndarray:
+        """Raw numbers [..., s] to those the model reads."""
+        return (x - self.centre) / self.inward
+
+    def restore(self, y: np.ndarray) -> np.ndarray:
+        """The model's first s numbers of [..., n] to raw ones [..., s]."""
+        return y[..., : len(self.centre)] * self.outward + self.centre
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Of states and of actions."""
+
+    state: Scale
+    action: Scale
+
+    @classmethod
+    def identity(cls, state: int, action: int) -> Scaling:
+        """Passes everything as it is."""
+        return cls(Scale.identity(state), Scale.identity(action))
+
+    @classmethod
+    def of(cls, folder: Path, quantiles: bool, state: int, action: int) -> Scaling:
+        """From a checkpoint's files. ValueError where they are missing or malformed.
+
+        quantiles      how openpi scales this model (pi0.5 by quantiles, pi0 by mean and deviation); lerobot's files say
+        state, action  how many numbers there must be
+        """
+        processor = folder / "policy_preprocessor.json"
+        if processor.is_file():
+            groups, modes, source = _lerobot(processor)
+        else:
+            file = _norm_stats(folder)
+            said, source = read_json(file).get("norm_stats"), str(file)
+            if not isinstance(said, Mapping) or not {"state", "actions"} <= said.keys():
+                has = sorted(said) if isinstance(said, Mapping) else said
+                raise ValueError(f"{source} has no norm_stats of `state` and `actions`; it has {has}")
+            groups = {"STATE": said["state"], "ACTION": said["actions"]}
+            modes = dict.fromkeys(groups, "openpi quantiles" if quantiles else "openpi mean_std")
+        sizes = {"STATE": state, "ACTION": action}
+        scales = [_scale(groups[g], modes[g], sizes[g], f"{source}: {g.lower()}") for g in ("STATE", "ACTION")]
+        return cls(*scales)
+
+
+def _norm_stats(folder: Path) -> Path:
+    """The one norm_stats.json of an openpi checkpoint."""
+    found = sorted({*folder.glob("norm_stats.json"), *folder.glob("assets/**/norm_stats.json")})
+    if len(found) != 1:
+        raise ValueError(
+            f"checkpoint {folder} has {len(found)} files norm_stats.json and no policy_preprocessor.json; actions have "
+            "no unit without statistics: put the one of your data set beside the weights"
+        )
+    return found[0]
+
+
+def _lerobot(file: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str], str]:
+    """Statistics and kinds of scaling by group, from the normalising step of a lerobot processor."""
+    steps = read_json(file).get("steps")
+    own = [
+        s
+        for s in (steps if isinstance(steps, list) else [])
+        if isinstance(s, Mapping) and s.get("registry_name") == "normalizer_processor" and s.get("state_file")
+    ]
+    if len(own) != 1:
+        raise ValueError(f"{file} has {len(own)} steps `normalizer_processor` with a state_file; expected one")
+    kinds = own[0]["config"]["norm_map"]
+    stats = Checkpoint(file.parent / own[0]["state_file"])
+    groups = {
+        group: {
+            k.removeprefix(f"{name}."): stats.tensor(k).double().numpy()
+            for k in stats.shapes
+            if k.startswith(f"{name}.")
+        }
+        for group, name in (("STATE", "observation.state"), ("ACTION", "action"))
+    }
+    return groups, {g: f"lerobot {kinds.get(g, 'IDENTITY').lower()}" for g in groups}, str(stats.path)
+
+
+def _quantiles(n: Numbers, eps: float) -> Scale:
+    half = (n["q99"] - n["q01"] + eps) / 2
+    return Scale(n["q01"] + half, half, half)
+
+
+# Of (statistics); each with the authors' own guard against a division by zero.
+KINDS: dict[str, tuple[tuple[str, ...], Callable[[Numbers], Scale]]] = {
+    "openpi mean_std": (("mean", "std"), lambda n: Scale(n["mean"], n["std"] + 1e-6, n["std"] + 1e-6)),
+    "openpi quantiles": (("q01", "q99"), lambda n: _quantiles(n, 1e-6)),
+    "lerobot mean_std": (("mean", "std"), lambda n: Scale(n["mean"], n["std"] + 1e-8, n["std"])),
+    "lerobot quantiles": (
+        ("q01", "q99"),
+        lambda n: _quantiles({**n, "q99": np.where(n["q99"] == n["q01"], n["q01"] + 1e-8, n["q99"])}, 0.0),
+    ),
+}
+
+
+def _scale(numbers: Mapping[str, object], kind: str, size: int, source: str) -> Scale:
+    if kind not in KINDS:
+        raise ValueError(f"{source} is scaled by {kind!r}; this package knows {', '.join(KINDS)}")
+    needed, make = KINDS[kind]
+    missing = [n for n in needed if n not in numbers]
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}; it has {sorted(numbers)}")
+    own = {n: np.asarray(numbers[n], dtype=np.float64) for n in needed}
+    for name, values in own.items():
+        if values.shape != (size,) or not np.isfinite(values).all():
+            raise ValueError(f"{source}.{name} is {values.tolist()}; the model needs {size} finite numbers")
+    return make(own)

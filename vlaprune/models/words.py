@@ -1,0 +1,61 @@
+"""PaliGemma's tokens: by the published tokenizer.json, or a stand-in for random weights."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from vlaprune.nn.hub import locate
+
+BEGIN = 2  # <bos>
+
+
+class Words:
+    """Text to token ids.
+
+    encode  text -> ids, without special tokens
+    """
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self._encode = encode
+
+    def plain(self, text: str) -> list[int]:
+        """Begin, text, line break; the break is a text of its own."""
+        return [BEGIN, *self._encode(text), *self._encode("\n")]
+
+    def whole(self, text: str) -> list[int]:
+        """Begin, text."""
+        return [BEGIN, *self._encode(text)]
+
+
+def tokenizer_of(source: str | None, vocabulary: int) -> Words:
+    """From a folder or a repository of the hub that has tokenizer.json; None for the stand-in.
+
+    ValueError where it is not PaliGemma's, or has more tokens than the model has embeddings.
+    """
+    if source is None:
+        return Words(lambda text: stand_in(text, vocabulary))
+    from tokenizers import Tokenizer
+
+    folder = Path(locate(source, ("tokenizer.json",)))
+    file = folder if folder.is_file() else folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exceptions
+        raise ValueError(f"{file} cannot be read ({error}); set model.tokenizer to PaliGemma's") from None
+    begin, size = tokenizer.token_to_id("<bos>"), tokenizer.get_vocab_size(with_added_tokens=False)
+    line = tokenizer.encode("\n", add_special_tokens=False).ids
+    if begin != BEGIN or size > vocabulary or len(line) != 1:
+        raise ValueError(
+            f"{file} is not PaliGemma's: <bos> is {begin} instead of {BEGIN}, a line break makes {len(line)} tokens, "
+            f"and it has {size} for {vocabulary} embeddings"
+        )
+    return Words(lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids))
+
+
+def stand_in(text: str, vocabulary: int) -> list[int]:
+    """Token ids for random weights: one for each word, digit, sign and line break, fixed by its letters."""
+    parts = re.findall(r"[^\W\d]+|\d|[^\w\s]|\n", text)
+    return [3 + zlib.crc32(p.encode()) % (vocabulary - 3) for p in parts]
