@@ -98,11 +98,11 @@ class PaliGemma(nn.Module):
     # -- the prompt --------------------------------------------------------------------------------------------
 
     def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
-        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] from 0 to 255; sessions that ask see the tower."""
+        """Features [B, V, dv] of images [B, cameras, h, w, 3] from 0 to 255; sessions that ask are shown the tower."""
         pixels = (images.flatten(0, 1).float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(self.projector.weight.dtype)
         asked = any(s.wants_tower for s in sessions)
         features = self.tower(pixels, (lambda q, k: self._tell(sessions, q, k)) if asked else None)
-        return self.projector(features).unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+        return features.unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
 
     def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
         """Hands over the attention that patches received in the last block, of [B * cameras, H, t, hd]."""
@@ -112,10 +112,10 @@ class PaliGemma(nn.Module):
                 session.charge("method", own.shape[0] * 2.0 * queries[0].numel() * queries.shape[-2])
                 session.tower(own.flatten())
 
-    def see_flops(self, cameras: int) -> float:
-        """Of tower and projector."""
-        tokens = self.tower.side**2
-        return cameras * (self.tower.flops + linear_flops(tokens, self.sizes.vision_width, self.sizes.width))
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the projector."""
+        return self.sizes.vision_width, self.sizes.width
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] scaled embeddings of token ids."""

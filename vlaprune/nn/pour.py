@@ -44,9 +44,9 @@ def pour(
     pieces: Mapping[str, Piece],
     unused: Sequence[str] = (),
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
-    """Fills a module made on the meta device from a checkpoint, tensor by tensor.
+    """Fills a module made on the meta device from a checkpoint, tensor by tensor; dtype None keeps its own dtypes.
 
     pieces  name in the checkpoint -> where it goes; every one must be there, with its shape
     unused  prefixes of names that may be there and are passed over
@@ -54,7 +54,7 @@ def pour(
     ValueError names tensors that are missing, foreign or of another shape; nothing is loaded then.
     """
     fits(module, checkpoint, pieces, unused)
-    module.to(dtype).to_empty(device=device)
+    (module if dtype is None else module.to(dtype)).to_empty(device=device)
     own = dict(module.named_parameters())
     with torch.no_grad():
         for key in checkpoint.shapes:
@@ -91,13 +91,14 @@ def fits(module: nn.Module, checkpoint: Checkpoint, pieces: Mapping[str, Piece],
         raise ValueError(f"checkpoint {checkpoint.path} does not fit {name}; it {'; '.join(said)}")
 
 
-def randomise(module: nn.Module, seed: int, device: torch.device | str, dtype: torch.dtype) -> None:
+def randomise(module: nn.Module, seed: int, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Gives a module made on the meta device seeded random weights: matrices N(0, 1 / inputs), norms 1, biases 0.
 
     A parameter's numbers depend on the seed, its name and the kind of device, on nothing else. On the meta device
-    there are no numbers and nothing is done but the change of dtype.
+    there are no numbers and nothing is done but the change of dtype; dtype None keeps the module's own.
     """
-    module.to(dtype)
+    if dtype is not None:
+        module.to(dtype)
     if torch.device(device).type == "meta":
         return
     module.to_empty(device=device)

@@ -1,0 +1,236 @@
+"""pi0 and pi0.5: PaliGemma reads images and instruction once, a small expert denoises a chunk of actions in ten steps.
+
+Prompt: visual tokens of every camera | begin | text, everything attends to everything. Padded text and cameras that a
+robot has not are not computed at all, which upstream computes and masks: positions count valid tokens only, so nothing
+else changes. The expert goes on at the prompt's ORIGINAL length and reads, layer by layer, what pruning left.
+
+Source: openpi@15a9616 (src/openpi/models_pytorch/pi0_pytorch.py, models/tokenizer.py, transforms.py); lerobot@7427f31
+for the checkpoints on the hub. arXiv:2410.24164, arXiv:2504.16054. Deliberate differences: a prompt that is too long
+raises and is not cut; noise comes from the episode's seed and the number of the call.
+
+Rows.ACTION are the expert's action rows in the LAST step of the flow. In the first they carry nothing but noise; in the
+last they are nearest to the actions that are sent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.meter import block_flops, linear_flops
+from vlaprune.models.letterbox import RESIZE
+from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, pieces
+from vlaprune.models.prismatic import images, place, precision
+from vlaprune.models.scaling import Scaling
+from vlaprune.models.words import Words, tokenizer_of
+from vlaprune.nn.checkpoint import Checkpoint
+from vlaprune.nn.decoder import RMSNorm, Shape, Tokens
+from vlaprune.nn.expert import Room, embed_time, flow_times
+from vlaprune.nn.hub import locate
+from vlaprune.nn.pour import pour, randomise
+from vlaprune.pruner import Info
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout, View
+
+STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
+FILES = ("*.json", "*.safetensors", "assets/**/norm_stats.json")
+
+
+class Flow:
+    """What pi0 and pi0.5 share: a prompt, then a flow of actions. Subclasses say what the text and the state are.
+
+    Errors: ValueError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit.
+    """
+
+    name: str
+    adaptive: bool
+    room: int  # text tokens at most
+
+    def __init__(
+        self,
+        weights: str,
+        tokenizer: str,
+        cameras: Sequence[str],
+        resize: str,
+        steps: int,
+        chunk: int,
+        seed: int,
+        sizes: Mapping[str, int] | None,
+        device: str,
+        dtype: str,
+    ) -> None:
+        if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
+            raise ValueError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
+        if resize not in RESIZE:
+            raise ValueError(f"resize={resize}; use one of {', '.join(RESIZE)}")
+        if steps < 1 or chunk < 1:
+            raise ValueError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
+        self.device, kind = place(device), precision(dtype)
+        with torch.device("meta"):
+            self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
+        own = self.net.sizes
+        self.resize, self.steps, self.chunk = resize, steps, chunk
+        self.shape: Shape = self.net.decoder.shape
+        self.info = Info(self.name, own.layers, own.heads, own.width, own.head_size)
+        state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
+        self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
+        self.card: dict[str, object] = {"weights": weights, "seed": seed}
+        self.scaling = Scaling.identity(STATE, ACTION)
+        self.words: Words
+        if weights == "random":
+            self._random(seed)
+        else:
+            self._load(weights, tokenizer)
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether observations must have a state."""
+        return True
+
+    def _random(self, seed: int) -> None:
+        randomise(self.net, seed, self.device, None)
+        if self.device.type != "meta":
+            for module in self.net.modules():
+                if isinstance(module, RMSNorm) and module.shifted:
+                    module.weight.zero_()
+        self.words = tokenizer_of(None, self.net.sizes.vocabulary)
+
+    def _load(self, weights: str, tokenizer: str) -> None:
+        folder = locate(weights, FILES)
+        checkpoint = Checkpoint(folder, strip="model.")
+        self.words = tokenizer_of(tokenizer, self.net.sizes.vocabulary)
+        if folder.is_file():
+            folder = folder.parent
+        self.scaling = Scaling.of(folder, self.adaptive, STATE, ACTION)
+        pour(self.net, checkpoint, *pieces(self.net, checkpoint.shapes), self.device, None)
+        self.card["sha256"] = checkpoint.digest
+
+    # -- what a subclass says ------------------------------------------------------------------------------------
+
+    def text(self, instruction: str, state: np.ndarray | None) -> list[int]:
+        """Token ids of the whole text; `state` is scaled."""
+        raise NotImplementedError
+
+    def restore(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """Actions [chunk, 7] of the benchmark from the model's [chunk, 32]; `state` is raw."""
+        return self.scaling.action.restore(actions)
+
+    # -- a call --------------------------------------------------------------------------------------------------
+
+    def layout(self, words: int) -> Layout:
+        """Positions of everything for a text of `words` tokens; a state row comes between text and actions."""
+        side = self.net.tower.side
+        views = tuple(View(c, i * side**2, side, side) for i, c in enumerate(self.interface.cameras))
+        total = len(views) * side**2
+        length = total + words
+        start = length + self.lead
+        return Layout(
+            length=length,
+            visual=range(total),
+            text=range(total + 1, length - 1),
+            action=range(start, start + self.chunk),
+            last=length - 1,
+            views=views,
+        )
+
+    @property
+    def lead(self) -> int:
+        """Rows of the expert in front of its action rows: pi0's state."""
+        return 0 if self.adaptive else 1
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, 7] per observation."""
+        pictures = images(observations, self.interface.cameras, self._prepare, self.name)
+        states = [self._state(o) for o in observations]
+        scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
+        texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
+        for session, own, text, look in zip(sessions, pictures, texts, observations, strict=True):
+            shown = tuple(own.round().to(torch.uint8).to(self.device))
+            session.begin(self.layout(len(text)), shown, self.net.projector.weight, look.instruction)
+        with stage(sessions, "vision", pictures.shape[1] * self.net.tower.flops):
+            features = self.net.see(pictures.to(self.device), sessions)
+        with stage(sessions, "projector", linear_flops(features[0, :, 0].numel(), *self.net.widths)):
+            visual = self.net.projector(features)
+        with stage(sessions, "prompt"):
+            rows = [torch.cat((v, self.net.embed(t))) for v, t in zip(visual, texts, strict=True)]
+            self.net.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], sessions)
+        with stage(sessions, "decode"):
+            flows = self._flow(sessions, scaled)
+        if self.device.type == "meta":
+            return list(flows[..., :ACTION])
+        raw = [self.restore(f, s) for f, s in zip(flows.double().cpu().numpy(), states, strict=True)]
+        return [torch.from_numpy(r) for r in raw]
+
+    def _flow(self, sessions: Sequence[Session], states: Sequence[np.ndarray | None]) -> Tensor:
+        """Actions [B, chunk, 32] in fp32, `steps` Euler steps from noise at time 1 to time 0."""
+        net, expert, chunk = self.net, self.net.expert, self.chunk
+        kind = net.projector.weight.dtype
+        starts = [s.trace.layout.length for s in sessions]
+        rooms = expert.rooms(sessions, starts, self.lead + chunk)
+        whole, tail = (expert.rotation(rooms, rows, kind) for rows in (self.lead + chunk, chunk))
+        with stage(sessions, "head", net.head_flops(chunk, self.steps)):
+            times = embed_time(flow_times(self.steps).to(self.device), net.sizes.expert_width).float()
+            modulations = expert.modulations(net.condition(times)) if self.adaptive else None
+            actions, state = self._noise(sessions), self._padded(states)
+        for step in range(self.steps):
+            first, last = step == 0, step == self.steps - 1
+            with stage(sessions, "head"):
+                rows = net.suffix(actions, times[step], state if first else None).to(kind)
+            lead = rows.shape[1] - chunk
+            own = None if modulations is None else [m[step] for m in modulations]
+            rows = expert(rows, whole if lead else tail, rooms, lead, own, sessions if last else ())
+            with stage(sessions, "head"):
+                actions = actions - net.action_out(rows[:, lead:].float()) / self.steps
+        self._count(sessions, rooms)
+        return actions
+
+    def _count(self, sessions: Sequence[Session], rooms: Sequence[Sequence[Room]]) -> None:
+        """Charges each session the passes of the expert over its own columns."""
+        shape, suffix = self.net.expert.shape, self.lead + self.chunk
+        for i, session in enumerate(sessions):
+            columns = [layer[i].columns.shape[0] for layer in rooms]
+            flops = self.steps * sum(block_flops(shape, self.chunk, c) for c in columns)
+            if self.lead:
+                flops += sum(block_flops(shape, self.lead, c - suffix + self.lead) for c in columns)
+            if self.adaptive:
+                flops += self.steps * (2 * shape.layers + 1) * linear_flops(1, shape.width, 3 * shape.width)
+            session.charge("decode", flops)
+            for _ in range(self.steps):
+                session.passed(columns)
+
+    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+        """[B, chunk, 32], drawn on the CPU from the episode's seed and the number of the call."""
+        lots = []
+        for session in sessions:
+            number = zlib.crc32(f"{session.seed}/{session.trace.step}".encode())
+            lots.append(torch.randn(self.chunk, NUMBERS, generator=torch.Generator().manual_seed(number)))
+        return torch.stack(lots).to(self.device)
+
+    def _padded(self, states: Sequence[np.ndarray | None]) -> Tensor | None:
+        """[B, 32] scaled states for the state row; None for a model without one."""
+        if not self.lead:
+            return None
+        rows = np.stack([np.zeros(NUMBERS) if s is None else np.pad(s, (0, NUMBERS - len(s))) for s in states])
+        return torch.from_numpy(rows).float().to(self.device)
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
+        return RESIZE[self.resize](image, self.net.sizes.image)
+
+    def _state(self, observation: Observation) -> np.ndarray | None:
+        if not self.reads_state:
+            return None
+        if observation.state is None or observation.state.shape != (STATE,):
+            raise ValueError(f"observation has state {observation.state}; {self.name} reads {STATE} numbers")
+        return observation.state
+
+    def _text(self, instruction: str, state: np.ndarray | None) -> list[int]:
+        ids = self.text(instruction.strip().replace("_", " ").replace("\n", " "), state)
+        if len(ids) > self.room:
+            raise ValueError(f"instruction {instruction!r} makes {len(ids)} tokens; {self.name} reads {self.room}")
+        return ids
