@@ -32,7 +32,7 @@ LAYERS = {
     "demos": ["benchmark", "bench"],
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
-    "models": ["benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
+    "models": ["models", "benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
     "bench": ["benchmark", "finding"],
     "bench.robosuite": ["benchmark", "finding", "bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
