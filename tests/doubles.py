@@ -111,6 +111,7 @@ def play(
     model=None,
     say=print,
     seed=7,
+    watchers=(),
 ):
     """Runs the toy on two tasks as vlaprune-eval does; gives the run as it then stands in the folder."""
     bench, shard = bench or Bench(), shard or Shard()
@@ -125,7 +126,7 @@ def play(
     recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
         policy = Policy(model or Toy(), make, slots, Control(execute=execute))
-        rollout(policy, bench, recorder, shard, Rules(seed, time_limit))
+        rollout(policy, bench, recorder, shard, Rules(seed, time_limit), watchers)
     finally:
         recorder.close()
     return read(folder)

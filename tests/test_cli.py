@@ -171,8 +171,11 @@ def test_a_world_that_raises_leaves_the_rest_and_ctrl_c_what_is_done(call, tmp_p
 
 def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):
     output = "output=sweep/${method.layer}"
-    code, _, errors = call("-m", *TOY, "method=fastv", "method.layer=1,99,2", output)
+    code, out, errors = call("-m", *TOY, "method=fastv", "method.layer=1,99,2", output)
     assert code == 2 and sum("FastV acts before layers [99]" in e for e in errors) == 1
+    arms = [e for e in errors if "4/4 = 100.0 % [51.0, 100.0]" in e]  # a line for each, and a table of all
+    assert len(arms) == 2 and all(e.endswith("done") for e in arms) and "method.layer=2" in arms[1]
+    assert out.count("| 4/4 ") == 2 and "Traceback" not in "".join(errors)
     assert {p.parent.name for p in tmp_path.glob("sweep/*/journal.jsonl")} == {"1", "2"}
 
 
@@ -192,12 +195,58 @@ def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
     ]
     argv += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     command = [sys.executable, "-c", "from vlaprune.cli import evaluate; evaluate()", *argv]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 2, said.stderr
-    assert "Random acts before layers [99]" in said.stderr
+    assert said.stderr.count("Random acts before layers [99]") == 1 and "Traceback" not in said.stderr
+    assert said.stdout.count("| 4/4 ") == 2
     for layer in "01":
         assert not read(tmp_path / "sweep" / layer).missing
+
+
+def test_recorded_episodes_are_filmed_again_and_the_journal_is_left_alone(call, tmp_path):
+    run = [*TOY, "method=random", "output=run", "execute=1"]
+    assert call(*run)[0] == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    code, out, errors = call(*run, "only=[reach-red:1,reach-blue:0]", "video=all")
+    assert (code, errors) == (0, []) and out.count("as recorded") == 2
+    assert {p.name for p in (tmp_path / "run" / "videos").iterdir()} == {"reach-red-0001.mp4", "reach-blue-0000.mp4"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+    for wrong, shown in (
+        (["only=[reach-red:1]"], "add video=all"),
+        (["only=[reach-red:9]", "video=all"], "only=reach-red:9; run holds no such episode"),
+        (["only=won", "video=all"], "use lost, or a list such as only=[reach-red:0]"),
+        (["only=lost", "video=all", "seed=8"], "run holds another run (seed 7 -> 8)"),
+        (["only=lost", "video=all", "output=nowhere"], "nowhere holds no run"),
+        (["video=some"], "video=some; use one of none, failures, all"),
+    ):
+        code, _, errors = call(*run, *wrong)
+        assert code == 2
+        one_line(errors, shown)
+    assert not (tmp_path / "nowhere" / "journal.jsonl").exists()
+
+
+def test_lost_episodes_are_filmed_by_one_word_and_another_outcome_leaves_no_film(call, tmp_path):
+    run = [*TOY, "method=random", "output=run", "bench._target_=doubles.Bench", "+bench.limit=1", "execute=1"]
+    assert call(*run)[0] == 0
+    lost = [key for key, record in read(tmp_path / "run").episodes.items() if not record.success]
+    assert call(*run, "only=lost", "video=all")[0] == 0
+    assert len(list((tmp_path / "run" / "videos").iterdir())) == len(lost) > 0
+    journal = tmp_path / "run" / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"steps":1', '"steps":2'))
+    code, out, errors = call(*run, "only=lost", "video=all")
+    assert code == 2 and f"{len(lost)} episodes did not end as recorded" in errors[-1]
+    assert "no film of it" in out and not list((tmp_path / "run" / "videos").iterdir())
+
+
+def test_before_a_run_starts_it_says_what_it_can_show(call):
+    _, out, _ = call(*TOY, "method=dense", "output=run")
+    assert out.index("with 2 episodes per task on 2 tasks you can see") < out.index("success 4/4")
+
+
+def test_no_empty_log_is_left(call, tmp_path):
+    assert call(*TOY, "method=dense", "output=run")[0] == call("-m", *TOY, "method=dense", "output=sweep")[0] == 0
+    assert not list(tmp_path.glob("**/*.log"))
 
 
 def test_what_is_not_there_yet_says_so_in_one_line(call):

@@ -27,8 +27,15 @@ LAYERS = {
     "power": [],
     "report": ["report", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
-    "policy": ["pruner", "session", "benchmark", "control", "nn.decoder", "meter", "records"],
-    "rollout": ["policy", "benchmark", "records"],
+    "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "meter", "records"],
+    "film": ["records", "trace"],
+    "progress": ["records", "stats"],
+    "replay": ["records"],
+    "rollout": ["policy", "benchmark", "records", "trace"],
+    "evaluate": [
+        *("policy", "pruner", "benchmark", "control", "records", "rollout"),
+        *("film", "replay", "progress", "power", "report"),
+    ],
     "demos": ["benchmark", "bench"],
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
@@ -52,8 +59,18 @@ TORCHLESS = (
     "demos",
     "cli",
     "config",
+    "progress",
+    "replay",
 )
-LATE = {"mujoco", "robosuite", "wandb", "hydra", "omegaconf"}  # heavy, optional or Hydra's: never at import
+LATE = {
+    "mujoco",
+    "robosuite",
+    "wandb",
+    "imageio_ffmpeg",
+    "PIL",
+    "hydra",
+    "omegaconf",
+}  # heavy, optional or Hydra's: never at import
 TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,73 @@ def test_an_environment_that_hangs_is_given_up_after_the_time_limit(tmp_path):
     assert run.missing == [("reach-blue", 0)]
     assert lines(tmp_path, "error")[0]["error"] == "TimeoutError: no answer within 0.3 s (time_limit)"
     assert not play(tmp_path).missing
+
+
+class Stuck(Bench):
+    """A simulator that does not come up, from the `good`-th opening on."""
+
+    def __init__(self, good=0, **kwargs):
+        super().__init__(**kwargs)
+        self.good = good
+
+    @contextmanager
+    def open(self, task):
+        if self.opened >= self.good:
+            self.opened += 1
+            time.sleep(30)
+        with super().open(task) as world:
+            yield world
+
+
+def test_a_simulator_that_does_not_come_up_is_given_up_after_the_time_limit(tmp_path):
+    began = time.perf_counter()
+    with pytest.raises(TimeoutError, match=r"opening the simulator of reach-red: no answer within 0.2 s") as error:
+        play(tmp_path, Stuck(), time_limit=0.2)
+    assert time.perf_counter() - began < 15 and "\n" not in str(error.value)
+    assert not lines(tmp_path, "error") and not lines(tmp_path, "episode")
+
+
+def test_a_simulator_that_does_not_come_up_again_after_trouble_is_trouble(tmp_path):
+    def trouble(task, episode, steps):
+        if (task, episode) == ("reach-blue", 1):
+            raise GONE
+
+    run = play(tmp_path, Stuck(good=2, trouble=trouble), time_limit=0.2, say=lambda text: None)
+    assert run.missing == [("reach-blue", 1), ("reach-blue", 2)]
+    assert [line["error"].split(":")[0] for line in lines(tmp_path, "error")] == ["RuntimeError", "TimeoutError"]
+
+
+def test_what_a_simulator_raises_when_it_is_first_opened_ends_the_run(tmp_path):
+    class Absent(Bench):
+        def open(self, task):
+            raise RuntimeError("not installed; pip install it")
+
+    with pytest.raises(RuntimeError, match=r"^not installed; pip install it$"):
+        play(tmp_path, Absent())
+
+
+class Onlooker:
+    """Notes what it is shown."""
+
+    def __init__(self):
+        self.log = []
+
+    def look(self, task, episode, trace):
+        self.log.append((task, episode, trace.step))
+
+    def end(self, task, episode, record):
+        self.log.append((task, episode, None if record is None else record.success))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_watcher_sees_every_call_and_every_end_and_changes_nothing(tmp_path, slots):
+    eye = Onlooker()
+    run = play(tmp_path / "a", raising({0}, after=1), slots=slots, execute=1, watchers=[eye], say=lambda text: None)
+    assert outcomes(run) == outcomes(play(tmp_path / "b", raising({0}, after=1), execute=1, say=lambda text: None))
+    for (task, episode), record in run.episodes.items():
+        own = [what for t, e, what in eye.log if (t, e) == (task, episode)]
+        assert own == [*range(len(record.calls)), record.success]
+    assert [what for t, e, what in eye.log if (t, e) == ("reach-red", 0)] == [0, 1, None]
 
 
 def test_the_watchdog_puts_back_what_it_found():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from vlaprune.progress import Standing
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
@@ -77,30 +79,36 @@ def _later(name: str, instead: str) -> None:
     sys.exit(2)
 
 
-def _say(error: BaseException) -> None:
+def _line(error: BaseException) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"{type(error).__name__}: {' '.join(str(text).split())}", file=sys.stderr)
+    return f"{type(error).__name__}: {' '.join(str(text).split())}"
+
+
+def _say(error: BaseException) -> None:
+    print(_line(error), file=sys.stderr)
 
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     """Runs a job under Hydra. Exit code 2 for what the user can mend: one line says what came and what is allowed."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
 
-    from vlaprune import config
+    from vlaprune import config, progress
 
     config.prepare()
     started, failed = [], []
+    board = progress.Board()
 
     def guarded(cfg: Any) -> None:
         started.append(True)
         try:
             job(cfg)
         except USER_ERRORS as error:
-            if not str(HydraConfig.get().launcher._target_).endswith("BasicLauncher"):
-                raise  # another process: the exception is all that comes back
-            failed.append(error)
-            _say(error)
+            one = config.job()
+            if one is None:
+                failed.append(error)
+                _say(error)
+            elif not one.fail(_line(error)):
+                raise  # on another machine: the exception is all that comes back
 
     try:
         hydra.main(version_base="1.3", config_path=config.config_path(), config_name=name)(guarded)()
@@ -109,55 +117,35 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
             sys.exit(stop.code if started else 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    if failed:
+    finally:
+        standings = board.close()
+    if standings:
+        _verdicts(standings)
+    if failed or any(s.error for s in standings):
         sys.exit(2)
 
 
-def _evaluate(cfg: DictConfig) -> None:
-    from tqdm import tqdm
-
-    from vlaprune import config, power
+def _verdicts(standings: Sequence[Standing]) -> None:
+    """The table of a finished sweep: its runs, and the baseline where one was named."""
     from vlaprune import report as tables
+    from vlaprune.records import read
+
+    folders = dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)
+    try:
+        print(tables.markdown(tables.tabulate(tables.compare([read(f) for f in folders], partial=True))))
+    except USER_ERRORS as error:
+        print(f"no table of this sweep: {_line(error)}", file=sys.stderr)
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    from vlaprune import config, evaluate
     from vlaprune.policy import Policy
-    from vlaprune.records import EpisodeRecord, Recorder, read
-    from vlaprune.rollout import Rules, Shard, rollout
 
     config.check(cfg)
-    shard = Shard(cfg.shard.index, cfg.shard.count)
     model, make_pruner, bench = config.build(cfg)
+    header = config.header(cfg, model, bench)
     policy = Policy(model, make_pruner, cfg.slots, config.control(cfg, bench))
-    recorder = Recorder(
-        cfg.output, config.header(cfg, model, bench, shard.suffix), config.sinks(cfg), shard.suffix, tqdm.write
-    )
-    done = recorder.done()
-    label = f"{model.info.name} {tables.label(recorder.header)} {bench.name}"
-    asked = {(t, e) for t, n in recorder.header.tasks.items() for e in shard.of(n)}
-    if not shard.index:
-        print(power.power_line(min(recorder.header.tasks.values()), len(recorder.header.tasks)))
-    mine = [r for r in done if (r.task, r.episode) in asked]
-    won = [r.success for r in mine]
-    try:
-        with tqdm(total=len(asked), initial=len(won), desc=label, unit="episode") as bar:
-
-            def progress(record: EpisodeRecord) -> None:
-                won.append(record.success)
-                bar.set_postfix_str(f"success {sum(won)}/{len(won)}, {record.task}")
-                bar.update()
-
-            rules = Rules(cfg.seed, cfg.time_limit)
-            rollout(policy, bench, recorder, shard, rules, progress)
-    except KeyboardInterrupt:
-        tqdm.write(f"stopped with {len(won)} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
-        raise
-    finally:
-        recorder.close()
-    run = read(cfg.output)
-    print(tables.summary(run))
-    if recorder.raised:
-        raise RuntimeError(
-            f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
-            "to redo just these"
-        )
+    evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
 
 
 def _train(cfg: DictConfig) -> None:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
     from vlaprune.control import Control
     from vlaprune.policy import VLA
+    from vlaprune.progress import Job
     from vlaprune.pruner import Pruner
     from vlaprune.records import Header, Sink
 
@@ -157,9 +160,20 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
     return {t.name: episodes or t.episodes for t in bench.tasks()}
 
 
-def header(cfg: DictConfig, model: VLA, bench: Benchmark, shard: str) -> Header:
+def job() -> Job | None:
+    """Which job of a sweep this is; None outside one."""
+    from vlaprune.progress import Job
+
+    hydra = HydraConfig.get()
+    return Job(hydra.job.num, hydra.job.override_dirname) if hydra.mode == RunMode.MULTIRUN else None
+
+
+def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     """What the journal says of this run."""
     from vlaprune.records import Header
+    from vlaprune.rollout import Shard
+
+    shard = Shard(cfg.shard.index, cfg.shard.count).suffix
 
     nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
     plain: dict[str, Any] = {k: OmegaConf.to_container(node, resolve=True) for k, node in nodes.items()}

@@ -18,6 +18,7 @@ from vlaprune.nn.decoder import Shape
 from vlaprune.pruner import Info, Pruner
 from vlaprune.records import StepRecord
 from vlaprune.session import Session
+from vlaprune.trace import Trace
 
 
 class VLA(Protocol):
@@ -107,6 +108,10 @@ class Policy:
                     f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
                 )
         return {slot: self.controllers[slot].actions(chunk) for slot, chunk in actions.items()}
+
+    def trace(self, slot: int) -> Trace:
+        """What a slot's latest call computed, read and kept; to look at, after `act`."""
+        return self.sessions[slot].trace
 
     def drain(self, slot: int) -> tuple[StepRecord, ...]:
         """The records of a slot's calls since its reset."""

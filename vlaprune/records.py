@@ -62,6 +62,12 @@ class Header:
     tasks: Mapping[str, int]
 
 
+def film_name(task: str, episode: int) -> str:
+    """Where, below a run's folder, the film of an episode is."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in task.lower())
+    return f"videos/{plain}-{episode:04d}.mp4"
+
+
 class Sink(Protocol):
     """CSV, wandb, or a third party's logger. It may fail; the run goes on and says so once."""
 
@@ -148,6 +154,19 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def recorded(folder: Path, header: Header) -> Run | None:
+    """The run that a folder already holds, if it holds one. ValueError where it is another run than `header` says."""
+    if not any(True for path in folder.glob("journal*.jsonl") for _ in _lines(path)):
+        return None
+    old, plain = read(folder), json.loads(json.dumps(dict(header.identity)))
+    if old.header.identity != plain:
+        raise ValueError(
+            f"{folder} holds another run ({differences(old.header, Header(plain, {}, {}))}); "
+            "choose another output=, or delete that folder"
+        )
+    return old
+
+
 class Recorder:
     """Appends one JSON line per finished episode and feeds the sinks.
 
@@ -169,25 +188,14 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.raised = 0
         done: dict[tuple[str, int], EpisodeRecord] = {}
-        if list(self.folder.glob("journal*.jsonl")):
-            old = read(self.folder) if self._has_header() else None
-            if old is not None:
-                plain = json.loads(json.dumps(dict(header.identity)))
-                if old.header.identity != plain:
-                    raise ValueError(
-                        f"{self.folder} holds another run ({differences(old.header, Header(plain, {}, {}))}); "
-                        "choose another output=, or delete that folder"
-                    )
-                done = old.episodes
+        if old := recorded(self.folder, header):
+            done = old.episodes
         self._done = dict(done)
         self._file = self._open(self.folder / f"journal{shard}.jsonl")
         self._append({"kind": "header", **asdict(header)})
         self._sinks = list(sinks)
         asked = [r for key, r in done.items() if key[1] < header.tasks.get(key[0], 0)]
         self._feed(lambda sink: sink.open(header, self.folder, asked))
-
-    def _has_header(self) -> bool:
-        return any(True for p in self.folder.glob("journal*.jsonl") for _ in _lines(p))
 
     @staticmethod
     def _open(path: Path) -> FileIO:

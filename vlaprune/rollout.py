@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from vlaprune.benchmark import Benchmark, Env, Observation, Task
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.records import EpisodeRecord, Recorder
+from vlaprune.records import EpisodeRecord, Header
+from vlaprune.trace import Trace
 
 Attempt = Generator[Observation, np.ndarray, tuple[bool, int]]
 
@@ -89,8 +92,34 @@ class Rules:
     patience: int = 5
 
 
+class Journal(Protocol):
+    """What episodes are written to: a Recorder, or what stands in for one."""
+
+    header: Header
+    folder: Path
+
+    def has(self, task: str, episode: int) -> bool:
+        """Whether this episode need not be run."""
+
+    def attempt(self, task: str, episode: int) -> AbstractContextManager[None]:
+        """Catches what the world raises inside."""
+
+    def write(self, record: EpisodeRecord) -> None:
+        """An episode is finished."""
+
+
+class Watcher(Protocol):
+    """Looks on: a film, a progress bar. It sees what happened and changes nothing."""
+
+    def look(self, task: str, episode: int, trace: Trace) -> None:
+        """A model call is over."""
+
+    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+        """An episode is over; without a record the world raised."""
+
+
 class Lane:
-    """One slot: its environment, opened when first needed and anew after trouble, and the episode under way."""
+    """One slot: its environment, opened anew after trouble, and the episode under way."""
 
     def __init__(self, slot: int, bench: Benchmark, task: Task) -> None:
         self.slot, self._bench, self._task = slot, bench, task
@@ -104,12 +133,25 @@ class Lane:
         """Whether an episode is under way."""
         return self._attempt is not None
 
-    def start(self, episode: int) -> None:
-        """Takes an episode; the world moves at the first `advance`."""
+    def open(self, time_limit: float) -> None:
+        """Starts the simulator; what that raises, TimeoutError too, is for the user to mend."""
+        try:
+            with watchdog(time_limit):
+                self._open()
+        except TimeoutError as error:
+            raise TimeoutError(f"opening the simulator of {self._task.name}: {error}") from None
+
+    def _open(self) -> Env:
         if self._env is None:
             self._env = self._stack.enter_context(self._bench.open(self._task))
-        self.episode = episode
-        self._attempt = attempt(self._env, self._task, episode)
+        return self._env
+
+    def start(self, episode: int) -> None:
+        """Takes an episode; the world moves, and after trouble is opened again, at the first `advance`."""
+        self.episode, self._attempt = episode, self._course(episode)
+
+    def _course(self, episode: int) -> Attempt:
+        return (yield from attempt(self._open(), self._task, episode))
 
     def advance(self, actions: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
         """The next observation, or the outcome (success, steps). What the world raises ends episode and world."""
@@ -135,56 +177,80 @@ class Lane:
 def rollout(
     policy: Policy,
     bench: Benchmark,
-    recorder: Recorder,
+    journal: Journal,
     shard: Shard,
     rules: Rules,
-    progress: Callable[[EpisodeRecord], None] = lambda record: None,
+    watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Runs every missing episode of the recorder's tasks; a slot that finishes takes the next episode at once.
+    """Runs every missing episode of the journal's tasks; a slot that finishes takes the next episode at once.
 
     What an environment raises is noted and its episode run again another time. What the policy raises ends the run:
     its numbers could not be believed. RuntimeError after `rules.patience` episodes that raised in a row.
     """
     for task in bench.tasks():
-        asked = recorder.header.tasks.get(task.name, 0)
-        todo = deque(e for e in shard.of(asked) if not recorder.has(task.name, e))
+        asked = journal.header.tasks.get(task.name, 0)
+        todo = deque(e for e in shard.of(asked) if not journal.has(task.name, e))
         lanes = [Lane(slot, bench, task) for slot in range(min(policy.slots, len(todo)))]
         try:
-            for record in _episodes(policy, task, lanes, todo, recorder, rules):
-                recorder.write(record)
-                progress(record)
+            for lane in lanes:
+                lane.open(rules.time_limit)
+            for record in _Episodes(policy, task, lanes, todo, journal, rules, watchers):
+                journal.write(record)
         finally:
             for lane in lanes:
                 lane.close()
 
 
-def _episodes(
-    policy: Policy, task: Task, lanes: list[Lane], todo: deque[int], recorder: Recorder, rules: Rules
-) -> Iterator[EpisodeRecord]:
-    actions: dict[int, np.ndarray] = {}
-    in_a_row = 0
-    while True:
-        looks: dict[int, Observation] = {}
-        for lane in lanes:
-            while lane.slot not in looks and (lane.busy or todo):
-                if not lane.busy:
-                    lane.start(todo.popleft())
-                    policy.reset(lane.slot, episode_seed(rules.seed, task.name, lane.episode))
-                said: Observation | tuple[bool, int] | None = None
-                with recorder.attempt(task.name, lane.episode):
-                    said = lane.advance(actions.pop(lane.slot, None), rules.time_limit)
-                if said is None:
-                    in_a_row += 1
-                if in_a_row == rules.patience:
-                    raise RuntimeError(
-                        f"{in_a_row} episodes of {task.name} raised one after the other; see the error "
-                        f"lines in {recorder.folder}, mend the environment and run the same command again"
-                    )
-                if isinstance(said, Observation):
-                    looks[lane.slot] = said
-                elif said is not None:
-                    in_a_row = 0
-                    yield EpisodeRecord(task.name, lane.episode, *said, policy.drain(lane.slot))
-        if not looks:
-            return
-        actions = policy.act(looks)
+@dataclass
+class _Episodes:
+    """The missing episodes of one task, as they finish."""
+
+    policy: Policy
+    task: Task
+    lanes: Sequence[Lane]
+    todo: deque[int]
+    journal: Journal
+    rules: Rules
+    watchers: Sequence[Watcher]
+    _in_a_row: int = 0  # episodes that raised
+
+    def __iter__(self) -> Iterator[EpisodeRecord]:
+        actions: dict[int, np.ndarray] = {}
+        while True:
+            looks: dict[int, Observation] = {}
+            for lane in self.lanes:
+                while lane.slot not in looks and (lane.busy or self.todo):
+                    said = self._advance(lane, actions.pop(lane.slot, None))
+                    if isinstance(said, Observation):
+                        looks[lane.slot] = said
+                    elif said is not None:
+                        yield said
+            if not looks:
+                return
+            actions = self.policy.act(looks)
+            for lane in self.lanes if self.watchers else ():
+                if lane.slot in looks:
+                    for watcher in self.watchers:
+                        watcher.look(self.task.name, lane.episode, self.policy.trace(lane.slot))
+
+    def _advance(self, lane: Lane, actions: np.ndarray | None) -> Observation | EpisodeRecord | None:
+        """The next observation of a lane or its finished episode; None where the world raised."""
+        name = self.task.name
+        if not lane.busy:
+            lane.start(self.todo.popleft())
+            self.policy.reset(lane.slot, episode_seed(self.rules.seed, name, lane.episode))
+        said: Observation | tuple[bool, int] | None = None
+        with self.journal.attempt(name, lane.episode):
+            said = lane.advance(actions, self.rules.time_limit)
+        if isinstance(said, Observation):
+            return said
+        record = None if said is None else EpisodeRecord(name, lane.episode, *said, self.policy.drain(lane.slot))
+        self._in_a_row = self._in_a_row + 1 if record is None else 0
+        for watcher in self.watchers:
+            watcher.end(name, lane.episode, record)
+        if self._in_a_row == self.rules.patience:
+            raise RuntimeError(
+                f"{self._in_a_row} episodes of {name} raised one after the other; see the error "
+                f"lines in {self.journal.folder}, mend the environment and run the same command again"
+            )
+        return record

@@ -131,7 +131,12 @@ class Session:
         with self.clock.span("method"):
             site = self._site(layer, tokens)
             selection = self.pruner.select(site)
-            return tokens if selection is None else self._apply(layer, tokens, selection)
+            if selection is None:
+                return tokens
+            tokens = self._apply(layer, tokens, selection)
+            if tokens.columns is not None:
+                self.trace.reused[layer] = tokens.columns[tokens.index.shape[0] :]
+            return tokens
 
     def _grown(self, index: Tensor, live: Tensor) -> Tensor:
         """Columns of a decode pass: its own row and those the layer has; joined once for layers that share them."""

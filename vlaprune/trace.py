@@ -179,6 +179,7 @@ class Trace:
     images  one [h, w, 3] uint8 image per view, as the vision tower sees it
     step    model calls since the episode began
     kept    site -> [k] numbers, among the V, of the visual tokens computed from that layer on
+    reused  site -> [r] prompt positions attended to from there on with an earlier call's keys and values
     counts  per layer (rows computed, columns attended to) of the prompt pass
     decode  per decode pass, the columns attended to at each layer
     expert  per pass of an action expert (a step of its flow), the columns attended to at each layer
@@ -190,6 +191,7 @@ class Trace:
     images: Sequence[Tensor]
     step: int
     kept: dict[int, Tensor] = field(default_factory=dict)
+    reused: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
     decode: list[list[int]] = field(default_factory=list)
     expert: list[list[int]] = field(default_factory=list)

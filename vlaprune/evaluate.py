@@ -1,0 +1,87 @@
+"""The job of vlaprune-eval: episodes into a journal, or, with `only`, recorded episodes once more for films."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlaprune import report
+from vlaprune.benchmark import Benchmark
+from vlaprune.film import KINDS, Film
+from vlaprune.policy import Policy
+from vlaprune.power import power_line
+from vlaprune.progress import Bar, Job, Standing, once
+from vlaprune.records import Header, Recorder, Sink, read, recorded
+from vlaprune.replay import Replay, chosen
+from vlaprune.rollout import Rules, Shard, rollout
+
+
+def main(
+    cfg: Any, policy: Policy, bench: Benchmark, header: Header, sinks: Sequence[Sink], job: Job | None = None
+) -> None:
+    """Runs what the configuration asks for, alone or as a job of a sweep."""
+    shard = Shard(cfg.shard.index, cfg.shard.count)
+    if cfg.only is not None:
+        _again(cfg, policy, bench, header, shard)
+        return
+    once(power_line(min(header.tasks.values()), len(header.tasks)))
+    recorder = Recorder(cfg.output, header, sinks, shard.suffix, tqdm.write)
+    label = f"{policy.model.info.name} {report.label(header)} {bench.name}"
+    asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
+    mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
+    won = sum(r.success for r in mine)
+    bar = Bar(Standing(label, str(recorder.folder), len(asked), len(mine), won, len(mine)), job)
+    try:
+        with _film(cfg, bench, header) as films:
+            rollout(policy, bench, recorder, shard, Rules(cfg.seed, cfg.time_limit), [bar, *films])
+    except KeyboardInterrupt:
+        done = bar.standing.done
+        tqdm.write(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
+        raise
+    finally:
+        recorder.close()
+        bar.close()
+    if job is None:
+        print(report.summary(read(cfg.output)))
+    if recorder.raised:
+        raise RuntimeError(
+            f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
+            "to redo just these"
+        )
+
+
+def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Shard) -> None:
+    if cfg.video == "none":
+        raise ValueError("only= runs recorded episodes again for their films; add video=all")
+    run = recorded(Path(cfg.output), header)
+    if run is None:
+        raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
+    replay = Replay(run, chosen(run, cfg.only), tqdm.write)
+    with _film(cfg, bench, header) as films:
+        rollout(policy, bench, replay, shard, Rules(cfg.seed, cfg.time_limit), films)
+    print(f"films are in {run.folder}/videos; the journal is as it was")
+    if replay.other:
+        raise RuntimeError(
+            f"{len(replay.other)} episodes did not end as recorded ({', '.join(replay.other)}); run them with the "
+            "slots, kernel and machine of the recorded run"
+        )
+
+
+@contextmanager
+def _film(cfg: Any, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
+    """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
+    if cfg.video not in KINDS:
+        raise ValueError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
+    if cfg.video == "none":
+        yield ()
+        return
+    fps = max(1.0, bench.control_hz / header.identity["execute"])
+    film = Film(Path(cfg.output), cfg.video, fps, cfg.video_megabytes, tqdm.write)
+    try:
+        yield (film,)
+    finally:
+        film.close()

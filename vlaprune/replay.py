@@ -1,0 +1,59 @@
+"""Runs chosen episodes of a recorded run again, to film them; the journal is not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from vlaprune.records import EpisodeRecord, Run, film_name
+
+
+def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
+    """Recorded episodes named as ["Lift:3", "Stack:7"], or all `lost` ones. ValueError for one that is not there."""
+    if isinstance(only, str):
+        if only != "lost":
+            raise ValueError(f"only={only}; use lost, or a list such as only=[{next(iter(run.episodes))[0]}:0]")
+        return {key for key, record in run.episodes.items() if not record.success}
+    keys = set()
+    for name in only:
+        task, _, number = str(name).rpartition(":")
+        if not number.isdecimal() or (task, int(number)) not in run.episodes:
+            raise ValueError(f"only={name}; {run.folder} holds no such episode, write TASK:NUMBER of one it holds")
+        keys.add((task, int(number)))
+    return keys
+
+
+class Replay:
+    """Stands in for the journal in a rollout: the chosen episodes are missing, and nothing is written.
+
+    Each outcome is held against the recorded one; a film that shows another outcome is thrown away.
+    """
+
+    def __init__(self, run: Run, wanted: set[tuple[str, int]], say: Callable[[str], None] = print) -> None:
+        self.folder, self.header, self._run, self._wanted, self._say = run.folder, run.header, run, wanted, say
+        self.other: list[str] = []
+
+    def has(self, task: str, episode: int) -> bool:
+        """Whether this episode was not chosen."""
+        return (task, episode) not in self._wanted
+
+    @contextmanager
+    def attempt(self, task: str, episode: int) -> Iterator[None]:
+        """Says what the world raises and goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.other.append(f"{task} {episode}")
+            self._say(f"{task} episode {episode} raised {type(error).__name__}: {error}")
+
+    def write(self, record: EpisodeRecord) -> None:
+        """Compares an episode with the recorded one."""
+        then = self._run.episodes[record.task, record.episode]
+        name = f"{record.task} {record.episode}"
+        ends = [f"{'achieved' if r.success else 'lost'} after {r.steps} steps" for r in (record, then)]
+        if ends[0] == ends[1]:
+            self._say(f"{name}: {ends[0]}, as recorded")
+            return
+        self.other.append(name)
+        (self.folder / film_name(record.task, record.episode)).unlink(missing_ok=True)
+        self._say(f"{name}: {ends[0]}, but {ends[1]} as recorded; no film of it")
