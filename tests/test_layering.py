@@ -41,7 +41,10 @@ LAYERS = {
     "methods": ["pruner", "trace", "methods", "nn.load"],
     "models": ["models", "benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
     "bench": ["benchmark", "finding"],
-    "bench.robosuite": ["benchmark", "finding", "bench.experts"],
+    "bench.remote": ["benchmark"],
+    "bench.robosuite": ["benchmark", "finding", "bench.experts", "bench.remote"],
+    "bench.libero": ["benchmark", "finding", "bench.libero_files", "bench.libero_experts", "bench.remote"],
+    "bench.libero_experts": ["bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }
 TORCHLESS = (

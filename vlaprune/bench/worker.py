@@ -1,0 +1,79 @@
+"""The far end of `vlaprune.bench.remote`: one environment in a process of its own, possibly under another Python.
+
+A script that needs Python 3.9 or later, numpy and what the simulator needs; it loads no model code. The first message
+is a pickled (benchmark, task) to open, each further one a method of the open environment with plain arguments; it
+answers one at a time. Pictures go through shared memory, the rest through the pipe. It ends when the pipe closes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+import pickle
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def load_package(folder: Path) -> None:
+    """Makes `vlaprune` importable from its folder alone; what else is installed beside it stays out of here."""
+    if "vlaprune" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "vlaprune", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None
+        sys.modules["vlaprune"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+def pack(observation: Any, memory: mmap.mmap) -> tuple[list[tuple[str, tuple[int, ...], int]], Any, str]:
+    """Copies pictures uint8 into shared memory; returns (camera, shape, offset) of each, state, instruction."""
+    places, at = [], 0
+    for camera, image in observation.images.items():
+        if image.dtype != np.uint8:
+            raise TypeError(f"camera {camera} gives {image.dtype}; a picture is uint8")
+        if at + image.size > len(memory):
+            raise ValueError(f"pictures of more than {len(memory)} bytes; use a smaller image")
+        np.frombuffer(memory, np.uint8, image.size, at).reshape(image.shape)[:] = image
+        places.append((camera, image.shape, at))
+        at += image.size
+    state = None if observation.state is None else np.asarray(observation.state, np.float64).tolist()
+    return places, state, observation.instruction
+
+
+def serve(connection: Connection, memory: mmap.mmap) -> None:
+    """Opens what the first message says, then answers until the pipe closes."""
+    try:
+        bench, task = pickle.loads(connection.recv_bytes())
+        with bench.open(task) as env:
+            connection.send(("ok", None))
+            while True:
+                name, arguments = connection.recv()
+                try:
+                    said = getattr(env, name)(*arguments)
+                    connection.send(("ok", pack(said, memory) if name == "observe" else said))
+                except Exception as error:
+                    connection.send(_told(error))
+    except (EOFError, ConnectionError):
+        return
+    except Exception as error:  # while opening
+        connection.send(_told(error))
+
+
+def _told(error: Exception) -> tuple[str, str, str, str]:
+    """An exception as plain words: type, message, traceback."""
+    return "error", type(error).__name__, str(error), traceback.format_exc()
+
+
+if __name__ == "__main__":
+    pipe, shared, package = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    os.dup2(2, 1)  # what simulators print belongs to the log
+    own = Path(__file__).resolve().parent  # its robosuite.py must not stand for the simulator
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != own]
+    load_package(package)
+    serve(Connection(pipe), mmap.mmap(shared, 0))
