@@ -35,7 +35,7 @@ def frames(path):
 
 
 def test_fates_are_those_at_the_deepest_site():
-    site, computed, reused = fates(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]})  # position 1 of the prompt is patch 0)
+    site, computed, reused = fates(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]}))  # position 1 is patch 0
     assert site == 3 and list(computed.nonzero()[0]) == [1, 5] and list(reused.nonzero()[0]) == [0]
     site, computed, reused = fates(trace())
     assert site is None and computed.all() and not reused.any()
