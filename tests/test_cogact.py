@@ -81,7 +81,7 @@ def test_the_prompt_ends_in_the_empty_and_the_end_token(model):
     layout, side = session.trace.layout, SIZES["image"] // 14
     assert (layout.visual, layout.length) == (range(1, 1 + side**2), side**2 + len(words) + 2)
     assert layout.action == range(layout.length - 1, layout.length) and layout.last == layout.length - 1
-    assert layout.text == range(1 + side**2, layout.length - 2)
+    assert layout.text == range(1 + side**2, layout.length - 1)
 
 
 def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model):

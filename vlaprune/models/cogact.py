@@ -142,7 +142,7 @@ class CogACT:
         return Layout(
             length=length,
             visual=range(1, 1 + total),
-            text=range(1 + total, length - 2),
+            text=range(1 + total, length - 1),
             action=range(length - 1, length),
             last=length - 1,
             views=views,
@@ -155,8 +155,7 @@ class CogACT:
         texts = [[*self.tokenize(question(o.instruction)), EMPTY, STOP] for o in observations]
         for session, own, text in zip(sessions, pictures, texts, strict=True):
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
-        with stage(sessions, "vision", self.trunk.see_flops(1)):
-            visual = self.trunk.see(pictures, sessions)
+        visual = self.trunk.see(pictures, sessions)
         with stage(sessions, "prompt"):
             rows = self.trunk.decoder([self._prompt(v, t) for v, t in zip(visual, texts, strict=True)], sessions)
         with stage(sessions, "head", self.action.flops()):
