@@ -249,12 +249,6 @@ def test_no_empty_log_is_left(call, tmp_path):
     assert not list(tmp_path.glob("**/*.log"))
 
 
-def test_what_is_not_there_yet_says_so_in_one_line(call):
-    code, _, errors = call(command="profile")
-    assert code == 2
-    one_line(errors, "vlaprune-profile: not part of this release yet")
-
-
 def test_training_refuses_what_cannot_be_learnt(call):
     code, _, errors = call("model=tiny", "bench=toy", command="train")
     assert code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,12 @@ def evaluate() -> None:
 
 
 def profile() -> None:
-    """vlaprune-profile: not there yet."""
-    _later("vlaprune-profile", "per-stage FLOPs and milliseconds of rollouts are in every vlaprune-eval run")
+    """vlaprune-profile: what methods save and what they cost, all in one run."""
+    from vlaprune import config
+
+    said = list(sys.argv[1:])
+    sys.argv[1:], arms = config.arms(said)
+    _hydra("profile", lambda cfg: _profile(cfg, arms, said))
 
 
 def train() -> None:
@@ -56,7 +61,6 @@ def report() -> None:
     parser.add_argument(
         "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
     parser.add_argument("--name", default="table", help="name of the files (default: table)")
     args = parser.parse_args()
@@ -70,18 +74,9 @@ def report() -> None:
         print(tables.markdown(table), *table.attrs["notes"], sep="\n\n")
         for path in tables.write(table, args.output, args.name):
             print(path)
-        if args.html:
-            from vlaprune.report import page
-
-            print(page.write(page.page(comparison, args.html, args.timed, args.untimed), args.html))
     except USER_ERRORS as error:
         _say(error)
         sys.exit(2)
-
-
-def _later(name: str, instead: str) -> None:
-    print(f"{name}: not part of this release yet; {instead}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _line(error: BaseException) -> str:
@@ -159,3 +154,22 @@ def _train(cfg: DictConfig) -> None:
     bench = config.make(cfg.bench)
     node = config.model_node(cfg, bench)
     train.main(cfg, bench, lambda: config.make(node), lambda: config.make(cfg.method))
+
+
+def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
+    import torch
+
+    from vlaprune import config
+    from vlaprune.profile import job
+
+    config.check_profile(cfg)
+    torch.set_num_threads(cfg.threads)
+    methods = [(label, partial(config.make, node)) for label, node in config.methods(arms)]
+    for _, make in methods:
+        make()  # a wrong option speaks before the weights are loaded
+    bench = config.make(cfg.bench)
+    model = config.make(config.model_node(cfg, bench))
+    made = config.provenance(str(model.device)) | {"command": " ".join(["vlaprune-profile", *said])}
+    setting = job.Setting(cfg, model, methods, lambda: config.control(cfg, bench), bench, config.make, made)
+    for path in job.MODES[cfg.mode](setting):
+        print(path)

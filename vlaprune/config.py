@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vlaprune.records import Header, Sink
 
 PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
+MODES = ("speed", "fidelity", "overhead", "roofline", "check")  # of vlaprune-profile
 
 
 class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
@@ -150,6 +153,48 @@ def check(cfg: DictConfig) -> None:
         value, kinds = OmegaConf.select(cfg, key), (int, float) if key == "time_limit" else (int,)
         if type(value) not in kinds and (value is not None or key not in ("episodes", "execute")):
             raise ValueError(f"{key}={value}; use a {'whole ' if float not in kinds else ''}number")
+
+
+def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Takes `method=a,b method.keep=0.5,0.25` out of a command line: what is left, and the arms, an override list each.
+
+    Unlike Hydra's multirun, which would give each arm a process and a time of its own, one job then sees them all.
+    """
+    parser = OverridesParser.create()
+    rest, axes = [], []
+    for text in argv:
+        if text.startswith("-") or text.partition("=")[0].split(".")[0] != "method":
+            rest.append(text)
+            continue
+        try:
+            one = parser.parse_override(text)
+        except OverrideParseException:
+            rest.append(text)  # Hydra says what is wrong with it
+            continue
+        key = one.get_key_element()
+        axes.append([f"{key}={v}" for v in one.sweep_string_iterator()] if one.is_sweep_override() else [text])
+    return rest, [list(arm) for arm in product(*axes)]
+
+
+def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
+    """The label and the configuration of each arm, composed with the other overrides of the running job."""
+    job = HydraConfig.get()
+    out = []
+    for arm in arms:
+        given = dict(text.partition("=")[::2] for text in arm)
+        called = given.pop("method", job.runtime.choices["method"])
+        label = " ".join([called, *(f"{k.removeprefix('method.')}={v}" for k, v in given.items())])
+        out.append((label, compose(job.job.config_name, [*job.overrides.task, *arm])["method"]))
+    return out
+
+
+def check_profile(cfg: DictConfig) -> None:
+    """ValueError for a setting of vlaprune-profile that is none."""
+    for key, kinds in {"warmup": (int,), "calls": (int,), "block": (int,), "seconds": (int, float)}.items():
+        if type(cfg[key]) not in kinds or cfg[key] < (key == "block"):
+            raise ValueError(f"{key}={cfg[key]}; use a {'whole ' if float not in kinds else ''}number, not negative")
+    if cfg.mode not in MODES:
+        raise ValueError(f"mode={cfg.mode} is not one of {', '.join(MODES)}")
 
 
 def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:

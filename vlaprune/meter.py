@@ -8,8 +8,7 @@ left out by both.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -48,18 +47,41 @@ def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
     )
 
 
+class Span:
+    """A stretch of time under a name, from entering its `with` block to leaving it."""
+
+    __slots__ = ("_clock", "_name", "_start")
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> None:
+        self._clock.open.append(self._name)
+        self._start = self._clock.now()
+
+    def __exit__(self, *_: object) -> None:
+        clock = self._clock
+        end = clock.now()
+        clock.open.pop()
+        clock.marks.append((self._name, len(clock.open), self._start, end))
+
+
 class Clock:
     """Named spans of one model call. CUDA events on a GPU, read with one synchronise at the end; wall time on a CPU.
 
     Spans may nest: a span's time excludes the spans inside it, so the parts add up to the whole.
+
+    open   names of the spans that are running, outermost first
+    marks  finished spans: name, depth, start, end
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.cuda = device.startswith("cuda")
-        self._marks: list[tuple[str, int, object, object]] = []
-        self._depth = 0
+        self.open: list[str] = []
+        self.marks: list[tuple[str, int, object, object]] = []
 
-    def _now(self) -> object:
+    def now(self) -> object:
+        """A point in time: seconds, or an event in the stream of the device."""
         if not self.cuda:
             return time.perf_counter()
         import torch
@@ -68,27 +90,21 @@ class Clock:
         event.record()
         return event
 
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Times what is inside, under `name`."""
-        start, self._depth = self._now(), self._depth + 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            self._marks.append((name, self._depth, start, self._now()))
+    def span(self, name: str) -> Span:
+        """Times what is inside its `with` block, under `name`."""
+        return Span(self, name)
 
     def read(self) -> dict[str, float]:
         """Milliseconds by name since the last read; waits for the device once."""
-        if self.cuda and self._marks:
+        if self.cuda and self.marks:
             import torch
 
             torch.cuda.synchronize()
         ms: dict[str, float] = {}
         inner: dict[int, float] = {}  # depth -> time of spans finished at that depth and not yet claimed by a parent
-        for name, depth, start, end in self._marks:
+        for name, depth, start, end in self.marks:
             took = start.elapsed_time(end) if self.cuda else (end - start) * 1e3  # type: ignore[attr-defined,operator]
             ms[name] = ms.get(name, 0.0) + took - inner.pop(depth + 1, 0.0)
             inner[depth] = inner.get(depth, 0.0) + took
-        self._marks.clear()
+        self.marks.clear()
         return ms

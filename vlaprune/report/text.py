@@ -39,8 +39,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["ms/call"] = cells(lambda r: f"{r.ms:.2f}", "ms")
         out["of it method"] = cells(lambda r: f"{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
-            about = "~" if table.attrs.get("shared") else ""
-            out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x", "speedup")
+            out["speed-up"] = cells(lambda r: f"{r.speedup:.2f}x", "speedup")
     return out
 
 

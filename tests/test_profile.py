@@ -1,0 +1,284 @@
+"""The profiler: recordings come back as they were, times add up, ratios are honest, a bad comparison is refused."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from doubles import Scripted
+
+from vlaprune import cli
+from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.benchmark import Interface
+from vlaprune.control import Control
+from vlaprune.meter import Clock
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.divprune import DivPrune
+from vlaprune.methods.fastv import FastV
+from vlaprune.models.tiny import Tiny
+from vlaprune.models.toy import STYLES, Toy
+from vlaprune.policy import Policy
+from vlaprune.profile import micro
+from vlaprune.profile.ladder import dense, kernel, missing
+from vlaprune.profile.machine import Nvml, Watch, held, idle_power
+from vlaprune.profile.page import Page, interval
+from vlaprune.profile.products import Products
+from vlaprune.profile.recording import Recording, actions, closes, numbers, phases, record, synthetic
+from vlaprune.profile.speed import COMPLETE, described
+from vlaprune.pruner import Budget, Plan
+from vlaprune.roofline import Device
+
+HERE = Device("here", 1e11, 1e10, "test")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return Tiny("random", ("a", "b"), width=32, layers=4, heads=2, vision_width=64, image=64, chunk=5, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return record(Policy(Toy(), Dense, control=Control(execute=1)), ToyBench(), episodes=3, seed=7)
+
+
+def test_a_recording_comes_back_as_it_was(tmp_path, seen):
+    seen.save(tmp_path / "seen.npz")
+    back = Recording.load(tmp_path / "seen.npz")
+    assert back.card == seen.card and len(back.frames) == len(seen.frames)
+    for a, b in zip(seen.frames, back.frames, strict=True):
+        assert (a.task, a.episode, a.step, a.phase) == (b.task, b.episode, b.step, b.phase)
+        assert a.observation.instruction == b.observation.instruction
+        assert np.array_equal(a.observation.state, b.observation.state)
+        assert np.array_equal(a.observation.images["main"], b.observation.images["main"])
+    assert [e[0].step for e in back.episodes] == [0] * 6 and list(tmp_path.iterdir()) == [tmp_path / "seen.npz"]
+
+
+def test_a_damaged_recording_is_named(tmp_path):
+    (tmp_path / "seen.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=r"seen\.npz is no whole recording"):
+        Recording.load(tmp_path / "seen.npz")
+
+
+def test_replaying_a_recording_gives_the_recorded_course(seen):
+    """The recorded episodes are those of a rollout: acting again leads to the same next observation."""
+    policy = Policy(Toy(), Dense)
+    bench = ToyBench()
+    for episode in seen.episodes[:2]:
+        first = [chunk[0] for chunk in actions(policy, episode, 7)]
+        with bench.open(bench.tasks()[0]) as world:
+            world.reset(episode[0].episode)
+            for frame, action in zip(episode, first, strict=True):
+                assert np.array_equal(world.observe().state, frame.observation.state)
+                done = world.step(action)
+        assert done
+
+
+@pytest.mark.parametrize(("gripper", "number"), [("close_positive", 0.4), ("open_positive", -0.4), ("zero_one", 0.9)])
+def test_what_closes_the_gripper_depends_on_the_interface(gripper, number):
+    interface = Interface("axis_angle", gripper, "delta", ("main",), None)
+    assert (
+        closes(np.array([[0, number]]), interface).all() and not closes(np.array([[0, -number + 0.1]]), interface).any()
+    )
+
+
+def test_phases_follow_the_gripper():
+    off, on, flip = np.zeros(3, bool), np.ones(3, bool), np.array([False, True, True])
+    assert phases([off, off, flip, on, on, off, off]) == [
+        *["approach"] * 2, "switch", "carry", "carry", "switch", "after"
+    ]  # fmt: skip
+    assert phases([on]) == ["switch"]
+
+
+def test_synthetic_observations_fit_the_interface_and_move_little(tiny):
+    frames = synthetic(tiny.interface, 64, episodes=2, steps=3).frames
+    assert numbers("eef_pos3_axisangle3_gripper2") == 8 and numbers("position2") == 2
+    a, b = (f.observation.images["a"] for f in frames[:2])
+    assert 0 < (a != b).any(-1).mean() < 0.05
+    assert len(actions(Policy(tiny, Dense), frames[:3], 0)) == 3
+
+
+def arm(model, make, label="arm", rung="sdpa"):
+    return micro.Arm(label, Policy(model, make), rung)
+
+
+RULES = micro.Rules(warmup=2, calls=8, seconds=0.0, block=4)
+
+
+def test_every_block_of_a_method_has_a_dense_block_of_the_same_calls(tiny):
+    episodes = synthetic(tiny.interface, 64, episodes=2, steps=4).episodes
+    base = arm(tiny, Dense)
+    (pair,) = micro.compare(base, [arm(tiny, lambda: DivPrune(keep=0.25))], episodes, RULES, Watch(CPU, Nvml(CPU)))
+    assert len(pair.arm.ms) >= RULES.calls and len(pair.beside) == len(pair.arm.blocks) == len(pair.busy_ratios)
+    assert all(len(d) == len(m) == 4 for d, m in zip(pair.beside, pair.arm.blocks, strict=True))
+    assert pair.ratios.shape == (len(pair.beside),) and (pair.ratios > 0).all() and (pair.busy_ratios > 0).all()
+
+
+def test_a_slow_method_is_slower_by_what_it_sleeps(tiny):
+    """The clock holds the method's scoring: no part of a call is outside."""
+
+    def sleepy(site):
+        time.sleep(0.02)
+
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    base, slow = arm(tiny, Dense), arm(tiny, lambda: Scripted(Plan((1,)), sleepy))
+    (pair,) = micro.compare(base, [slow], episodes, RULES, Watch(CPU, Nvml(CPU)))
+    assert np.median(pair.arm.ms) - np.median([t for b in pair.beside for t in b]) > 15
+    assert np.median([r.ms["method"] for r in slow.records]) > 20
+    row = described(tiny, slow, HERE)
+    assert row["ms_method"] > 20 and row["spans_share"] >= COMPLETE
+
+
+def test_a_method_that_breaks_its_budget_gets_no_speed_up(tiny):
+    def few(site):
+        return DivPrune(keep=0.25).select(site)
+
+    liar = arm(tiny, lambda: Scripted(Plan((0,), budget={0: Budget(0.5)}), few))
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    (pair,) = micro.compare(arm(tiny, Dense), [liar], episodes, RULES, Watch(CPU, Nvml(CPU)))
+    assert "promised 16 of 32 visual tokens" in pair.arm.refused and not pair.arm.blocks
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("make", [Dense, lambda: FastV(layer=2)])
+def test_products_seen_are_the_flops_charged(style, make):
+    policy = Policy(Toy(style), make)
+    frame = synthetic(Toy().interface, 64, episodes=1, steps=1).frames[0]
+    clock = policy.clock
+    with Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other")) as found:
+        policy.act({0: frame.observation})
+    (record_,) = policy.drain(0)
+    assert {k: v for k, v in record_.flops.items() if v} == {k: sum(w.flops for w in v) for k, v in found.found.items()}
+
+
+def test_products_of_a_method_that_nobody_charged_are_seen(tiny):
+    base = arm(tiny, lambda: DivPrune(keep=0.5))
+    base.warm(RULES.blocks(synthetic(tiny.interface, 64, 1, 4).episodes), RULES)
+    assert sum(w.flops for w in base.products["method"]) > 0 and base.counted == 4
+
+
+def test_rungs_of_the_ladder_act_alike(tiny):
+    frames = synthetic(tiny.interface, 64, episodes=1, steps=2).frames
+    chunks = []
+    for rung, backend in (("sdpa", ""), ("eager", ""), ("compile", "eager")):
+        with kernel(rung):
+            policy = Policy(dense(tiny, rung, backend), Dense)
+            chunks.append(actions(policy, frames, 0))
+        assert sum(policy.drain(0)[-1].flops.values()) == sum(policy.drain(0)[0].flops.values()) > 0
+    for other in chunks[1:]:
+        assert np.allclose(chunks[0], other, atol=1e-5)
+    assert missing("graph", CPU) and missing("flash", CPU) and missing("sdpa", CPU) is None
+    with pytest.raises(ValueError, match="fastest"), kernel("fastest"):
+        pass
+
+
+def test_a_compiled_decoder_refuses_what_it_cannot_do():
+    policy = Policy(dense(Toy("autoregressive"), "compile", "eager"), Dense)
+    with pytest.raises(ValueError, match="keeps no cache"):
+        policy.act({0: synthetic(Toy().interface, 64, 1, 1).frames[0].observation})
+
+
+class Told(Nvml):
+    """A board that says what it is told to."""
+
+    def __init__(self, clocks=(1000,), processes=1):
+        self.reason, self._clocks, self._processes = None, list(clocks), processes
+
+    def clock(self):
+        return self._clocks.pop(0)
+
+    def processes(self):
+        return self._processes
+
+
+@pytest.mark.parametrize(
+    ("nvml", "why"),
+    [
+        (Told([1000, 1049]), None),
+        (Told([1000, 1060]), "clocks moved from 1000 to 1060 MHz"),
+        (Told([1000, 1000], processes=2), "2 processes on the GPU"),
+    ],
+)
+def test_a_disturbed_gpu_gives_no_speed_up(nvml, why):
+    watch = Watch(torch.device("cuda"), nvml)
+    watch.look()
+    watch.look()
+    assert watch.refusal == why
+
+
+def test_what_a_machine_cannot_say_is_none_with_a_reason():
+    nvml = Nvml(CPU)
+    assert nvml.energy() is None and nvml.clock() is None and nvml.processes() is None and idle_power(nvml) is None
+    assert nvml.reason.startswith("no NVML")
+    watch = Watch(CPU, nvml, load=9.0)
+    assert watch.refusal is None and "shared machine: load 9.0" in watch.shared
+
+
+def test_memory_that_a_method_holds_is_counted():
+    pruner = Scripted(Plan())
+    pruner.past = {"a": [torch.zeros(4), torch.zeros(2, dtype=torch.float64)]}
+    assert held(pruner) == 32
+
+
+def test_the_interval_of_a_median_holds_the_median():
+    values = np.random.default_rng(0).normal(1.5, 0.1, 40)
+    low, high = interval(values)
+    assert low < np.median(values) < high and high - low < 0.15
+
+
+def test_spans_know_which_is_open():
+    clock = Clock()
+    with clock.span("a"), clock.span("b"):
+        assert clock.open == ["a", "b"]
+    assert clock.open == []
+
+
+def run(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["vlaprune-profile", *argv])
+    cli.profile()
+
+
+TOY = ("model=toy", "bench=toy", "calls=4", "seconds=0", "warmup=1", "record=2", "hydra.run.dir=.")
+
+
+def test_a_sweep_is_one_run_with_all_arms_in_one_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, *TOY, "method=fastv,divprune", "method.keep=0.5,0.25", "output=out", "observations=seen.npz")
+    page, csv = (tmp_path / "out" / f"toy-cpu.{e}" for e in ("md", "csv"))
+    lines = csv.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        *["dense"] * 2, *(f"{m} keep={k}" for m in ("fastv", "divprune") for k in (0.5, 0.25))
+    ]  # fmt: skip
+    text = page.read_text()
+    for heading in ("Speed", "Stages", "Counted", "Floors", "Memory and energy"):
+        assert f"## {heading}" in text
+    assert "method=fastv,divprune method.keep=0.5,0.25" in text and "no NVML" in text
+    assert (tmp_path / "seen.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("mode=fast",), "mode=fast is not one of speed"),
+        (("ladder=[turbo]",), "ladder rung 'turbo' is not one of eager"),
+        (("method=fastv", "method.keep=3.5"), "keep=3.5"),
+        (("block=0",), "block=0"),
+        (("bench=robosuite", "observations=none.npz"), "do not fit"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(tmp_path, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *TOY, "observations=noise", *argv)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and said in error[-1]
+
+
+def test_a_page_is_written_with_what_made_it(tmp_path):
+    page = Page("title")
+    page.table("numbers", [{"a": "1", "b": "2"}])
+    made = {"command": "c", "commit": "x", "versions": {"torch": "2", "none": None}, "hardware": {"cores": 2}}
+    md, csv = page.write(tmp_path, "p", [{"a": 1}], made)
+    assert "| 1   | 2   |" in md.read_text() and "torch 2" in md.read_text() and csv.read_text() == "a\n1\n"

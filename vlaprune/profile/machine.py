@@ -1,0 +1,140 @@
+"""The machine while it is measured: is it ours alone, do its clocks hold, what energy and memory does it take.
+
+Everything that a machine cannot say is None, with the reason beside it; never a zero.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+
+CLOCKS_MAY_MOVE = 0.05
+WINDOW = 2.0  # seconds; NVML's energy counter is refreshed every 20 to 100 ms
+
+
+class Nvml:
+    """NVIDIA's management library for the device computed on, or `reason` why it cannot be asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.reason: str | None = None
+        self._nvml: ModuleType | None = None
+        if device.type != "cuda":
+            self.reason = "no NVML: not an NVIDIA device"
+            return
+        try:
+            import pynvml  # type: ignore[import-not-found]
+
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._nvml = pynvml
+        except Exception as error:  # ImportError, or one of NVML's own
+            self.reason = f"no NVML: {type(error).__name__} {error}"
+
+    def energy(self) -> float | None:
+        """Joules the board has taken since the driver was loaded."""
+        if self._nvml is None:
+            return None
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except Exception as error:
+            self.reason = f"no energy counter: {type(error).__name__} {error}"
+            return None
+
+    def clock(self) -> float | None:
+        """MHz of the multiprocessors at this moment."""
+        if self._nvml is None:
+            return None
+        return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
+
+    def processes(self) -> int | None:
+        """Processes that compute on the board, this one included."""
+        if self._nvml is None:
+            return None
+        return len(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+
+
+@dataclass
+class Watch:
+    """Looks at the machine between blocks and says why a ratio of its times is not to be believed.
+
+    On a GPU a stranger or moving clocks forbid a speed-up (`refusal`); on a CPU, where nobody has a machine to himself,
+    load beyond our own threads is said beside the table (`shared`).
+    """
+
+    device: torch.device
+    nvml: Nvml
+    clocks: list[float] = field(default_factory=list)
+    most: int = 0
+    load: float = 0.0
+
+    def look(self) -> None:
+        """One look, to be taken while the device is busy."""
+        clock, processes = self.nvml.clock(), self.nvml.processes()
+        if clock is not None:
+            self.clocks.append(clock)
+        self.most = max(self.most, processes or 0)
+        self.load = max(self.load, os.getloadavg()[0])
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no speed-up may be printed; None if one may."""
+        if self.most > 1:
+            return f"{self.most} processes on the GPU"
+        if self.clocks and max(self.clocks) > (1 + CLOCKS_MAY_MOVE) * min(self.clocks):
+            return f"clocks moved from {min(self.clocks):.0f} to {max(self.clocks):.0f} MHz"
+        return None
+
+    @property
+    def shared(self) -> str | None:
+        """What to say of a CPU on which others computed too; None if nobody did."""
+        if self.device.type == "cpu" and self.load > torch.get_num_threads() + 0.5:
+            return f"shared machine: load {self.load:.1f} for {torch.get_num_threads()} of our threads"
+        return None
+
+    @property
+    def unknown(self) -> str | None:
+        """What of a GPU could not be looked at."""
+        return self.nvml.reason if self.device.type == "cuda" else None
+
+
+def idle_power(nvml: Nvml, seconds: float = WINDOW) -> float | None:
+    """Watts of the board when nothing runs."""
+    before = nvml.energy()
+    if before is None:
+        return None
+    start = time.perf_counter()
+    time.sleep(seconds)
+    after = nvml.energy()
+    return None if after is None else (after - before) / (time.perf_counter() - start)
+
+
+def peak_memory(device: torch.device) -> tuple[float, float | None]:
+    """MB allocated at most and MB reserved since the last reset; on a CPU the process's peak, which has no reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6, torch.cuda.max_memory_reserved(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Starts a new peak, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def held(thing: object, depth: int = 6) -> int:
+    """Bytes of the tensors that an object's attributes hold, down to `depth`: a method's memory from call to call."""
+    if isinstance(thing, torch.Tensor):
+        return thing.numel() * thing.element_size()
+    if not depth:
+        return 0
+    if isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
+        return sum(held(one, depth - 1) for one in thing)  # type: ignore[attr-defined,misc]
+    if isinstance(thing, dict):
+        return sum(held(one, depth - 1) for one in thing.values())
+    return held(vars(thing), depth - 1) if hasattr(thing, "__dict__") and not isinstance(thing, type) else 0

@@ -1,0 +1,228 @@
+"""The micro arm: recorded observations replayed in order, every method against dense, in interleaved blocks.
+
+A block is one episode (or its first calls), replayed from a reset. Each of a method's blocks has a dense block of the
+same observations beside it, before and after in turn, so a machine that grows slower slows both; a speed-up is the
+median of the blocks' ratios. Beside wall time stands the processor's time of this process, which neighbours on a shared
+CPU lengthen far less.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.profile.ladder import kernel
+from vlaprune.profile.machine import WINDOW, Nvml, Watch, forget_peak, held, peak_memory
+from vlaprune.profile.products import Products
+from vlaprune.profile.recording import Frame
+from vlaprune.records import StepRecord
+from vlaprune.roofline import Stages
+
+Block = Sequence[Frame]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long to measure.
+
+    warmup   calls of each arm that are thrown away
+    calls    calls of each arm at least
+    seconds  seconds of each arm at least
+    block    calls of a block at most
+    seed     of the policies
+    """
+
+    warmup: int = 20
+    calls: int = 200
+    seconds: float = 10.0
+    block: int = 20
+    seed: int = 7
+
+    def blocks(self, episodes: Sequence[Block]) -> Iterator[Block]:
+        """The first calls of every episode, over and over."""
+        while True:
+            yield from (episode[: self.block] for episode in episodes)
+
+
+@dataclass
+class Arm:
+    """One way to run the model, and what was seen of it.
+
+    label    what it is called in the table
+    policy   one slot
+    rung     kernel of the dense ladder it runs under
+    blocks   milliseconds of each call, by block; the first call of a block follows a reset
+    busy     milliseconds of processor time of each block
+    records  of every call that was timed
+    products  of some calls, as many as `counted`, as torch dispatched them
+    joules   energy of the board per call, in windows of two seconds or more
+    refused  why it has no speed-up: what the call raised
+    """
+
+    label: str
+    policy: Policy
+    rung: str
+    blocks: list[list[float]] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
+    products: Stages = field(default_factory=dict)
+    counted: int = 1
+    joules: list[float] = field(default_factory=list)
+    memory: tuple[float, float | None] = (0.0, None)
+    cache_bytes: int = 0
+    state_bytes: int = 0
+    refused: str | None = None
+
+    def replay(self, block: Block, seed: int) -> tuple[list[float], list[StepRecord]]:
+        """Milliseconds and records of the calls of one block: issue to actions on the host."""
+        policy, took = self.policy, []
+        policy.reset(0, episode_seed(seed, block[0].task, block[0].episode))
+        with kernel(self.rung):
+            for frame in block:
+                start = time.perf_counter()
+                policy.act({0: frame.observation})
+                took.append((time.perf_counter() - start) * 1e3)
+        return took, list(policy.drain(0))
+
+    def run(self, block: Block, seed: int) -> None:
+        """Replays and keeps what was seen. A method that breaks its own budget is refused, not fatal."""
+        busy = time.process_time()
+        try:
+            took, records = self.replay(block, seed)
+        except ValueError as error:
+            self.refused = str(error)
+            return
+        self.busy.append((time.process_time() - busy) * 1e3)
+        self.blocks.append(took)
+        self.records += records
+
+    def warm(self, blocks: Iterator[Block], rules: Rules) -> None:
+        """Throws calls away, then looks at one block's products and memory."""
+        device = self.policy.model.device
+        done = 0
+        try:
+            while done < rules.warmup:
+                done += len(self.replay(next(blocks), rules.seed)[0])
+            forget_peak(device)
+            block = next(blocks)[:8]
+            self.replay(block, rules.seed)
+            self.memory = peak_memory(device)
+            clock = self.policy.clock
+            with Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other")) as seen:
+                self.replay(block, rules.seed)
+        except ValueError as error:
+            self.refused = str(error)
+            return
+        self.products, self.counted = seen.found, len(block)
+        session = self.policy.sessions[0]
+        self.cache_bytes = session.cache.bytes if session.cache is not None else 0
+        self.state_bytes = held(session.pruner)
+
+    @property
+    def ms(self) -> np.ndarray:
+        """[n] milliseconds of every timed call."""
+        return np.array([t for block in self.blocks for t in block])
+
+    @property
+    def first(self) -> float:
+        """Median milliseconds of the calls right after a reset."""
+        return float(np.median([block[0] for block in self.blocks]))
+
+    def enough(self, rules: Rules) -> bool:
+        """Whether it was measured for long enough."""
+        return self.refused is not None or (len(self.ms) >= rules.calls and self.ms.sum() >= 1e3 * rules.seconds)
+
+
+@dataclass
+class Pair:
+    """A method's arm, and of the dense blocks that ran beside its own the call times and the processor's time."""
+
+    arm: Arm
+    beside: list[list[float]] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """[blocks] speed-up of each block: dense time over the method's, on the same observations."""
+        pairs = zip(self.beside, self.arm.blocks, strict=True)
+        return np.array([np.median(d) / np.median(m) for d, m in pairs])
+
+    @property
+    def busy_ratios(self) -> np.ndarray:
+        """[blocks] the same by processor time."""
+        return np.array(self.busy) / np.array(self.arm.busy)
+
+    def stages(self, name: str, base: Sequence[StepRecord]) -> float:
+        """Ratio of median milliseconds of one stage, dense over method."""
+        ours = np.median([r.ms.get(name, 0.0) for r in self.arm.records])
+        return float(np.median([r.ms.get(name, 0.0) for r in base]) / ours) if ours else float("nan")
+
+
+def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: Rules, watch: Watch) -> Arm:
+    """Measures the rungs of the dense ladder in turn; gives the fastest."""
+    for arm in arms:
+        arm.warm(rules.blocks(episodes), rules)
+        if arm.refused:
+            raise ValueError(f"dense under {arm.rung}: {arm.refused}")
+    for number, block in enumerate(rules.blocks(episodes)):
+        if all(arm.enough(rules) for arm in arms):
+            break
+        for arm in arms[:: -1 if number % 2 else 1]:
+            arm.run(block, rules.seed)
+        watch.look()
+    return min(arms, key=lambda arm: float(np.median(arm.ms)))
+
+
+def compare(
+    dense: Arm,
+    arms: Sequence[Arm],
+    episodes: Sequence[Block],
+    rules: Rules,
+    watch: Watch,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Pair]:
+    """Measures every method beside the dense arm, block by block, the order turned about in every block."""
+    pairs = [Pair(arm) for arm in arms]
+    for pair in pairs:
+        pair.arm.warm(rules.blocks(episodes), rules)
+    for number, block in enumerate(rules.blocks(episodes)):
+        todo = [pair for pair in pairs if not pair.arm.enough(rules)]
+        if not todo:
+            break
+        for pair in todo:
+            _beside(dense, pair, block, rules.seed, first=number % 2 == 0)
+            watch.look()
+        tell(f"{len(todo)} of {len(pairs)} arms to measure")
+    return pairs
+
+
+def _beside(dense: Arm, pair: Pair, block: Block, seed: int, first: bool) -> None:
+    """One dense block and one of the method."""
+    before = len(pair.arm.blocks)
+    order = (dense, pair.arm) if first else (pair.arm, dense)
+    for arm in order:
+        arm.run(block, seed)
+    if len(pair.arm.blocks) > before:
+        pair.beside.append(dense.blocks[-1])
+        pair.busy.append(dense.busy[-1])
+
+
+def energy(arm: Arm, episodes: Sequence[Block], rules: Rules, nvml: Nvml, windows: int = 3) -> None:
+    """Joules of the board per call, over windows long enough for its counter; nothing where there is none."""
+    if nvml.energy() is None or arm.refused:
+        return
+    blocks = rules.blocks(episodes)
+    for _ in range(windows):
+        torch.cuda.synchronize()
+        start, before, calls = time.perf_counter(), nvml.energy(), 0
+        while time.perf_counter() - start < WINDOW:
+            calls += len(arm.replay(next(blocks), rules.seed)[0])
+        torch.cuda.synchronize()
+        after = nvml.energy()
+        if before is not None and after is not None:
+            arm.joules.append((after - before) / calls)

@@ -1,0 +1,65 @@
+"""Pages of results: Markdown with tables and what made them, and one CSV with plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Cells = Mapping[str, str]
+
+
+@dataclass
+class Page:
+    """A title, then paragraphs and tables in the order they were added, then what made it."""
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+    def text(self, *lines: str) -> None:
+        """A paragraph."""
+        self.parts.append("\n".join(lines))
+
+    def table(self, heading: str, rows: Sequence[Cells]) -> None:
+        """A heading and a table; the first row's keys are its columns. Nothing for no rows."""
+        if not rows:
+            return
+        columns = list(rows[0])
+        cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
+        widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+        lines = [" | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+        lines.insert(1, " | ".join("-" * w for w in widths))
+        self.parts.append(f"## {heading}\n\n" + "\n".join(f"| {line} |" for line in lines))
+
+    def write(self, folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
+        """NAME.md and NAME.csv; `made` is the provenance of this process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        md, csv = folder / f"{name}.md", folder / f"{name}.csv"
+        md.write_text("\n\n".join([f"# {self.title}", *self.parts, sources(made)]) + "\n")
+        pd.DataFrame(list(rows)).to_csv(csv, index=False)
+        return [md, csv]
+
+
+def sources(made: Mapping[str, Any]) -> str:
+    """What made a page, a line each."""
+    lines = [f"- command: `{made['command']}`", f"- commit: {made['commit']}"]
+    for key in ("versions", "hardware"):
+        lines.append(f"- {key}: " + ", ".join(f"{k} {v}" for k, v in made[key].items() if v is not None))
+    return "\n".join(lines)
+
+
+def interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of a median."""
+    lot = np.random.default_rng(seed)
+    medians = np.median(lot.choice(values, (draws, len(values))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def percent(share: float) -> str:
+    """0.123 as 12.3 %."""
+    return f"{100 * share:.1f} %"

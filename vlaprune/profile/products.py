@@ -1,0 +1,52 @@
+"""What a call really did: every matrix product that torch dispatched, by stage, with its FLOPs and bytes.
+
+The formulas of the meter say what a call costs; this looks. It sees a method's own products (similarities, matching)
+too, and any model's head, so the roofline floor of a call needs no description of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from vlaprune.roofline import Work
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Products(TorchDispatchMode):
+    """Notes matrix products, convolutions and fused attentions while its `with` block runs.
+
+    stage   says under which name; asked at every product
+    found   stage -> the products, in order
+    """
+
+    def __init__(self, stage: Callable[[], str]) -> None:
+        super().__init__()
+        self.stage = stage
+        self.found: dict[str, list[Work]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in flop_registry and packet is not _CPU_ATTENTION:
+            with self:
+                apart = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if apart is NotImplemented else apart
+        out = func(*args, **kwargs)
+        if packet is _CPU_ATTENTION:  # which torch's registry leaves out
+            flops = sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
+        else:
+            flops = flop_registry[packet](*args, **kwargs, out_val=out)
+        moved = _bytes([*args, *kwargs.values()]) + _bytes(out if isinstance(out, (tuple, list)) else [out])
+        self.found.setdefault(self.stage(), []).append(Work(float(flops), float(moved)))
+        return out
+
+
+def _bytes(values: Sequence[Any]) -> int:
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))

@@ -1,0 +1,170 @@
+"""Recorded observations: what a dense policy saw, in order, with the episodes they are from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlaprune.benchmark import Benchmark, Interface, Observation
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.rollout import attempt
+
+PHASES = ("approach", "switch", "carry", "after")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One observation that a dense policy was asked about.
+
+    step   model calls since the episode began
+    phase  approach (gripper never closed yet), switch (the gripper opens or closes), carry (closed), after
+    """
+
+    observation: Observation
+    task: str
+    episode: int
+    step: int
+    phase: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Frames in the order seen, and what made them."""
+
+    frames: Sequence[Frame]
+    card: dict[str, Any]
+
+    @property
+    def episodes(self) -> list[list[Frame]]:
+        """The frames by episode; replaying one begins with a reset."""
+        return [list(g) for _, g in groupby(self.frames, lambda f: (f.task, f.episode))]
+
+    def save(self, path: Path) -> None:
+        """Writes one .npz, whole or not at all."""
+        arrays: dict[str, np.ndarray] = {
+            f"image/{camera}": np.stack([f.observation.images[camera] for f in self.frames])
+            for camera in self.frames[0].observation.images
+        }
+        if self.frames[0].observation.state is not None:
+            arrays["state"] = np.stack([np.asarray(f.observation.state) for f in self.frames])
+        arrays["instruction"] = np.array([f.observation.instruction for f in self.frames])
+        for name in ("task", "episode", "step", "phase"):
+            arrays[name] = np.array([getattr(f, name) for f in self.frames])
+        arrays["card"] = np.array(json.dumps(self.card))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        with part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Recording:
+        """Reads what `save` wrote. ValueError for anything else."""
+        try:
+            with np.load(path) as data:
+                arrays = {key: data[key] for key in data.files}
+            card = json.loads(str(arrays["card"]))
+            cameras = [key for key in arrays if key.startswith("image/")]
+            frames = [
+                Frame(
+                    Observation(
+                        {c.removeprefix("image/"): arrays[c][i] for c in cameras},
+                        arrays["state"][i] if "state" in arrays else None,
+                        str(arrays["instruction"][i]),
+                    ),
+                    str(arrays["task"][i]),
+                    int(arrays["episode"][i]),
+                    int(arrays["step"][i]),
+                    str(arrays["phase"][i]),
+                )
+                for i in range(len(arrays["step"]))
+            ]
+        except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
+            raise ValueError(f"{path} is no whole recording ({error}); delete it and run again") from error
+        return cls(frames, card)
+
+
+def closes(actions: np.ndarray, interface: Interface) -> np.ndarray:
+    """[..., n] whether the gripper number of actions [..., n, action_dim] closes the gripper."""
+    grip = actions[..., -1]
+    closed = {"close_positive": grip > 0, "open_positive": grip < 0, "zero_one": grip > 0.5}[interface.gripper]
+    return np.asarray(closed)
+
+
+def phases(closed: Sequence[np.ndarray]) -> list[str]:
+    """The phase of every call of an episode from the executed gripper commands [execute] of each."""
+    out, before, ever = [], False, False
+    for now in closed:
+        if now.any() != now.all() or bool(now[0]) != before:
+            out.append("switch")
+        elif before:
+            out.append("carry")
+        else:
+            out.append("after" if ever else "approach")
+        before, ever = bool(now[-1]), ever or bool(now.any())
+    return out
+
+
+def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Recording:
+    """Rolls out a dense policy, some episodes of every task, and keeps each observation it was asked about."""
+    frames: list[Frame] = []
+    for task in bench.tasks():
+        with bench.open(task) as env:
+            for episode in range(min(episodes, task.episodes)):
+                policy.reset(0, episode_seed(seed, task.name, episode))
+                play, actions = attempt(env, task, episode), None
+                seen: list[Observation] = []
+                closed: list[np.ndarray] = []
+                try:
+                    while True:
+                        seen.append(play.send(actions))  # type: ignore[arg-type]
+                        actions = policy.act({0: seen[-1]})[0]
+                        closed.append(closes(actions, policy.model.interface))
+                except StopIteration:
+                    pass
+                frames += [
+                    Frame(o, task.name, episode, i, p)
+                    for i, (o, p) in enumerate(zip(seen, phases(closed), strict=True))
+                ]
+    card = {"bench": bench.name, "episodes": episodes, "seed": seed}
+    return Recording(frames, card)
+
+
+def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 12, seed: int = 0) -> Recording:
+    """Seeded noise that hardly changes from step to step, for costs that do not depend on what is seen."""
+    lot = np.random.default_rng(seed)
+    frames = []
+    for episode in range(episodes):
+        ground = {c: lot.integers(0, 255, (image, image, 3), dtype=np.uint8) for c in interface.cameras}
+        width = max(1, image // 8)
+        for step in range(steps):
+            images = {c: still.copy() for c, still in ground.items()}
+            for one in images.values():
+                row, column = lot.integers(0, image - width, 2)
+                one[row : row + width, column : column + width] = lot.integers(0, 255, 3)
+            state = None if interface.state is None else 0.1 * lot.standard_normal(numbers(interface.state))
+            frames.append(Frame(Observation(images, state, "pick up the red cube"), "noise", episode, step))
+    return Recording(frames, {"bench": f"noise of seed {seed}", "episodes": episodes})
+
+
+def numbers(state: str) -> int:
+    """How many numbers a state layout such as "eef_pos3_axisangle3_gripper2" has."""
+    return sum(int(n) for n in re.findall(r"(\d+)(?:_|$)", state))
+
+
+def actions(policy: Policy, episode: Iterable[Frame], seed: int) -> list[np.ndarray]:
+    """The chunks [chunk, action_dim] that a policy answers to the frames of one episode, from a reset on."""
+    out = []
+    for i, frame in enumerate(episode):
+        if i == 0:
+            policy.reset(0, episode_seed(seed, frame.task, frame.episode))
+        out.append(policy.act({0: frame.observation})[0])
+    return out

@@ -1,0 +1,159 @@
+"""The page of `vlaprune-profile mode=speed`: what each method saves and costs, from its micro arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlaprune.flops import CONVENTIONS, rosetta
+from vlaprune.policy import VLA
+from vlaprune.profile.micro import Arm, Pair
+from vlaprune.profile.page import Page, interval, percent
+from vlaprune.records import StepRecord
+from vlaprune.roofline import DEVICES, Device
+from vlaprune.session import STAGES
+
+SHOWN = ("H100", "H200", "4090", "A100")
+COMPLETE = 0.95  # share of a call that its stages must explain
+
+
+def mean(records: Sequence[StepRecord], stage: str) -> float:
+    """Mean FLOPs of a stage per call."""
+    return float(np.mean([r.flops.get(stage, 0.0) for r in records]))
+
+
+def dense_share(records: Sequence[StepRecord]) -> float:
+    """Share of calls that computed every visual token in every layer: warm-up, key and refresh calls."""
+    return float(np.mean([min(r.visual) == r.total for r in records]))
+
+
+def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
+    """What one arm alone shows: tokens, FLOPs in every convention, milliseconds, memory, floors."""
+    ms, records = arm.ms, arm.records
+    p50, p90, p99 = np.percentile(ms, [50, 90, 99])
+    pruned = [r for r in records if min(r.visual) < r.total]
+    counted = {k: sum(w.flops for w in v) / arm.counted for k, v in arm.products.items()}
+    row: dict[str, Any] = {"method": arm.label, "kernel": arm.rung, "calls": len(ms), "seconds": ms.sum() / 1e3}
+    row |= {"ms_p50": p50, "ms_p90": p90, "ms_p99": p99, "ms_jitter": p99 - p50, "ms_first": arm.first}
+    row |= {f"ms_{s}": float(np.mean([r.ms.get(s, 0.0) for r in records])) for s in (*STAGES, "other")}
+    row["spans_share"] = sum(row[f"ms_{s}"] for s in (*STAGES, "other")) / float(ms.mean())
+    row |= {"other_share": row["ms_other"] / float(ms.mean()), "dense_share": dense_share(records)}
+    row |= {f"flops_{s}": mean(records, s) for s in STAGES}
+    row |= {k: float(np.mean([rosetta(model.shape, r)[k] for r in records])) for k in CONVENTIONS}
+    row["steady_flops"] = float(np.mean([sum(r.flops.values()) for r in pruned])) if pruned else row["flops_call"]
+    row |= {"visual": records[0].total, "flops_method_seen": counted.get("method", 0.0)}
+    row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted
+    row["floor_ms"] = floor(here, arm)
+    row["floor_share"] = row["floor_ms"] / p50
+    row |= {"mb_peak": arm.memory[0], "mb_reserved": arm.memory[1]}
+    row |= {"cache_bytes": arm.cache_bytes, "state_bytes": arm.state_bytes}
+    row["joules"] = float(np.median(arm.joules)) if arm.joules else None
+    return row
+
+
+def floor(on: Device, arm: Arm) -> float:
+    """Milliseconds of the mean call of an arm on a device at its roofline, a method's own products left out."""
+    return sum(ms for stage, ms in on.floors(arm.products).items() if stage != "method") / arm.counted
+
+
+def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -> dict[str, Any]:
+    """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible."""
+    ratios = pair.ratios
+    low, high = interval(ratios)
+    row |= {"flops_cut": 1 - row["flops_call"] / base["flops_call"]}
+    row |= {"speedup_flops": base["flops_call"] / row["flops_call"]}
+    row |= {"speedup": float(np.median(ratios)), "speedup_low": low, "speedup_high": high}
+    row["speedup_busy"] = float(np.median(pair.busy_ratios)) if dense.policy.model.device.type == "cpu" else None
+    row |= {"speedup_q1": np.percentile(ratios, 25), "speedup_q3": np.percentile(ratios, 75)}
+    row |= {"prompt_flops": base["flops_prompt"] / row["flops_prompt"], "prompt": pair.stages("prompt", dense.records)}
+    row |= {f"ceiling_{n}": floor(DEVICES[n], dense) / floor(DEVICES[n], pair.arm) for n in SHOWN}
+    return row
+
+
+def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: Device) -> None:
+    """The tables: speed, stages, FLOPs, floors, memory."""
+    page.table("Speed", [_speed(r, refusal) for r in rows])
+    page.table("Stages", [_stages(r) for r in rows])
+    page.text(
+        "Mean milliseconds a call. *method* is scoring, top-k, gathers and attention rows; *other* is preparing the "
+        "input, bringing the actions to the host, and bookkeeping. The sum must be at least "
+        f"{COMPLETE:.0%} of the call as timed from outside.",
+    )
+    page.table("Counted", [_flops(r) for r in rows])
+    page.text(*(f"- {name}: {text}" for name, text in CONVENTIONS.items()))
+    page.table("Floors", [_floors(r) for r in rows])
+    page.text(
+        f"Floor: {here.name}, {here.flops / 1e9:.0f} GFLOP/s and {here.bandwidth / 1e9:.1f} GB/s ({here.source}). "
+        "The largest speed-up that pruning could give on other devices is the ratio of the floors there, for this "
+        "model's products in this dtype.",
+    )
+    page.table("Memory and energy", [_memory(r) for r in rows])
+
+
+def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
+    out = {
+        "arm": row["method"],
+        "kernel": row["kernel"],
+        "visual tokens": f"{row['visual_mean']:.1f} of {row['visual']}",
+        "dense calls": percent(row["dense_share"]),
+        "GFLOPs/call": f"{row['flops_call'] / 1e9:.4g}",
+        "FLOPs cut": percent(row["flops_cut"]) if "flops_cut" in row else "",
+        "FLOPs promise": f"{row['speedup_flops']:.2f}x" if "flops_cut" in row else "",
+    }
+    if "speedup" in row:
+        said = f"{row['speedup']:.2f}x [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        out["speed-up [95 %]"] = f"none: {refusal}" if refusal else said
+        out["by processor time"] = "" if refusal or row["speedup_busy"] is None else f"{row['speedup_busy']:.2f}x"
+        out["prompt alone"] = "" if refusal else f"{row['prompt']:.2f}x of {row['prompt_flops']:.2f}x"
+    else:
+        out |= {
+            "speed-up [95 %]": "baseline" if row.get("baseline") else "",
+            "by processor time": "",
+            "prompt alone": "",
+        }
+    return out | {
+        name: f"{row[key]:.2f}"
+        for name, key in (
+            ("ms p50", "ms_p50"),
+            ("p90", "ms_p90"),
+            ("p99", "ms_p99"),
+            ("jitter", "ms_jitter"),
+            ("after reset", "ms_first"),
+        )
+    }
+
+
+def _stages(row: dict[str, Any]) -> dict[str, str]:
+    out = {"arm": row["method"], "kernel": row["kernel"]}
+    out |= {s: f"{row[f'ms_{s}']:.3f}" for s in (*STAGES, "other")}
+    missing = "" if row["spans_share"] >= COMPLETE else " TOO LITTLE"
+    return out | {"sum / whole": percent(row["spans_share"]) + missing, "of it other": percent(row["other_share"])}
+
+
+def _flops(row: dict[str, Any]) -> dict[str, str]:
+    out = {"arm": row["method"], "kernel": row["kernel"]}
+    out |= {s: f"{row[f'flops_{s}'] / 1e9:.4g}" for s in STAGES}
+    out["method, all products seen"] = f"{row['flops_method_seen'] / 1e9:.4g}"
+    out |= {name: f"{row[name] / 1e9:.4g}" for name in CONVENTIONS if name != "visual_mean"}
+    return out | {"steady": f"{row['steady_flops'] / 1e9:.4g}", "visual_mean": f"{row['visual_mean']:.1f}"}
+
+
+def _floors(row: dict[str, Any]) -> dict[str, str]:
+    out = {"arm": row["method"], "kernel": row["kernel"], "MB moved": f"{row['bytes_call'] / 1e6:.1f}"}
+    out |= {"floor ms": f"{row['floor_ms']:.3f}", "share of floor reached": percent(row["floor_share"])}
+    return out | {f"most on {n}": f"{row[f'ceiling_{n}']:.2f}x" if f"ceiling_{n}" in row else "" for n in SHOWN}
+
+
+def _memory(row: dict[str, Any]) -> dict[str, str]:
+    reserved, joules = row["mb_reserved"], row["joules"]
+    return {
+        "arm": row["method"],
+        "kernel": row["kernel"],
+        "peak MB": f"{row['mb_peak']:.0f}" + ("" if reserved is not None else " (whole process)"),
+        "reserved MB": "unknown" if reserved is None else f"{reserved:.0f}",
+        "KV kept, bytes": str(row["cache_bytes"]),
+        "method's state, bytes": str(row["state_bytes"]),
+        "J/call": row["no_energy"] if joules is None else f"{joules:.3g}",
+    }
