@@ -3,12 +3,13 @@ SHELL := bash -o pipefail
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := .venv/bin
 RUNS := results/runs/robosuite/tiny
+REPORT ?= results/runs/demo
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo test check lint type fix sweep tables train clean
+.PHONY: help demo report test check lint type fix sweep tables train clean
 help:     ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -24,7 +25,11 @@ demo: .venv/done  ## set up, then dense against FastV against random on a simula
 	$(BIN)/vlaprune-eval -m method=dense,fastv,random episodes=10 output='results/runs/demo/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report results/runs/demo --output results/runs/demo
 
+report: .venv/done  ## one page from the demo, results/report.html: open it in a browser (REPORT= other runs)
+	$(BIN)/vlaprune-report $(REPORT) --output results/runs/demo --html results/report.html
+
 test: .venv/done  ## set up, then every test that needs no GPU
+	bash scripts/system.sh browser
 	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
 
 check: lint type test  ## what a change must pass

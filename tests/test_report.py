@@ -205,7 +205,7 @@ def test_verdicts_of_a_table_hold_together(tmp_path):
     assert together["holm_p"].dropna().to_numpy() == pytest.approx(10 * alone["holm_p"].iloc[1])
     said = together.attrs["notes"]
     assert "Holm over the 10 methods" in said[0] and "Holm" not in alone.attrs["notes"][0]
-    assert "with 80 paired episodes, 14 % of which end differently" in said[1] and "alpha 0.05 / 10" in said[1]
+    assert "with 80 paired episodes, 0 % of which flip both ways" in said[1] and "alpha 0.05 / 10" in said[1]
     assert said == [line.removeprefix("% ") for line in report.latex(together).splitlines() if line[:2] == "% "][1:]
 
 

@@ -61,6 +61,7 @@ def report() -> None:
     parser.add_argument(
         "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
     parser.add_argument("--name", default="table", help="name of the files (default: table)")
     args = parser.parse_args()
@@ -74,6 +75,10 @@ def report() -> None:
         print(tables.markdown(table), *table.attrs["notes"], sep="\n\n")
         for path in tables.write(table, args.output, args.name):
             print(path)
+        if args.html:
+            from vlaprune.report import page
+
+            print(page.write(page.page(comparison, args.html, args.timed, args.untimed), args.html))
     except USER_ERRORS as error:
         _say(error)
         sys.exit(2)

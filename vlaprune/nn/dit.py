@@ -32,10 +32,11 @@ class DiTShape:
     action: int = 7
 
 
-SIZES = {  # name -> (width, layers, heads); CogACT-Small, CogACT-Base, CogACT-Large
+SIZES = {  # name -> (width, layers, heads); of CogACT-Small, CogACT-Base, CogACT-Large, and one for tests
     "DiT-S": (384, 6, 4),
     "DiT-B": (768, 12, 12),
     "DiT-L": (1024, 24, 16),
+    "DiT-tiny": (32, 2, 2),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from vlaprune.report.runs import Arm, Comparison, part
 JUDGED = ("no worse", "worse", "undecided")
 
 
-def footnotes(comparison: Comparison, table: pd.DataFrame, untimed: str = "") -> list[str]:
+def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
     """How the verdicts of a table were reached, what it could have seen, what its marks mean."""
     whole = table[table["task"] == "all"]
     out = _verdicts(comparison, whole)
@@ -24,8 +25,13 @@ def footnotes(comparison: Comparison, table: pd.DataFrame, untimed: str = "") ->
     out += [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
-    if untimed and whole["ms"].notna().any():
-        out.append(f"No speed-up is given: {untimed}. --timed prints it all the same.")
+    reason = table.attrs["shared"]
+    if reason and whole["ms"].notna().any():
+        out.append(
+            f"~ speed-up: {reason}; printed because of --timed."
+            if "speedup" in table
+            else f"No speed-up is given: {reason}. --timed prints it all the same."
+        )
     return out
 
 
@@ -40,7 +46,7 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     if base is None or judged.empty:
         return []
     several = f", Holm over the {len(judged)} methods (per task: over that task's)" if len(judged) > 1 else ""
-    n, apart = int(judged["paired"].min()), float(((judged["lost"] + judged["gained"]) / judged["paired"]).median())
+    n, apart = typical(judged)
     return [
         f"Verdict: method - {base.label} on the same episodes against a margin of {100 * comparison.margin:g} points, "
         f"Tango's score test at alpha 0.05{several}; worse also needs exact McNemar. Intervals are each method's own.",
@@ -48,9 +54,118 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     ]
 
 
+def typical(judged: pd.DataFrame) -> tuple[int, float]:
+    """Paired episodes of the smallest comparison, and the median rate of those that flip in equal number both ways."""
+    both_ways = 2 * judged[["lost", "gained"]].min(axis=1) / judged["paired"]
+    return int(judged["paired"].min()), float(both_ways.median())
+
+
 def sees(n: int, apart: float, methods: int) -> str:
-    """What loss n paired episodes show, at a rate of pairs that end differently and Holm's first level."""
+    """What loss n paired episodes show where a rate of them flips anyway, at Holm's first level."""
     loss = power.mde(n, apart, alpha=0.05 / methods)
     seen = f"a loss of about {100 * loss:.1f} points" if math.isfinite(loss) else "no loss of any size"
     level = f"alpha 0.05 / {methods}" if methods > 1 else "alpha 0.05"
-    return f"with {n} paired episodes, {100 * apart:.0f} % of which end differently, {seen} shows (power 0.8, {level})"
+    return f"with {n} paired episodes, {100 * apart:.0f} % of which flip both ways, {seen} shows (power 0.8, {level})"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that the report does not claim, and why."""
+
+    claim: str
+    reason: str
+
+
+def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
+    """What these runs do not show, from the runs themselves."""
+    whole = table[table["task"] == "all"]
+    found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _floor(comparison)]
+    found += [_time(whole), _tasks(comparison), _seeds(comparison), _marked(comparison), _code(comparison)]
+    return [limit for limit in found if limit is not None]
+
+
+def _undecided(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
+    if comparison.baseline is None:
+        return Limit("Any comparison", "there is no baseline among these runs; name one with --baseline.")
+    rows = whole[whole.get("verdict", pd.Series(index=whole.index)) == "undecided"]
+    if rows.empty:
+        return None
+    rows = rows.sort_values("more")
+    ends = [rows.iloc[0], rows.iloc[-1]] if len(rows) > 1 else [rows.iloc[0]]
+    need = " to ".join(
+        f"{format(r['more'], ',.0f') if r['more'] < 1e6 else 'over a million'} ({r['method']})" for r in ends
+    )
+    return Limit(
+        f"Whether {len(rows)} of {len(whole) - 1} methods are worse than {comparison.baseline.label} or not",
+        f"their differences may lie on either side of the margin; even odds need about {need} more episodes.",
+    )
+
+
+def _small(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
+    judged = whole[whole["verdict"].isin(JUDGED)] if "verdict" in whole else whole[:0]
+    if judged.empty:
+        return None
+    n, apart = typical(judged)
+    loss = power.mde(n, apart, alpha=0.05 / len(judged))
+    if loss <= comparison.margin:
+        return None
+    return Limit("That small losses are absent", f"{sees(n, apart, len(judged))}; smaller ones mostly go unseen.")
+
+
+def _chance(comparison: Comparison) -> Limit | None:
+    absent = [c for c in ("random", "uniform") if c not in {a.method for a in comparison.arms}]
+    if len(absent) < 2 or not comparison.others:
+        return None
+    return Limit("That choosing tokens well matters", "no random or uniform selection was run beside them.")
+
+
+def _floor(comparison: Comparison) -> Limit | None:
+    return Limit(
+        "That a difference of an episode or two comes from the method",
+        "the runs hold no repeat of the baseline against itself, so the noise of kernels and renderers is not known.",
+    )
+
+
+def _time(whole: pd.DataFrame) -> Limit | None:
+    if whole["ms"].isna().all():
+        return Limit("Any speed", "no call was timed alone; FLOPs say what is computed, not how long it takes.")
+    return Limit("Any speed-up", f"{whole.attrs['shared']}.") if whole.attrs["shared"] else None
+
+
+def _tasks(comparison: Comparison) -> Limit | None:
+    count = len(comparison.tasks)
+    if count >= 10:
+        return None
+    return Limit(
+        f"Anything about tasks beside {'this one' if count == 1 else f'these {count}'}",
+        "intervals count episodes, not tasks; the standard error over tasks rests on "
+        + ("nothing here." if count == 1 else f"{count} of them."),
+    )
+
+
+def _seeds(comparison: Comparison) -> Limit | None:
+    weights = {str(a.run.header.identity.get("weights")) for a in comparison.arms}
+    seeds = {str(a.run.header.identity.get("seed")) for a in comparison.arms}
+    if len(weights) > 1 or len(seeds) > 1:
+        return None
+    return Limit("That another policy behaves the same", "one set of weights and one seed were run.")
+
+
+def _marked(comparison: Comparison) -> Limit | None:
+    marked = [a.marked for a in comparison.arms if a.missing or a.mixed]
+    if not marked:
+        return None
+    return Limit(
+        "A fair comparison of marked runs", f"episodes or protocol differ: {', '.join(marked)}; see the notes."
+    )
+
+
+def _code(comparison: Comparison) -> Limit | None:
+    commits = {str(a.run.header.provenance.get("commit")) for a in comparison.arms}
+    loose = [c for c in commits if c == "None" or c.endswith("+")]
+    if not loose and len(commits) == 1:
+        return None
+    why = (
+        "some were made from files that differ from their commit (+)" if loose else "they were made at several commits"
+    )
+    return Limit("That one commit makes all of these runs again", f"{why}.")

@@ -30,7 +30,8 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     error over tasks (clustered); pooled over the model calls kept (visual tokens computed, mean over layers) of visual,
     gflops, ms; against the baseline on the same episodes paired, lost, gained, difference with Tango's interval and its
     standard error over tasks, McNemar p, Holm p, verdict; flops_cut, and speedup where the runs had their machines to
-    themselves or `timed` says to look anyway. `attrs` holds title, sources and notes, the footnotes.
+    themselves or `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
+    shared: why milliseconds do not compare, if they do not.
     """
     frames = {a.label: pd.DataFrame([flat(r) for r in a.run.episodes.values()]) for a in comparison.arms}
     rows = []
@@ -40,15 +41,15 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         _judge(comparison, here, task, found)
         rows += list(found.values())
     table = pd.DataFrame(rows)
-    reason = "" if timed else shared([a.run for a in comparison.arms])
+    table.attrs["shared"] = shared([a.run for a in comparison.arms])
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
-        if not reason:
+        if timed or not table.attrs["shared"]:
             table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
     table.attrs["title"] = comparison.title
     table.attrs["sources"] = sources([a.run for a in comparison.arms])
-    table.attrs["notes"] = footnotes(comparison, table, reason)
+    table.attrs["notes"] = footnotes(comparison, table)
     return table
 
 

@@ -39,7 +39,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["ms/call"] = cells(lambda r: f"{r.ms:.2f}", "ms")
         out["of it method"] = cells(lambda r: f"{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
-            out["speed-up"] = cells(lambda r: f"{r.speedup:.2f}x", "speedup")
+            about = "~" if table.attrs.get("shared") else ""
+            out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x", "speedup")
     return out
 
 

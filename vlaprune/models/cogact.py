@@ -1,0 +1,215 @@
+"""CogACT: the Prismatic trunk condenses image and instruction into one feature, a diffusion head draws a chunk from it.
+
+Prompt: begin | 256 visual tokens | instruction | lone space | end token. One causal pass; the last row, that of the end
+token, is the cognition feature. Source: microsoft/CogACT@b174a1b (vla/cogactvla.py, vla/load.py, action_model/);
+arXiv:2411.19650. Deliberate differences: noise comes from the episode's seed and the number of the call; the language
+head is never computed, so it is not loaded; the trunk computes in `dtype` and the action head in fp32, which upstream
+does with --use_bf16.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.models.prismatic import (
+    EMPTY,
+    HALF,
+    STOP,
+    Prismatic,
+    Sizes,
+    images,
+    place,
+    precision,
+    question,
+    read_tokenizer,
+    stand_in,
+)
+from vlaprune.nn.checkpoint import Checkpoint, read_json
+from vlaprune.nn.decoder import Tokens
+from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
+from vlaprune.nn.hub import locate
+from vlaprune.nn.pour import Piece, llama_pieces, pour, randomise
+from vlaprune.nn.statistics import Range, Statistics
+from vlaprune.nn.towers import MEAN, STD, timm_pieces, timm_unused
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout
+
+EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
+BASE = "prism-dinosiglip-224px+7b"
+TRUNK, HEADS = ("vision_backbone.", "llm_backbone.", "projector."), ("action_model.", "ema_diffusion.")
+ACTION, GRIPPER = 7, 6  # numbers of an action, the place of the gripper among them
+
+
+class CogACT:
+    """The policy.
+
+    weights    run folder with config.json, dataset_statistics.json and checkpoints/*.pt; that .pt file; owner/name of
+               the hub; or `random`
+    unnorm     dataset whose statistics give actions their unit: fractal20220817_data (Google robot), bridge_orig
+               (WidowX); not needed by random weights
+    tokenizer  folder, or owner/name of the hub, that has Llama-2's tokenizer.json; CogACT's own repositories have none
+    head       DiT-S, DiT-B or DiT-L, as the checkpoint has it; DiT-tiny for tests
+    guidance   of the classifier-free kind; 1 switches it off
+    steps      of DDIM
+    ema        take the averaged weights of the head, where the checkpoint has them; upstream does not
+    seed       of random weights
+    sizes      of a smaller trunk, for tests
+
+    Errors: ValueError for files that are missing, damaged or another model's, and for a missing camera.
+    """
+
+    def __init__(
+        self,
+        weights: str = "CogACT/CogACT-Base",
+        unnorm: str | None = None,
+        tokenizer: str = "openvla/openvla-7b",
+        head: str = "DiT-B",
+        cameras: Sequence[str] = ("primary",),
+        guidance: float = 1.5,
+        steps: int = 10,
+        chunk: int = 16,
+        ema: bool = False,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+    ) -> None:
+        if head not in SIZES:
+            raise ValueError(f"head={head}; use one of {', '.join(SIZES)}")
+        if len(cameras) != 1:
+            raise ValueError(f"cameras={list(cameras)}; CogACT reads one")
+        own = Sizes.of(sizes or {})
+        with torch.device("meta"):
+            self.trunk = Prismatic(own, causal=True, eps=1e-5, stats=EXACT).eval().requires_grad_(False)
+            del self.trunk.head
+            shape = DiTShape(*SIZES[head], condition=own.width, chunk=chunk, action=ACTION)
+            self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
+        self.device, self.chunk = place(device), chunk
+        self.shape, self.info = self.trunk.decoder.shape, own.info("cogact")
+        self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
+        self.card: dict[str, object] = {"weights": weights}
+        self.range = Range.identity(ACTION)
+        self.tokenize: Callable[[str], list[int]] = stand_in
+        if weights == "random":
+            randomise(self.trunk, seed, self.device, precision(dtype))
+            randomise(self.action, seed, self.device, torch.float32)
+        else:
+            self._load(weights, unnorm, tokenizer, ema, precision(dtype))
+
+    def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
+        file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
+        run = file.parent.parent
+        base = read_json(run / "config.json").get("vla", {}).get("base_vlm", BASE)
+        if base != BASE:
+            raise ValueError(f"{run / 'config.json'} names base_vlm {base}; CogACT here is built on {BASE}")
+        statistics = Statistics.of(run)
+        if unnorm is None:
+            raise ValueError(f"unnorm is not set; name the dataset of {run} that actions are scaled by")
+        self.range = statistics.range(unnorm, "action", ACTION)
+        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",)))
+        checkpoint = Checkpoint(file, within="model")
+        head = "ema_diffusion" if ema else "action_model"
+        if ema and not any(key.startswith(HEADS[1]) for key in checkpoint.shapes):
+            raise ValueError(f"checkpoint {file} has no averaged weights ({HEADS[1]}*); set model.ema=false")
+        own = {f"{head}.{name}": Piece(name) for name in self.action.state_dict()}
+        others = tuple(part for part in (*TRUNK, *HEADS) if part != f"{head}.")
+        pour(self.action, checkpoint, own, others, self.device, torch.float32)
+        pour(self.trunk, checkpoint, pieces(self.trunk), (*self.unused, *HEADS), self.device, dtype)
+        self.card["sha256"] = checkpoint.digest
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the trunk's tensors that nothing reads."""
+        vision = self.trunk.vision
+        return (
+            *timm_unused(vision.dino.shape, "vision_backbone.dino_featurizer."),
+            *timm_unused(vision.siglip.shape, "vision_backbone.siglip_featurizer."),
+            "llm_backbone.llm.lm_head.",
+        )
+
+    def layout(self, words: int) -> Layout:
+        """Positions of everything in a prompt of `words` token ids, the two at its end included."""
+        views = self.trunk.views(self.interface.cameras)
+        total = self.trunk.vision.side**2
+        length = total + words
+        return Layout(
+            length=length,
+            visual=range(1, 1 + total),
+            text=range(1 + total, length - 1),
+            action=range(length - 1, length),
+            last=length - 1,
+            views=views,
+        )
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
+        pictures = images(observations, self.interface.cameras, self._prepare, self.info.name).to(self.device)
+        texts = [[*self.tokenize(question(o.instruction)), EMPTY, STOP] for o in observations]
+        for session, own, text in zip(sessions, pictures, texts, strict=True):
+            session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
+        visual = self.trunk.see(pictures, sessions)
+        with stage(sessions, "prompt"):
+            rows = self.trunk.decoder([self._prompt(v, t) for v, t in zip(visual, texts, strict=True)], sessions)
+        with stage(sessions, "head", self.action.flops()):
+            unit = self.action(torch.stack([r[-1] for r in rows]), self._noise(sessions))
+        return [self._restore(u) for u in unit]
+
+    def _prompt(self, visual: Tensor, text: Sequence[int]) -> Tokens:
+        words = self.trunk.embed(text)
+        hidden = torch.cat((words[:1], visual, words[1:]))
+        return Tokens(hidden, torch.arange(hidden.shape[0], device=hidden.device))
+
+    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+        """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
+        lots = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in sessions]
+        draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(lot)) for lot in lots]
+        return torch.stack(draws).to(self.device)
+
+    def _restore(self, unit: Tensor) -> Tensor:
+        if unit.is_meta:
+            return unit
+        actions = unit.clamp(-1, 1).double().cpu().numpy()
+        actions[:, GRIPPER] = actions[:, GRIPPER] >= 0.5
+        return torch.from_numpy(self.range.restore(actions))
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
+        """The whole frame, its aspect given up, by PIL's bicubic filter."""
+        from PIL import Image
+
+        side = self.trunk.sizes.image
+        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The one .pt file of a run folder, or the file itself. ValueError where there is none or more than one."""
+    if path.is_file():
+        if path.suffix != ".pt" or path.parent.name != "checkpoints":
+            raise ValueError(f"weights {path} is not RUN/checkpoints/NAME.pt; give the run folder, or such a file")
+        return path
+    found = sorted((path / "checkpoints").glob("*.pt"))
+    if len(found) != 1:
+        names = [p.name for p in found]
+        raise ValueError(
+            f"{path / 'checkpoints'} has .pt files {names}; there must be one, or name one in model.weights"
+        )
+    return found[0]
+
+
+def pieces(trunk: Prismatic) -> dict[str, Piece]:
+    """Where the trunk's tensors go, by the names of a native Prismatic checkpoint."""
+    out = timm_pieces(trunk.vision.dino.shape, "vision_backbone.dino_featurizer.", "vision.dino.", "gamma")
+    out |= timm_pieces(trunk.vision.siglip.shape, "vision_backbone.siglip_featurizer.", "vision.siglip.")
+    for number, layer in ((0, "fc1"), (2, "fc2"), (4, "fc3")):
+        for kind in ("weight", "bias"):
+            out[f"projector.projector.{number}.{kind}"] = Piece(f"projector.{layer}.{kind}")
+    out |= llama_pieces(trunk.decoder.shape, "llm_backbone.llm.model.", "decoder.")
+    out["llm_backbone.llm.model.embed_tokens.weight"] = Piece("embedding.weight")
+    return out

@@ -1,0 +1,94 @@
+"""Episodes that a method lost or gained against the baseline, and their videos."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from vlaprune import stats
+from vlaprune.records import Run
+from vlaprune.report.runs import Arm, Comparison
+from vlaprune.report.tables import pairs, pooled
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One episode that ended differently; steps as recorded, videos where there are any."""
+
+    task: str
+    episode: int
+    steps: tuple[int, int]  # of the baseline, of the method
+    videos: tuple[Path | None, Path | None]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """The 2x2 table of an arm against the baseline, and the episodes off its diagonal."""
+
+    arm: Arm
+    pairs: stats.Pairs
+    lost: tuple[Flip, ...]
+    gained: tuple[Flip, ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """Where the page finds a video: embedded under `key`, or at `link` beside the page."""
+
+    key: str
+    link: str
+    embedded: bool
+
+
+def flips(comparison: Comparison) -> list[Flips]:
+    """Every arm that shares episodes with the baseline."""
+    base, out = comparison.baseline, []
+    for arm in comparison.others if base else ():
+        assert base is not None
+        tables = pairs(arm, base)
+        if tables:
+            lost, gained = (_episodes(arm.run, base.run, tables, won) for won in (False, True))
+            out.append(Flips(arm, pooled(tables), lost, gained))
+    return out
+
+
+def _episodes(run: Run, base: Run, tasks: Iterable[str], won: bool) -> tuple[Flip, ...]:
+    out = []
+    for task in tasks:
+        for key in sorted(k for k in run.episodes if k[0] == task and k in base.episodes):
+            ours, theirs = run.episodes[key], base.episodes[key]
+            if ours.success == won != theirs.success:
+                out.append(Flip(*key, (theirs.steps, ours.steps), (video(base, *key), video(run, *key))))
+    return tuple(out)
+
+
+def video(run: Run, task: str, episode: int) -> Path | None:
+    """The recording of an episode in its run's folder: videos/<task>-<episode>.mp4, lower case, four digits."""
+    path = run.folder / "videos" / f"{task.lower()}-{episode:04d}.mp4"
+    return path if path.is_file() else None
+
+
+def shelve(found: Sequence[Flips], page: Path, budget: int) -> tuple[dict[Path, Video], dict[str, str]]:
+    """Gives every video its place: in the page while `budget` bytes last, LOST before GAINED, methods in turn.
+
+    Returns the places, and the embedded files as base64 by key.
+    """
+    lost, gained = (chain.from_iterable(zip_longest(*(getattr(f, kind) for f in found))) for kind in ("lost", "gained"))
+    places: dict[Path, Video] = {}
+    held: dict[str, str] = {}
+    for flip in filter(None, chain(lost, gained)):
+        new = [p for p in flip.videos if p is not None and p not in places]
+        size = sum(4 * ((p.stat().st_size + 2) // 3) for p in new)  # as base64
+        fits = size <= budget
+        budget -= size if fits else 0
+        for path in new:
+            key = f"v{len(places)}"
+            link = Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()
+            places[path] = Video(key, link, fits)
+            if fits:
+                held[key] = base64.b64encode(path.read_bytes()).decode()
+    return places, held

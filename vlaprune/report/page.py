@@ -1,0 +1,204 @@
+"""One self-contained HTML page from journals: no network, opens from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vlaprune.records import Run
+from vlaprune.report import plots
+from vlaprune.report.flips import flips, shelve
+from vlaprune.report.notes import limits
+from vlaprune.report.runs import Arm, Comparison, context
+from vlaprune.report.svg import Chart
+from vlaprune.report.tables import tabulate
+
+VIDEOS = 20_000_000  # bytes of video that a page holds; the rest is linked
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is read, a smaller second line, what it is sorted by."""
+
+    text: str
+    under: str = ""
+    value: float | str = ""
+
+
+def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool = False, videos: int = VIDEOS) -> str:
+    """The page as text. `file` is where it will be, for links to videos that it has no room for.
+
+    timed    speed-ups although the runs shared their machine
+    untimed  no milliseconds at all
+    """
+    table = tabulate(comparison, by_task=True, timed=timed)
+    table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
+    if untimed:
+        table[["ms", "ms_method"]] = float("nan")
+        table = table.drop(columns="speedup", errors="ignore")
+    whole = table[table["task"] == "all"]
+    about = "~" if table.attrs["shared"] else ""
+    found = flips(comparison)
+    places, held = shelve(found, file, videos)
+    template = Environment(
+        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")  # fmt: skip
+    return template.render(
+        comparison=comparison,
+        rows=[(row, _cells(row, about)) for row in whole.itertuples()],
+        shared=table.attrs["shared"],
+        columns=_columns(whole),
+        verdicts=_verdicts(whole),
+        charts=_charts(comparison, whole),
+        notes=table.attrs["notes"],
+        limits=limits(comparison, whole),
+        tasks=_tasks(comparison, table),
+        flips=found,
+        places=places,
+        held=json.dumps(held),
+        unshelved=sum(not v.embedded for v in places.values()),
+        protocol=list(_flat(context(comparison.arms[0].run))),
+        arms=[_card(a) for a in comparison.arms],
+        provenance=_provenance([a.run for a in comparison.arms]),
+    )
+
+
+def write(text: str, file: Path) -> Path:
+    """Writes the page, making its folder where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    return [name for name, cell in _cells(next(table.itertuples())).items() if cell is not None and _shown(table, name)]
+
+
+NEEDS = {"verdict": "verdict", "difference": "difference", "lost / gained": "lost", "FLOPs cut": "flops_cut"}
+NEEDS |= {"ms": "ms", "speed-up": "speedup", "task s.e.": "difference_clustered"}
+
+
+def _shown(table: pd.DataFrame, name: str) -> bool:
+    needs = NEEDS.get(name)
+    return needs is None or (needs in table and bool(table[needs].notna().any()))
+
+
+def _cells(row: Any, about: str = "") -> dict[str, Cell]:
+    """Column -> cell of a row of `tabulate`; a number that is not known is an empty cell."""
+
+    def known(key: str) -> float | None:
+        value = getattr(row, key, None)
+        return None if value is None or pd.isna(value) else value
+
+    def cell(key: str, text: str, under: str = "", scale: float = 1.0) -> Cell:
+        value = known(key)
+        return Cell("") if value is None else Cell(text.format(scale * value), under, float(value))
+
+    verdict = getattr(row, "verdict", None)
+    return {
+        "verdict": Cell(verdict, _more(row), verdict) if isinstance(verdict, str) else Cell("baseline", "", "a"),
+        "FLOPs cut": cell("flops_cut", "{:.1f} %", "", 100),
+        "success": cell("rate", "{:.1f} %", f"{row.success}/{row.episodes} · {_span(row.low, row.high)}", 100),
+        "difference": cell("difference", "{:+.1f}", _signed(row), 100),
+        "lost / gained": cell("lost", "{:.0f}" + (f" / {row.gained:.0f}" if known("lost") is not None else "")),
+        "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
+        "GFLOPs": cell("gflops", "{:.3g}"),
+        "ms": cell("ms", "{:.2f}", f"method {row.ms_method:.2f}"),
+        "speed-up": cell("speedup", about + "{:.2f} x"),
+        "task s.e.": cell("difference_clustered", "{:.1f}", "", 100),
+    }
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _signed(row: Any) -> str:
+    low, high = getattr(row, "difference_low", 0.0), getattr(row, "difference_high", 0.0)
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _more(row: Any) -> str:
+    if row.verdict != "undecided":
+        return ""
+    return f"about {row.more:,.0f} more" if row.more < 1e6 else "over a million more"
+
+
+def _verdicts(table: pd.DataFrame) -> list[tuple[str, list[Any]]]:
+    """Verdict -> its rows, the cheapest first."""
+    if "verdict" not in table:
+        return []
+    words = [w for w in ("no worse", "worse", "undecided", "not judged") if (table["verdict"] == w).any()]
+    return [(w, list(table[table["verdict"] == w].sort_values("gflops").itertuples())) for w in words]
+
+
+def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
+    charts = {}
+    if "difference" in table and table["difference"].notna().any():
+        assert comparison.baseline is not None
+        charts["forest"] = plots.forest(table, comparison.margin, comparison.baseline.label)
+    if "flops_cut" in table and len(table) > 1:
+        charts["flops"] = plots.cost(table, "flops_cut", "FLOPs cut, %", "flops", "Success against FLOPs saved")
+    if ("speedup" in table or not table.attrs["shared"]) and table["ms"].notna().sum() > 1:
+        charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
+    layers = {a.marked: _layers(a.run) for a in comparison.arms}
+    charts["tokens"] = plots.tokens(layers, int(table["visual"].iloc[0]))
+    return charts
+
+
+def _layers(run: Run) -> list[float]:
+    """Visual tokens computed at each layer, mean over all model calls."""
+    calls = [call.visual for record in run.episodes.values() for call in record.calls]
+    return [sum(layer) / len(calls) for layer in zip(*calls, strict=True)]
+
+
+def _tasks(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
+    """A row per arm, a cell per task: success, and lost / gained below."""
+    found = {(r.method, r.task): r for r in table.itertuples()}
+    out = []
+    for arm in comparison.arms:
+        cells = []
+        for task in comparison.tasks:
+            r = found.get((arm.marked, task))
+            lost = getattr(r, "lost", None)
+            under = f"{r.success}/{r.episodes}" if r else ""
+            under += f" · -{lost:.0f} +{r.gained:.0f}" if r and lost is not None and pd.notna(lost) else ""
+            cells.append(Cell(f"{100 * r.rate:.0f} %", under, r.rate) if r else Cell("", "", -1.0))
+        out.append((arm.marked, cells))
+    return out
+
+
+def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:
+    """An arm with its settings and the hash of its journals."""
+    digest = hashlib.sha256()
+    for path in sorted(arm.run.folder.glob("journal*.jsonl")):
+        digest.update(path.read_bytes())
+    return arm, list(_flat(arm.run.header.identity["method"])), digest.hexdigest()
+
+
+def _provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What made the runs: every value that any of them has, in order of appearance."""
+    out: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for key, value in run.header.provenance.items():
+            parts = _flat(value) if isinstance(value, Mapping) else [("", value)]
+            told = ", ".join(f"{k} {v}".strip() for k, v in parts if v not in (None, "", "None"))
+            if told and key != "shard":
+                out.setdefault(key, {})[told] = None
+    return {key: list(values) for key, values in out.items()}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

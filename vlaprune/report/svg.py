@@ -1,0 +1,124 @@
+"""Matplotlib's drawings as elements of a page: inline SVG in the page's own colours and type, told in words."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# What matplotlib is told to paint with, and what the page puts in its place: light and dark follow the reader.
+PAINT = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--line)",
+    "#040404": "var(--good)",
+    "#050505": "var(--bad)",
+    "#060606": "var(--open)",
+    "#070707": "var(--paper)",
+    "#080808": "var(--accent)",
+}
+INK, MUTED, LINE, GOOD, BAD, OPEN, PAPER, ACCENT = PAINT
+STYLE: Any = {  # keys are names of matplotlib's settings
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+# verdict -> colour, marker, face; shape and fill tell what colour tells
+LOOK = {
+    "no worse": (GOOD, "o", GOOD),
+    "worse": (BAD, "v", BAD),
+    "undecided": (OPEN, "o", PAPER),
+    "not judged": (OPEN, "X", PAPER),
+    "baseline": (INK, "D", INK),
+}
+WIDE, NARROW = 1000, 350  # pixels
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture in two widths; `told` says in words what it shows."""
+
+    key: str
+    title: str
+    told: str
+    wide: str
+    narrow: str
+
+
+def look(verdict: Any) -> tuple[str, str, str]:
+    """Colour, marker and face of a verdict; what has none is the baseline."""
+    return LOOK[verdict if isinstance(verdict, str) else "baseline"]
+
+
+def short(text: str, width: int) -> str:
+    """A label that fits beside a chart of that width; the whole name is in the table and in the tooltip."""
+    most = 34 if width > NARROW else 19
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def draw(
+    key: str, title: str, told: str, paint: Callable[[Figure, int], Mapping[str, str]], height: Callable[[int], float]
+) -> Chart:
+    """Paints a chart at both widths. `paint` returns tooltips by the gid of what it painted."""
+    made = []
+    for width in (WIDE, NARROW):
+        with mpl.rc_context(STYLE | {"svg.hashsalt": f"{key}{width}"}):
+            figure = Figure(figsize=(width / 72, height(width) / 72), layout="constrained")
+            tips = paint(figure, width)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        made.append(_inline(buffer.getvalue(), f"{key}-{width}", title, told, tips))
+    return Chart(key, title, told, *made)
+
+
+def _inline(svg: str, key: str, title: str, told: str, tips: Mapping[str, str]) -> str:
+    """A file of matplotlib's as an element of a page: unique ids, the page's type and colours, words for readers."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert size is not None, "matplotlib writes a viewBox"
+    opening = (
+        f'<svg role="img" aria-labelledby="{key}-title {key}-told" viewBox="0 0 {size[1]} {size[2]}" '
+        f'width="{size[1]}" height="{size[2]}"><title id="{key}-title">{escape(title)}</title>'
+        f'<desc id="{key}-told">{escape(told)}</desc>'
+    )
+    body = svg[svg.index(">") + 1 :]
+    body = re.sub(r'<g id="name[^"]*">', '<g class="name">', body)
+    body = re.sub(r' id="(?!tip)([^"]+)"', rf' id="{key}-\1"', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{key}-", body).replace("xlink:href", "href")
+    for gid, tip in tips.items():
+        body = body.replace(f'<g id="{gid}">', f'<g class="tip"><title>{escape(tip)}</title>')
+    body = re.sub(r" ?font-family: [^;\"]+;?|font: ([\d.]+px) [^;\"]+;", r"font-size: \1;", body)
+    body = body.replace("font-size: ;", "")
+    for paint, ours in PAINT.items():
+        body = body.replace(paint, ours)
+    return opening + body.strip()
+
+
+def frame(ax: Axes, grid: str) -> None:
+    """Hairlines only: no box, no tick marks."""
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_axisbelow(True)
+    if grid:
+        ax.grid(axis=grid, lw=0.6)  # type: ignore[arg-type]
+    else:
+        ax.spines["bottom"].set_visible(False)
