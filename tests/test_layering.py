@@ -23,7 +23,7 @@ LAYERS = {
     "flops": ["nn.decoder", "records"],
     "roofline": ["meter", "nn.decoder"],
     "fullsize": ["roofline", "nn.decoder"],
-    "loggers": ["records"],
+    "loggers": ["records", "stats"],
     "power": [],
     "report": ["report", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],

@@ -1,11 +1,16 @@
 """Sinks: a CSV can be rebuilt from the journal; wandb needs neither an account nor to be there."""
 
 import csv
+import json
+import struct
 import sys
+from pathlib import Path
 
 import pytest
 from doubles import Bench, play
+from omegaconf import OmegaConf
 
+from vlaprune.film import Film
 from vlaprune.loggers import CSV, Wandb, flat
 from vlaprune.methods.fastv import FastV
 from vlaprune.rollout import Shard
@@ -65,15 +70,97 @@ def test_without_wandb_the_run_says_so_in_one_line(tmp_path, monkeypatch):
     assert "wandb is not installed" in said[0] and "logger=csv" in said[0]
 
 
-def test_wandb_works_offline_without_an_account_and_resumes_under_one_id(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+def written(folder):
+    """What wandb wrote below a run's folder: ids, config, history rows in order, the last summary."""
+    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    ids, config, history, summary = set(), {}, [], {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
+        for data in blocks(path.read_bytes()):
+            record = proto.Record.FromString(data)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+                config |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
+            if record.HasField("history"):
+                row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+                history.append(row)
+            if record.HasField("summary"):
+                summary |= {"/".join(u.nested_key) or u.key: json.loads(u.value_json) for u in record.summary.update}
+    return ids, config, history, summary
+
+
+def blocks(data):
+    """The records of a leveldb log: blocks of 32 KiB, each record a header (checksum, length, kind) and its bytes."""
+    at, part = 7, b""
+    while at + 7 <= len(data):
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if 32768 - at % 32768 < 7 or not kind:
+            at += 32768 - at % 32768
+            continue
+        part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):
+            yield part
+            part = b""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """No account here."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no account here
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_wandb_is_told_every_call_and_episode_though_the_run_was_stopped_and_went_on(tmp_path, stranger):
+    def stop(task, episode, steps):
+        if (task, episode) == ("reach-blue", 0):
+            raise KeyboardInterrupt
+
     said = []
-    play(tmp_path / "run", episodes=1, sinks=[Wandb(mode="offline")], say=said.append)
-    name = (tmp_path / "run" / "wandb-id").read_text()
-    run = play(tmp_path / "run", episodes=2, sinks=[Wandb(mode="offline")], say=said.append)
-    assert said == [] and len(run.episodes) == 4
-    assert (tmp_path / "run" / "wandb-id").read_text() == name
-    assert len(list((tmp_path / "run").glob(f"wandb/offline-run-*-{name}/*.wandb"))) >= 1
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "run", Bench(stop), make=FastV, execute=1, sinks=[Wandb()], say=said.append)
+    run = play(tmp_path / "run", make=FastV, execute=1, sinks=[Wandb()], say=said.append)
+    ids, config, history, summary = written(tmp_path / "run")
+    assert said == [] and ids == {(tmp_path / "run" / "wandb-id").read_text()}
+    assert config["execute"] == 1 and config["tasks"] == {"reach-red": 3, "reach-blue": 3}
+    calls = [call for record in run.episodes.values() for call in record.calls]
+    told = {row["_step"]: row for row in history if "call/kept" in row}
+    assert sorted(told) == list(range(len(calls)))  # one step a call, none twice, none lost
+    for step, call in enumerate(calls):
+        assert told[step]["call/kept"] == pytest.approx(sum(call.visual) / len(call.visual))
+        assert told[step]["call/gflops"] == pytest.approx(sum(call.flops.values()) / 1e9)
+    ends = [row for row in told.values() if "episode/success" in row]
+    assert [(r["episode/task"], r["episode/episode"]) for r in ends] == list(run.episodes)
+    assert [r["episodes"] for r in ends] == list(range(1, 7))
+    won = sum(record.success for record in run.episodes.values())
+    assert summary["success_rate"] == won / 6 and summary["success_low"] < won / 6 <= summary["success_high"] + 1e-9
+    tables = sorted(
+        (tmp_path / "run").glob("wandb/offline-run-*/files/media/table/*.json"), key=lambda p: p.stat().st_mtime
+    )
+    table = json.loads(tables[-1].read_text())
+    column = table["columns"].index("success")
+    assert [row[column] for row in table["data"]] == [int(r.success) for r in run.episodes.values()]
+
+
+def test_wandb_is_given_films_and_may_leave_calls_out(tmp_path, stranger):
+    film = Film(tmp_path / "run", "all", 5.0, 100.0, print)
+    run = play(tmp_path / "run", episodes=1, execute=1, sinks=[Wandb(calls=False)], watchers=[film])
+    film.close()
+    _, _, history, _ = written(tmp_path / "run")
+    assert len([row for row in history if "call/kept" in row]) == len(run.episodes) == 2
+    assert len(list((tmp_path / "run").glob("wandb/offline-run-*/files/media/videos/film/*.mp4"))) == 2
+
+
+def test_wandb_goes_online_by_its_own_variable(monkeypatch):
+    node = OmegaConf.load(Path(__file__).parents[1] / "configs" / "logger" / "wandb.yaml").wandb
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert node.mode == "offline"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert node.mode == "online"
+
+
+def test_an_id_that_was_cut_short_is_made_anew(tmp_path, stranger):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb-id").write_text("")
+    said = []
+    play(tmp_path / "run", episodes=1, sinks=[Wandb()], say=said.append)
+    assert said == [] and len((tmp_path / "run" / "wandb-id").read_text()) == 12
