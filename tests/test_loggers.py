@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,13 +71,22 @@ def test_without_wandb_the_run_says_so_in_one_line(tmp_path, monkeypatch):
     assert "wandb is not installed" in said[0] and "logger=csv" in said[0]
 
 
+def records(path):
+    """What wandb wrote to a file; its own process may still write when `finish` is back, up to the exit record."""
+    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    until = time.monotonic() + 30
+    while True:
+        found = [proto.Record.FromString(data) for data in blocks(path.read_bytes())]
+        if any(record.HasField("exit") for record in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.05)
+
+
 def written(folder):
     """What wandb wrote below a run's folder: ids, config, history rows in order, the last summary."""
-    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     ids, config, history, summary = set(), {}, [], {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
-        for data in blocks(path.read_bytes()):
-            record = proto.Record.FromString(data)
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in records(path):
             if record.HasField("run"):
                 ids.add(record.run.run_id)
                 config |= {u.key: json.loads(u.value_json) for u in record.run.config.update}

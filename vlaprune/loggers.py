@@ -120,7 +120,7 @@ class Wandb:
     def close(self) -> None:
         """Writes the summary and a table of all episodes, and ends the wandb run."""
         if self._rows:
-            columns = list(self._rows[0])
+            columns: list[Any] = list(self._rows[0])
             data: list[list[Any]] = [[None if row[c] == "" else row[c] for c in columns] for row in self._rows]
             table = self._wandb.Table(columns=columns, data=data)
             self._run.log({"table": table}, step=self._calls - 1)
