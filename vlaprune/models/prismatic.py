@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Observation
 from vlaprune.meter import linear_flops
-from vlaprune.nn.checkpoint import read_json
-from vlaprune.nn.decoder import Decoder, Shape
+from vlaprune.nn.decoder import Decoder, Shape, Tokens
 from vlaprune.nn.pour import Piece, llama_pieces
+from vlaprune.nn.statistics import Range
 from vlaprune.nn.towers import FusedTower, Projector, dino, siglip, timm_pieces, timm_unused
 from vlaprune.pruner import Info
-from vlaprune.session import Session
+from vlaprune.session import Session, stage
 from vlaprune.trace import View
 
 BEGIN, STOP, EMPTY = 1, 2, 29871  # token ids of Llama-2: <s>, </s>, and the lone space that ends a prompt
@@ -102,9 +102,11 @@ class Prismatic(nn.Module):
 
     def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; sessions that ask are shown the tower."""
-        wanted = any(s.wants_tower for s in sessions)
-        features = self.vision(images.flatten(0, 1), (lambda a: self._tell(sessions, a)) if wanted else None)
-        return self.projector(features).unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+        wanted, cameras = any(s.wants_tower for s in sessions), images.shape[1]
+        with stage(sessions, "vision", cameras * self.vision.flops):
+            features = self.vision(images.flatten(0, 1), (lambda a: self._tell(sessions, a)) if wanted else None)
+        with stage(sessions, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
+            return self.projector(features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
 
     def _tell(self, sessions: Sequence[Session], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
@@ -117,9 +119,11 @@ class Prismatic(nn.Module):
         """[n, d] embeddings of token ids."""
         return self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))  # type: ignore[no-any-return]
 
-    def see_flops(self, cameras: int) -> float:
-        """Of towers and projector."""
-        return cameras * (self.vision.flops + linear_flops(self.vision.side**2, *self.projector.widths))
+    def prompt(self, visual: Tensor, ids: Sequence[int], behind: Sequence[Tensor] = ()) -> Tokens:
+        """First id | visual tokens [V, d] | the other ids | rows [n, d] `behind` them."""
+        text = self.embed(ids)
+        hidden = torch.cat((text[:1], visual, text[1:], *behind))
+        return Tokens(hidden, torch.arange(len(hidden), device=hidden.device))
 
 
 def pieces(trunk: Prismatic) -> dict[str, Piece]:
@@ -141,21 +145,6 @@ def unused(trunk: Prismatic) -> tuple[str, ...]:
         *timm_unused(trunk.vision.dino.shape, "vision_backbone.featurizer."),
         *timm_unused(trunk.vision.siglip.shape, "vision_backbone.fused_featurizer."),
     )
-
-
-def read_eps(folder: Path) -> float:
-    """rms_norm_eps of text_config in config.json; 1e-6, the library's default, where a config leaves it out."""
-    text = read_json(folder / "config.json").get("text_config", {})
-    return float(text.get("rms_norm_eps", 1e-6)) if isinstance(text, Mapping) else 1e-6
-
-
-def read_stats(folder: Path) -> Stats:
-    """(mean, std) of both towers from preprocessor_config.json. ValueError where they are not there."""
-    file = folder / "preprocessor_config.json"
-    params = read_json(file).get("tvf_normalize_params")
-    if not isinstance(params, list) or len(params) != 2:
-        raise ValueError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
-    return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)
 
 
 def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
@@ -214,6 +203,19 @@ def images(
             raise ValueError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
         rows.append(np.stack([prepare(i) for i in own]))
     return torch.from_numpy(np.stack(rows))
+
+
+def restore(unit: Tensor, span: Range) -> Tensor:
+    """Numbers [..., s] in [-1, 1] to the units of the dataset, float64; what is not masked passes as it is."""
+    low, high, mask = (torch.as_tensor(a, device=unit.device) for a in (span.low, span.high, span.mask))
+    unit = unit.double()
+    return torch.where(mask, 0.5 * (unit + 1) * (high - low + span.eps) + low, unit)
+
+
+def decode_bins(tokens: Tensor) -> Tensor:
+    """Token ids to numbers in [-1, 1]: the middles of 255 equal bins, the highest id the lowest number."""
+    edges = torch.linspace(-1, 1, 256, dtype=torch.float64, device=tokens.device)
+    return ((edges[:-1] + edges[1:]) / 2)[(TEXT - tokens - 1).clamp(0, 254)]
 
 
 def place(device: str) -> torch.device:

@@ -59,6 +59,11 @@ class Statistics:
             "unit without them: download it again"
         )
 
+    @property
+    def names(self) -> list[str]:
+        """The datasets there are numbers for."""
+        return sorted(self._norms)
+
     def key(self, wanted: str) -> str:
         """`wanted`, or `wanted`_no_noops where only that is there. ValueError lists what there is."""
         for key in (wanted, f"{wanted}_no_noops"):

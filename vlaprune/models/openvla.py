@@ -1,0 +1,125 @@
+"""OpenVLA-7B: one image, an instruction, seven action tokens decoded one by one.
+
+Prompt: begin | 256 visual tokens | text, ending in the lone space 29871. Causal. The last prompt row gives the first
+token, six more passes the others, each the best of the whole vocabulary. Kim et al., arXiv:2406.09246; source:
+openvla/openvla@c8f03f4:prismatic/extern/hf/modeling_prismatic.py (predict_action).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.images import pipeline
+from vlaprune.meter import linear_flops
+from vlaprune.models.prismatic import (
+    Sizes,
+    closed,
+    decode_bins,
+    images,
+    place,
+    precision,
+    question,
+    restore,
+)
+from vlaprune.models.source import Source, published
+from vlaprune.nn.decoder import Tokens
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout
+
+ACTION = 7
+PUBLISHED = {
+    f"libero_{name}": f"openvla/openvla-7b-finetuned-libero-{name}" for name in ("spatial", "object", "goal", "10")
+}
+
+
+class OpenVLA:
+    """The policy.
+
+    weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
+    suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does
+    unnorm   dataset of the checkpoint's statistics, such as bridge_orig; None for `suite`
+    images   how images are prepared, see vlaprune.images; None for `rlds_crop`, which the fine-tunes were trained on
+    cameras  the one camera that is read
+    sizes    sizes other than the 7B model's, for tests with random weights
+    seed     of random weights
+    device   `auto`, `cpu`, `cuda`, `meta`, ...
+    dtype    of weights and computation
+    """
+
+    chunk = 1
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        suite: str | None = None,
+        unnorm: str | None = None,
+        images: str | None = None,
+        cameras: Sequence[str] = ("primary",),
+        sizes: Mapping[str, int] | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+    ) -> None:
+        if len(cameras) != 1:
+            raise ValueError(f"cameras={list(cameras)}; openvla reads one camera, model=oft reads several")
+        own = Sizes.of(sizes or {})
+        self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
+        self.device = place(device)
+        source = Source.of(published(weights, suite, PUBLISHED, "openvla"))
+        self._tokenize = source.tokenize
+        self._range = source.range("action", ACTION, unnorm or suite)
+        self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
+        self.shape, self.info = self.trunk.decoder.shape, own.info("openvla")
+        self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
+
+    def layout(self, words: int) -> Layout:
+        """Positions of everything for a prompt of `words` token ids, the first and the last one included."""
+        views = self.trunk.views(self.interface.cameras)
+        total = len(views) * self.trunk.vision.side**2
+        length = words + total
+        return Layout(
+            length=length,
+            visual=range(1, 1 + total),
+            text=range(1 + total, length),
+            action=range(length, length + ACTION - 1),
+            last=length - 1,
+            views=views,
+        )
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [1, 7] per observation, the hand in the units of the dataset, the gripper from 0 (closes) to 1."""
+        tokens = self.tokens(observations, sessions)
+        return list(restore(decode_bins(tokens), self._range)[:, None])
+
+    def tokens(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
+        """The [B, 7] token ids that are decoded."""
+        seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
+        seen = seen.to(self.device)
+        ids = [closed(self._tokenize(question(o.instruction))) for o in observations]
+        for session, own, words in zip(sessions, seen, ids, strict=True):
+            session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
+        visual = self.trunk.see(seen, sessions)
+        prompts = [self.trunk.prompt(v, words) for v, words in zip(visual, ids, strict=True)]
+        with stage(sessions, "prompt"):
+            rows = self.trunk.decoder(prompts, sessions)
+        with stage(sessions, "decode"):
+            return self._decode(rows, [len(p.index) for p in prompts], sessions)
+
+    def _decode(self, rows: Sequence[Tensor], ends: Sequence[int], sessions: Sequence[Session]) -> Tensor:
+        """Greedy tokens [B, 7]; positions go on from the full prompt, whatever was pruned."""
+        places = [torch.arange(end, end + ACTION, device=self.device) for end in ends]
+        out = [self._best(rows, sessions)]
+        for i in range(ACTION - 1):
+            hidden = self.trunk.embedding(out[-1])
+            steps = [Tokens(h[None], at[i : i + 1]) for h, at in zip(hidden, places, strict=True)]
+            out.append(self._best(self.trunk.decoder(steps, sessions), sessions))
+        return torch.stack(out, 1)
+
+    def _best(self, rows: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:
+        """The most likely token [B] after each sequence's last row."""
+        with stage(sessions, "head", linear_flops(1, *self.trunk.head.weight.T.shape)):
+            return self.trunk.head(torch.stack([r[-1] for r in rows])).argmax(-1)  # type: ignore[no-any-return]

@@ -1,0 +1,97 @@
+"""Where an OpenVLA-style policy comes from: a checkpoint's folder, the hub, or seeded random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlaprune.models.prismatic import (
+    HALF,
+    ROUNDED,
+    Prismatic,
+    Sizes,
+    Stats,
+    pieces,
+    read_tokenizer,
+    stand_in,
+    unused,
+)
+from vlaprune.nn.checkpoint import Checkpoint, read_json
+from vlaprune.nn.hub import locate
+from vlaprune.nn.pour import pour, randomise
+from vlaprune.nn.statistics import Range, Statistics
+
+
+@dataclass(frozen=True)
+class Source:
+    """What stands beside the weights of an OpenVLA checkpoint, or in its place for random ones.
+
+    folder      of the checkpoint; None for random weights
+    tokenize    text to token ids
+    statistics  of the datasets it was trained on; None for random weights
+    eps, stats  of the decoder's norms; (mean, std) of both towers' pixels
+    """
+
+    folder: Path | None
+    tokenize: Callable[[str], list[int]]
+    statistics: Statistics | None = None
+    eps: float = 1e-6
+    stats: Stats = (ROUNDED, HALF)
+
+    @classmethod
+    def of(cls, weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Source:
+        """From a folder or the hub, or a stand-in for `random`. ValueError for what is missing or malformed."""
+        if weights == "random":
+            return cls(None, stand_in)
+        folder = locate(weights, patterns)
+        text = read_json(folder / "config.json").get("text_config", {})
+        eps = text.get("rms_norm_eps", 1e-6)  # the library's default, where a config leaves it out
+        return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))
+
+    def range(self, group: str, size: int, unnorm: str | None, eps: float = 0.0) -> Range:
+        """Of a dataset's `action` or `proprio` numbers. ValueError where the dataset is not named or not there."""
+        if self.statistics is None:
+            return Range.identity(size)
+        if unnorm is None:
+            raise ValueError(
+                f"weights {self.folder} need unnorm=DATASET or suite=SUITE to give actions a unit; "
+                f"there are statistics for {', '.join(self.statistics.names)}"
+            )
+        return self.statistics.range(unnorm, group, size, eps=eps)
+
+    def trunk(
+        self, sizes: Sizes, causal: bool, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Prismatic, dict[str, object]]:
+        """The trunk with its weights, and their card."""
+        with torch.device("meta"):
+            trunk = Prismatic(sizes, causal, self.eps, self.stats)
+        if self.folder is None:
+            randomise(trunk, seed, device, dtype)
+            return trunk.eval(), {"weights": "random", "seed": seed, "tokenizer": "stand-in, one id a word"}
+        checkpoint = Checkpoint(self.folder)
+        pour(trunk, checkpoint, pieces(trunk), unused(trunk), device, dtype)
+        return trunk.eval(), {"weights": str(self.folder), "sha256": checkpoint.digest}
+
+
+def published(weights: str | None, suite: str | None, known: Mapping[str, str], name: str) -> str:
+    """`weights` as given, or the published checkpoint of a benchmark's suite. ValueError where there is none."""
+    if weights is not None:
+        return weights
+    if suite is not None and suite in known:
+        return known[suite]
+    raise ValueError(
+        f"{name} has published weights for the suites {', '.join(known)}, not {suite}; set model.weights to a folder, "
+        "owner/name of the hub, or random"
+    )
+
+
+def read_stats(folder: Path) -> Stats:
+    """(mean, std) of both towers from preprocessor_config.json. ValueError where they are not there."""
+    file = folder / "preprocessor_config.json"
+    params = read_json(file).get("tvf_normalize_params")
+    if not isinstance(params, list) or len(params) != 2:
+        raise ValueError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
+    return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)
