@@ -1,0 +1,50 @@
+"""What authors' own code answers to inputs and weights that both sides make by formula; see scripts/record_golden.py.
+
+numpy only, so that the environments of the authors' code can import it.
+"""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+def uniform(name: str, size: int) -> np.ndarray:
+    """[size] float64 in [-1, 1), a hash of name and place: the same on every machine, with every version of numpy."""
+    x = np.arange(size, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(zlib.crc32(name.encode()))
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    x = x ^ (x >> np.uint32(16))
+    return x / 2.0**31 - 1.0
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 parameter: matrices of variance 2 / inputs, norms around 1, everything else small around 0."""
+    values = uniform(name, int(np.prod(shape))).reshape(shape)
+    if len(shape) > 1 and min(shape[-1], shape[0]) > 1 and "token" not in name and "pos" not in name:
+        return (values * (6.0 / np.prod(shape[1:])) ** 0.5).astype(np.float32)
+    norm = name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "scale_factor", "gamma"))
+    return (values * 0.3 + norm).astype(np.float32)
+
+
+def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """All parameters of a model."""
+    return {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def scene(seed: int, height: int, width: int) -> np.ndarray:
+    """A picture [height, width, 3] uint8 with waves, noise and an edge."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([128 + 100 * np.sin(x / 7 + y / 11 + seed), 128 + 90 * np.cos(x / 5 - y / 13), (x * y) % 256], -1)
+    picture = waves + 25 * uniform(f"scene {seed}", waves.size).reshape(waves.shape)
+    picture[height // 4 : height // 2, width // 3 : width // 2] = (250, 20, 30)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    """The arrays of one file."""
+    with np.load(HERE / f"{name}.npz") as file:
+        return dict(file)
