@@ -190,7 +190,7 @@ class Arm(ToyBench):
     """The toy world behind a robot that models must know how to drive."""
 
     robot = "arm"
-    interface = Interface("axis_angle", "open_positive", "delta", ("main",), "position2")
+    interface = Interface("axis_angle", "open_positive", "delta", ("main",), ToyBench.state)
 
 
 def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():

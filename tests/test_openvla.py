@@ -115,7 +115,7 @@ def test_decoding_after_pruning_equals_a_run_that_hides_what_was_dropped(model):
     drop = [i for i in range(1, 17) if i not in kept.tolist()]
     assert len(drop) == 12 and said == oracle(model, look(), drop, 2)
     assert session.finish().decoded == 6
-    assert session.trace.decode[0] == [36, 36, 24, 24, 24, 24] and session.trace.decode[5][2] == 29
+    assert session.trace.decode[0] == [37, 37, 25, 25, 25, 25] and session.trace.decode[5][2] == 30
 
 
 @torch.no_grad()

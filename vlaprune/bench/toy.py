@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Toy:
     image: int = 64
 
     name = "toy"
-    robot: str | None = field(default=None, init=False)
+    robot = None
     control_hz = 5.0
 
     def __post_init__(self) -> None:
