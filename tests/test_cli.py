@@ -134,7 +134,7 @@ def test_a_model_and_a_benchmark_that_do_not_fit_are_refused_in_one_line(call):
     one_line(
         errors,
         "model tiny and bench toy do not fit",
-        "cameras ('agentview', 'robot0_eye_in_hand') vs ('main',)",
+        "cameras ('primary', 'wrist') vs ('main',)",
         "state ",
     )
 

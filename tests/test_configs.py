@@ -65,7 +65,7 @@ def test_the_groups_and_names_that_scripts_rely_on_are_there():
 def test_a_file_sets_exactly_the_parameters_of_what_it_names(group, name):
     for node in nodes(group, name):
         assert target(node).__module__.startswith("vlaprune.")
-        keys = [k for k in node if k not in ("_target_", "controls", "settings")]  # the last two are for config.build
+        keys = [k for k in node if k not in ("_target_", "controls", "settings", "world")]  # of config.build
         assert keys == [p for p in inspect.signature(target(node)).parameters]
 
 

@@ -63,7 +63,8 @@ LAYERS = {
     "bench": ["benchmark", "finding"],
     "bench.remote": ["benchmark"],
     "bench.robosuite": ["benchmark", "finding", "bench.experts", "bench.remote"],
-    "bench.libero": ["benchmark", "finding", "bench.libero_files", "bench.libero_experts", "bench.remote"],
+    "bench.libero": ["benchmark", "finding", "bench"],
+    "bench.libero_env": ["benchmark", "bench.libero_experts"],
     "bench.libero_experts": ["bench.experts"],
     "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }

@@ -92,7 +92,7 @@ def test_observation(stack):
     assert all(i.shape == (128, 128, 3) and i.dtype == np.uint8 for i in seen.images.values())
     assert seen.state.shape == (8,) and 0.9 < seen.state[2] < 1.1
     assert seen.instruction == "stack the red cube on the green cube"
-    view = seen.images["agentview"].astype(int)
+    view = seen.images["primary"].astype(int)
     assert view[:16].mean() < view[64:].mean() - 20  # upright: the dark wall is above, the table below
 
 

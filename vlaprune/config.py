@@ -126,7 +126,8 @@ def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
 def model_for(cfg: DictConfig, robot: str | None) -> DictConfig:
     """The same for a robot by name; None for a benchmark without."""
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    node.pop("controls", None)
+    for key in ("controls", "world"):  # of the control, and of the benchmark
+        node.pop(key, None)
     settings = node.pop("settings", {}).get(robot, {})
     return OmegaConf.create(node | {key: value for key, value in settings.items() if node.get(key) is None})
 

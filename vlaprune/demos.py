@@ -28,6 +28,18 @@ class Job(NamedTuple):
     noise: float
 
 
+class Style(NamedTuple):
+    """How episodes are recorded: `every`, `chunk`, `rewind` and `beta` as `record` has them."""
+
+    every: int = 3
+    chunk: int = 8
+    rewind: bool = True
+    beta: float = 0.0
+
+
+STYLE = Style()
+
+
 def record(
     bench: Any,
     task: Task,
@@ -39,20 +51,24 @@ def record(
     chunk: int = 8,
     policy: Policy | None = None,
     beta: float = 0.0,
+    rewind: bool = True,
 ) -> list[bool]:
     """Records episodes of one task, one .npz file each, and returns which ended in success.
 
     Every `every` steps, from a random first one, a file keeps images [cameras, h, w, 3], state [s] and the
-    label [chunk, actions], the expert's own next actions from there, rolled out without noise, and the hint [h]. With a
-    `policy`, its [k, actions] chunks are executed, save that with probability `beta` the expert takes a turn
-    of `chunk` steps; without one the expert acts throughout. A file that exists is left as it is.
+    label [chunk, actions] and the hint [h]. The label is the expert's own next actions from there, rolled out without
+    noise; without `rewind`, which an environment that cannot go back needs, it is what the expert would have done at
+    each of the states that came next. With a `policy`, its [k, actions] chunks are executed, save that with probability
+    `beta` the expert takes a turn of `chunk` steps; without one the expert acts throughout. A file that exists is left
+    as it is.
     """
+    style = Style(every, chunk, rewind, beta)
     with bench.open(task) as env:
-        return [_episode(bench, env, Job(task.name, e, noise), out_dir, every, chunk, policy, beta) for e in episodes]
+        return [_episode(bench, env, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
 
 
 def collect(
-    bench: Any, plan: Sequence[Job], out_dir: str | Path, workers: int = 2, every: int = 3, chunk: int = 8
+    bench: Any, plan: Sequence[Job], out_dir: str | Path, workers: int = 2, style: Style = STYLE
 ) -> dict[str, float]:
     """Records `plan` in processes, as `record` does; returns each task's rate of success.
 
@@ -60,8 +76,7 @@ def collect(
     """
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         shares = [
-            pool.submit(_share, bench, plan[worker::workers], out_dir, every, chunk, worker)
-            for worker in range(workers)
+            pool.submit(_share, bench, plan[worker::workers], out_dir, style, worker) for worker in range(workers)
         ]
         won = [result for share in shares for result in share.result()]
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
@@ -86,9 +101,7 @@ def load(folder: str | Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _episode(
-    bench: Any, env: Any, job: Job, out_dir: str | Path, every: int, chunk: int, policy: Policy | None, beta: float
-) -> bool:
+def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, policy: Policy | None) -> bool:
     """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
     name, episode, noise = job
     path = Path(out_dir) / f"{name}_{episode:06d}.npz"
@@ -98,22 +111,38 @@ def _episode(
     env.reset(episode)
     expert = bench.expert(env)
     frames: list[tuple[np.ndarray, ...]] = []
+    told: list[np.ndarray] = []  # by the expert, of every step
     turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
-    phase, step, done = int(rng.integers(every)), 0, False
+    phase, step, done = int(rng.integers(style.every)), 0, False
     while step < env.task.limit and not done:
-        if step % every == phase:
+        if step % style.every == phase:
             look = env.observe()
             pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])
-            frames.append((pixels, look.state.astype(np.float32), _ahead(env, expert, chunk), env.hint()))
+            label = _ahead(env, expert, style.chunk) if style.rewind else np.empty(0)
+            frames.append((pixels, look.state.astype(np.float32), label, env.hint()))
         if not turn:
-            turn = [None] * chunk if policy is None or rng.random() < beta else list(policy(env.observe()))
+            turn = [None] * style.chunk if policy is None or rng.random() < style.beta else list(policy(env.observe()))
         now = turn.pop(0)
-        action = np.array(expert() if now is None else now, dtype=np.float64)
+        told.append(expert())
+        action = np.array(told[-1] if now is None else now, dtype=np.float64)
         action[:-1] += noise * rng.standard_normal(action.size - 1)
         done, step = env.step(action), step + 1
     arrays = dict(zip(FRAMES, (np.stack(part) for part in zip(*frames, strict=True)), strict=True))
+    if not style.rewind:
+        arrays["labels"] = _visited(env, expert, told, style, phase, len(frames))
     _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)))
     return done
+
+
+def _visited(
+    env: Any, expert: Callable[[], np.ndarray], told: list[np.ndarray], style: Style, phase: int, frames: int
+) -> np.ndarray:
+    """Labels [frames, chunk, actions] from what the expert said at each step; it goes on a while for the last ones."""
+    for _ in range(style.chunk):
+        told.append(expert())
+        env.step(told[-1])
+    starts = phase + style.every * np.arange(frames)
+    return np.asarray(told, np.float32)[starts[:, None] + np.arange(style.chunk)]
 
 
 def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray:
@@ -145,9 +174,7 @@ def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 
-def _share(
-    bench: Any, plan: Sequence[Job], out_dir: str | Path, every: int, chunk: int, worker: int
-) -> list[tuple[str, bool]]:
+def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, worker: int) -> list[tuple[str, bool]]:
     """What one process does of `collect`: one environment per task, opened when first needed."""
     tasks = {task.name: task for task in bench.tasks()}
     envs: dict[str, Any] = {}
@@ -156,5 +183,5 @@ def _share(
         for job in tqdm(plan, desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0):
             if job[0] not in envs:
                 envs[job[0]] = stack.enter_context(bench.open(tasks[job[0]]))
-            won.append((job[0], _episode(bench, envs[job[0]], job, out_dir, every, chunk, None, 0.0)))
+            won.append((job[0], _episode(bench, envs[job[0]], job, out_dir, style, None)))
     return won

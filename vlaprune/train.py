@@ -210,6 +210,7 @@ class Teaching:
     rounds           further rounds: the policy acts, the expert labels where it gets to (DAgger, arXiv:1011.0686)
     corrections      episodes per task of such a round
     beta             share of the chunks that the expert executes in it
+    rewind           labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
     """
 
     episodes: int = 180
@@ -220,13 +221,14 @@ class Teaching:
     rounds: int = 1
     corrections: int = 50
     beta: float = 0.25
+    rewind: bool = True
 
 
 def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
     ids, kinds = range(teaching.first, teaching.first + teaching.episodes), len(teaching.noises)
     plan = [demos.Job(t.name, e, teaching.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
-    demos.collect(bench, plan, folder, teaching.workers, teaching.every, chunk)
+    demos.collect(bench, plan, folder, teaching.workers, demos.Style(teaching.every, chunk, teaching.rewind))
 
 
 def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
@@ -251,6 +253,7 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
             chunk=policy.model.chunk,
             policy=act,
             beta=teaching.beta,
+            rewind=teaching.rewind,
         )
 
 

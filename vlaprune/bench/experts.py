@@ -63,9 +63,9 @@ def places(name: str, world: Any) -> list[np.ndarray]:
 def _lift(world: Any) -> np.ndarray:
     """Grasp the cube, then up."""
     cube = _thing(world, world.cube)
-    if not _held(world, world.cube):
-        return _grasp(world, cube)
-    return _move(world, cube, np.array([*cube.centre[:2], 0.90]), CLOSE)
+    if not held(world, world.cube):
+        return grasp(world, cube)
+    return move(world, cube, np.array([*cube.centre[:2], 0.90]), CLOSE)
 
 
 def _stack(world: Any) -> np.ndarray:
@@ -75,19 +75,19 @@ def _stack(world: Any) -> np.ndarray:
     off = np.linalg.norm((red.centre - place)[:2])
     above = red.centre[2] - place[2]
     there = off < 0.02 and abs(above) < 0.015
-    if not _held(world, world.cubeA):
+    if not held(world, world.cubeA):
         if there:
-            return _retreat(world, red)
-        return _grasp(world, red, avoid=green)
-    loose = 2.0 if _shut(world) < 0.5 else 1.0
+            return retreat(world, red)
+        return grasp(world, red, avoid=green)
+    loose = 2.0 if shut(world) < 0.5 else 1.0
     if off < 0.009 * loose and above < 0.006 * loose:
-        return _move(world, red, red.centre, OPEN)
+        return move(world, red, red.centre, OPEN)
     clear = place[2] + 0.035
     goal = np.array([*place[:2], place[2] + np.clip(1.5 * (off - 0.008), -0.002, 0.035)])
     if off > 0.03 and red.centre[2] < clear - 0.02:  # rise before it can hit the green cube
         near = np.clip((off - 0.075) / 0.05, 0.0, 1.0)
         goal[:2] = red.centre[:2] + near * (place - red.centre)[:2]
-    return _move(world, red, goal, CLOSE)
+    return move(world, red, goal, CLOSE)
 
 
 def _pick_place(world: Any) -> np.ndarray:
@@ -97,17 +97,17 @@ def _pick_place(world: Any) -> np.ndarray:
     place = world.target_bin_placements[world.object_id]
     inside = (np.abs(thing.centre - place)[:2] < [0.095, 0.12]).all()
     bottom = thing.centre[2] - thing.reach[2]
-    if not _held(world, item):
+    if not held(world, item):
         if inside and bottom < WALL + 0.05:
-            return _retreat(world, thing)
-        return _grasp(world, thing)
+            return retreat(world, thing)
+        return grasp(world, thing)
     place = place + NEARER
     off = np.abs((thing.centre - place)[:2]).max()
     over = WALL + 0.025 + thing.reach[2]
     low = np.array([*place[:2], over - 0.09])
-    loose = 1.6 if _shut(world) < 0.8 else 1.0
+    loose = 1.6 if shut(world) < 0.8 else 1.0
     if off < 0.035 * loose and bottom < WALL - 0.005 + 0.03 * (loose > 1.0):
-        return _move(world, thing, low, OPEN)  # the fingers need five steps to let go
+        return move(world, thing, low, OPEN)  # the fingers need five steps to let go
     goal = np.array([*place[:2], over])
     goal[2] -= np.clip(2.5 * (0.07 - off), 0.0, 0.09)
     lack = over - 0.015 - thing.centre[2]
@@ -115,40 +115,40 @@ def _pick_place(world: Any) -> np.ndarray:
         fence = FENCE - thing.reach[1] - thing.centre[1]
         go = np.clip((fence - 1.2 * lack) / 0.04, 0.0, 1.0)
         goal[:2] = thing.centre[:2] + go * (place - thing.centre)[:2]
-    return _move(world, thing, goal, CLOSE)
+    return move(world, thing, goal, CLOSE)
 
 
-def _grasp(world: Any, thing: Thing, avoid: Thing | None = None) -> np.ndarray:
+def grasp(world: Any, thing: Thing, avoid: Thing | None = None) -> np.ndarray:
     """Towards and around `thing` from above, clear of `avoid`; then close."""
-    hand, turn = _hand(world)
+    hand, turn = palm(world)
     axis = _finger_axis(thing, turn[:, 0], avoid)
     top = thing.centre[2] + thing.reach[2]
     goal = np.array([*thing.centre[:2], max(thing.centre[2], top - 0.035)])
     error = goal - hand
     off = np.linalg.norm(error[:2])
     skew = np.arccos(np.clip(turn[:, 0] @ axis, -1.0, 1.0))
-    closing = 1.8 if _shut(world) > -0.8 and _gap(world) < 0.079 else 1.0
+    closing = 1.8 if shut(world) > -0.8 and _gap(world) < 0.079 else 1.0
     if off < 0.016 * closing and abs(error[2]) < 0.014 * closing and skew < 0.2 * closing:
         return _action(world, goal, axis, CLOSE)
     rise = np.clip(2.0 * (max(off, 0.06 * skew) - 0.014), 0.0, top + 0.04 - goal[2])
     return _action(world, goal + rise * UP, axis, OPEN)
 
 
-def _retreat(world: Any, thing: Thing) -> np.ndarray:
+def retreat(world: Any, thing: Thing) -> np.ndarray:
     """Open, and straight up from `thing`."""
-    hand, turn = _hand(world)
+    hand, turn = palm(world)
     return _action(world, hand + 0.06 * UP, _level(turn[:, 0]), OPEN)
 
 
-def _move(world: Any, thing: Thing, goal: np.ndarray, grip: float) -> np.ndarray:
+def move(world: Any, thing: Thing, goal: np.ndarray, grip: float) -> np.ndarray:
     """Carries the centre of `thing`, which is held, to `goal` [3]."""
-    hand, turn = _hand(world)
+    hand, turn = palm(world)
     return _action(world, hand + goal - thing.centre, _level(turn[:, 0]), grip)
 
 
 def _action(world: Any, goal: np.ndarray, axis: np.ndarray, grip: float) -> np.ndarray:
     """The [7] action towards hand position `goal` [3], pointing down, fingers along `axis` [3]."""
-    hand, turn = _hand(world)
+    hand, turn = palm(world)
     want = np.stack([axis, np.cross(DOWN, axis), DOWN], axis=1)
     move = GAIN * (goal - hand) / METRES
     move[:2] /= max(1.0, np.abs(move[:2]).max())
@@ -193,20 +193,20 @@ def _thing(world: Any, item: Any) -> Thing:
     return Thing(centre, model.geom_aabb[geom, 3:].copy(), axes.copy())
 
 
-def _hand(world: Any) -> tuple[np.ndarray, np.ndarray]:
+def palm(world: Any) -> tuple[np.ndarray, np.ndarray]:
     """Position [3] and axes [3, 3] of the point between the fingertips."""
     site = world.robots[0].eef_site_id
     data = world.sim.data
     return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
 
 
-def _held(world: Any, item: Any) -> bool:
+def held(world: Any, item: Any) -> bool:
     """Whether both fingers touch the object."""
     parts = world.robots[0].gripper.important_geoms
     return all(world.check_contact(parts[side], item) for side in ("left_finger", "right_finger"))
 
 
-def _shut(world: Any) -> float:
+def shut(world: Any) -> float:
     """What the gripper is commanded to: -1 open .. 1 shut."""
     return float(world.robots[0].gripper.current_action[-1])
 

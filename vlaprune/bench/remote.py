@@ -22,17 +22,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from vlaprune.benchmark import Benchmark, Observation, Task
+from vlaprune.benchmark import Env, Observation, Task
 
 MEMORY = 1 << 24  # bytes for the pictures of one observation; pages never written cost nothing
 TRIES = 2  # starts of a simulator that dies or hangs while it opens
+
+
+class Opens(Protocol):
+    """As much of a benchmark as a worker needs."""
+
+    @property
+    def name(self) -> str:
+        """Of the benchmark."""
+
+    def open(self, task: Task) -> AbstractContextManager[Env]:
+        """Starts the simulator for one task, in this very process."""
 
 
 class Gone(RuntimeError):
@@ -42,7 +53,7 @@ class Gone(RuntimeError):
 class RemoteEnv:
     """One task, open in a worker process; made by `opened`."""
 
-    def __init__(self, bench: Benchmark, task: Task, python: str | None, opening: float, answering: float) -> None:
+    def __init__(self, bench: Opens, task: Task, python: str | None, opening: float, answering: float) -> None:
         """Starts the worker under `python` (None for this one), with limits in seconds to open and to answer."""
         self.task, self._what = task, pickle.dumps((bench, task), protocol=4)
         self._label = f"worker of {bench.name} {task.name}"
@@ -181,7 +192,7 @@ class _Worker:
 
 @contextmanager
 def opened(
-    bench: Benchmark, task: Task, python: str | None = None, opening: float = 600.0, answering: float = 300.0
+    bench: Opens, task: Task, python: str | None = None, opening: float = 600.0, answering: float = 300.0
 ) -> Iterator[RemoteEnv]:
     """`bench.open(task)` in a worker process.
 

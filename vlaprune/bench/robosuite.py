@@ -29,12 +29,13 @@ TASKS = (
     Task("PickPlaceMilk", "put the milk in its bin", 100, 50),
     Task("PickPlaceCereal", "put the cereal in its bin", 140, 50),
 )
+CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 INTERFACE = Interface(
     rotation="axis_angle",
     gripper="close_positive",
     frame="delta",
-    cameras=("agentview", "robot0_eye_in_hand"),
+    cameras=tuple(CAMERAS),
     state="eef_pos3_axisangle3_gripper2",
 )
 
@@ -91,9 +92,9 @@ class RobosuiteEnv:
     def observe(self) -> Observation:
         """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres)."""
         images = {}
-        for camera in INTERFACE.cameras:
+        for name, camera in CAMERAS.items():
             self._renderer.update_scene(self._data, camera, self._look)
-            images[camera] = self._renderer.render()
+            images[name] = self._renderer.render()
         return Observation(images, self._state(), self.task.instruction)
 
     def step(self, action: np.ndarray) -> bool:
@@ -198,7 +199,7 @@ class Robosuite:
             raise RuntimeError("robosuite is not installed; pip install 'vlaprune[sim]'")
         gl = os.environ.setdefault("MUJOCO_GL", self.renderer)  # read when mujoco is first imported
         try:
-            with _quiet():
+            with quiet():
                 return RobosuiteEnv(_world(task.name, self.seed), task, self.image, self.seed)
         except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
             need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
@@ -250,7 +251,7 @@ def _seeded(seed: int, name: str, *rest: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log lines below errors inside: robosuite's import advises about a private macro file."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

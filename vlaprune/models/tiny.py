@@ -32,21 +32,23 @@ blue yellow black white cube block can milk bread cereal box carton bin bowl pla
 soup sauce cheese butter juice salad dressing cream tomato orange chocolate pudding ketchup bbq
 alphabet ramekin cookie next from between center table top wooden cabinet stove it both left right"""
 WORDS = tuple(VOCABULARY.split())
-ACTION, STATE, TEXT, HINT = 7, 8, 12, 4  # numbers of an action, of a state, word slots, numbers of a hint
+ACTION, STATE, TEXT, HINT = 7, 8, 12, 4  # numbers of an action, of a state, usual word slots, numbers of a hint
 
 
-def tokenize(instruction: str) -> list[int]:
+def tokenize(instruction: str, most: int = TEXT) -> list[int]:
     """Word numbers of an instruction; unknown words share one. ValueError if it is too long."""
     words = instruction.lower().replace(",", " ").replace(".", " ").split()
-    if not 1 <= len(words) <= TEXT:
-        raise ValueError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {TEXT}")
+    if not 1 <= len(words) <= most:
+        raise ValueError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {most}")
     return [WORDS.index(w) if w in WORDS else 1 for w in words]
 
 
 class Tiny(nn.Module):
     """The policy. Sizes are constructor arguments, so that tests and studies can scale it.
 
-    weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`
+    weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`; None for
+             robosuite's
+    text     word slots of the prompt; None for 12
     device   `auto`, `cpu`, `cuda`, ...
     """
 
@@ -57,8 +59,8 @@ class Tiny(nn.Module):
 
     def __init__(
         self,
-        weights: str = "robosuite",
-        cameras: Sequence[str] = ("agentview", "robot0_eye_in_hand"),
+        weights: str | None = None,
+        cameras: Sequence[str] = ("primary", "wrist"),
         width: int = 128,
         layers: int = 6,
         heads: int = 4,
@@ -66,6 +68,7 @@ class Tiny(nn.Module):
         vision_layers: int = 2,
         image: int = 128,
         chunk: int = 8,
+        text: int | None = None,
         device: str = "auto",
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Tiny(nn.Module):
         self.interface = Interface(
             "axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2"
         )
-        self.chunk, self.image = chunk, image
+        self.chunk, self.image, self.text = chunk, image, text or TEXT
         self.vision = ViT(image, vision_width, vision_layers, vision_width // 32)
         self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision_width) * 0.02)
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
@@ -89,6 +92,7 @@ class Tiny(nn.Module):
             self.register_buffer(f"{name}_low", -torch.ones(size))
             self.register_buffer(f"{name}_high", torch.ones(size))
         self.card: dict[str, object] = {"weights": "random"}
+        weights = weights or "robosuite"
         if weights != "random":
             path = WEIGHTS / f"tiny-{weights}.safetensors"
             path = path if path.is_file() else Path(weights)
@@ -103,7 +107,7 @@ class Tiny(nn.Module):
         views = tuple(View(c, i * side * side, side, side) for i, c in enumerate(self.interface.cameras))
         total = len(views) * side * side
         text = total + 2
-        action = text + TEXT
+        action = text + self.text
         return Layout(
             length=action + self.chunk + 1,
             visual=range(1, 1 + total),
@@ -150,11 +154,10 @@ class Tiny(nn.Module):
         """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
         return self.head(torch.stack([r[-1 - self.chunk : -1] for r in rows]))  # type: ignore[no-any-return]
 
-    @staticmethod
-    def words(instruction: str) -> list[int]:
-        """Word numbers [12] of an instruction, padded."""
-        numbers = tokenize(instruction)
-        return numbers + [0] * (TEXT - len(numbers))
+    def words(self, instruction: str) -> list[int]:
+        """Word numbers [text] of an instruction, padded."""
+        numbers = tokenize(instruction, self.text)
+        return numbers + [0] * (self.text - len(numbers))
 
     def normalise(self, state: tuple[Tensor, Tensor], action: tuple[Tensor, Tensor]) -> None:
         """Takes the (low, high) quantiles that state and action are scaled by."""
@@ -190,7 +193,7 @@ class Tiny(nn.Module):
         """One [chunk, 7] per observation. ValueError for a missing camera, state or a wrong image size."""
         images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
-        numbers = [tokenize(o.instruction) for o in observations]
+        numbers = [tokenize(o.instruction, self.text) for o in observations]
         words = torch.tensor([self.words(o.instruction) for o in observations], device=self.device)
         for session, own, n in zip(sessions, images, numbers, strict=True):
             session.begin(self.layout(len(n)), tuple(own), self.special)
