@@ -8,6 +8,7 @@ from browser import look
 from test_report import DENSE, FASTV, TASKS, write
 
 from vlaprune import report
+from vlaprune.records import EpisodeRecord, Recorder, StepRecord, read
 from vlaprune.report import notes
 from vlaprune.report import page as pages
 from vlaprune.report.flips import flips, shelve
@@ -207,6 +208,21 @@ def test_in_a_browser_films_get_their_data_when_opened(films):
 def test_the_console_is_heard(tmp_path):
     (tmp_path / "bad.html").write_text("<!doctype html><body><script>undefinedThing()</script></body>")
     assert "undefinedThing is not defined" in look(tmp_path / "bad.html")[1][0]
+
+
+def test_any_journals_have_a_page(runs):
+    """Other benches, depths and token counts, missing episodes, no milliseconds, nothing paired: all in one, marked."""
+    write(runs / "elsewhere", {"third": "0101"}, "elsewhere", tasks={"third": 4}, bench="libero", ms=0)
+    write(runs / "short", {"near": "1"}, "short", kept=0, tasks={"near": 2}, weights="def")
+    deep = StepRecord((9,) * 5, (9,) * 5, 8, (8, 8, 2, 2, 2), 0, {"prompt": 2e11}, {})
+    recorder = Recorder(runs / "deep", read(runs / "dense").header)
+    recorder.write(EpisodeRecord("near", 0, True, 10, (deep,)))
+    recorder.close()
+    comparison = report.compare(report.find([runs]), partial=True, mixed=True)
+    file = made(runs, comparison)
+    Tags(file.read_text())
+    assert "tiny on toy, libero" in file.read_text() and "short*†" in file.read_text()
+    assert "not judged" in file.read_text() and look(file, width=390)[1] == []
 
 
 def test_one_run_alone_has_a_page(tmp_path):

@@ -83,7 +83,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 
 NEEDS = {"verdict": "verdict", "difference": "difference", "lost / gained": "lost", "FLOPs cut": "flops_cut"}
-NEEDS |= {"ms": "ms", "speed-up": "speedup", "task s.e.": "difference_clustered"}
+NEEDS |= {"ms": "ms", "speed-up": "speedup", "s.e. over tasks": "difference_clustered"}
 
 
 def _shown(table: pd.DataFrame, name: str) -> bool:
@@ -110,10 +110,10 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "difference": cell("difference", "{:+.1f}", _signed(row), 100),
         "lost / gained": cell("lost", "{:.0f}" + (f" / {row.gained:.0f}" if known("lost") is not None else "")),
         "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
-        "GFLOPs": cell("gflops", "{:.3g}"),
+        "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
         "ms": cell("ms", "{:.2f}", f"method {row.ms_method:.2f}"),
         "speed-up": cell("speedup", about + "{:.2f} x"),
-        "task s.e.": cell("difference_clustered", "{:.1f}", "", 100),
+        "s.e. over tasks": cell("difference_clustered", "{:.1f}", "", 100),
     }
 
 
@@ -150,7 +150,7 @@ def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
     if ("speedup" in table or not table.attrs["shared"]) and table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
     layers = {a.marked: _layers(a.run) for a in comparison.arms}
-    charts["tokens"] = plots.tokens(layers, int(table["visual"].iloc[0]))
+    charts["tokens"] = plots.tokens(layers, dict(zip(table["method"], table["visual"].astype(int), strict=True)))
     return charts
 
 

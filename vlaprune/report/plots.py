@@ -80,42 +80,32 @@ def _front(gain: np.ndarray, success: np.ndarray) -> list[int]:
     return out
 
 
-def tokens(layers: Mapping[str, Sequence[float]], total: int) -> Chart:
-    """Visual tokens computed at every layer, a row per method: the darker, the more."""
-    deepest = max(len(v) for v in layers.values())
+def tokens(layers: Mapping[str, Sequence[float]], totals: Mapping[str, int]) -> Chart:
+    """Visual tokens computed at every layer, a row per method: the darker, the more of what came from the projector."""
+    deepest, widest = max(len(v) for v in layers.values()), max(totals.values())
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
         room = (width - (250 if width > NARROW else 150)) / deepest
         for y, (method, means) in enumerate(layers.items()):
             for layer, mean in enumerate(means):
-                share = mean / total if total else 0.0
+                share, gid = mean / max(totals[method], 1), f"tip{y}-{layer}"
                 ax.add_patch(
-                    Rectangle(
-                        (layer - 0.5, y - 0.42), 1, 0.84, fc=ACCENT, alpha=0.06 + 0.8 * share, lw=0,
-                        gid=f"tip{y}-{layer}",
-                    )
-                )  # fmt: skip
-                tips[f"tip{y}-{layer}"] = f"{method}, layer {layer}: {mean:.1f} of {total} visual tokens"
-                if room > 26:
-                    ax.text(
-                        layer,
-                        y,
-                        f"{mean:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=10.5,
-                        color=PAPER if share > 0.55 else INK,
-                    )
+                    Rectangle((layer - 0.5, y - 0.42), 1, 0.84, fc=ACCENT, alpha=0.06 + 0.8 * share, lw=0, gid=gid)
+                )
+                tips[gid] = f"{method}, layer {layer}: {mean:.1f} of {totals[method]} visual tokens"
+                if room > 9 * len(f"{widest}"):
+                    paint = PAPER if share > 0.55 else INK
+                    ax.text(layer, y, f"{mean:.0f}", ha="center", va="center", fontsize=10.5, color=paint)
         ax.set_xlim(-0.5, deepest - 0.5)
         ax.set_ylim(len(layers) - 0.4, -0.6)
         ax.set_yticks(range(len(layers)), [short(n, width) for n in layers])
-        step = max(1, deepest // (16 if width > NARROW else 8))
-        ax.set_xticks(range(0, deepest, step))
+        ax.set_xticks(range(0, deepest, max(1, deepest // (16 if width > NARROW else 8))))
         ax.set_xlabel("layer")
         frame(ax, "")
         return tips
 
     told = "; ".join(f"{method}: {', '.join(f'{v:.0f}' for v in means)}" for method, means in layers.items())
-    title = f"Visual tokens computed at each layer, of {total}"
+    of = f", of {widest}" if set(totals.values()) == {widest} else ""
+    title = f"Visual tokens computed at each layer{of}"
     return draw("tokens", title, told, paint, lambda _: 54 + 25 * len(layers))

@@ -18,10 +18,15 @@ def name(header: Header) -> str:
 
 
 def label(header: Header, others: Sequence[Header] = ()) -> str:
-    """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2"."""
+    """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2".
+
+    Methods that share a module are told apart by class: "mine.First", "mine.Second".
+    """
     method, same = header.identity["method"], [o.identity["method"] for o in others if name(o) == name(header)]
+    shared = any(o["_target_"] != method["_target_"] for o in same)
+    called = ".".join(str(method["_target_"]).split(".")[-2:]) if shared else name(header)
     differ = [k for k in method if k not in ("_target_", "keep") and any(o.get(k) != method[k] for o in same)]
-    return " ".join([name(header), *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
+    return " ".join([called, *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
 
 
 def find(paths: Iterable[Path]) -> list[Run]:

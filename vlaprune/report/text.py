@@ -32,7 +32,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")
         out["verdict"] = [_words(r) for r in rows]
     out["visual tokens"] = [f"{r.kept:.1f} of {r.visual}" for r in rows]
-    out["GFLOPs/call"] = [f"{r.gflops:.3g}" for r in rows]
+    out["GFLOPs/call"] = [f"{r.gflops:,.0f}" if r.gflops >= 100 else f"{r.gflops:.3g}" for r in rows]
     if "flops_cut" in table:
         out["FLOPs cut"] = cells(lambda r: f"{100 * r.flops_cut:.1f}%", "flops_cut")
     if "ms" in table and table["ms"].notna().any():
@@ -114,5 +114,5 @@ def summary(run: Run) -> str:
     return (
         f"{row['method'].rstrip('*')}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
         f"(95 % {row['low']:.1%} to {row['high']:.1%}), {row['kept']:.1f} of {row['visual']} visual tokens a layer, "
-        f"{row['gflops']:.3g} GFLOPs{time} a call\n{run.folder}/journal.jsonl"
+        f"{row['gflops']:{',.0f' if row['gflops'] >= 100 else '.3g'}} GFLOPs{time} a call\n{run.folder}/journal.jsonl"
     )
