@@ -111,7 +111,8 @@ def ours(cameras=("primary", "wrist")):
 
 def prompt_of(model, observation):
     """What transformers calls the inputs: image placeholders and text, pixels, a padded state."""
-    ids = [IMAGE_TOKEN] * TOKENS * len(model.interface.cameras) + model._text(observation.instruction, None)
+    text = model._text(observation.instruction, None).ids
+    ids = [IMAGE_TOKEN] * TOKENS * len(model.interface.cameras) + list(text)
     pixels = [torch.from_numpy(observation.images[c]).float() / 127.5 - 1 for c in model.interface.cameras]
     state = torch.zeros(1, 32)
     state[0, :8] = torch.from_numpy(observation.state)
@@ -197,7 +198,7 @@ def noise_of(model, seed=3):
     """The noise of an episode's first call."""
     session = Policy(model, Dense).sessions[0]
     session.reset(seed)
-    session.begin(model.layout(3), (), torch.zeros(1))
+    session.begin(model.layout(model.words.plain("go")), (), torch.zeros(1))
     return model._noise([session])[0]
 
 
@@ -240,7 +241,12 @@ def staged(sizes=None):
         own = None if sizes is None else torch.arange(1.0, len(STAGES[site.layer]) + 1)
         return Selection(torch.tensor(STAGES[site.layer]), sizes=own)
 
-    return lambda: Scripted(Plan((1, 3), {0: Rows.ACTION, 2: Rows.ACTION, 3: Rows.ACTION | Rows.LAST}), choose)
+    class Looking(Scripted):
+        def observe(self, trace):
+            for layer, rows in self._plan.reads.items():
+                trace.rows(layer, rows)
+
+    return lambda: Looking(Plan((1, 3), {0: Rows.ACTION, 2: Rows.ACTION, 3: Rows.ACTION | Rows.LAST}), choose)
 
 
 @pytest.mark.parametrize("sizes", [None, {1: {p: i + 1.0 for i, p in enumerate(STAGES[1])}}])
@@ -256,7 +262,7 @@ def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_tim
     assert (actions - dense).abs().max() > 1e-2
     assert record.visual == (32, 12, 12, 5)
 
-    words = len(model._text(observation.instruction, None))
+    words = len(model._text(observation.instruction, None).ids)
     assert session.trace.expert == [[n + words + 1 + CHUNK for n in record.visual]] * 10
     for layer in (0, 2, 3):
         rows = session.trace.rows(layer, Rows.ACTION)

@@ -13,7 +13,7 @@ from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.nn.decoder import Cache, Shape, Tokens
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 from vlaprune.records import StepRecord
-from vlaprune.trace import Layout, Read, Rows, Trace, attention_rows
+from vlaprune.trace import Layout, Read, Rows, Trace
 
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
 
@@ -35,7 +35,7 @@ class Session:
         self.plan.check(info, self.name)
         self.cache: Cache | None = None
         self._store = Cache(shape)
-        self._same: object = None
+        self._layout: Layout | None = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -50,16 +50,11 @@ class Session:
 
     # -- the model's side ------------------------------------------------------------------------------------
 
-    def begin(self, layout: Layout, images: Sequence[Tensor], like: Tensor, prompt: str | None = None) -> None:
-        """Opens a model call. `images` as in Trace; `like` is any tensor of the device and dtype computed in.
-
-        prompt  what an earlier call must share for its keys and values to be reused, beside the visual tokens: the
-                instruction, where the prompt also holds text that changes from call to call; None for the whole layout
-        """
-        same = layout if prompt is None else (prompt, layout.visual, layout.views)
-        if same != self._same:
+    def begin(self, layout: Layout, images: Sequence[Tensor], like: Tensor) -> None:
+        """Opens a model call. `images` as in Trace; `like` is any tensor of the device and dtype computed in."""
+        if layout != self._layout:
             self._forget()  # an earlier prompt's slots mean other tokens
-        self._same = same
+        self._layout = layout
         self.trace = Trace(layout, images, self._step)
         self._alive = torch.arange(layout.total, device=like.device)
         self._reads = dict(self.plan.reads)
@@ -109,12 +104,12 @@ class Session:
         queries  [H, n, hd] rotated, every column visible to every row
         keys     [kv, c, hd] at the positions `columns` [c]
         bias     [c] added to the logits, None for zeros
+
+        Nobody writes to these tensors again before the call is over.
         """
         if self._reads.get(layer, Rows(0)) & Rows.ACTION:
-            with self.clock.span("method"):
-                probs = attention_rows(queries, keys, None, bias)
-                self.trace.add(layer, Rows.ACTION, Read.known(probs, columns))
-                self.charge("method", 2.0 * queries.numel() * keys.shape[1])
+            self.trace.add(layer, Rows.ACTION, Read(queries, keys, columns, None, bias))
+            self.charge("method", 2.0 * queries.numel() * keys.shape[1])
 
     def passed(self, columns: Sequence[int]) -> None:
         """Notes a pass of an action expert: the columns it attended to at each layer."""

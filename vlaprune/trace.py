@@ -55,13 +55,16 @@ class Layout:
     action  positions that emit the action: inside the prompt (placeholders) or after it (decoded tokens)
     last    position of the last prompt token
     views   the cameras, in the order of their tokens
+
+    Two layouts are equal where cameras and instruction are: what else a prompt holds (pi0.5's state, in words) may
+    change its length from call to call, and methods that remember tokens need not forget them for that.
     """
 
-    length: int
+    length: int = field(compare=False)
     visual: range
     text: range
-    action: range
-    last: int
+    action: range = field(compare=False)
+    last: int = field(compare=False)
     views: tuple[View, ...]
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, pieces
 from vlaprune.models.prismatic import images, place, precision
 from vlaprune.models.scaling import Scaling
-from vlaprune.models.words import Words, tokenizer_of
+from vlaprune.models.words import Text, Words, tokenizer_of
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import RMSNorm, Shape, Tokens
 from vlaprune.nn.expert import Room, embed_time, flow_times
@@ -112,8 +112,8 @@ class Flow:
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
-    def text(self, instruction: str, state: np.ndarray | None) -> list[int]:
-        """Token ids of the whole text; `state` is scaled."""
+    def text(self, instruction: str, state: np.ndarray | None) -> Text:
+        """The whole text in tokens; `state` is scaled."""
         raise NotImplementedError
 
     def restore(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
@@ -122,17 +122,17 @@ class Flow:
 
     # -- a call --------------------------------------------------------------------------------------------------
 
-    def layout(self, words: int) -> Layout:
-        """Positions of everything for a text of `words` tokens; a state row comes between text and actions."""
+    def layout(self, text: Text) -> Layout:
+        """Positions of everything; a state row, where there is one, comes between text and actions."""
         side = self.net.tower.side
         views = tuple(View(c, i * side**2, side, side) for i, c in enumerate(self.interface.cameras))
         total = len(views) * side**2
-        length = total + words
+        length = total + len(text.ids)
         start = length + self.lead
         return Layout(
             length=length,
             visual=range(total),
-            text=range(total + 1, length - 1),
+            text=range(total + text.told.start, total + text.told.stop),
             action=range(start, start + self.chunk),
             last=length - 1,
             views=views,
@@ -150,15 +150,15 @@ class Flow:
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
-        for session, own, text, look in zip(sessions, pictures, texts, observations, strict=True):
+        for session, own, text in zip(sessions, pictures, texts, strict=True):
             shown = tuple(own.round().to(torch.uint8).to(self.device))
-            session.begin(self.layout(len(text)), shown, self.net.projector.weight, look.instruction)
+            session.begin(self.layout(text), shown, self.net.projector.weight)
         with stage(sessions, "vision", pictures.shape[1] * self.net.tower.flops):
             features = self.net.see(pictures.to(self.device), sessions)
         with stage(sessions, "projector", linear_flops(features[0, :, 0].numel(), *self.net.widths)):
             visual = self.net.projector(features)
         with stage(sessions, "prompt"):
-            rows = [torch.cat((v, self.net.embed(t))) for v, t in zip(visual, texts, strict=True)]
+            rows = [torch.cat((v, self.net.embed(t.ids))) for v, t in zip(visual, texts, strict=True)]
             self.net.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], sessions)
         with stage(sessions, "decode"):
             flows = self._flow(sessions, scaled)
@@ -176,8 +176,9 @@ class Flow:
         whole, tail = (expert.rotation(rooms, rows, kind) for rows in (self.lead + chunk, chunk))
         with stage(sessions, "head", net.head_flops(chunk, self.steps)):
             times = embed_time(flow_times(self.steps).to(self.device), net.sizes.expert_width).float()
-            modulations = expert.modulations(net.condition(times)) if self.adaptive else None
+            condition = net.condition(times) if self.adaptive else None
             actions, state = self._noise(sessions), self._padded(states)
+        modulations = None if condition is None else expert.modulations(condition)
         for step in range(self.steps):
             first, last = step == 0, step == self.steps - 1
             with stage(sessions, "head"):
@@ -229,8 +230,8 @@ class Flow:
             raise ValueError(f"observation has state {observation.state}; {self.name} reads {STATE} numbers")
         return observation.state
 
-    def _text(self, instruction: str, state: np.ndarray | None) -> list[int]:
-        ids = self.text(instruction.strip().replace("_", " ").replace("\n", " "), state)
-        if len(ids) > self.room:
-            raise ValueError(f"instruction {instruction!r} makes {len(ids)} tokens; {self.name} reads {self.room}")
-        return ids
+    def _text(self, instruction: str, state: np.ndarray | None) -> Text:
+        text = self.text(instruction.strip().replace("_", " ").replace("\n", " "), state)
+        if len(text.ids) > self.room:
+            raise ValueError(f"instruction {instruction!r} makes {len(text.ids)} tokens; {self.name} reads {self.room}")
+        return text

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vlaprune.models.flow import Flow
+from vlaprune.models.words import Text
 
 
 class Pi0(Flow):
@@ -44,7 +45,7 @@ class Pi0(Flow):
         self.delta = delta
         super().__init__(weights, tokenizer, cameras, resize, steps, chunk, seed, sizes, device, dtype)
 
-    def text(self, instruction: str, state: np.ndarray | None) -> list[int]:
+    def text(self, instruction: str, state: np.ndarray | None) -> Text:
         """Begin, instruction, line break."""
         return self.words.plain(instruction)
 
@@ -87,9 +88,9 @@ class Pi05(Flow):
         """Whether the text holds the state."""
         return self.discrete
 
-    def text(self, instruction: str, state: np.ndarray | None) -> list[int]:
+    def text(self, instruction: str, state: np.ndarray | None) -> Text:
         """Instruction and state as a form to fill in, or the text of pi0."""
         if state is None:
             return self.words.plain(instruction)
         levels = np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1
-        return self.words.whole(f"Task: {instruction}, State: {' '.join(map(str, levels))};\nAction: ")
+        return self.words.form("Task:", instruction, f", State: {' '.join(map(str, levels))};\nAction: ")

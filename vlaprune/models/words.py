@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlaprune.nn.hub import locate
@@ -12,8 +13,16 @@ from vlaprune.nn.hub import locate
 BEGIN = 2  # <bos>
 
 
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a whole text; `told` are the numbers of those that are the instruction."""
+
+    ids: tuple[int, ...]
+    told: range
+
+
 class Words:
-    """Text to token ids.
+    """Text to tokens.
 
     encode  text -> ids, without special tokens
     """
@@ -21,13 +30,16 @@ class Words:
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self._encode = encode
 
-    def plain(self, text: str) -> list[int]:
-        """Begin, text, line break; the break is a text of its own."""
-        return [BEGIN, *self._encode(text), *self._encode("\n")]
+    def plain(self, instruction: str) -> Text:
+        """Begin, instruction, line break; the break is encoded by itself."""
+        ids = self._encode(instruction)
+        return Text((BEGIN, *ids, *self._encode("\n")), range(1, 1 + len(ids)))
 
-    def whole(self, text: str) -> list[int]:
-        """Begin, text."""
-        return [BEGIN, *self._encode(text)]
+    def form(self, before: str, instruction: str, after: str) -> Text:
+        """Begin, then all three as one text."""
+        ids = self._encode(f"{before} {instruction}{after}")
+        told = range(1 + len(self._encode(before)), 1 + len(self._encode(f"{before} {instruction}")))
+        return Text((BEGIN, *ids), told)
 
 
 def tokenizer_of(source: str | None, vocabulary: int) -> Words:
