@@ -80,8 +80,7 @@ def test_a_file_holds_the_defaults_of_what_it_names(group, name):
 
 
 # a second file for a class, with other options
-# a second file for a class, with other options
-VARIANTS = {("method", "ties_hard"), *(("model", name) for name in GROUPS["model"] if name.endswith("_tiny"))}
+VARIANTS = {("method", "ties_hard"), *((g, n) for g, n in EVERY if n.endswith("_tiny"))}
 
 
 def test_every_class_of_a_method_has_a_file():

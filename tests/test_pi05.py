@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from doubles import Reuser
+from doubles import Reuser, play
 from hydra import compose, initialize_config_dir
 from manifests import manifest
 from safetensors.torch import save_file
@@ -392,19 +392,13 @@ def test_the_two_filters_are_pils_and_torchs():
 @pytest.mark.parametrize("method", ["dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla", "vlacache"])
 @pytest.mark.parametrize("name", ["pi0_tiny", "pi05_tiny"])
 def test_methods_run_on_the_toy_world(tmp_path, name, method):
-    from vlaprune.records import Recorder, read
-    from vlaprune.rollout import Rules, Shard, rollout
-
     config.prepare()
     with initialize_config_dir(config.config_path(), version_base="1.3"):
-        given = [f"model={name}", f"method={method}", "bench=toy", "model.device=cpu", "episodes=1", "execute=2"]
+        given = [f"model={name}", f"method={method}", "bench=toy", "model.device=cpu"]
         given += ["method.within_camera=true"] if method == "safe" else []  # both cameras show the same picture
         cfg = compose("eval", given)
     model, make, bench = config.build(cfg)
-    policy = Policy(model, make, control=config.control(cfg, bench))
-    recorder = Recorder(tmp_path, config.header(cfg, model, bench, ""), (), "", print)
-    rollout(policy, bench, recorder, Shard(), Rules(0))
-    recorder.close()
-    calls = [call for episode in read(tmp_path).episodes.values() for call in episode.calls]
+    run = play(tmp_path, bench, make, episodes=1, execute=2, model=model)
+    calls = [call for episode in run.episodes.values() for call in episode.calls]
     assert len(calls) >= 6 and all(call.total == 32 and call.decoded == 4 for call in calls)
     assert (method == "dense") == all(call.visual[-1] == 32 for call in calls)
