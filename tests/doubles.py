@@ -32,6 +32,16 @@ class Scripted(Pruner):
         self.traces.append(trace)
 
 
+class Blind(Pruner):
+    """Keeps one patch, the first, which hardly ever shows a light."""
+
+    def plan(self, info):
+        return Plan((0,))
+
+    def select(self, site):
+        return Selection(torch.zeros(1, dtype=torch.long))
+
+
 class Reuser(Pruner):
     """Reuses every second token as soon as it can, from `layer` on; keeps no state of its own."""
 

@@ -239,6 +239,32 @@ def test_lost_episodes_are_filmed_by_one_word_and_another_outcome_leaves_no_film
     assert "no film of it" in out and not list((tmp_path / "run" / "videos").iterdir())
 
 
+def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
+    toy = [*TOY[:3], "episodes=10", "execute=1"]
+    assert call(*toy, "method=dense", "output=runs/dense")[0] == 0
+    for wrong, shown in (
+        ("stop=soon", "stop=soon; use anytime"),
+        ("stop=anytime", "add baseline=FOLDER"),
+        ("baseline=nowhere", "nowhere holds no run"),
+        ("shard.count=2", "the rule must see all episodes"),
+    ):
+        rest = [wrong] if "stop" in wrong else ["stop=anytime", "baseline=runs/dense", wrong]
+        code, _, errors = call(*toy, "method=random", "output=runs/random", *rest)
+        assert code == 2 and not (tmp_path / "runs" / "random" / "journal.jsonl").exists()
+        one_line(errors, shown)
+    rule = ["stop=anytime", "baseline=runs/dense", "method._target_=doubles.Blind", "output=runs/blind"]
+    code, out, errors = call(*toy, "method=dense", *rule)
+    run = read(tmp_path / "runs" / "blind")
+    n = len(run.episodes)
+    assert (code, errors) == (0, []) and f"stopped by rule after {n} of 20 episodes: worse than runs/dense" in out
+    assert 8 <= n < 20 and run.stopped["lost"] >= 8
+    code, out, errors = call("runs", command="report")
+    assert (code, errors) == (0, []), errors
+    assert "doubles‡" in out and "stopped: worse" in out and f"/{n} " in out and "takes no part" in out
+    code, out, errors = call(*toy, "method=dense", *rule)  # it stays stopped
+    assert code == 0 and len(read(tmp_path / "runs" / "blind").episodes) == n
+
+
 def test_before_a_run_starts_it_says_what_it_can_show(call):
     _, out, _ = call(*TOY, "method=dense", "output=run")
     assert out.index("with 2 episodes per task on 2 tasks you can see") < out.index("success 4/4")

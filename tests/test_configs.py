@@ -144,7 +144,16 @@ def test_the_identity_of_a_run_holds_what_decides_its_numbers_and_nothing_else()
     def identity(*overrides):
         return config.header(composed(*TOY, *overrides), model, bench).identity
 
-    for same in ("slots=4", "time_limit=1", "logger=wandb", "episodes=2", "shard.count=2", "output=x", "video=all"):
+    for same in (
+        "slots=4",
+        "time_limit=1",
+        "logger=wandb",
+        "episodes=2",
+        "shard.count=2",
+        "output=x",
+        "video=all",
+        "stop=anytime",
+    ):
         assert identity(same) == identity()
     for other in ("seed=8", "execute=1", "method.keep=0.5", "method=random", "model.side=4"):
         assert identity(other) != identity()

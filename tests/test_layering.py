@@ -25,16 +25,17 @@ LAYERS = {
     "fullsize": ["roofline", "nn.decoder"],
     "loggers": ["records", "stats"],
     "power": [],
-    "report": ["report", "records", "loggers", "stats", "power"],
+    "report": ["report", "anytime", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
     "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "meter", "records"],
     "film": ["records", "trace"],
     "progress": ["records", "stats"],
     "replay": ["records"],
+    "anytime": ["records", "stats"],
     "rollout": ["policy", "benchmark", "records", "trace"],
     "evaluate": [
         *("policy", "pruner", "benchmark", "control", "records", "rollout"),
-        *("film", "replay", "progress", "power", "report"),
+        *("film", "replay", "anytime", "progress", "power", "report"),
     ],
     "demos": ["benchmark", "bench"],
     "profile": [
@@ -85,6 +86,7 @@ TORCHLESS = (
     "config",
     "progress",
     "replay",
+    "anytime",
 )
 LATE = {
     "mujoco",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vlaprune import report
+from vlaprune.anytime import Anytime, said
 from vlaprune.benchmark import Benchmark
 from vlaprune.film import KINDS, Film
 from vlaprune.policy import Policy
@@ -29,15 +31,24 @@ def main(
         _again(cfg, policy, bench, header, shard)
         return
     once(power_line(min(header.tasks.values()), len(header.tasks)))
+    rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, tqdm.write)
     label = f"{policy.model.info.name} {report.label(header)} {bench.name}"
     asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
     mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
     won = sum(r.success for r in mine)
-    bar = Bar(Standing(label, str(recorder.folder), len(asked), len(mine), won, len(mine)), job)
+    base = str(cfg.baseline or "")
+    bar = Bar(Standing(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
     try:
         with _film(cfg, bench, header) as films:
-            rollout(policy, bench, recorder, shard, Rules(cfg.seed, cfg.time_limit), [bar, *films])
+            rules = Rules(cfg.seed, cfg.time_limit)
+            if rule is not None:
+                rules = replace(rules, stop=rule)
+            if not any(map(rules.stop, mine)):
+                rollout(policy, bench, recorder, shard, rules, [bar, *films])
+        if rule is not None and rule.state.stopped:
+            recorder.stop(rule.stop)
+            tqdm.write(said(rule.stop))
     except KeyboardInterrupt:
         done = bar.standing.done
         tqdm.write(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
@@ -69,6 +80,18 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
             f"{len(replay.other)} episodes did not end as recorded ({', '.join(replay.other)}); run them with the "
             "slots, kernel and machine of the recorded run"
         )
+
+
+def _rule(cfg: Any, header: Header) -> Anytime | None:
+    if cfg.stop not in (None, "anytime"):
+        raise ValueError(f"stop={cfg.stop}; use anytime, or leave it out")
+    if cfg.stop is None:
+        return None
+    if cfg.baseline is None:
+        raise ValueError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
+    if cfg.shard.count > 1:
+        raise ValueError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
+    return Anytime(read(cfg.baseline), header)
 
 
 @contextmanager

@@ -83,12 +83,16 @@ class Sink(Protocol):
 
 @dataclass
 class Run:
-    """A recorded run as read back from its folder."""
+    """A recorded run as read back from its folder.
+
+    stopped  why and when a rule ended it early (`anytime`), unless more episodes were run since; else None
+    """
 
     folder: Path
     header: Header
     episodes: dict[tuple[str, int], EpisodeRecord] = field(default_factory=dict)
     errors: list[Mapping[str, Any]] = field(default_factory=list)
+    stopped: Mapping[str, Any] | None = None
 
     @property
     def missing(self) -> list[tuple[str, int]]:
@@ -128,6 +132,9 @@ def read(folder: Path | str) -> Run:
             elif kind == "episode":
                 record = _episode(line)
                 run.episodes.setdefault((record.task, record.episode), record)
+                run.stopped = None
+            elif kind == "stop":
+                run.stopped = line
             else:
                 run.errors.append(line)
     if run is None:
@@ -258,6 +265,10 @@ class Recorder:
         self._append({"kind": "episode", **asdict(record)})
         self._done[record.task, record.episode] = record
         self._feed(lambda sink: sink.episode(record))
+
+    def stop(self, why: Mapping[str, Any]) -> None:
+        """Notes that a rule ended the run; it is complete by that rule."""
+        self._append({"kind": "stop", **why})
 
     def close(self) -> None:
         """Closes the sinks and the journal."""

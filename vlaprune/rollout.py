@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +85,13 @@ class Rules:
     seed        of the policy; the world's initial states do not depend on it
     time_limit  seconds between two looks after which an environment counts as hung; 0 for never
     patience    episodes that may raise one after the other before the run is given up
+    stop        asked after every episode; its yes ends the run, and what other slots are at is not recorded
     """
 
     seed: int
     time_limit: float = 0.0
     patience: int = 5
+    stop: Callable[[EpisodeRecord], bool] = lambda record: False
 
 
 class Journal(Protocol):
@@ -196,6 +198,8 @@ def rollout(
                 lane.open(rules.time_limit)
             for record in _Episodes(policy, task, lanes, todo, journal, rules, watchers):
                 journal.write(record)
+                if rules.stop(record):
+                    return
         finally:
             for lane in lanes:
                 lane.close()

@@ -23,6 +23,12 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             "clusters; the intervals speak of these tasks only."
         )
     out += [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
+    out += [
+        f"‡ {a.label}: {a.stopped}; its rate counts the episodes it has, its interval is not made for such a stop, and "
+        "it takes no part in the verdicts on a fixed number."
+        for a in comparison.arms
+        if a.stopped
+    ]
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
     reason = table.attrs["shared"]

@@ -136,7 +136,8 @@ def _verdicts(table: pd.DataFrame) -> list[tuple[str, list[Any]]]:
     """Verdict -> its rows, the cheapest first."""
     if "verdict" not in table:
         return []
-    words = [w for w in ("no worse", "worse", "undecided", "not judged") if (table["verdict"] == w).any()]
+    every = ("no worse", "worse", "undecided", "stopped: worse", "stopped: better", "not judged")
+    words = [w for w in every if (table["verdict"] == w).any()]
     return [(w, list(table[table["verdict"] == w].sort_values("gflops").itertuples())) for w in words]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlaprune.anytime import said
 from vlaprune.records import Header, Run, differences, read
 
 MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
@@ -46,8 +47,10 @@ class Arm:
 
     label    unique in the report
     missing  episodes that were asked for and are not there
+    stopped  how a rule ended it early, empty where none did
     mixed    what of its protocol differs from the first run's, empty where nothing does
-    judged   whether it may be compared with the baseline; not if more differs than which episodes were asked for
+    judged   whether it may be compared with the baseline after a fixed number of episodes; not if more differs than
+             which episodes were asked for, nor if a rule chose the number
     """
 
     run: Run
@@ -55,11 +58,12 @@ class Arm:
     missing: int = 0
     mixed: str = ""
     judged: bool = True
+    stopped: str = ""
 
     @property
     def marked(self) -> str:
-        """The label, with * where episodes are missing and † where the protocol is another."""
-        return self.label + "*" * bool(self.missing) + "†" * bool(self.mixed)
+        """The label, with * where episodes are missing, ‡ where a rule ended it, † where the protocol is another."""
+        return self.label + "*" * bool(self.missing) + "‡" * bool(self.stopped) + "†" * bool(self.mixed)
 
     @property
     def method(self) -> str:
@@ -126,12 +130,15 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
             raise ValueError(
                 f"{run.folder} and {first.folder} {reason}; make a report of each, or pass --mixed to look anyway"
             )
-        if run.missing and not partial:
+        stopped = said(run.stopped) if run.stopped else ""
+        missing = 0 if stopped else len(run.missing)
+        if missing and not partial:
             raise ValueError(
-                f"run {run.folder} lacks {len(run.missing)} of {sum(run.header.tasks.values())} episodes; "
+                f"run {run.folder} lacks {missing} of {sum(run.header.tasks.values())} episodes; "
                 "finish it, or pass --partial"
             )
-        arms.append(Arm(run, called, len(run.missing), "; ".join(filter(None, reasons)), not any(reasons[:2])))
+        judged = not any(reasons[:2]) and not stopped
+        arms.append(Arm(run, called, missing, "; ".join(filter(None, reasons)), judged, stopped))
     base = next((a for a in arms if a.run is first and baseline in (a.method, a.label)), None)
     return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
 

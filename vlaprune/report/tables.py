@@ -104,6 +104,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
     judged = [a.label for a in here if a.judged and a.label in tables]
     said = stats.verdicts([pooled(tables[one]) for one in judged], comparison.margin)
     verdicts = dict(zip(judged, said, strict=True))
+    arms = {a.label: a for a in here}
     for one, tasks in tables.items():
         whole, told = pooled(tasks), verdicts.get(one)
         interval = stats.tango(whole)
@@ -119,6 +120,12 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
             "difference_clustered": stats.clustered_error(tasks) if len(tasks) > 1 else math.nan,
             "mcnemar_p": stats.mcnemar_exact(whole),
             "holm_p": told.adjusted if told else math.nan,
-            "verdict": told.decision if told else "not judged",
+            "verdict": told.decision if told else _other(arms[one]),
             "more": told.more if told else math.nan,
         }
+
+
+def _other(arm: Arm) -> str:
+    """What stands for a verdict where none is reached on a fixed number of episodes."""
+    stop = arm.run.stopped
+    return f"stopped: {stop['verdict']}" if stop and arm.stopped else "not judged"
