@@ -214,7 +214,7 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     model, _, bench = config.build(cfg)
     assert model.info.layers == 3 and model.chunk == 4  # a setting stands in for null only
     assert config.control(cfg, bench).calls(model.chunk) == 2
-    identity = config.header(cfg, model, bench, "").identity
+    identity = config.header(cfg, model, bench).identity
     assert identity["execute"] == 2 and identity["control"]["gripper"] == "flip" and identity["model"]["layers"] == 3
     assert not {"controls", "settings"} & identity["model"].keys()
     cfg.execute = 1

@@ -110,10 +110,17 @@ class Benchmark(Protocol):
     robot  whose controls (control.py) a model's chunks go through, e.g. "libero"; None where they are taken as they are
     """
 
-    name: str
-    robot: str | None
-    interface: Interface
-    control_hz: float
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def robot(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def interface(self) -> Interface: ...  # noqa: D102
+
+    @property
+    def control_hz(self) -> float: ...  # noqa: D102
 
     def tasks(self) -> Sequence[Task]:
         """Every task, in the order they are run. Needs no simulator."""

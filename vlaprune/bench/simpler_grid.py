@@ -116,13 +116,15 @@ def can_va() -> list[Start]:
     """Pick coke can, Variant Aggregation: 9 variants x 3 orientations x 25 places."""
     base = _can(COUNTER)
     crowded = replace(base, env="GraspSingleOpenedCokeCanDistractorInScene-v0")
+    plain: dict[str, Option] = {}
+    lit: list[dict[str, Option]] = [{light: True} for light in LIGHTS]
     variants: list[tuple[Start, dict[str, Option]]] = [
-        (base, {}),
-        *((_can(scene), {}) for scene in TABLES),
-        (crowded, {}),  # "less", the environment's default
+        (base, plain),
+        *((_can(scene), plain) for scene in TABLES),
+        (crowded, plain),  # "less", the environment's default
         (crowded, {"distractor_config": "more"}),
-        *((_can(scene), {}) for scene in BACKGROUNDS),
-        *((base, {light: True}) for light in LIGHTS),
+        *((_can(scene), plain) for scene in BACKGROUNDS),
+        *((base, light) for light in lit),
     ]
     return [s for start, build in variants for s in _lying(start, build)]
 
@@ -135,12 +137,14 @@ def near_vm() -> list[Start]:
 
 def near_va() -> list[Start]:
     """Move near, Variant Aggregation: 8 variants x 60 arrangements."""
+    plain: dict[str, Option] = {}
+    lit: list[dict[str, Option]] = [{light: True} for light in LIGHTS]
     options: list[tuple[str, dict[str, Option]]] = [
-        (COUNTER, {}),
+        (COUNTER, plain),
         (COUNTER, {"no_distractor": True}),
-        *((scene, {}) for scene in BACKGROUNDS),
-        *((COUNTER, {light: True}) for light in LIGHTS),
-        *((scene, {}) for scene in TABLES),
+        *((scene, plain) for scene in BACKGROUNDS),
+        *((COUNTER, light) for light in lit),
+        *((scene, plain) for scene in TABLES),
     ]
     starts = [replace(_near("MoveNearGoogleInScene-v0", scene), build=build) for scene, build in options]
     return [replace(start, thing=k) for start in starts for k in range(60)]
