@@ -293,3 +293,9 @@ def test_the_toy_world_follows_the_model(call):
     small = ["model.weights=random", "model.width=32", "model.layers=2", "model.heads=2", "model.vision_width=32"]
     code, _, errors = call("model=tiny", *small, "bench=toy", "method=dense", "logger=csv", "episodes=1", "output=run")
     assert code == 0, errors
+
+
+def test_the_papers_command_says_what_is_missing_in_one_line_before_any_weights_are_loaded(call):
+    code, _, errors = call("model=cogact", "method=ties", "bench=simpler", "logger=csv", "output=run")
+    assert code == 2
+    one_line(errors, "RuntimeError: bench simpler-ms2", "mani_skill2_real2sim", "docs/simpler.md", "bench.python=PATH")

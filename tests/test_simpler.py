@@ -21,7 +21,7 @@ COUNTS = {
     "google_va": {"pick_coke_can": 675, "move_near": 480, "drawer": 378, "put_in_drawer": 189},
     "widowx": dict.fromkeys(["spoon_on_towel", "carrot_on_plate", "stack_cube", "eggplant_in_basket"], 24),
 }
-# SHA-256, first 16 digits, of the sorted lines that the shell scripts of SimplerEnv@4ab7178 give main_inference.py, written
+# SHA-256, first 16 digits, of the sorted lines that SimplerEnv@4ab7178's shell scripts give main_inference.py, written
 # as `line` does, without the camera variants: run with a stub in place of python, one checkpoint each
 OFFICIAL = {
     ("google_vm", "pick_coke_can"): "f185848eaa7680eb",

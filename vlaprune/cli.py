@@ -147,6 +147,7 @@ def _evaluate(cfg: DictConfig) -> None:
     from vlaprune.policy import Policy
 
     config.check(cfg)
+    config.ready(cfg)
     model, make_pruner, bench = config.build(cfg)
     header = config.header(cfg, model, bench)
     policy = Policy(model, make_pruner, cfg.slots, config.control(cfg, bench))

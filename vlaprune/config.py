@@ -118,6 +118,13 @@ def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
     return model, lambda: make(cfg.method), bench
 
 
+def ready(cfg: DictConfig) -> None:
+    """Lets the benchmark look for its simulator and assets before weights are loaded; RuntimeError in one line."""
+    look = getattr(make(cfg.bench), "ready", None)
+    if look is not None:
+        look()
+
+
 def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
     """What the model is made of: its group without `controls`, and `settings.ROBOT` in place of what is null."""
     return model_for(cfg, bench.robot)
@@ -228,9 +235,9 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
         plain["control"] = asdict(driver)
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
-    return Header(
-        identity, provenance(str(model.device)) | {"slots": cfg.slots, "shard": shard}, tasks(bench, cfg.episodes)
-    )
+    told = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
+    known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
+    return Header(identity, known, tasks(bench, cfg.episodes))
 
 
 def provenance(device: str) -> dict[str, Any]:
