@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from vlaprune import stats
-from vlaprune.records import Run
+from vlaprune.records import Run, film_name
 from vlaprune.report.runs import Arm, Comparison
 from vlaprune.report.tables import pairs, pooled
 
@@ -67,8 +67,8 @@ def _episodes(run: Run, base: Run, tasks: Iterable[str], won: bool) -> tuple[Fli
 
 
 def video(run: Run, task: str, episode: int) -> Path | None:
-    """The recording of an episode in its run's folder: videos/<task>-<episode>.mp4, lower case, four digits."""
-    path = run.folder / "videos" / f"{task.lower()}-{episode:04d}.mp4"
+    """The film of an episode in its run's folder, if there is one."""
+    path = run.folder / film_name(task, episode)
     return path if path.is_file() else None
 
 

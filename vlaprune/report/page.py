@@ -57,6 +57,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         shared=table.attrs["shared"],
         columns=_columns(whole),
         verdicts=_verdicts(whole),
+        marked=[*(v for v, _ in _verdicts(whole)), "baseline"],
         charts=_charts(comparison, whole),
         notes=table.attrs["notes"],
         limits=limits(comparison, whole),

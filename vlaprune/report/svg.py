@@ -47,6 +47,8 @@ LOOK = {
     "no worse": (GOOD, "o", GOOD),
     "worse": (BAD, "v", BAD),
     "undecided": (OPEN, "o", PAPER),
+    "stopped: worse": (BAD, "v", PAPER),
+    "stopped: better": (GOOD, "^", PAPER),
     "not judged": (OPEN, "X", PAPER),
     "baseline": (INK, "D", INK),
 }

@@ -70,7 +70,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """The same as a LaTeX tabular with booktabs rules."""
-    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}"}
+    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}", "‡": "\\textdaggerdbl{}"}
 
     def clean(text: str) -> str:
         return "".join(special.get(c, c) for c in text)
