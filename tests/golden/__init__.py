@@ -10,6 +10,23 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
+PI = {  # sizes of the pi0 and pi0.5 that were recorded, and the tokens they read
+    "image": 56,
+    "vision_width": 32,
+    "vision_layers": 3,
+    "vision_heads": 4,
+    "vision_ffn": 48,
+    "layers": 4,
+    "heads": 8,
+    "head_size": 16,
+    "width": 64,
+    "ffn": 96,
+    "expert_width": 32,
+    "expert_ffn": 48,
+    "vocabulary": 300,
+    "chunk": 6,
+    "text": (2, 17, 45, 210, 9, 108),
+}
 
 
 def uniform(name: str, size: int) -> np.ndarray:

@@ -1,0 +1,80 @@
+"""pi0 and pi0.5 against what openpi's own modules answered (scripts/golden_pi.py), weights and inputs by formula."""
+
+import numpy as np
+import pytest
+import torch
+from golden import PI, load, scene, uniform, weight
+
+from vlaprune.benchmark import Observation
+from vlaprune.methods.dense import Dense
+from vlaprune.models.paligemma import pieces
+from vlaprune.models.pi0 import Pi0, Pi05
+from vlaprune.models.words import Text
+from vlaprune.policy import Policy
+
+MODELS = {"pi0": Pi0, "pi05": Pi05}
+NOT_SIZES = ("chunk", "text")
+
+
+def recorded(name):
+    """Our model with the recorded one's weights, text and noise."""
+    sizes = {k: v for k, v in PI.items() if k not in NOT_SIZES}
+    model = MODELS[name]("random", sizes=sizes, chunk=PI["chunk"], device="cpu", dtype="float32")
+    where, _ = pieces(model.net, {})
+    own = dict(model.net.named_parameters())
+    with torch.no_grad():
+        for key, piece in where.items():
+            place = own[piece.name][slice(None) if piece.rows is None else slice(*piece.rows)]
+            place.copy_(torch.from_numpy(weight(key, tuple(place.shape))))
+    noise = torch.from_numpy(uniform("noise", PI["chunk"] * 32).reshape(1, -1, 32)).float()
+    model.text = lambda instruction, state: Text(PI["text"], range(1, 5))
+    model._noise = lambda sessions: noise
+    return model, noise[0]
+
+
+def answered(model):
+    """Actions [chunk, 32] as the model has them, before they are un-scaled, and the velocity of the first step."""
+    seen, velocities = [], []
+    net = model.net
+    hook = net.action_out.register_forward_hook(lambda module, args, out: velocities.append(out[0]))
+    flow = model._flow
+    model._flow = lambda *args: seen.append(flow(*args)) or seen[-1]
+    pictures = {c: scene(seed, PI["image"], PI["image"]) for c, seed in (("primary", 1), ("wrist", 2))}
+    Policy(model, Dense).act({0: Observation(pictures, uniform("state", 8), "as recorded")})
+    hook.remove()
+    return seen[0][0], velocities[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_actions_equal_those_of_openpi(name):
+    model, noise = recorded(name)
+    actions, velocity = answered(model)
+    golden = {key: torch.from_numpy(load("pi")[f"{name}_{key}"]) for key in ("velocity", "actions")}
+    for ours, theirs in ((velocity, golden["velocity"]), (actions, golden["actions"])):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert (golden["actions"] - noise).abs().mean() > 0.1
+
+
+def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):
+    """Controls: positions of the suffix counted after pruning, exact GELU, unscaled words, each changes the answer."""
+    golden = torch.from_numpy(load("pi")["pi05_actions"])
+
+    def off(change):
+        model, _ = recorded("pi05")
+        change(model)
+        return (answered(model)[0] - golden).abs().max()
+
+    def shifted(model):
+        rooms = model.net.expert.rooms
+        model.net.expert.rooms = lambda hosts, starts, rows: rooms(hosts, [s - 4 for s in starts], rows)
+
+    def narrow(model):
+        model.net.embedding.weight.data.mul_(PI["width"] ** -0.5)
+
+    def ungated(model):
+        for norm in model.net.expert.modules():
+            if hasattr(norm, "dense"):
+                norm.dense.bias.data[-PI["expert_width"] :] += 1.0
+
+    assert min(off(shifted), off(narrow), off(ungated)) > 1e-3
+    assert np.isfinite(golden).all()
