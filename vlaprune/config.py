@@ -235,7 +235,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
         plain["control"] = asdict(driver)
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
-    told = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
+    told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
     return Header(identity, known, tasks(bench, cfg.episodes))
 
