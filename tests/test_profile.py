@@ -112,7 +112,8 @@ def test_every_block_of_a_method_has_a_dense_block_of_the_same_calls(tiny):
     base = arm(tiny, Dense)
     (pair,) = micro.compare(base, [arm(tiny, lambda: DivPrune(keep=0.25))], episodes, RULES, Watch(CPU, Nvml(CPU)))
     assert len(pair.arm.ms) >= RULES.calls and len(pair.beside) == len(pair.arm.blocks) == len(pair.busy_ratios)
-    assert all(len(d) == len(m) == 4 for d, m in zip(pair.beside, pair.arm.blocks, strict=True))
+    assert all(len(base.blocks[i]) == len(m) == 4 for i, m in zip(pair.beside, pair.arm.blocks, strict=True))
+    assert np.isfinite(pair.stage_ratios("prompt")).all() and np.isnan(pair.stage_ratios("decode")).all()
     assert pair.ratios.shape == (len(pair.beside),) and (pair.ratios > 0).all() and (pair.busy_ratios > 0).all()
 
 
@@ -125,7 +126,7 @@ def test_a_slow_method_is_slower_by_what_it_sleeps(tiny):
     episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
     base, slow = arm(tiny, Dense), arm(tiny, lambda: Scripted(Plan((1,)), sleepy))
     (pair,) = micro.compare(base, [slow], episodes, RULES, Watch(CPU, Nvml(CPU)))
-    assert np.median(pair.arm.ms) - np.median([t for b in pair.beside for t in b]) > 15
+    assert np.median(pair.arm.ms) - np.median(base.ms) > 15
     assert np.median([r.ms["method"] for r in slow.records]) > 20
     row = described(tiny, slow, HERE)
     assert row["ms_method"] > 20 and row["spans_share"] >= COMPLETE

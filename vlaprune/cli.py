@@ -176,6 +176,6 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
     bench = config.make(cfg.bench)
     model = config.make(config.model_node(cfg, bench))
     made = config.provenance(str(model.device)) | {"command": " ".join(["vlaprune-profile", *said])}
-    setting = job.Setting(cfg, model, methods, lambda: config.control(cfg, bench), bench, config.make, made)
+    setting = job.Setting(cfg, model, methods, lambda: config.control(cfg, bench), bench, config.make_plain, made)
     for path in job.MODES[cfg.mode](setting):
         print(path)

@@ -104,6 +104,11 @@ def make(node: DictConfig) -> Any:
         raise cause from None
 
 
+def make_plain(node: Mapping[str, Any]) -> Any:
+    """The same from plain settings, as a journal holds them."""
+    return make(OmegaConf.create(dict(node)))
+
+
 def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
     """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions."""
     bench = make(cfg.bench)

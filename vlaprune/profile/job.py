@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlaprune import roofline
+from vlaprune import report, roofline
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import micro, speed
+from vlaprune.profile import gate, micro, speed
 from vlaprune.profile.ladder import BACKENDS, dense, missing
 from vlaprune.profile.machine import Nvml, Watch, idle_power
 from vlaprune.profile.page import Page
@@ -142,4 +142,30 @@ def _notes(
     return lines
 
 
-MODES: Mapping[str, Callable[[Setting], list[Path]]] = {"speed": speeds}
+def fidelities(setting: Setting) -> list[Path]:
+    """How far each method's actions stray from dense ones, and whether that foretold its loss of success."""
+    cfg, model, recording = setting.cfg, setting.model, setting.observations()
+    methods, ran, base = list(setting.methods), {}, None
+    if cfg.runs:
+        runs = report.find([Path(folder) for folder in cfg.runs])
+        base = next((r for r in runs if report.name(r.header) == "dense"), None)
+        if base is None:
+            raise ValueError(f"runs={list(cfg.runs)} hold no dense run; a loss needs one")
+        found = gate.arms(runs, setting.make, getattr(model, "card", {}).get("sha256", "none"))
+        methods, ran = [(label, make) for label, make, _ in found], {label: run for label, _, run in found}
+    with tqdm(desc="arms", unit="arm", total=len(methods) + 1) as bar:
+        judged = gate.judge(model, recording, methods, cfg.seed, partial(_advance, bar))
+    if base is not None:
+        gate.losses(judged, ran, base)
+    page = Page(f"{model.info.name}: fidelity of pruned actions on recorded observations")
+    gate.fill(page, judged, gate.correlations(judged))
+    page.text(
+        f"- observations: {len(recording.frames)} calls of {len(recording.episodes)} dense episodes of "
+        f"{recording.card['bench']}, replayed in order; nothing is stepped",
+        f"- the rank correlation is over arms with at least {gate.LEAST} episodes; where many arms lose little, the "
+        "order of their losses is noise",
+    )
+    return page.write(Path(cfg.output), setting.name("fidelity"), gate.rows(judged), setting.made)
+
+
+MODES: Mapping[str, Callable[[Setting], list[Path]]] = {"speed": speeds, "fidelity": fidelities}

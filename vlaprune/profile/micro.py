@@ -58,7 +58,7 @@ class Arm:
     rung     kernel of the dense ladder it runs under
     blocks   milliseconds of each call, by block; the first call of a block follows a reset
     busy     milliseconds of processor time of each block
-    records  of every call that was timed
+    calls    the records of each block
     products  of some calls, as many as `counted`, as torch dispatched them
     joules   energy of the board per call, in windows of two seconds or more
     refused  why it has no speed-up: what the call raised
@@ -69,7 +69,7 @@ class Arm:
     rung: str
     blocks: list[list[float]] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
-    records: list[StepRecord] = field(default_factory=list)
+    calls: list[list[StepRecord]] = field(default_factory=list)
     products: Stages = field(default_factory=dict)
     counted: int = 1
     joules: list[float] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Arm:
             return
         self.busy.append((time.process_time() - busy) * 1e3)
         self.blocks.append(took)
-        self.records += records
+        self.calls.append(records)
 
     def warm(self, blocks: Iterator[Block], rules: Rules) -> None:
         """Throws calls away, then looks at one block's products and memory."""
@@ -129,6 +129,11 @@ class Arm:
         return np.array([t for block in self.blocks for t in block])
 
     @property
+    def records(self) -> list[StepRecord]:
+        """Of every call that was timed."""
+        return [r for block in self.calls for r in block]
+
+    @property
     def first(self) -> float:
         """Median milliseconds of the calls right after a reset."""
         return float(np.median([block[0] for block in self.blocks]))
@@ -140,27 +145,36 @@ class Arm:
 
 @dataclass
 class Pair:
-    """A method's arm, and of the dense blocks that ran beside its own the call times and the processor's time."""
+    """A method's arm, and which of the dense arm's blocks ran beside its own."""
 
     arm: Arm
-    beside: list[list[float]] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
+    dense: Arm
+    beside: list[int] = field(default_factory=list)
 
     @property
     def ratios(self) -> np.ndarray:
         """[blocks] speed-up of each block: dense time over the method's, on the same observations."""
-        pairs = zip(self.beside, self.arm.blocks, strict=True)
-        return np.array([np.median(d) / np.median(m) for d, m in pairs])
+        ours = [np.median(block) for block in self.arm.blocks]
+        return np.array([np.median(self.dense.blocks[i]) for i in self.beside]) / np.array(ours)
 
     @property
     def busy_ratios(self) -> np.ndarray:
         """[blocks] the same by processor time."""
-        return np.array(self.busy) / np.array(self.arm.busy)
+        return np.array([self.dense.busy[i] for i in self.beside]) / np.array(self.arm.busy)
 
-    def stages(self, name: str, base: Sequence[StepRecord]) -> float:
-        """Ratio of median milliseconds of one stage, dense over method."""
-        ours = np.median([r.ms.get(name, 0.0) for r in self.arm.records])
-        return float(np.median([r.ms.get(name, 0.0) for r in base]) / ours) if ours else float("nan")
+    def stage_ratios(self, name: str) -> np.ndarray:
+        """[blocks] the same for one stage; NaN where the method's call spends no time in it."""
+        theirs, ours = ([_stage(arm.calls[i], name) for i in blocks] for arm, blocks in self._both)
+        return np.array(theirs) / np.where(np.array(ours) > 0, ours, np.nan)
+
+    @property
+    def _both(self) -> tuple[tuple[Arm, Sequence[int]], tuple[Arm, Sequence[int]]]:
+        return (self.dense, self.beside), (self.arm, range(len(self.arm.blocks)))
+
+
+def _stage(records: Sequence[StepRecord], name: str) -> float:
+    """Median milliseconds of a stage in the calls of a block."""
+    return float(np.median([r.ms.get(name, 0.0) for r in records]))
 
 
 def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: Rules, watch: Watch) -> Arm:
@@ -187,7 +201,7 @@ def compare(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Pair]:
     """Measures every method beside the dense arm, block by block, the order turned about in every block."""
-    pairs = [Pair(arm) for arm in arms]
+    pairs = [Pair(arm, dense) for arm in arms]
     for pair in pairs:
         pair.arm.warm(rules.blocks(episodes), rules)
     for number, block in enumerate(rules.blocks(episodes)):
@@ -195,21 +209,20 @@ def compare(
         if not todo:
             break
         for pair in todo:
-            _beside(dense, pair, block, rules.seed, first=number % 2 == 0)
+            _beside(pair, block, rules.seed, first=number % 2 == 0)
             watch.look()
         tell(f"{len(todo)} of {len(pairs)} arms to measure")
     return pairs
 
 
-def _beside(dense: Arm, pair: Pair, block: Block, seed: int, first: bool) -> None:
+def _beside(pair: Pair, block: Block, seed: int, first: bool) -> None:
     """One dense block and one of the method."""
     before = len(pair.arm.blocks)
-    order = (dense, pair.arm) if first else (pair.arm, dense)
+    order = (pair.dense, pair.arm) if first else (pair.arm, pair.dense)
     for arm in order:
         arm.run(block, seed)
     if len(pair.arm.blocks) > before:
-        pair.beside.append(dense.blocks[-1])
-        pair.busy.append(dense.busy[-1])
+        pair.beside.append(len(pair.dense.blocks) - 1)
 
 
 def energy(arm: Arm, episodes: Sequence[Block], rules: Rules, nvml: Nvml, windows: int = 3) -> None:

@@ -1,0 +1,117 @@
+"""The fidelity gate: zero for dense, worse for less, by phase; a correlation that is one is found, noise is not."""
+
+import sys
+
+import numpy as np
+import pytest
+from doubles import play
+from scipy.stats import spearmanr
+
+from vlaprune import cli
+from vlaprune.benchmark import Interface
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.random import Random
+from vlaprune.models.toy import Toy
+from vlaprune.policy import Policy
+from vlaprune.profile import gate
+from vlaprune.profile.fidelity import Replay, foretells, overlap, partial_rank, replay, score
+from vlaprune.profile.recording import Frame, Recording, synthetic
+
+GRIP = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return synthetic(Toy().interface, 64, episodes=3, steps=5)
+
+
+def replayed(make, seen):
+    return replay(Policy(Toy(), make), seen, seed=7)
+
+
+def test_dense_equals_dense_and_fewer_tokens_stray_further(seen):
+    dense = replayed(Dense, seen)
+    same = score(seen, GRIP, dense, replayed(Dense, seen))
+    assert (same.rmse, same.flips, same.apart, same.steady) == (0, 0, 1, 1) and same.cosine == pytest.approx(1)
+    some, few = (score(seen, GRIP, dense, replayed(lambda k=k: Random(keep=k), seen)) for k in (0.75, 0.1))
+    assert 0 < some.rmse < few.rmse and few.apart < 1 and few.steady < some.steady
+
+
+def test_kept_tokens_are_those_of_the_last_site(seen):
+    half = replayed(lambda: Random(layer=2, keep=0.5), seen)
+    assert (
+        (half.kept.sum(1) == 32).all()
+        and half.total == 64
+        and half.visual.mean() == pytest.approx((2 * 64 + 4 * 32) / 6)
+    )
+
+
+def hand(chunks, phases=("approach", "approach", "carry", "carry")):
+    frames = [Frame(None, "t", i // 2, i % 2, p) for i, p in enumerate(phases)]
+    return Recording(frames, {}), Replay(np.array(chunks, float), np.ones((4, 6), bool), np.full(4, 6.0))
+
+
+def test_scores_by_hand():
+    dense = [[[0, 1]], [[2, 1]], [[0, -1]], [[2, -1]]]  # one motion number of standard deviation 1, one gripper
+    strays = [[[0, 1]], [[3, 1]], [[0, 1]], [[2, -1]]]
+    recording, a = hand(dense)
+    said = score(recording, GRIP, a, hand(strays)[1], tolerance=0.5)
+    assert said.rmse == pytest.approx(0.5) and said.flips == 0.25
+    assert said.phases == {"approach": pytest.approx(0.5**0.5), "carry": 0}
+    assert said.apart == pytest.approx((0.5 + 1) / 2)  # the first episode strays at its second call, the other never
+
+
+def test_overlap_is_intersection_over_union():
+    a, b = np.array([[1, 1, 0, 0]], bool), np.array([[0, 1, 1, 0]], bool)
+    assert overlap(a, b) == pytest.approx(1 / 3) and overlap(a, a) == 1
+
+
+def test_a_correlation_is_found_and_noise_is_not():
+    lot = np.random.default_rng(0)
+    truth = np.linspace(0, 1, 20).round(1)  # with ties
+    scores, tokens = truth + 0.1 * lot.standard_normal(20), lot.permutation(20)
+    told = foretells(scores, truth, tokens)
+    assert told.low > 0.6 and told.low < told.rho < told.high <= 1 and told.arms == 20
+    assert told.rho == pytest.approx(spearmanr(scores, truth).statistic)
+    assert np.isnan(foretells(scores, np.zeros(20), tokens).rho)
+    noise = foretells(lot.standard_normal(20), truth, tokens)
+    assert noise.low < 0 < noise.high
+    with pytest.raises(ValueError, match="3 arms"):
+        foretells([1, 2, 3], [1, 2, 3], [1, 2, 3])
+
+
+def test_what_the_token_count_explains_is_taken_out():
+    lot = np.random.default_rng(1)
+    tokens = np.arange(200.0)
+    a, b = (tokens + 20 * lot.standard_normal(200) for _ in "ab")
+    assert abs(partial_rank(a, b, tokens)) < 0.2 < 0.8 < np.corrcoef(a, b)[0, 1]
+    assert np.isnan(partial_rank(tokens, b, tokens))
+
+
+def command(monkeypatch, script, *argv):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *argv])
+    script()
+
+
+def test_losses_are_of_the_episodes_shared_with_dense(tmp_path, monkeypatch):
+    """Runs of the toy, then the page from their journals: methods and budgets come from there."""
+    monkeypatch.setattr(gate, "LEAST", 4)
+    monkeypatch.chdir(tmp_path)
+    toy = ("model=toy", "bench=toy")
+    for number, method in enumerate(("dense", "random", "random", "bottomk", "uniform")):
+        keep = () if method == "dense" else (f"method.keep={0.5 / (number + 1)}",)
+        one = (f"method={method}", *keep, "episodes=2", "logger=csv", f"output=runs/{number}")
+        command(monkeypatch, cli.evaluate, *toy, *one)
+    page = ("mode=fidelity", "runs=[runs]", "record=2", "observations=seen.npz", "output=out", "hydra.run.dir=.")
+    command(monkeypatch, cli.profile, *toy, *page)
+    lines = (tmp_path / "out" / "fidelity.csv").read_text().splitlines()
+    assert [line.split(",")[0].split()[0] for line in lines[1:]] == ["dense", "random", "random", "bottomk", "uniform"]
+    assert "rank correlation with the loss" in (tmp_path / "out" / "fidelity.md").read_text()
+    with pytest.raises(SystemExit):
+        command(monkeypatch, cli.profile, *toy, *page, "runs=[runs/1]")
+
+
+def test_runs_of_other_weights_are_refused(tmp_path):
+    run = play(tmp_path / "run", episodes=1)
+    with pytest.raises(ValueError, match="ran with weights None, not abc"):
+        gate.arms([run], dict, "abc")

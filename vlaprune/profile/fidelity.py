@@ -1,0 +1,152 @@
+"""The fidelity gate: how far a method's actions stray from dense ones on the same recorded observations, in minutes.
+
+Nothing is stepped: every method sees exactly what dense saw, so a difference is the method's own and not a course that
+went elsewhere. How well this foretells a loss of success is a question to data; `foretells` answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from vlaprune.benchmark import Interface
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.profile.recording import PHASES, Recording, closes
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What a policy answered to a recording.
+
+    chunks  [n, chunk, action_dim] before any control of the robot
+    kept    [n, V] bool: computed in the last layer
+    visual  [n] visual tokens computed, mean over layers
+    total   V
+    """
+
+    chunks: np.ndarray
+    kept: np.ndarray
+    visual: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """V."""
+        return int(self.kept.shape[1])
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How a replay differs from the dense one, over all calls.
+
+    rmse        root of the mean squared difference of the motion numbers, each in units of its standard deviation in
+                the dense actions; the worst of none is 0, of unrelated actions about 1.4
+    cosine      of a call's motion with the dense motion, mean over calls
+    flips       share of actions whose gripper command is the other one
+    apart       share of the calls of an episode before the first that differs by more than the tolerance, mean over
+                episodes: 1 is an episode without any
+    steady      overlap (intersection over union) of the tokens kept in one call and in the next
+    phases      the rmse by phase of the task
+    """
+
+    rmse: float
+    cosine: float
+    flips: float
+    apart: float
+    steady: float
+    phases: Mapping[str, float]
+
+
+def replay(policy: Policy, recording: Recording, seed: int) -> Replay:
+    """Replays every episode in order, each from a reset."""
+    chunks, kept, visual = [], [], []
+    for episode in recording.episodes:
+        policy.reset(0, episode_seed(seed, episode[0].task, episode[0].episode))
+        for frame in episode:
+            chunks.append(policy.act({0: frame.observation})[0])
+            trace = policy.trace(0)
+            alive = np.ones(trace.layout.total, bool)
+            if trace.kept:
+                alive[:] = False
+                alive[trace.kept[max(trace.kept)].cpu().numpy()] = True
+            kept.append(alive)
+        visual += [float(np.mean(r.visual)) for r in policy.drain(0)]
+    return Replay(np.stack(chunks), np.stack(kept), np.array(visual))
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of kept tokens [n, V], mean over n."""
+    return float(np.mean((a & b).sum(-1) / np.maximum((a | b).sum(-1), 1)))
+
+
+def score(
+    recording: Recording, interface: Interface, dense: Replay, method: Replay, tolerance: float = 0.1
+) -> Fidelity:
+    """Compares two replays of one recording; `tolerance` is the rmse from which a call counts as another action."""
+    scale = dense.chunks[..., :-1].std((0, 1)) + 1e-9
+    ours, theirs = (r.chunks[..., :-1] / scale for r in (method, dense))
+    calls = np.sqrt(((ours - theirs) ** 2).mean((1, 2)))
+    flat = [x.reshape(len(x), -1) for x in (ours, theirs)]
+    norms = np.linalg.norm(flat[0], axis=1) * np.linalg.norm(flat[1], axis=1)
+    phase = np.array([f.phase for f in recording.frames])
+    starts = np.array([f.step == 0 for f in recording.frames])
+    same, other = (closes(r.chunks, interface) for r in (dense, method))
+    follows = ~starts[1:]
+    return Fidelity(
+        rmse=float(np.sqrt((calls**2).mean())),
+        cosine=float(np.mean((flat[0] * flat[1]).sum(1) / np.maximum(norms, 1e-12))),
+        flips=float((same != other).mean()),
+        apart=float(np.mean([_before(c > tolerance) for c in np.split(calls, np.flatnonzero(starts)[1:])])),
+        steady=overlap(method.kept[1:][follows], method.kept[:-1][follows]) if follows.any() else float("nan"),
+        phases={p: float(np.sqrt((calls[phase == p] ** 2).mean())) for p in PHASES if (phase == p).any()},
+    )
+
+
+def _before(apart: np.ndarray) -> float:
+    """Share of an episode's calls [n] before the first that is apart."""
+    return float(np.argmax(apart) / len(apart)) if apart.any() else 1.0
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Rank correlation over arms of a score with the loss of success, and its 95 % bootstrap interval.
+
+    beyond  the same at a given number of visual tokens (partial rank correlation); NaN where that number says it all
+    """
+
+    rho: float
+    low: float
+    high: float
+    arms: int
+    beyond: float
+
+
+def foretells(
+    scores: Sequence[float], losses: Sequence[float], tokens: Sequence[float], seed: int = 0, draws: int = 4000
+) -> Foretold:
+    """Spearman's rank correlation; arms are drawn anew for the interval. ValueError for fewer than 4 arms."""
+    a, b = np.asarray(scores, float), np.asarray(losses, float)
+    if len(a) < 4:
+        raise ValueError(f"{len(a)} arms; a rank correlation needs at least 4")
+    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    drawn = _rank(a[picks], b[picks])
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    given = partial_rank(a, b, np.asarray(tokens, float))
+    return Foretold(float(_rank(a, b)), float(low), float(high), len(a), given)
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of the last axes; NaN where one of them is the same throughout."""
+    ranks = (rankdata(x, axis=-1) for x in (a, b))
+    x, y = (r - r.mean(-1, keepdims=True) for r in ranks)
+    norm = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return np.asarray((x * y).sum(-1) / np.where(norm > 0, norm, np.nan))
+
+
+def partial_rank(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
+    """Rank correlation of a and b [n] that `given` [n] does not explain; NaN where it explains one of them."""
+    ab, ac, bc = (float(_rank(x, y)) for x, y in ((a, b), (a, given), (b, given)))
+    rest = (1 - ac * ac) * (1 - bc * bc)
+    return float((ab - ac * bc) / np.sqrt(rest)) if rest > 1e-9 else float("nan")

@@ -1,0 +1,152 @@
+"""The page of `vlaprune-profile mode=fidelity`: scores of every arm, and what they foretold of closed-loop success."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vlaprune import report, stats
+from vlaprune.methods.dense import Dense
+from vlaprune.policy import VLA, Policy
+from vlaprune.profile.fidelity import Fidelity, Foretold, Replay, foretells, overlap, replay, score
+from vlaprune.profile.page import Page, percent
+from vlaprune.profile.recording import PHASES, Recording
+from vlaprune.pruner import Pruner
+from vlaprune.records import Run
+
+LEAST = 80  # episodes that an arm must share with dense before its loss says anything
+
+
+@dataclass
+class Judged:
+    """An arm: its fidelity and, where a run was given, the loss of success on the episodes shared with dense."""
+
+    label: str
+    replay: Replay
+    fidelity: Fidelity
+    episodes: int = 0
+    loss: float | None = None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What might foretell a loss; higher is worse. The last is no look at actions at all, for comparison."""
+        f = self.fidelity
+        out = {"rmse": f.rmse, "1 - cosine": 1 - f.cosine, "gripper flips": f.flips, "1 - apart": 1 - f.apart}
+        out |= {f"rmse in {phase}": value for phase, value in f.phases.items()}
+        return out | {"visual tokens not computed": 1 - float(self.replay.visual.mean()) / self.replay.total}
+
+
+def judge(
+    model: VLA,
+    recording: Recording,
+    methods: Sequence[tuple[str, Callable[[], Pruner]]],
+    seed: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Judged]:
+    """Replays dense, dense again under another seed, and every method."""
+    dense = replay(Policy(model, Dense), recording, seed)
+    out = []
+    for label, make in [("dense again", Dense), *methods]:
+        tell(label)
+        own = replay(Policy(model, make), recording, seed)
+        out.append(Judged(label, own, score(recording, model.interface, dense, own)))
+    return out
+
+
+def arms(
+    runs: Sequence[Run], make: Callable[[Mapping[str, Any]], Pruner], weights: object
+) -> list[tuple[str, Callable[[], Pruner], Run]]:
+    """The method of every run but dense, as its journal configures it. ValueError for runs of other weights."""
+    out: list[tuple[str, Callable[[], Pruner], Run]] = []
+    for run in runs:
+        if run.header.identity.get("weights") != weights:
+            raise ValueError(f"{run.folder} ran with weights {run.header.identity.get('weights')}, not {weights}")
+        if report.name(run.header) != "dense":
+            node = run.header.identity["method"]
+            out.append((report.label(run.header), partial(make, node), run))
+    return out
+
+
+def losses(judged: Sequence[Judged], runs: Mapping[str, Run], dense: Run) -> None:
+    """Notes for each arm the loss of success on the episodes that its run shares with dense."""
+    for arm in judged:
+        run = runs.get(arm.label)
+        both = [] if run is None else [k for k in run.episodes if k in dense.episodes]
+        arm.episodes = len(both)
+        if run is not None and both:
+            theirs, ours = ({k: r.episodes[k].success for k in both} for r in (dense, run))
+            arm.loss = -stats.pair(theirs, ours).difference
+
+
+def correlations(judged: Sequence[Judged]) -> dict[str, Foretold]:
+    """Each score against the loss, over the arms with enough episodes."""
+    told = [a for a in judged if a.loss is not None and a.episodes >= LEAST]
+    if len(told) < 4:
+        return {}
+    names = list(told[0].scores)
+    tokens, lost = [float(a.replay.visual.mean()) for a in told], [a.loss or 0.0 for a in told]
+    return {n: foretells([a.scores[n] for a in told], lost, tokens) for n in names}
+
+
+def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, Foretold], tolerance: float = 0.1) -> None:
+    """The tables."""
+    page.table("Fidelity", [_row(a) for a in judged])
+    page.text(
+        "*rmse*: motion numbers in units of their standard deviation in the dense actions. *flips*: gripper commands "
+        f"that are the other one. *apart*: share of an episode's calls before the first whose rmse is above "
+        f"{tolerance:g} (100 % is never). *steady*: tokens kept in one call and in the next, intersection over union. "
+        "*in ...*: rmse in that phase of the task. *loss*: points of success lost in closed loop on the same episodes "
+        "as dense.",
+    )
+    page.table("Does it foretell the loss of success?", [_told(n, f) for n, f in foretold.items()])
+    pruning = [a for a in judged if not a.replay.kept.all()]
+    if 1 < len(pruning) <= 16:
+        page.table("Tokens kept by two methods, intersection over union", _overlaps(pruning))
+
+
+def _row(arm: Judged) -> dict[str, str]:
+    f = arm.fidelity
+    out = {
+        "arm": arm.label,
+        "visual tokens": f"{arm.replay.visual.mean():.1f} of {arm.replay.total}",
+        "rmse": f"{f.rmse:.3f}",
+        "cosine": f"{f.cosine:.3f}",
+        "flips": percent(f.flips),
+        "apart": percent(f.apart),
+        "steady": f"{f.steady:.2f}",
+    }
+    out |= {f"in {p}": f"{f.phases[p]:.3f}" if p in f.phases else "" for p in PHASES}
+    return out | {"loss": "" if arm.loss is None else f"{100 * arm.loss:+.1f} of {arm.episodes}"}
+
+
+def _told(name: str, found: Foretold) -> dict[str, str]:
+    return {
+        "score": name,
+        "rank correlation with the loss": _signed(found.rho),
+        "95 % interval over arms": f"{_signed(found.low)} to {_signed(found.high)}",
+        "at a given token count": _signed(found.beyond),
+        "arms": str(found.arms),
+    }
+
+
+def _signed(value: float) -> str:
+    return "none" if value != value else f"{value:+.2f}"
+
+
+def _overlaps(judged: Sequence[Judged]) -> list[dict[str, str]]:
+    return [
+        {"arm": a.label} | {b.label: f"{overlap(a.replay.kept, b.replay.kept):.2f}" for b in judged} for a in judged
+    ]
+
+
+def rows(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Plain numbers of every arm."""
+    return [
+        {"arm": a.label, "visual": float(np.mean(a.replay.visual)), **a.scores, "steady": a.fidelity.steady}
+        | {"episodes": a.episodes, "loss": a.loss}
+        for a in judged
+    ]
