@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from golden import HERE, scene  # noqa: E402
+from golden_cogact import cogact  # noqa: E402
 from golden_pi import pi  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
@@ -43,7 +44,7 @@ def images(source: Path) -> Arrays:
     return out
 
 
-SECTIONS: dict[str, Callable[[Path], Arrays]] = {"images": images, "pi": pi}
+SECTIONS: dict[str, Callable[[Path], Arrays]] = {"images": images, "cogact": cogact, "pi": pi}
 
 
 def main() -> None:

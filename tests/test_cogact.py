@@ -2,6 +2,7 @@
 
 import json
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from vlaprune import config
 from vlaprune.benchmark import Observation
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
-from vlaprune.models.cogact import TRUNK, CogACT, pieces
+from vlaprune.models.cogact import CogACT, pieces
 from vlaprune.models.prismatic import EMPTY, STOP, question
 from vlaprune.policy import Policy
 from vlaprune.session import Session
@@ -177,21 +178,25 @@ def tokenizer(folder):
     return str(folder)
 
 
-def run_folder(folder, model, **parts):
-    """A run of native files with a model's weights, and what else a real one has."""
-    own, state = dict(model.trunk.named_parameters()), {}
+def native(model):
+    """A model's tensors under the names of a checkpoint, with some that nothing reads."""
+    own, out = dict(model.trunk.named_parameters()), {}
     for key, piece in pieces(model.trunk).items():
         rows = slice(None) if piece.rows is None else slice(*piece.rows)
-        state[key] = own[piece.name][rows].reshape(piece.shape(own[piece.name])).clone()
-    state["vision_backbone.dino_featurizer.norm.weight"] = torch.zeros(32)
-    state["llm_backbone.llm.lm_head.weight"] = torch.zeros(4, 32)
-    tree = {part[:-1]: {} for part in TRUNK}
-    for key, tensor in state.items():
+        out[key] = own[piece.name][rows].reshape(piece.shape(own[piece.name])).clone()
+    out |= {f"action_model.{name}": tensor for name, tensor in model.action.state_dict().items()}
+    unread = {"vision_backbone.dino_featurizer.norm.weight": torch.zeros(32)}
+    return out | unread | {"llm_backbone.llm.lm_head.weight": torch.zeros(4, 32)}
+
+
+def run_folder(folder, tensors):
+    """A run as its authors' code writes it, from tensors by name."""
+    tree = {}
+    for key, tensor in tensors.items():
         part, _, name = key.partition(".")
-        tree[part][name] = tensor
-    tree["action_model"] = dict(model.action.state_dict())
+        tree.setdefault(part, {})[name] = tensor
     (folder / "checkpoints").mkdir(parents=True)
-    torch.save({"model": tree | parts}, folder / "checkpoints" / "it.pt")
+    torch.save({"model": tree}, folder / "checkpoints" / "it.pt")
     (folder / "config.json").write_text(json.dumps({"vla": {"base_vlm": "prism-dinosiglip-224px+7b"}}))
     numbers = {"q01": [-2.0] * 7, "q99": [0.0] * 5 + [2.0, 5.0], "mask": [True] * 6 + [False]}
     (folder / "dataset_statistics.json").write_text(json.dumps({"bridge_orig": {"action": numbers}}))
@@ -200,7 +205,7 @@ def run_folder(folder, model, **parts):
 
 @pytest.fixture
 def files(tmp_path, model):
-    return run_folder(tmp_path / "run", model), tokenizer(tmp_path / "words")
+    return run_folder(tmp_path / "run", native(model)), tokenizer(tmp_path / "words")
 
 
 def loaded(files, **options):
@@ -226,8 +231,8 @@ def test_the_trunk_is_cast_and_the_head_stays_in_fp32(files):
 
 def test_averaged_weights_are_taken_only_when_told(tmp_path, model):
     other = CogACT(weights="random", seed=1, **SMALL)
-    run = run_folder(tmp_path / "run", model, ema_diffusion=dict(other.action.state_dict()))
-    files = run, tokenizer(tmp_path / "words")
+    averaged = {f"ema_diffusion.{name}": tensor for name, tensor in other.action.state_dict().items()}
+    files = run_folder(tmp_path / "run", native(model) | averaged), tokenizer(tmp_path / "words")
     for ema, source in ((False, model), (True, other)):
         state = loaded(files, ema=ema).action.state_dict()
         assert all(torch.equal(state[k], v) for k, v in source.action.state_dict().items())
@@ -277,6 +282,40 @@ def test_what_does_not_fit_is_named_in_one_line(files, what, options, shown):
     with pytest.raises(ValueError) as error:
         loaded(files, **options)
     assert shown in str(error.value) and "\n" not in str(error.value)
+
+
+# -- parity
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """The model that the golden answers were recorded from, through a run folder on disk."""
+    folder = tmp_path_factory.mktemp("theirs")
+    sizes = {"sizes": golden.COGACT, "head": "DiT-tiny"}
+    empty = CogACT(weights="random", **sizes, device="meta")
+    own = dict(empty.trunk.named_parameters())
+    shapes = {key: piece.shape(own[piece.name]) for key, piece in pieces(empty.trunk).items()}
+    shapes |= {f"action_model.{name}": tuple(p.shape) for name, p in empty.action.named_parameters()}
+    made = {key: torch.from_numpy(array) for key, array in golden.weights(shapes).items()}
+    run = run_folder(folder / "run", made)
+    out = CogACT(str(run), "bridge_orig", tokenizer(folder / "words"), **SMALL | sizes)
+    out.tokenize = golden.words
+    return out
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch):
+    said = {k.removesuffix(f"_{seed}"): v for k, v in golden.load("cogact").items() if k.endswith(str(seed))}
+    monkeypatch.setattr(theirs, "_noise", lambda sessions: torch.from_numpy(said["noise"])[None])
+    head = []
+    handle = theirs.action.register_forward_hook(lambda module, given, out: head.append((given[0], out)))
+    try:
+        (actions,) = act(theirs, look(golden.scene(seed, 48, 64), "Close the DRAWER"))
+    finally:
+        handle.remove()
+    assert np.abs(head[0][0][0].numpy() - said["feature"]).max() < 1e-4
+    assert np.abs(head[0][1][0].numpy() - said["chunk"]).max() < 1e-4 * np.abs(said["chunk"]).max()
+    assert np.abs(actions - theirs.range.restore(said["unit"])).max() < 1e-4
 
 
 # -- the command line

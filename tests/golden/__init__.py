@@ -27,6 +27,10 @@ PI = {  # sizes of the pi0 and pi0.5 that were recorded, and the tokens they rea
     "chunk": 6,
     "text": (2, 17, 45, 210, 9, 108),
 }
+COGACT = {
+    **{"image": 56, "dino_width": 32, "dino_depth": 3, "dino_heads": 2, "siglip_width": 32, "siglip_depth": 3},
+    **{"siglip_heads": 2, "siglip_ffn": 48, "width": 32, "layers": 4, "heads": 2, "ffn": 48, "vocabulary": 32064},
+}
 
 
 def uniform(name: str, size: int) -> np.ndarray:
@@ -59,6 +63,11 @@ def scene(seed: int, height: int, width: int) -> np.ndarray:
     picture = waves + 25 * uniform(f"scene {seed}", waves.size).reshape(waves.shape)
     picture[height // 4 : height // 2, width // 3 : width // 2] = (250, 20, 30)
     return picture.clip(0, 255).astype(np.uint8)
+
+
+def words(text: str) -> list[int]:
+    """Token ids of a text, in place of a tokenizer: 1, then one for each word, fixed by its letters."""
+    return [1, *(3 + zlib.crc32(word.encode()) % 29000 for word in text.split())]
 
 
 def load(name: str) -> dict[str, np.ndarray]:

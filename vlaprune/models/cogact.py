@@ -32,7 +32,6 @@ from vlaprune.models.prismatic import (
     stand_in,
 )
 from vlaprune.nn.checkpoint import Checkpoint, read_json
-from vlaprune.nn.decoder import Tokens
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
 from vlaprune.nn.hub import locate
 from vlaprune.nn.pour import Piece, llama_pieces, pour, randomise
@@ -156,16 +155,12 @@ class CogACT:
         for session, own, text in zip(sessions, pictures, texts, strict=True):
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
         visual = self.trunk.see(pictures, sessions)
+        prompts = [self.trunk.prompt(v, t) for v, t in zip(visual, texts, strict=True)]
         with stage(sessions, "prompt"):
-            rows = self.trunk.decoder([self._prompt(v, t) for v, t in zip(visual, texts, strict=True)], sessions)
+            rows = self.trunk.decoder(prompts, sessions)
         with stage(sessions, "head", self.action.flops()):
             unit = self.action(torch.stack([r[-1] for r in rows]), self._noise(sessions))
         return [self._restore(u) for u in unit]
-
-    def _prompt(self, visual: Tensor, text: Sequence[int]) -> Tokens:
-        words = self.trunk.embed(text)
-        hidden = torch.cat((words[:1], visual, words[1:]))
-        return Tokens(hidden, torch.arange(hidden.shape[0], device=hidden.device))
 
     def _noise(self, sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
