@@ -1,0 +1,71 @@
+"""A call of each published model at full size, on torch's meta device, through a real session and a real layout: what
+it is charged, against torch's own count and against published numbers."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlaprune.benchmark import Observation
+from vlaprune.flops import rosetta
+from vlaprune.meter import Clock
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.uniform import Uniform
+from vlaprune.models.cogact import CogACT
+from vlaprune.models.openvla import OpenVLA
+from vlaprune.models.pi0 import Pi0
+from vlaprune.session import Session
+
+T = 1e12
+TWO, THREE = ("primary", "wrist"), ("primary", "wrist", "third")
+
+
+class Trusting(Session):
+    """There are no numbers on the meta device, so the rows that a method names cannot be looked at."""
+
+    def finish(self):
+        self._suspect.clear()
+        return super().finish()
+
+
+def call(model, words, method=None):
+    """The record of one call with an instruction of so many words."""
+    session = Trusting(method or Dense(), model.info, model.shape, Clock())
+    image = np.zeros((224, 224, 3), np.uint8)
+    state = None if model.interface.state is None else np.zeros(8)
+    look = Observation(dict.fromkeys(model.interface.cameras, image), state, " ".join(["it"] * words))
+    with torch.inference_mode():
+        model.predict([look], [session])
+    return session.finish()
+
+
+# words of an instruction, positions of the prompt, TFLOP of a dense call, then (layer, share of visual tokens from
+# there on, TFLOP). The published numbers are of a model by hand that counts causal attention half: 0.5 % of a call.
+CASES = {
+    "openvla": (lambda: OpenVLA("random", device="meta"), 11, 282, 4.159, [(2, 0.35, 2.127)]),
+    "cogact": (lambda: CogACT("random", device="meta"), 11, 283, 4.150, [(0, 0.5, 2.477), (2, 0.22, 1.715)]),
+    "pi0": (lambda: Pi0("random", cameras=TWO, device="meta"), 46, 560, 3.073, [(0, 0.35, 1.694)]),
+    "pi0, 3 images": (lambda: Pi0("random", cameras=THREE, device="meta"), 46, 816, 4.38, []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_costs_what_torch_counts_and_what_is_published(name):
+    make, words, length, dense, pruned = CASES[name]
+    model = make()
+    with FlopCounterMode(display=False) as counter:
+        record = call(model, words)
+    assert record.rows[0] == length
+    assert sum(record.flops.values()) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert sum(record.flops.values()) == pytest.approx(dense * T, rel=0.01)
+    for layer, share, target in pruned:
+        record = call(model, words, Uniform(layer, share))
+        assert record.visual[layer] == round(share * record.total)
+        assert sum(record.flops.values()) == pytest.approx(target * T, rel=0.01)
+
+
+# Instructions of LIBERO have 8 to 20 words or so; papers print 1.86 to 1.91 T for the decoder's first pass.
+def test_papers_count_the_first_pass_in_multiply_accumulates():
+    model = CogACT("random", device="meta")  # the decoder of OpenVLA, with one position more
+    for words, macs in ((12, 1.864), (19, 1.906)):
+        assert rosetta(model.shape, call(model, words))["macs_prefill_paper"] == pytest.approx(macs * T, rel=0.002)
