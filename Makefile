@@ -53,7 +53,7 @@ sweep: .venv/done  ## the published sweep on robosuite (half an hour; goes on wh
 
 tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(RUNS)/dense --tasks --untimed --output results/robosuite/tiny --name dense
-	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --untimed --output results/robosuite/tiny --name sweep
+	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --untimed --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --untimed --output results/robosuite/tiny --name methods
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning

@@ -1,15 +1,16 @@
 """The page of a report: self-contained, readable wide and narrow, in a real browser without a word on its console."""
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
 from browser import look
 from test_report import DENSE, FASTV, TASKS, write
 
-from vlaprune import report
+from vlaprune import cli, report
 from vlaprune.records import EpisodeRecord, Recorder, StepRecord, read
-from vlaprune.report import notes
+from vlaprune.report import notes, plots
 from vlaprune.report import page as pages
 from vlaprune.report.flips import flips, shelve
 
@@ -223,6 +224,19 @@ def test_any_journals_have_a_page(runs):
     Tags(file.read_text())
     assert "tiny on toy, libero" in file.read_text() and "short*†" in file.read_text()
     assert "not judged" in file.read_text() and look(file, width=390)[1] == []
+
+
+def test_the_command_writes_a_page(runs, monkeypatch, capsys):
+    file = runs / "new" / "page.html"
+    monkeypatch.setattr(sys, "argv", ["vlaprune-report", str(runs), "--output", str(runs / "t"), "--html", str(file)])
+    cli.report()
+    assert capsys.readouterr().out.splitlines()[-1] == str(file) and "</html>" in file.read_text()
+
+
+def test_equal_layers_are_told_in_one_breath():
+    chart = plots.tokens({"fastv": [128, 128, 32.4, 32], "one": [7]}, {"fastv": 128, "one": 7})
+    assert chart.told == "fastv: 128 at layers 0 to 1, 32 at layers 2 to 3; one: 7 at layer 0"
+    assert chart.title == "Visual tokens computed at each layer"
 
 
 def test_one_run_alone_has_a_page(tmp_path):

@@ -62,6 +62,9 @@ def report() -> None:
         "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
+    parser.add_argument(
+        "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
+    )
     parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
     parser.add_argument("--name", default="table", help="name of the files (default: table)")
     args = parser.parse_args()
@@ -78,7 +81,9 @@ def report() -> None:
         if args.html:
             from vlaprune.report import page
 
-            print(page.write(page.page(comparison, args.html, args.timed, args.untimed), args.html))
+            room = int(1e6 * args.videos)
+            text = page.page(comparison, args.html, timed=args.timed, untimed=args.untimed, videos=room)
+            print(page.write(text, args.html))
     except USER_ERRORS as error:
         _say(error)
         sys.exit(2)

@@ -20,7 +20,7 @@ from vlaprune.report.runs import Arm, Comparison, context
 from vlaprune.report.svg import Chart
 from vlaprune.report.tables import tabulate
 
-VIDEOS = 20_000_000  # bytes of video that a page holds; the rest is linked
+VIDEOS = 20_000_000  # bytes of film that a page holds as base64; the rest is linked
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         flips=found,
         places=places,
         held=json.dumps(held),
+        room=videos / 1e6,
         unshelved=sum(not v.embedded for v in places.values()),
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],

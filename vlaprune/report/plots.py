@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -105,7 +106,17 @@ def tokens(layers: Mapping[str, Sequence[float]], totals: Mapping[str, int]) -> 
         frame(ax, "")
         return tips
 
-    told = "; ".join(f"{method}: {', '.join(f'{v:.0f}' for v in means)}" for method, means in layers.items())
+    told = "; ".join(f"{method}: {_runs(means)}" for method, means in layers.items())
     of = f", of {widest}" if set(totals.values()) == {widest} else ""
     title = f"Visual tokens computed at each layer{of}"
     return draw("tokens", title, told, paint, lambda _: 54 + 25 * len(layers))
+
+
+def _runs(means: Sequence[float]) -> str:
+    """Equal layers in one breath: "128 at layers 0 to 2, 32 at layers 3 to 5"."""
+    out = []
+    for value, group in groupby(enumerate(means), key=lambda pair: f"{pair[1]:.0f}"):
+        own = [layer for layer, _ in group]
+        where = f"layers {own[0]} to {own[-1]}" if len(own) > 1 else f"layer {own[0]}"
+        out.append(f"{value} at {where}")
+    return ", ".join(out)
