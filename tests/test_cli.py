@@ -265,6 +265,16 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
     assert code == 0 and len(read(tmp_path / "runs" / "blind").episodes) == n
 
 
+def test_dense_is_held_against_itself_by_one_word(call, tmp_path):
+    code, out, errors = call("experiment=aa", *TOY, "execute=1")
+    assert code == 0 and len(list(tmp_path.glob("results/runs/aa/toy/toy/*/journal.jsonl"))) == 4
+    assert len([e for e in errors if "slots=" in e and e.endswith("done")]) == 4
+    assert "slots 1 -> 4: 0 of 4 episodes end otherwise" in out and "kernel sdpa -> eager: 0 of 4" in out
+    code, _, errors = call(*TOY, "method=dense", "kernel=fast", "output=run")
+    assert code == 2
+    one_line(errors, "'fast' is not one of")
+
+
 def test_before_a_run_starts_it_says_what_it_can_show(call):
     _, out, _ = call(*TOY, "method=dense", "output=run")
     assert out.index("with 2 episodes per task on 2 tasks you can see") < out.index("success 4/4")

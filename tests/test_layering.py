@@ -32,10 +32,12 @@ LAYERS = {
     "progress": ["records", "stats"],
     "replay": ["records"],
     "anytime": ["records", "stats"],
+    "floor": ["records", "stats"],
+    "ledger": ["records", "stats"],
     "rollout": ["policy", "benchmark", "records", "trace"],
     "evaluate": [
         *("policy", "pruner", "benchmark", "control", "records", "rollout"),
-        *("film", "replay", "anytime", "progress", "power", "report"),
+        *("film", "replay", "anytime", "progress", "power", "report", "profile.ladder"),
     ],
     "demos": ["benchmark", "bench"],
     "profile": [
@@ -95,6 +97,8 @@ TORCHLESS = (
     "progress",
     "replay",
     "anytime",
+    "floor",
+    "ledger",
 )
 LATE = {
     "mujoco",

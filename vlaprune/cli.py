@@ -137,12 +137,16 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 def _verdicts(standings: Sequence[Standing]) -> None:
     """The table of a finished sweep: its runs, and the baseline where one was named."""
+    from vlaprune import floor
     from vlaprune import report as tables
     from vlaprune.records import read
 
-    folders = dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)
     try:
-        print(tables.markdown(tables.tabulate(tables.compare([read(f) for f in folders], partial=True))))
+        runs = [read(f) for f in dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)]
+        if floor.same_method(runs):
+            print(*floor.lines(runs), sep="\n")
+            return
+        print(tables.markdown(tables.tabulate(tables.compare(runs, partial=True))))
     except USER_ERRORS as error:
         print(f"no table of this sweep: {_line(error)}", file=sys.stderr)
 

@@ -238,6 +238,8 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         plain["control"] = asdict(driver)
+    if cfg.kernel != "sdpa":
+        plain["kernel"] = cfg.kernel
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter

@@ -16,6 +16,7 @@ from vlaprune.benchmark import Benchmark
 from vlaprune.film import KINDS, Film
 from vlaprune.policy import Policy
 from vlaprune.power import power_line
+from vlaprune.profile.ladder import kernel
 from vlaprune.progress import Bar, Job, Standing, once
 from vlaprune.records import Header, Recorder, Sink, read, recorded
 from vlaprune.replay import Replay, chosen
@@ -45,7 +46,8 @@ def main(
             if rule is not None:
                 rules = replace(rules, stop=rule)
             if not any(map(rules.stop, mine)):
-                rollout(policy, bench, recorder, shard, rules, [bar, *films])
+                with kernel(cfg.kernel):
+                    rollout(policy, bench, recorder, shard, rules, [bar, *films])
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             tqdm.write(said(rule.stop))
@@ -72,7 +74,7 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
     if run is None:
         raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
     replay = Replay(run, chosen(run, cfg.only), tqdm.write)
-    with _film(cfg, bench, header) as films:
+    with _film(cfg, bench, header) as films, kernel(cfg.kernel):
         rollout(policy, bench, replay, shard, Rules(cfg.seed, cfg.time_limit), films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
