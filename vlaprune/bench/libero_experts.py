@@ -74,7 +74,7 @@ def _act(world: Any, relation: str, name: str, target: str) -> np.ndarray:
 
 def _handle(world: Any, name: str, thing: Thing) -> Thing:
     """What the fingers close around: the object itself, or the freest spot of its rim where it is too wide."""
-    level = [i for i in range(3) if abs(thing.axes[2, i]) < 0.5]
+    level = sorted(range(3), key=lambda i: abs(thing.axes[2, i]))[:2]
     if any(thing.half[i] < SPAN for i in level):
         low = thing.centre[2] - thing.reach[2]
         lift = max(0.0, low + 0.012 - thing.centre[2])  # the fingertips must not press the ground
