@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from golden import PI, scene, uniform, weight
+from golden import PI, pi_weight, scene, uniform
 
 
 def pi(source: Path) -> dict[str, np.ndarray]:
@@ -123,5 +123,5 @@ def _model(adaptive: bool) -> Any:
         for name, p in model.named_parameters():
             if not name.endswith("lm_head.weight"):
                 own = f"{both}paligemma.lm_head.weight" if p is words.weight else name
-                p.copy_(torch.from_numpy(weight(own, tuple(p.shape))))
+                p.copy_(torch.from_numpy(pi_weight(own, tuple(p.shape))))
     return model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden import PI, load, scene, uniform, weight
+from golden import PI, load, pi_weight, scene, uniform
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
@@ -25,7 +25,7 @@ def recorded(name):
     with torch.no_grad():
         for key, piece in where.items():
             place = own[piece.name][slice(None) if piece.rows is None else slice(*piece.rows)]
-            place.copy_(torch.from_numpy(weight(key, tuple(place.shape))))
+            place.copy_(torch.from_numpy(pi_weight(key, tuple(place.shape))))
     noise = torch.from_numpy(uniform("noise", PI["chunk"] * 32).reshape(1, -1, 32)).float()
     model.text = lambda instruction, state: Text(PI["text"], range(1, 5))
     model._noise = lambda sessions: noise
@@ -51,8 +51,8 @@ def test_actions_equal_those_of_openpi(name):
     actions, velocity = answered(model)
     golden = {key: torch.from_numpy(load("pi")[f"{name}_{key}"]) for key in ("velocity", "actions")}
     for ours, theirs in ((velocity, golden["velocity"]), (actions, golden["actions"])):
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    assert (golden["actions"] - noise).abs().mean() > 0.1
+        assert (ours - theirs).abs().max() < 1e-5
+    assert (golden["actions"] - noise).abs().mean() > 0.05
 
 
 def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):

@@ -56,6 +56,11 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
+def pi_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter of pi0 or pi0.5; steps of the flow are small, so that rounding does not grow from one to the next."""
+    return weight(name, shape) * np.float32(0.1 if name.startswith("action_out") else 1)
+
+
 def scene(seed: int, height: int, width: int) -> np.ndarray:
     """A picture [height, width, 3] uint8 with waves, noise and an edge."""
     y, x = np.mgrid[:height, :width]
