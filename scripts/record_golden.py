@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from golden import HERE, scene  # noqa: E402
 from golden_cogact import cogact  # noqa: E402
 from golden_pi import pi  # noqa: E402
+from golden_prismatic import oft, openvla  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,7 +45,10 @@ def images(source: Path) -> Arrays:
     return out
 
 
-SECTIONS: dict[str, Callable[[Path], Arrays]] = {"images": images, "cogact": cogact, "pi": pi}
+SECTIONS: dict[str, Callable[[Path], Arrays]] = {
+    **{"images": images, "openvla": openvla, "oft": oft},
+    **{"cogact": cogact, "pi": pi},
+}
 
 
 def main() -> None:

@@ -65,12 +65,25 @@ class Session:
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
+        self._chosen: dict[int, Selection | None] = {}
+        self._repeats = False
         decodes = layout.end > layout.length
         self.cache = self._store if decodes or self.plan.reuses else None
         if self.cache is not None:
             self.cache.reserve(layout.end, like)
         if self._filled is None:
             self._filled = torch.zeros(layout.total, dtype=torch.bool, device=like.device)
+
+    def again(self) -> None:
+        """Opens another pass of the same prompt in the same call, such as a step of diffusion.
+
+        The method is not asked a second time: what it selected in the first pass goes on, and nothing more is read.
+        """
+        self._flops["prompt"] += decoder_flops(self.shape, self.trace.counts)
+        self.trace.counts.clear()
+        self.trace.decode.clear()
+        self._alive = torch.arange(self.trace.layout.total, device=self._alive.device)
+        self._reads, self._repeats, self._decoding = {}, True, False
 
     def charge(self, stage: str, flops: float) -> None:
         """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, head."""
@@ -124,11 +137,16 @@ class Session:
         if layer not in self.plan.sites:
             return tokens
         with self.clock.span("method"):
-            site = self._site(layer, tokens)
-            selection = self.pruner.select(site)
+            selection = self._chosen[layer] if self._repeats else self.pruner.select(self._site(layer, tokens))
+            self._chosen[layer] = selection
             if selection is None:
                 return tokens
-            tokens = self._apply(layer, tokens, selection)
+            if self._repeats and selection.values is not None and layer:
+                raise ValueError(
+                    f"{self.name} puts new values in place of rows at layer {layer}, but this model passes its prompt "
+                    "several times a call and cannot repeat that; use a method that drops rows, or acts before layer 0"
+                )
+            tokens = self._apply(layer, tokens, replace(selection, reads={}) if self._repeats else selection)
             if tokens.columns is not None:
                 self.trace.reused[layer] = tokens.columns[tokens.index.shape[0] :]
             return tokens

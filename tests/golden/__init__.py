@@ -79,3 +79,41 @@ def load(name: str) -> dict[str, np.ndarray]:
     """The arrays of one file."""
     with np.load(HERE / f"{name}.npz") as file:
         return dict(file)
+
+
+# The Prismatic family at a size for goldens: keys are those of vlaprune.models.prismatic.Sizes.
+PRISMATIC = {
+    **{"image": 56, "dino_width": 48, "dino_depth": 4, "dino_heads": 4, "siglip_width": 32, "siglip_depth": 4},
+    **{"siglip_heads": 4, "siglip_ffn": 119, "width": 64, "layers": 4, "heads": 4, "ffn": 96},
+}
+IDS = (
+    1,
+    512,
+    29901,
+    1724,
+    3158,
+    881,
+    278,
+    19964,
+    2125,
+    304,
+    5839,
+    701,
+    278,
+    2654,
+    18002,
+    29973,
+    13,
+    3744,
+    29901,
+    29871,
+)
+STATE = (0.1, -0.4, 0.9, 0.3, -0.8, 0.05, 0.5, -0.6)  # as it enters the projector
+
+
+def pixels(seed: int) -> np.ndarray:
+    """[1, 6, 56, 56] float32: one picture normalised for DINOv2 (rounded ImageNet numbers) and for SigLIP."""
+    unit = scene(seed, 56, 56).astype(np.float32) / 255
+    mean, std = np.float32([0.484375, 0.455078125, 0.40625]), np.float32([0.228515625, 0.2236328125, 0.224609375])
+    towers = np.concatenate([(unit - mean) / std, (unit - 0.5) / 0.5], -1)
+    return towers.transpose(2, 0, 1)[None].astype(np.float32)

@@ -1,0 +1,237 @@
+"""OpenVLA-OFT: several cameras, the robot's state, and a whole chunk of actions in one pass.
+
+Prompt: begin | visual tokens of every camera | state | text, ending in the lone space | one slot for each number of the
+chunk, all zeros | stop. Everything attends to everything. A row speaks for the slot behind it, as in decoding, so the
+head reads from the lone space to the last slot but one. Kim et al., arXiv:2502.19645; source:
+moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not here.
+Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
+its later passes repeat what the method selected in the first.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.images import pipeline
+from vlaprune.meter import linear_flops
+from vlaprune.models.prismatic import (
+    STOP,
+    Sizes,
+    closed,
+    decode_bins,
+    images,
+    place,
+    precision,
+    question,
+    restore,
+)
+from vlaprune.models.source import Source, published
+from vlaprune.nn.checkpoint import Checkpoint
+from vlaprune.nn.decoder import Tokens
+from vlaprune.nn.oft import Lift, ResNet, Schedule, plain_pieces, time_row
+from vlaprune.nn.pour import pour, randomise
+from vlaprune.session import Session, stage
+from vlaprune.trace import Layout
+
+HEADS = ("l1", "tokens", "diffusion")
+PUBLISHED = {
+    f"libero_{name}": f"moojink/openvla-7b-oft-finetuned-libero-{name}" for name in ("spatial", "object", "goal", "10")
+}
+PATTERNS = ("*.json", "*.safetensors", "*_checkpoint.pt")
+EPS = 1e-8  # added to a range before anything is divided by it or multiplied with it
+
+
+class OFT:
+    """The policy.
+
+    weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
+    suite    of the benchmark; names the statistics that numbers are scaled by, unless `unnorm` does
+    unnorm   dataset of the checkpoint's statistics; None for `suite`
+    images   how images are prepared, see vlaprune.images; None for `rlds_crop`, which the checkpoints were trained on
+    cameras  in the order of their tokens; the third-person one first
+    state    layout of the state, the sum of whose digits is the number of its numbers; None for a policy without
+    head     l1 (regression), tokens (the best of the vocabulary for each slot) or diffusion
+    chunk    actions per call
+    action   numbers of an action
+    steps    of diffusion, 1..50
+    sizes    sizes other than the 7B model's, for tests with random weights
+    seed     of random weights
+    device   `auto`, `cpu`, `cuda`, `meta`, ...
+    dtype    of weights and computation
+    """
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        suite: str | None = None,
+        unnorm: str | None = None,
+        images: str | None = None,
+        cameras: Sequence[str] = ("primary", "wrist"),
+        state: str | None = "eef_pos3_axisangle3_gripper2",
+        head: str = "l1",
+        chunk: int = 8,
+        action: int = 7,
+        steps: int = 50,
+        sizes: Mapping[str, int] | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+    ) -> None:
+        if head not in HEADS:
+            raise ValueError(f"head={head}; use one of {', '.join(HEADS)}")
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise ValueError(f"cameras={list(cameras)}; name one to three different ones")
+        own, kind = Sizes.of(sizes or {}), precision(dtype)
+        self.chunk, self._action, self._head = chunk, action, head
+        self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
+        self.device = place(device)
+        self._schedule = Schedule(steps)
+        source = Source.of(published(weights, suite, PUBLISHED, "oft"), PATTERNS)
+        self._tokenize = source.tokenize
+        numbers = sum(int(n) for n in re.findall(r"\d+(?=_|$)", state or ""))
+        self._range = source.range("action", action, unnorm or suite, EPS)
+        self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None
+        with torch.device("meta"):
+            extras = self._extras(own.width, numbers)
+        files = {name: source.folder and beside(source.folder, name) for name in extras}  # missing ones speak at once
+        self.trunk, self.card = source.trunk(own, False, seed, self.device, kind)
+        for name, (module, prefix) in extras.items():
+            if (file := files[name]) is None:
+                randomise(module, seed, self.device, kind)
+            else:
+                checkpoint = Checkpoint(file, strip="module.")
+                pour(module, checkpoint, plain_pieces(module, prefix), (), self.device, kind)
+                self.card[name] = checkpoint.digest
+            setattr(self, name, module.eval())
+        self.shape, self.info = self.trunk.decoder.shape, own.info("oft")
+        self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
+
+    def _extras(self, width: int, numbers: int) -> dict[str, tuple[nn.Module, str]]:
+        """The modules beside the trunk, by the names of their files, and the prefix of their tensors."""
+        out: dict[str, tuple[nn.Module, str]] = {}
+        if numbers:
+            out["proprio_projector"] = Lift(numbers, width), ""
+        if self._head != "tokens":
+            prefix = "model." if self._head == "l1" else "noise_predictor.mlp_resnet."
+            out["action_head"] = ResNet(self._action * width, width, self._action), prefix
+        if self._head == "diffusion":
+            out["noisy_action_projector"] = Lift(1, width), ""
+        return out
+
+    action_head: ResNet
+    proprio_projector: Lift
+    noisy_action_projector: Lift
+
+    def layout(self, words: int) -> Layout:
+        """Positions of everything for a prompt of `words` token ids, the first and the last one included."""
+        views = self.trunk.views(self.interface.cameras)
+        total = len(views) * self.trunk.vision.side**2
+        text = 1 + total + (self._proprio is not None) + (self._head == "diffusion")
+        slots = text + words - 1
+        end = slots + self.chunk * self._action
+        return Layout(
+            length=end + 1,
+            visual=range(1, 1 + total),
+            text=range(text, slots),
+            action=range(slots - 1, end - 1),
+            last=end,
+            views=views,
+        )
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """One [chunk, action] per observation, in the units of the dataset, the gripper from 0 (closes) to 1."""
+        return list(restore(self.units(observations, sessions), self._range))
+
+    def units(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
+        """[B, chunk, action] numbers in [-1, 1], before any unit."""
+        seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "oft")
+        seen, state = seen.to(self.device), self._states(observations)
+        ids = [closed(self._tokenize(question(o.instruction))) for o in observations]
+        for session, own, words in zip(sessions, seen, ids, strict=True):
+            session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
+            session.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
+        visual = self.trunk.see(seen, sessions)
+        if self._head == "diffusion":
+            return self._denoise(visual, state, ids, sessions)
+        slots = visual.new_zeros(len(ids), self.chunk * self._action, self.shape.width)
+        rows = self._rows(self._prompts(visual, state, ids, slots), sessions)
+        if self._head == "tokens":
+            with stage(sessions, "head", linear_flops(rows.shape[1], *self.trunk.head.weight.T.shape)):
+                return decode_bins(self.trunk.head(rows).argmax(-1)).unflatten(1, (self.chunk, self._action))
+        return self._read(rows, sessions)
+
+    def _prompts(
+        self,
+        visual: Tensor,
+        state: Tensor | None,
+        ids: Sequence[Sequence[int]],
+        slots: Tensor,
+        time: Tensor | None = None,
+    ) -> list[Tokens]:
+        """Whole prompts from visual tokens [B, V, d], normalised state [B, s] and the slots' rows [B, n, d]."""
+        between = [] if state is None else [self.proprio_projector(state)[:, None]]
+        between += [] if time is None else [time.expand(len(ids), 1, -1)]
+        seen, stop = torch.cat((visual, *between), 1), self.trunk.embed([STOP])
+        return [self.trunk.prompt(s, words, (own, stop)) for s, words, own in zip(seen, ids, slots, strict=True)]
+
+    def _rows(self, prompts: Sequence[Tokens], sessions: Sequence[Session]) -> Tensor:
+        """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
+        with stage(sessions, "prompt"):
+            rows = self.trunk.decoder(prompts, sessions)
+        return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
+
+    def _read(self, rows: Tensor, sessions: Sequence[Session]) -> Tensor:
+        """[B, chunk, action] out of the head, from rows [B, chunk * action, d]."""
+        with stage(sessions, "head", linear_flops(self.chunk, *self.action_head.widths)):
+            return self.action_head(rows.unflatten(1, (self.chunk, self._action)).flatten(2))  # type: ignore[no-any-return]
+
+    def _denoise(
+        self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], sessions: Sequence[Session]
+    ) -> Tensor:
+        """From noise to a chunk: a whole pass of the decoder for every step."""
+        x = self._noise(sessions).to(self.trunk.embedding.weight)
+        for step in self._schedule.steps:
+            if step != self._schedule.steps[0]:
+                for session in sessions:
+                    session.again()
+            time, lift = time_row(step, self.shape.width).to(x), self.noisy_action_projector
+            with stage(sessions, "projector", linear_flops(x[0].numel(), *lift.widths)):
+                slots = lift(x.flatten(1)[..., None])
+            prompts = self._prompts(visual, state, ids, slots, time)
+            x = self._schedule.back(self._read(self._rows(prompts, sessions), sessions), step, x)
+        return x
+
+    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+        """[B, chunk, action], drawn on the CPU from the episode's seed and the number of the call."""
+        lots = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in sessions]
+        return torch.stack([torch.randn(self.chunk, self._action, generator=lot) for lot in lots])
+
+    def _states(self, observations: Sequence[Observation]) -> Tensor | None:
+        """[B, s] in [-1, 1]. ValueError where an observation has no state of the right length."""
+        if self._proprio is None:
+            return None
+        rows = []
+        for observation in observations:
+            state = observation.state
+            if state is None or state.shape != self._proprio.low.shape or not np.isfinite(state).all():
+                raise ValueError(f"observation has state {state}; oft reads {len(self._proprio.low)} finite numbers")
+            rows.append(self._proprio.scale(state))
+        return torch.from_numpy(np.stack(rows)).to(self.device, self.trunk.embedding.weight.dtype)
+
+
+def beside(folder: Path, name: str) -> Path:
+    """The one `name`--*_checkpoint.pt of a folder. ValueError where there is none or more than one."""
+    found = sorted(folder.glob(f"{name}--*_checkpoint.pt"))
+    if len(found) != 1:
+        raise ValueError(
+            f"checkpoint {folder} has {[p.name for p in found] or 'no'} {name}--*_checkpoint.pt; oft needs exactly one"
+        )
+    return found[0]

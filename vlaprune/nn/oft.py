@@ -1,0 +1,95 @@
+"""What OpenVLA-OFT adds to the trunk: action heads, projectors of state and noise, and its diffusion schedule.
+
+Source: moojink/openvla-oft@213c5ff:prismatic/models/{action_heads,projectors}.py; parameter names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlaprune.nn.pour import Piece
+
+
+class ResBlock(nn.Module):
+    """Norm, linear, ReLU, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to [..., width]."""
+        return x + self.ffn(x)
+
+
+class ResNet(nn.Module):
+    """From the final hidden states of one time step's rows, side by side, to its action, or its noise (diffusion)."""
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(inputs)
+        self.fc1 = nn.Linear(inputs, width)
+        self.mlp_resnet_blocks = nn.ModuleList(ResBlock(width) for _ in range(2))
+        self.layer_norm2 = nn.LayerNorm(width)
+        self.fc2 = nn.Linear(width, outputs)
+        self.widths = (inputs, width, width, width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        x = F.relu(self.fc1(self.layer_norm1(x)))
+        for block in self.mlp_resnet_blocks:
+            x = block(x)
+        return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
+
+
+class Lift(nn.Module):
+    """Two linear layers with GELU between them, from numbers to a row of the decoder."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(inputs, width), nn.Linear(width, width)
+        self.widths = (inputs, width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., width]."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+def plain_pieces(module: nn.Module, prefix: str = "") -> dict[str, Piece]:
+    """A file that names every parameter as `module` does, behind `prefix`."""
+    return {f"{prefix}{name}": Piece(name) for name, _ in module.named_parameters()}
+
+
+def time_row(step: int, width: int) -> Tensor:
+    """[width] sines and cosines of a diffusion step, float32."""
+    half = width // 2
+    phase = step * torch.exp(torch.arange(half) * -math.log(10000) / (half - 1))
+    return torch.cat((phase.sin(), phase.cos()))
+
+
+class Schedule:
+    """DDIM without noise on a squared-cosine schedule: diffusers' DDIMScheduler as OFT configures it.
+
+    trained  steps of training; `steps` of them, evenly spaced from the start, are walked backwards
+    """
+
+    def __init__(self, steps: int, trained: int = 50) -> None:
+        if not 1 <= steps <= trained:
+            raise ValueError(f"steps={steps}; use 1..{trained}")
+        bar = [math.cos((i / trained + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(trained + 1)]
+        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
+        self._alphas = (1 - betas).cumprod(0).tolist()
+        self._stride = trained // steps
+        self.steps = [i * self._stride for i in reversed(range(steps))]
+
+    def back(self, noise: Tensor, step: int, x: Tensor) -> Tensor:
+        """What x was one step earlier, from the noise that was predicted in it; the clean x is clipped to [-1, 1]."""
+        now = self._alphas[step]
+        before = self._alphas[step - self._stride] if step >= self._stride else 1.0
+        clean = ((x - (1 - now) ** 0.5 * noise) / now**0.5).clamp(-1, 1)
+        return before**0.5 * clean + (1 - before) ** 0.5 * noise
