@@ -140,3 +140,14 @@ print([m for m in ("torch", "mujoco", "robosuite", "libero") if m in sys.modules
 
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_assets_are_told_apart_in_the_journal(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        for place in libero_files.FOLDERS:
+            (folder / place).mkdir(parents=True)
+        (folder / "scenes" / "a.xml").write_text("x" * number)
+    one, two = (Libero(assets=str(tmp_path / n)).provenance() for n in "12")
+    assert one["assets"] != two["assets"] and one["assets"].endswith("1 files, 0 MB")
+    assert one["simulator"] == {"hf-libero": "0.1.4"}

@@ -140,6 +140,8 @@ def test_the_command_line_runs_an_episode_to_its_end(blocks, tmp_path):
     subprocess.run([*command.split(), *more.split()], check=True, capture_output=True, env=environment())
     (journal,) = tmp_path.glob("*.jsonl")
     *_, record = (json.loads(line) for line in journal.read_text().splitlines())
+    header = json.loads(journal.read_text().splitlines()[0])
+    assert str(blocks) not in json.dumps(header["identity"]) and "files" in json.dumps(header)
     assert record["steps"] == 280 and record["success"] is False
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vlaprune.records import Header, Sink
 
 PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
+WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which is no part of what is run
 MODES = ("speed", "fidelity", "overhead", "roofline", "check")  # of vlaprune-profile
 
 
@@ -235,6 +236,8 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
 
     nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
     plain: dict[str, Any] = {k: OmegaConf.to_container(node, resolve=True) for k, node in nodes.items()}
+    for key in WHERE:
+        plain["bench"].pop(key, None)
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         plain["control"] = asdict(driver)

@@ -98,6 +98,18 @@ class Libero:
             raise ValueError("experts look into the simulator; set bench.worker=false")
         return libero_experts.expert(env.world)
 
+    def ready(self) -> None:
+        """RuntimeError in one line where a package or the assets are missing."""
+        if self.python is None:
+            self._check()
+            libero_files.assets(self.assets)
+
+    def provenance(self) -> dict[str, Any]:
+        """The package's version, and which assets these are: LIBERO's pictures are only as true as its meshes."""
+        if self.python is not None:
+            return {}
+        return {"simulator": {"hf-libero": version("hf-libero")}, "assets": libero_files.fingerprint(self.assets)}
+
     def findings(self) -> Iterator[Finding]:
         """Whether the package, MuJoCo's version, the assets and every initial state are here."""
         looks: dict[str, Callable[[], object]] = {

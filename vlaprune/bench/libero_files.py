@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import os
@@ -59,6 +60,14 @@ def assets(given: str | None) -> Path:
             return place
     looked = " or ".join(map(str, places))
     raise RuntimeError(f"LIBERO's meshes and textures are not in {looked}; get them (0.4 GB): {FETCH}")
+
+
+def fingerprint(given: str | None) -> str:
+    """The assets in short: twelve digits of a hash of their names and sizes, how many files, how many megabytes."""
+    folder = assets(given)
+    files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
+    return f"{digest}, {len(files)} files, {sum(size for _, size in files) / 1e6:.0f} MB"
 
 
 def initial_states(suite_name: str, task: str) -> np.ndarray:
