@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables train clean
+.PHONY: help demo report test check lint type fix sweep tables claims train clean
 help:     ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -55,6 +55,9 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(RUNS)/dense --tasks --untimed --output results/robosuite/tiny --name dense
 	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --untimed --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --untimed --output results/robosuite/tiny --name methods
+
+claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
+	$(BIN)/python scripts/ledger.py
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
