@@ -1,0 +1,86 @@
+"""OpenVLA and OpenVLA-OFT from their YAML files: every required method in the toy world, and the robots they drive."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from vlaprune import config
+from vlaprune.benchmark import Interface
+from vlaprune.policy import Policy
+from vlaprune.records import Header, Recorder, read
+from vlaprune.rollout import Rules, Shard, rollout
+
+METHODS = ("dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla")
+
+
+@pytest.fixture(scope="module")
+def composed():
+    config.prepare()
+
+    def make(*overrides):
+        cfg = compose("eval", ["bench=toy", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    with initialize_config_dir(config.config_path(), version_base="1.3"):
+        yield make
+
+
+def run(cfg, folder):
+    """One episode, as vlaprune-eval rolls it out."""
+    model, make, bench = config.build(cfg)
+    recorder = Recorder(folder, Header({}, {}, {bench.tasks()[1].name: 1}), ())
+    try:
+        rollout(Policy(model, make, control=config.control(cfg, bench)), bench, recorder, Shard(), Rules(seed=7))
+    finally:
+        recorder.close()
+    (episode,) = read(folder).episodes.values()
+    return model, episode
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["openvla_tiny", "oft_tiny"])
+def test_every_required_method_prunes_it_in_the_toy_world(composed, tmp_path, name, method):
+    """OFT is asked anew after two actions of its eight, so that methods with a memory have something to remember."""
+    execute = () if name == "openvla_tiny" else ("execute=2",)
+    model, episode = run(composed(f"model={name}", f"method={method}", *execute), tmp_path)
+    total, fewest = episode.calls[0].total, min(min(call.visual) for call in episode.calls)
+    assert total == 64 * len(model.interface.cameras) and len(episode.calls) >= 5
+    assert fewest == total if method == "dense" else fewest < total
+    assert all(call.decoded == (6 if name == "openvla_tiny" else 0) for call in episode.calls)
+
+
+@pytest.mark.parametrize("name", ["openvla", "oft"])
+def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed, monkeypatch, name):
+    import huggingface_hub
+
+    asked = []
+
+    def offline(name, revision, allow_patterns):
+        asked.append(name)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    cfg = composed(f"model={name}", "bench=libero", "bench.suite=libero_goal", "method=ties")
+    with pytest.raises(ValueError, match=r"hub cannot be reached .*hf download .*libero-goal --local-dir FOLDER"):
+        config.build(cfg)
+    assert asked[0].split("/")[0] == {"openvla": "openvla", "oft": "moojink"}[name]
+    control = config.make(cfg.model.controls.libero)
+    driven = control.drives(Interface("as_trained", "zero_one", "delta", ("primary",), None))
+    assert (driven.rotation, driven.gripper) == ("axis_angle", "close_positive")
+
+
+@pytest.mark.parametrize(("robot", "dataset"), [("google_robot", "fractal20220817_data"), ("widowx", "bridge_orig")])
+def test_on_simpler_the_robot_names_openvlas_weights_statistics_and_images(composed, robot, dataset):
+    node = config.model_for(composed("model=openvla", "bench=simpler"), robot)
+    assert (node.weights, node.unnorm, node.images) == ("openvla/openvla-7b", dataset, "plain")
+
+
+def test_oft_has_no_control_for_simpler_and_says_so(composed):
+    with pytest.raises(ValueError, match="OFT has controls for libero"):
+        config.build(composed("model=oft", "model.weights=random", "bench=simpler"))
+
+
+def test_published_weights_need_a_suite(composed):
+    with pytest.raises(ValueError, match=r"published weights for the suites libero_spatial.*; set model.weights to"):
+        config.build(composed("model=openvla"))
