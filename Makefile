@@ -3,15 +3,17 @@ SHELL := bash -o pipefail
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := .venv/bin
 RUNS := results/runs/robosuite/tiny
+LIBERO := results/runs/libero/tiny
 REPORT ?= results/runs/demo
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
+ASSETS ?= null
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims train clean
+.PHONY: help demo report test check lint type fix sweep tables claims train bench-libero clean
 help:     ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 .venv/done: pyproject.toml scripts/constraints.txt scripts/libero.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
@@ -61,6 +63,10 @@ claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
+
+bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-report $(LIBERO)/libero_object --tasks --untimed --output results/libero/tiny --name libero_object
 
 clean:    ## removes the environment and caches, not results
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache

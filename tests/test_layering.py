@@ -73,7 +73,7 @@ LAYERS = {
     ],
     "bench.simpler_files": ["bench.simpler_grid"],
     "bench.simpler_worlds": ["benchmark", "bench.simpler_grid"],
-    "bench.robosuite": ["benchmark", "finding", "bench.experts", "bench.remote"],
+    "bench.robosuite": ["benchmark", "finding", "bench.experts", "bench.gl", "bench.remote"],
     "bench.libero": ["benchmark", "finding", "bench"],
     "bench.libero_env": ["benchmark", "bench.libero_experts"],
     "bench.libero_experts": ["bench.experts"],

@@ -76,6 +76,19 @@ def test_another_process_agrees(stack):
 
 
 @needs_robosuite
+def test_a_worker_agrees_in_another_order(stack):
+    task = TASKS[1]
+    found = {}
+    for episode in (5, 3):
+        stack.reset(episode)
+        found[episode] = stack.step(np.full(7, 0.2)), pixels(stack), stack.observe().state.tobytes()
+    with Robosuite(worker=True).open(task) as far:
+        for episode in (3, 5):
+            far.reset(episode)
+            assert (far.step(np.full(7, 0.2)), pixels(far), far.observe().state.tobytes()) == found[episode]
+
+
+@needs_robosuite
 def test_global_random_state_is_left_alone(stack):
     np.random.seed(5)
     expected = np.random.rand()

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench import libero_experts, libero_files, remote
+from vlaprune.bench.gl import PACKAGES, quiet
 from vlaprune.bench.libero_env import CAMERAS, LiberoEnv, drawing
-from vlaprune.bench.robosuite import PACKAGES, quiet
 from vlaprune.benchmark import Env, Interface, Task
 from vlaprune.finding import Finding
 

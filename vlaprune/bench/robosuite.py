@@ -8,17 +8,17 @@ Episode ids 0 .. 49 are held out for evaluation; training uses ids from 1000 on.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from vlaprune.bench import experts
+from vlaprune.bench import experts, remote
+from vlaprune.bench.gl import PACKAGES, quiet
 from vlaprune.benchmark import Interface, Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
@@ -30,7 +30,6 @@ TASKS = (
     Task("PickPlaceCereal", "put the cereal in its bin", 140, 50),
 )
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
-PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 INTERFACE = Interface(
     rotation="axis_angle",
     gripper="close_positive",
@@ -156,12 +155,14 @@ class Robosuite:
     image     side of the square images in pixels
     renderer  "egl" or "osmesa"; MUJOCO_GL comes first where it is set. Either must be so before mujoco is imported
     seed      of the initial states; another seed is another benchmark
+    worker    each environment in a process of its own
     """
 
     names: Sequence[str] | None = None
     image: int = 128
     renderer: str = "egl"
     seed: int = 0
+    worker: bool = False
     name: str = field(default="robosuite", init=False)
     robot: str | None = field(default=None, init=False)
     interface: Interface = field(default=INTERFACE, init=False)
@@ -181,8 +182,12 @@ class Robosuite:
         return tuple(TASKS if self.names is None else (by_name[name] for name in self.names))
 
     @contextmanager
-    def open(self, task: Task) -> Iterator[RobosuiteEnv]:
-        """Starts robosuite for one task (about 3 s)."""
+    def open(self, task: Task) -> Iterator[Any]:
+        """Starts robosuite for one task (about 3 s): a `RobosuiteEnv`, or the same in a worker."""
+        if self.worker:
+            with remote.opened(replace(self, worker=False), task) as far:
+                yield far
+            return
         env = self._start(task)
         try:
             yield env
@@ -248,14 +253,3 @@ def _seeded(seed: int, name: str, *rest: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines below errors inside: robosuite's import advises about a private macro file."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
