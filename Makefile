@@ -54,9 +54,9 @@ sweep: .venv/done  ## the published sweep on robosuite (half an hour; goes on wh
 	$(BIN)/vlaprune-eval -m method=ties,infoentropy,vlapruner,safe,lightvla,sparsevlm,vlacache episodes=20 $(PARALLEL)
 
 tables: .venv/done  ## tables from the recorded sweep
-	$(BIN)/vlaprune-report $(RUNS)/dense --tasks --untimed --output results/robosuite/tiny --name dense
-	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --untimed --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
-	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --untimed --output results/robosuite/tiny --name methods
+	$(BIN)/vlaprune-report $(RUNS)/dense --tasks --output results/robosuite/tiny --name dense
+	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
+	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
 	$(BIN)/python scripts/ledger.py
