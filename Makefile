@@ -11,7 +11,7 @@ export LP_NUM_THREADS ?= 1
 ASSETS ?= null
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims train bench-libero clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity train bench-libero clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
@@ -60,6 +60,9 @@ tables: .venv/done  ## tables from the recorded sweep
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
 	$(BIN)/python scripts/ledger.py
+
+parity: .venv/done  ## what is equal to other people's code, as a table: results/parity.md
+	$(BIN)/python scripts/parity.py
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,3 +7,21 @@ import torch
 def one_thread():
     """The tiny products of these tests are slower on many threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def parity(record_property):
+    """Asserts that two arrays are equal up to `atol`; the difference becomes a row of results/parity.md.
+
+    model  whose row it is
+    what   what was compared with whose code
+    """
+
+    def check(model, what, ours, theirs, atol):
+        ours, theirs = (np.asarray(x, dtype=np.float64) for x in (ours, theirs))
+        assert ours.shape == theirs.shape
+        difference, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
+        record_property("parity", (model, what, float(difference), float(scale), atol))
+        assert difference <= atol, f"{what}: {difference}"
+
+    return check

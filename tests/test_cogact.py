@@ -85,7 +85,7 @@ def test_the_prompt_ends_in_the_empty_and_the_end_token(model):
     assert layout.text == range(1 + side**2, layout.length - 1)
 
 
-def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model):
+def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model, parity):
     seen, told = [], []
     see, model.trunk.see = model.trunk.see, lambda *a: seen.append(see(*a)) or seen[0]
     handle = model.action.register_forward_pre_hook(lambda module, args: told.append(args))
@@ -117,7 +117,7 @@ def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model):
     with torch.inference_mode():
         rows = llama(inputs_embeds=torch.cat((words[:1], seen[0][0], words[1:]))[None]).last_hidden_state
         unit = model.action(feature, noise)[0].clamp(-1, 1)
-    assert torch.allclose(feature, rows[:, -1], atol=1e-5)
+    parity("cogact", "dense: cognition feature, last row of transformers' Llama", feature, rows[:, -1], 1e-5)
     assert np.allclose(actions[:, :6], unit[:, :6].numpy(), atol=1e-6)
 
 
@@ -304,7 +304,7 @@ def theirs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch):
+def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch, parity):
     said = {k.removesuffix(f"_{seed}"): v for k, v in golden.load("cogact").items() if k.endswith(str(seed))}
     monkeypatch.setattr(theirs, "_noise", lambda sessions: torch.from_numpy(said["noise"])[None])
     head = []
@@ -313,9 +313,11 @@ def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch):
         (actions,) = act(theirs, look(golden.scene(seed, 48, 64), "Close the DRAWER"))
     finally:
         handle.remove()
-    assert np.abs(head[0][0][0].numpy() - said["feature"]).max() < 1e-4
-    assert np.abs(head[0][1][0].numpy() - said["chunk"]).max() < 1e-4 * np.abs(said["chunk"]).max()
-    assert np.abs(actions - theirs.range.restore(said["unit"])).max() < 1e-4
+    feature, chunk = (rows[0] for rows in head[0])
+    what = f"dense, picture {seed}: {{}} of microsoft/CogACT, recorded".format
+    parity("cogact", what("cognition feature"), feature, said["feature"], 1e-4)
+    parity("cogact", what("sampled chunk"), chunk, said["chunk"], 1e-4)
+    parity("cogact", what("actions"), actions, theirs.range.restore(said["unit"]), 1e-4)
 
 
 # -- the command line

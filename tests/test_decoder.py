@@ -77,33 +77,33 @@ class Remembering(Unwatched):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", PAIRS)
-def test_prompt_and_two_decode_steps_equal_the_library(kind):
+def test_prompt_and_two_decode_steps_equal_the_library(kind, parity):
     llama, ours = PAIRS[kind]()
     x = torch.randn(1, 11, ours.shape.width)
     out = llama(inputs_embeds=x[:, :9], use_cache=True)
     session = Remembering(ours.shape)
     rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
-    assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
+    parity(f"{kind} decoder", "prompt: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
     for step in (9, 10):
         out = llama(inputs_embeds=x[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
         session.columns = torch.arange(step)
         rows = ours([Tokens(x[0, step : step + 1], torch.tensor([step]))], [session])[0]
-        assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
+        parity(f"{kind} decoder", "decoding: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", PAIRS)
-def test_bidirectional_equals_the_library_under_an_open_mask(kind):
+def test_bidirectional_equals_the_library_under_an_open_mask(kind, parity):
     llama, ours = PAIRS[kind](causal=False)
     x = torch.randn(1, 9, ours.shape.width)
     out = llama(inputs_embeds=x, attention_mask=torch.zeros(1, 1, 9, 9)).last_hidden_state[0]
     rows = ours([Tokens(x[0], torch.arange(9))], [Unwatched()])[0]
-    assert torch.allclose(rows, out, atol=1e-5)
+    parity(f"{kind} decoder", "bidirectional: hidden rows of transformers under an open mask", rows, out, 1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", PAIRS)
-def test_attention_rows_equal_eager_attention(kind):
+def test_attention_rows_equal_eager_attention(kind, parity):
     llama, ours = PAIRS[kind]()
     x = torch.randn(1, 9, ours.shape.width)
     eager = llama(inputs_embeds=x, output_attentions=True).attentions
@@ -111,7 +111,8 @@ def test_attention_rows_equal_eager_attention(kind):
     ours([Tokens(x[0], torch.arange(9))], [session])
     for layer, (queries, keys, columns) in session.read.items():
         visible = torch.arange(9)[:, None] >= columns[None]
-        assert torch.allclose(attention_rows(queries, keys, visible), eager[layer][0], atol=1e-6)
+        rows = attention_rows(queries, keys, visible)
+        parity(f"{kind} decoder", "attention rows of transformers' eager attention", rows, eager[layer][0], 1e-6)
 
 
 @torch.no_grad()

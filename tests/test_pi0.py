@@ -216,11 +216,11 @@ def library_time(monkeypatch):
 
 
 @pytest.mark.parametrize("cameras", [("primary",), ("primary", "wrist"), ("a", "b", "c")])
-def test_dense_actions_equal_the_library_which_pads_and_masks(cameras, library_time):
+def test_dense_actions_equal_the_library_which_pads_and_masks(cameras, library_time, parity):
     model, observation = ours(cameras), look(cameras)
     actions, record, _ = played(model, observation)
     expected = sampled(model, observation, noise_of(model))[:, :7]
-    assert (actions - expected).abs().max() < 1e-5
+    parity("pi0", f"dense, {len(cameras)} cameras: actions of transformers' PI0", actions, expected, 1e-5)
     assert (expected - noise_of(model)[:, :7]).abs().mean() > 0.1
     assert record.total == TOKENS * len(cameras) and record.decoded == 10
 
@@ -250,14 +250,16 @@ def staged(sizes=None):
 
 
 @pytest.mark.parametrize("sizes", [None, {1: {p: i + 1.0 for i, p in enumerate(STAGES[1])}}])
-def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_time):
+def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_time, parity):
     """Suffix positions go on at the ORIGINAL length, every layer of the expert reads its own layer's columns."""
     model, observation = ours(), look()
     actions, record, session = played(model, observation, staged(sizes))
     if sizes:
         sizes[3] = {STAGES[1][j]: i + 1.0 for i, j in enumerate(STAGES[3])}
     expected, attention = masked(model, observation, noise_of(model), GONE, sizes)
-    assert (actions - expected[:, :7]).abs().max() < 1e-5
+    how = "merged" if sizes else "pruned"
+    what = f"{how} before layers 1 and 3: actions of transformers' PI0 under masks"
+    parity("pi0", what, actions, expected[:, :7], 1e-5)
     dense = played(model, observation)[0]
     assert (actions - dense).abs().max() > 1e-2
     assert record.visual == (32, 12, 12, 5)

@@ -89,28 +89,28 @@ def library_siglip(tower, act):
 
 
 @torch.no_grad()
-def test_dino_equals_the_library_at_its_second_to_last_block_without_the_prefix():
+def test_dino_equals_the_library_at_its_second_to_last_block_without_the_prefix(parity):
     tower = filled(Tower(DINO, 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_dino(tower)(pixels, output_hidden_states=True).hidden_states[-1][:, 5:]
-    assert torch.allclose(tower(pixels), theirs, atol=1e-5)
+    parity("DINOv2 tower", "second-to-last block of transformers' Dinov2WithRegisters", tower(pixels), theirs, 1e-5)
 
 
 @torch.no_grad()
-def test_siglip_equals_the_library_before_its_final_norm():
+def test_siglip_equals_the_library_before_its_final_norm(parity):
     tower = filled(Tower(SIGLIP, 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_siglip(tower, "gelu")(pixels, output_hidden_states=True).hidden_states[-1]
-    assert torch.allclose(tower(pixels), theirs, atol=1e-5)
+    parity("SigLIP tower", "second-to-last block of transformers' Siglip", tower(pixels), theirs, 1e-5)
 
 
 @torch.no_grad()
-def test_a_whole_siglip_with_tanh_and_final_norm_equals_the_library():
+def test_a_whole_siglip_with_tanh_and_final_norm_equals_the_library(parity):
     """As PaliGemma uses it."""
     tower = filled(Tower(TowerShape(48, 3, 3, 4, 80, tanh=True, normed=True), 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_siglip(tower, "gelu_pytorch_tanh")(pixels).last_hidden_state
-    assert torch.allclose(tower(pixels), theirs, atol=1e-5)
+    parity("PaliGemma tower", "features of transformers' Siglip", tower(pixels), theirs, 1e-5)
 
 
 @torch.no_grad()
