@@ -61,7 +61,9 @@ def table(rows: list[tuple[str, str, float, float, float]]) -> str:
     lines = ["| model | compared with | largest difference | on a scale of | allowed | |", "|" + " --- |" * 6]
     for (model, what), (difference, scale, allowed) in sorted(worst.items()):
         verdict = "ok" if difference <= allowed else "FAILS"
-        lines.append(f"| {model} | {what} | {difference:.1e} | {scale:.3g} | {allowed:.1e} | {verdict} |")
+        lines.append(
+            f"| {model} | {what} | {difference:.1e} | {f'{scale:.3g}' if scale else ''} | {allowed:.1e} | {verdict} |"
+        )
     return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ def test_attention_rows_equal_eager_attention(kind, parity):
     for layer, (queries, keys, columns) in session.read.items():
         visible = torch.arange(9)[:, None] >= columns[None]
         rows = attention_rows(queries, keys, visible)
-        parity(f"{kind} decoder", "attention rows of transformers' eager attention", rows, eager[layer][0], 1e-6)
+        parity(f"{kind} decoder", "attention rows of transformers' eager attention", rows, eager[layer][0], 2e-6)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.uniform import Uniform
 from vlaprune.models.cogact import CogACT
+from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.pi0 import Pi0
 from vlaprune.session import Session
@@ -42,7 +43,8 @@ def call(model, words, method=None):
 # words of an instruction, positions of the prompt, TFLOP of a dense call, then (layer, share of visual tokens from
 # there on, TFLOP). The published numbers are of a model by hand that counts causal attention half: 0.5 % of a call.
 CASES = {
-    "openvla": (lambda: OpenVLA("random", device="meta"), 11, 282, 4.159, [(2, 0.35, 2.127)]),
+    "openvla": (lambda: OpenVLA("random", device="meta"), 11, 282, 4.159, []),
+    "oft": (lambda: OFT("random", device="meta"), 11, 596, 8.718, [(2, 0.35, 4.547)]),
     "cogact": (lambda: CogACT("random", device="meta"), 11, 283, 4.150, [(0, 0.5, 2.477), (2, 0.22, 1.715)]),
     "pi0": (lambda: Pi0("random", cameras=TWO, device="meta"), 46, 560, 3.073, [(0, 0.35, 1.694)]),
     "pi0, 3 images": (lambda: Pi0("random", cameras=THREE, device="meta"), 46, 816, 4.38, []),
