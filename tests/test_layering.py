@@ -40,6 +40,7 @@ LAYERS = {
         *("film", "replay", "anytime", "progress", "power", "report", "profile.ladder"),
     ],
     "demos": ["benchmark", "bench"],
+    "serve": ["policy", "benchmark", "records"],
     "profile": [
         "profile",
         "policy",

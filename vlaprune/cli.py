@@ -1,4 +1,4 @@
-"""The five console scripts. Heavy imports live inside the jobs, so that --help answers at once."""
+"""The six console scripts. Heavy imports live inside the jobs, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def profile() -> None:
 def train() -> None:
     """vlaprune-train: demonstrations, then behaviour cloning."""
     _hydra("train", _train)
+
+
+def serve() -> None:
+    """vlaprune-serve: a pruned policy behind a websocket, for openpi's client."""
+    _hydra("serve", _serve)
 
 
 def doctor() -> None:
@@ -161,6 +166,32 @@ def _evaluate(cfg: DictConfig) -> None:
     header = config.header(cfg, model, bench)
     policy = Policy(model, make_pruner, cfg.slots, config.control(cfg, bench))
     evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
+
+
+def _serve(cfg: DictConfig) -> None:
+    import asyncio
+
+    from vlaprune import config
+    from vlaprune.policy import Policy
+    from vlaprune.serve import Server
+
+    for key in ("port", "slots", "seed"):
+        if type(cfg[key]) is not int:
+            raise ValueError(f"{key}={cfg[key]}; use a whole number")
+    model, make_pruner, client = config.build(cfg)
+    control = config.control(cfg, client)
+    policy = Policy(model, make_pruner, cfg.slots, control)
+    about = {
+        "model": model.info.name,
+        "method": policy.sessions[0].name,
+        "actions": control.calls(model.chunk),
+        "cameras": list(model.interface.cameras),
+    }
+
+    def ready(port: int) -> None:
+        print(f"{about['model']} with {about['method']} at ws://{cfg.host}:{port}, {cfg.slots} slots", flush=True)
+
+    asyncio.run(Server(policy, client, about, cfg.seed).run(cfg.host, cfg.port, ready))  # type: ignore[arg-type]
 
 
 def _train(cfg: DictConfig) -> None:
