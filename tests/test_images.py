@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from golden import load, scene
 
-from vlaprune.images import centre_crop, jpeg, lanczos, pipeline, plain, rlds
+from vlaprune.images import area, centre_crop, jpeg, lanczos, pipeline, plain, rlds
 
 SIZES = {"square": (64, 64), "wide": (60, 96)}
 
@@ -64,5 +64,21 @@ def test_a_picture_of_the_right_size_is_not_compressed_again():
 
 
 def test_an_unknown_pipeline_is_refused():
-    with pytest.raises(ValueError, match="images=raw; use one of rlds_crop, rlds, plain"):
+    with pytest.raises(ValueError, match="images=raw; use one of rlds_crop, rlds, plain, area"):
         pipeline("raw")
+
+
+@pytest.mark.parametrize("size", [(512, 640), (480, 640), (256, 256), (60, 96)])
+def test_area_means_are_opencvs(size):
+    import cv2
+
+    out = 224 if size[0] > 224 else 56
+    picture = scene(4, *size)
+    theirs = cv2.resize(picture, (out, out), interpolation=cv2.INTER_AREA)
+    most, share = levels(area(picture, out), theirs)
+    assert most <= 1 and share < 5e-3
+
+
+def test_area_means_do_not_enlarge():
+    with pytest.raises(ValueError, match="image is 40x64; images=area makes images smaller, to 56 px"):
+        area(scene(1, 64, 40), 56)

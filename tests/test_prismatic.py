@@ -73,7 +73,7 @@ def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed,
 @pytest.mark.parametrize(("robot", "dataset"), [("google_robot", "fractal20220817_data"), ("widowx", "bridge_orig")])
 def test_on_simpler_the_robot_names_openvlas_weights_statistics_and_images(composed, robot, dataset):
     node = config.model_for(composed("model=openvla", "bench=simpler"), robot)
-    assert (node.weights, node.unnorm, node.images) == ("openvla/openvla-7b", dataset, "plain")
+    assert (node.weights, node.unnorm, node.images) == ("openvla/openvla-7b", dataset, "area")
 
 
 def test_oft_has_no_control_for_simpler_and_says_so(composed):
@@ -84,3 +84,11 @@ def test_oft_has_no_control_for_simpler_and_says_so(composed):
 def test_published_weights_need_a_suite(composed):
     with pytest.raises(ValueError, match=r"published weights for the suites libero_spatial.*; set model.weights to"):
         config.build(composed("model=openvla"))
+
+
+def test_the_bare_prompt_is_the_instruction_alone(composed):
+    asked, bare = (config.build(composed("model=openvla_tiny", f"model.prompt={p}"))[0] for p in ("question", "bare"))
+    assert asked._prompt("Pick UP") == "In: What action should the robot take to pick up?\nOut:"
+    assert bare._prompt("Pick UP") == "Pick UP"
+    with pytest.raises(ValueError, match="prompt=none; use one of question, bare"):
+        config.build(composed("model=openvla_tiny", "model.prompt=none"))

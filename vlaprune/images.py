@@ -1,8 +1,9 @@
 """Images as policies were trained to see them: the authors' TensorFlow pipelines without TensorFlow. numpy in and out.
 
 Sources: moojink/openvla-oft@213c5ff:experiments/robot/openvla_utils.py (resize_image_for_policy, center_crop_image);
-microsoft/CogACT@b174a1b: the towers' own transform. Against tensorflow 2.21 the JPEG round trip is equal; resizing and
-cropping differ by at most one level, in fewer than one number of a thousand (tests/test_images.py).
+microsoft/CogACT@b174a1b: the towers' own transform; DelinQu/SimplerEnv-OpenVLA@ccfe380: area means. Against tensorflow
+2.21 the JPEG round trip is equal; resizing and cropping differ by at most one level, in fewer than one number of a
+thousand (tests/test_images.py).
 """
 
 from __future__ import annotations
@@ -34,10 +35,22 @@ def plain(image: np.ndarray, size: int = 224) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def area(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """[h, w, 3] uint8 to [size, size, 3], each pixel the mean of the area it covers: OpenCV's INTER_AREA.
+
+    What DelinQu/SimplerEnv-OpenVLA@ccfe380 shows OpenVLA. ValueError for an image smaller than `size`.
+    """
+    if min(image.shape[:2]) < size:
+        raise ValueError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
+    rows, columns = (_area_weights(n, size) for n in image.shape[:2])
+    return np.rint(_blend(image.astype(np.float32), rows, columns)).clip(0, 255).astype(np.uint8)
+
+
 PIPELINES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "rlds_crop": rlds,
     "rlds": lambda image, size: rlds(image, size, crop=False),
     "plain": plain,
+    "area": area,
 }
 
 
@@ -84,6 +97,15 @@ def _lanczos_weights(size: int, out: int) -> np.ndarray:
     u = (np.arange(size)[None] - centre[:, None]) / max(scale, 1.0)
     weights = np.where(np.abs(u) < 3, np.sinc(u) * np.sinc(u / 3), 0.0)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _area_weights(size: int, out: int) -> np.ndarray:
+    """[out, size]: the share of each input pixel in the stretch that an output pixel covers."""
+    edges = np.arange(out + 1) * (size / out)
+    pixels = np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (overlap.clip(0, None) * (out / size)).astype(np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ openvla/openvla@c8f03f4:prismatic/extern/hf/modeling_prismatic.py (predict_actio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from vlaprune.session import Session, stage
 from vlaprune.trace import Layout
 
 ACTION = 7
+PROMPTS: dict[str, Callable[[str], str]] = {"question": question, "bare": str}
 PUBLISHED = {
     f"libero_{name}": f"openvla/openvla-7b-finetuned-libero-{name}" for name in ("spatial", "object", "goal", "10")
 }
@@ -43,6 +44,7 @@ class OpenVLA:
     suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics, such as bridge_orig; None for `suite`
     images   how images are prepared, see vlaprune.images; None for `rlds_crop`, which the fine-tunes were trained on
+    prompt   `question` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends
     cameras  the one camera that is read
     sizes    sizes other than the 7B model's, for tests with random weights
     seed     of random weights
@@ -58,6 +60,7 @@ class OpenVLA:
         suite: str | None = None,
         unnorm: str | None = None,
         images: str | None = None,
+        prompt: str = "question",
         cameras: Sequence[str] = ("primary",),
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
@@ -66,7 +69,9 @@ class OpenVLA:
     ) -> None:
         if len(cameras) != 1:
             raise ValueError(f"cameras={list(cameras)}; openvla reads one camera, model=oft reads several")
-        own = Sizes.of(sizes or {})
+        if prompt not in PROMPTS:
+            raise ValueError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
+        own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
         self.device = place(device)
         source = Source.of(published(weights, suite, PUBLISHED, "openvla"))
@@ -99,7 +104,7 @@ class OpenVLA:
         """The [B, 7] token ids that are decoded."""
         seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
         seen = seen.to(self.device)
-        ids = [closed(self._tokenize(question(o.instruction))) for o in observations]
+        ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
         for session, own, words in zip(sessions, seen, ids, strict=True):
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
         visual = self.trunk.see(seen, sessions)
