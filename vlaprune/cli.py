@@ -115,6 +115,8 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
     def guarded(cfg: Any) -> None:
         started.append(True)
+        if config.job() is None:
+            progress.alone()
         try:
             job(cfg)
         except USER_ERRORS as error:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vlaprune import report
 from vlaprune.anytime import Anytime, said
 from vlaprune.benchmark import Benchmark
@@ -17,7 +15,7 @@ from vlaprune.film import KINDS, Film
 from vlaprune.policy import Policy
 from vlaprune.power import power_line
 from vlaprune.profile.ladder import kernel
-from vlaprune.progress import Bar, Job, Standing, once
+from vlaprune.progress import Bar, Job, Standing, once, say
 from vlaprune.records import Header, Recorder, Sink, read, recorded
 from vlaprune.replay import Replay, chosen
 from vlaprune.rollout import Rules, Shard, rollout
@@ -33,7 +31,7 @@ def main(
         return
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
-    recorder = Recorder(cfg.output, header, sinks, shard.suffix, tqdm.write)
+    recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
     label = f"{policy.model.info.name} {report.label(header)} {bench.name}"
     asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
     mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
@@ -50,10 +48,10 @@ def main(
                     rollout(policy, bench, recorder, shard, rules, [bar, *films])
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
-            tqdm.write(said(rule.stop))
+            say(said(rule.stop))
     except KeyboardInterrupt:
         done = bar.standing.done
-        tqdm.write(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
+        say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
         raise
     finally:
         recorder.close()
@@ -73,7 +71,7 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
     run = recorded(Path(cfg.output), header)
     if run is None:
         raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
-    replay = Replay(run, chosen(run, cfg.only), tqdm.write)
+    replay = Replay(run, chosen(run, cfg.only), say)
     with _film(cfg, bench, header) as films, kernel(cfg.kernel):
         rollout(policy, bench, replay, shard, Rules(cfg.seed, cfg.time_limit), films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
@@ -105,7 +103,7 @@ def _film(cfg: Any, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]
         yield ()
         return
     fps = max(1.0, bench.control_hz / header.identity["execute"])
-    film = Film(Path(cfg.output), cfg.video, fps, cfg.video_megabytes, tqdm.write)
+    film = Film(Path(cfg.output), cfg.video, fps, cfg.video_megabytes, say)
     try:
         yield (film,)
     finally:

@@ -19,6 +19,7 @@ from vlaprune import stats
 from vlaprune.records import EpisodeRecord
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
+SAID = "said.log"
 QUIET = 300.0  # seconds between two standings where nobody looks on a terminal
 
 
@@ -66,6 +67,12 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes % 60:02d}:{round(seconds) % 60:02d}"
 
 
+def _folder() -> Path | None:
+    """Where the board of this sweep looks; None without one, or where it is on another machine."""
+    folder = Path(os.environ.get(SWEEP, ""))
+    return folder if SWEEP in os.environ and folder.is_dir() else None
+
+
 @dataclass(frozen=True)
 class Job:
     """One job of a sweep: its number, and what makes it different, as on the command line."""
@@ -76,8 +83,8 @@ class Job:
     @property
     def place(self) -> Path | None:
         """The file in which it says how far it is; None where no board is looking."""
-        folder = Path(os.environ.get(SWEEP, "/nowhere"))
-        return folder / f"{self.number}.json" if folder.is_dir() else None
+        folder = _folder()
+        return folder and folder / f"{self.number}.json"
 
     def fail(self, error: str) -> bool:
         """Says that it failed; False where no board is looking."""
@@ -139,27 +146,46 @@ def _post(place: Path, standing: Standing) -> None:
     os.replace(partial, place)
 
 
-def once(text: str) -> None:
-    """Prints a line; the jobs of a sweep print the same line once."""
+def alone() -> None:
+    """This run is no job of a sweep: no board need look."""
+    os.environ.pop(SWEEP, None)
+
+
+def say(text: str) -> None:
+    """Prints a line; inside a sweep the board does, above its own lines."""
     from tqdm import tqdm
 
-    if SWEEP in os.environ:
+    folder = _folder()
+    if folder is None:
+        tqdm.write(text)
+        return
+    with (folder / SAID).open("a") as file:
+        file.write(text + "\n")
+
+
+def once(text: str) -> None:
+    """Says a line, but only for the first of a sweep's jobs that has it to say."""
+    folder = _folder()
+    if folder is not None:
         try:
-            (Path(os.environ[SWEEP]) / f"{zlib.crc32(text.encode())}.said").touch(exist_ok=False)
+            (folder / f"{zlib.crc32(text.encode())}.once").touch(exist_ok=False)
         except FileExistsError:
             return
-    tqdm.write(text)
+    say(text)
 
 
 class Board:
-    """Shows the standings of a sweep's jobs, whether they run in this process or in others on this machine."""
+    """Shows the standings of a sweep's jobs, whether they run in this process or in others on this machine.
+
+    On a terminal a line for each job, drawn anew every second; elsewhere a line when a job ends, and all now and then.
+    """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vlaprune-sweep-"))
         os.environ[SWEEP] = str(self.folder)
         self._stop = threading.Event()
-        self._bars: list[Any] = []
-        self._said: set[str] = set()
+        self._drawn, self._read = 0, 0  # lines on the terminal, characters of what was said
+        self._ended: set[str] = set()
         self._next = time.monotonic() + QUIET
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -175,29 +201,44 @@ class Board:
         self._thread.join()
         self._draw()
         standings = self.standings()
-        for bar in self._bars:
-            bar.close()
-        os.environ.pop(SWEEP, None)
+        for standing in standings if sys.stderr.isatty() else ():
+            if len(standing.line) >= shutil.get_terminal_size().columns and standing.error:
+                print(f"{standing.label}: {standing.error}", file=sys.stderr)  # its line above was cut
+        alone()
         shutil.rmtree(self.folder, ignore_errors=True)
         return standings
 
     def _watch(self) -> None:
-        while not self._stop.wait(1.0):
+        while SWEEP in os.environ and not self._stop.wait(1.0):
             self._draw()
 
     def _draw(self) -> None:
-        from tqdm import tqdm
-
-        standings = self.standings()
-        if sys.stderr.isatty():
-            for place in range(len(self._bars), len(standings)):
-                self._bars.append(tqdm(bar_format="{desc}", position=place, total=0))
-            for bar, standing in zip(self._bars, standings, strict=False):
-                bar.set_description_str(standing.line)
+        said, standings = self._news(), self.standings()
+        if not said and not standings:
             return
-        often = time.monotonic() > self._next
-        self._next = time.monotonic() + QUIET if often else self._next
-        for standing in standings:
-            if standing.label + standing.folder not in self._said and (often or standing.ended):
-                tqdm.write(standing.line, file=sys.stderr)
-                self._said |= {standing.label + standing.folder} if standing.ended else set()
+        if sys.stderr.isatty():
+            width, height = shutil.get_terminal_size()
+            shown = [s.line[: width - 1] for s in standings][2 - height :]
+            up = f"\x1b[{self._drawn}F" if self._drawn else ""
+            self._drawn = len(shown)
+        else:
+            shown, up = [s.line for s in standings if self._due(s)], ""
+            self._next = time.monotonic() + QUIET if time.monotonic() > self._next else self._next
+        clear = "\x1b[J" if up else ""
+        sys.stderr.write(up + clear + "".join(f"{line}\n" for line in [*said, *shown]))
+        sys.stderr.flush()
+
+    def _due(self, standing: Standing) -> bool:
+        """Whether a line is due where nobody looks on a terminal."""
+        key = standing.label + standing.folder
+        due = key not in self._ended and (standing.ended or time.monotonic() > self._next)
+        self._ended |= {key} if standing.ended else set()
+        return due
+
+    def _news(self) -> list[str]:
+        """What the jobs have said since the last time."""
+        place = self.folder / SAID
+        text = place.read_text()[self._read :] if place.is_file() else ""
+        whole = text.rfind("\n") + 1
+        self._read += whole
+        return text[:whole].splitlines()
