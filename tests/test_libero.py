@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vlaprune import config
 from vlaprune.bench import libero, libero_files
 from vlaprune.bench.libero import Libero
 from vlaprune.bench.libero_env import axis_angle
+from vlaprune.models.tiny import tokenize
 
 SUITES = tuple(libero_files.LIMITS)
 
@@ -151,3 +153,19 @@ def test_assets_are_told_apart_in_the_journal(tmp_path):
     one, two = (Libero(assets=str(tmp_path / n)).provenance() for n in "12")
     assert one["assets"] != two["assets"] and one["assets"].endswith("1 files, 0 MB")
     assert one["simulator"] == {"hf-libero": "0.1.4"}
+
+
+def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols():
+    def look(*overrides):
+        cfg, _ = config.composed(["bench=libero", *overrides])
+        bench = config.make(cfg.bench)
+        return bench, config.model_node(cfg, bench)
+
+    bench, node = look("model=tiny")
+    assert (bench.image, bench.fast, bench.worker) == (128, True, True)
+    assert (node.weights, node.text, list(node.cameras)) == ("libero", 20, list(bench.interface.cameras))
+    assert look("model=tiny", "model.weights=random")[1].weights == "random"
+    bench, _ = look("model=toy")
+    assert (bench.image, bench.fast) == (256, False)
+    for task in (*libero_files.suite("libero_object"), *libero_files.suite("libero_spatial")):
+        assert 1 not in tokenize(task.instruction, 20), f"a word of {task.instruction!r} is unknown to model=tiny"
