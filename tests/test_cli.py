@@ -265,6 +265,13 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
     assert code == 0 and len(read(tmp_path / "runs" / "blind").episodes) == n
 
 
+def test_a_sweep_over_suites_prints_a_table_of_each(call):
+    sides = "model.side=4,8"
+    code, out, errors = call("-m", *TOY, "method=dense,random", sides)
+    assert code == 0 and out.count("| dense ") == out.count("| random ") == 2 and "no table" not in "".join(errors)
+    assert "model.side 4 -> 8:" in out
+
+
 def test_dense_is_held_against_itself_by_one_word(call, tmp_path):
     code, out, errors = call("experiment=aa", *TOY, "execute=1")
     assert code == 0 and len(list(tmp_path.glob("results/runs/aa/toy/toy/*/journal.jsonl"))) == 4

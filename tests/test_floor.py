@@ -33,3 +33,16 @@ def test_other_methods_are_no_floor_and_strangers_are_refused():
     stranger = Run("y", other.header, {("u", 0): EpisodeRecord("u", 0, True, 1, ())})
     with pytest.raises(ValueError, match="y and a have no episode in common"):
         floor.lines([run("a", [True]), stranger])
+
+
+def test_runs_are_alike_if_only_their_methods_differ():
+    def made(method, suite):
+        identity = {"method": {"_target_": method}, "bench": {"_target_": "libero", "suite": suite}}
+        return Run(f"{method} {suite}", Header(identity, {}, {suite: 1}))
+
+    runs = [made(method, suite) for suite in ("goal", "object") for method in ("dense", "fastv")]
+    assert [[r.folder for r in g] for g in floor.alike(runs)] == [
+        ["dense goal", "fastv goal"],
+        ["dense object", "fastv object"],
+    ]
+    assert not floor.same_method(runs[::2])  # dense twice, but not the same episodes

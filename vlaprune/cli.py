@@ -143,17 +143,22 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 
 def _verdicts(standings: Sequence[Standing]) -> None:
-    """The table of a finished sweep: its runs, and the baseline where one was named."""
+    """The table of a finished sweep with the baseline where one was named: one for each suite, model or protocol."""
     from vlaprune import floor
     from vlaprune import report as tables
-    from vlaprune.records import read
+    from vlaprune.records import differences, read
 
     try:
         runs = [read(f) for f in dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)]
         if floor.same_method(runs):
             print(*floor.lines(runs), sep="\n")
             return
-        print(tables.markdown(tables.tabulate(tables.compare(runs, partial=True))))
+        groups = floor.alike([run for run in runs if run.episodes])
+        for group in groups:
+            if group is not groups[0]:
+                first, this = (floor.conditions(g[0].header) for g in (groups[0], group))
+                print(f"\n{differences(first, this)}:\n")
+            print(tables.markdown(tables.tabulate(tables.compare(group, partial=True))))
     except USER_ERRORS as error:
         print(f"no table of this sweep: {_line(error)}", file=sys.stderr)
 

@@ -9,8 +9,26 @@ from vlaprune.stats import aa_floor
 
 
 def same_method(runs: Sequence[Run]) -> bool:
-    """Whether these runs are one method under several conditions, which is what a floor is made of."""
-    return len(runs) > 1 and all(r.header.identity["method"] == runs[0].header.identity["method"] for r in runs)
+    """Whether these runs are one method on the same tasks under several conditions: what a floor is made of."""
+    first = [(r.header.identity["method"], [*r.header.tasks]) for r in runs[:1]]
+    return len(runs) > 1 and all((r.header.identity["method"], [*r.header.tasks]) == first[0] for r in runs)
+
+
+def alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs in groups that differ in the method only, in the order in which they come."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        own = [g for g in groups if not differences(conditions(g[0].header), conditions(run.header))]
+        if own:
+            own[0].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def conditions(header: Header) -> Header:
+    """A header without its method."""
+    return Header({k: v for k, v in header.identity.items() if k != "method"}, {}, {})
 
 
 def lines(runs: Sequence[Run]) -> list[str]:
