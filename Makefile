@@ -5,15 +5,16 @@ BIN := .venv/bin
 RUNS := results/runs/robosuite/tiny
 LIBERO := results/runs/libero/tiny
 REPORT ?= results/runs/demo
+SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 ASSETS ?= null
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity train bench-libero clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity train bench-libero bench-simpler clean
 help:     ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 .venv/done: pyproject.toml scripts/constraints.txt scripts/libero.txt scripts/client.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
@@ -70,6 +71,15 @@ train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviou
 bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes)
 	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 video=failures output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/libero_object --tasks --untimed --output results/libero/tiny --name libero_object
+
+$(SIMPLER)/ms3/python:
+	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3
+
+bench-simpler: .venv/done $(SIMPLER)/ms3/python  ## two episodes of each WidowX task of SIMPLER, mani-skill 3, random weights (10 minutes)
+	@test -d "$(SIMPLER_DATA)" -a -d "$(SIMPLER_WIDOWX)" || { echo "say where the assets are (docs/simpler.md): make bench-simpler SIMPLER_DATA=ManiSkill2_real2sim/data SIMPLER_WIDOWX=ManiSkill-WidowX250S" >&2; exit 2; }
+	bash scripts/simpler.sh assets $(SIMPLER)/ms3/assets $(SIMPLER_DATA) $(SIMPLER_WIDOWX)
+	$(BIN)/vlaprune-eval model=cogact_tiny method=dense bench=simpler bench.suite=widowx bench.backend=ms3 bench.python=$(SIMPLER)/ms3/python bench.assets=$(SIMPLER)/ms3/assets episodes=2 logger=csv output=results/runs/simpler/ms3
+	$(BIN)/vlaprune-report results/runs/simpler/ms3 --tasks --untimed --output results/runs/simpler --name ms3
 
 clean:    ## removes the environment and caches, not results
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache

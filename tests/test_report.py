@@ -230,9 +230,8 @@ def test_no_speedup_where_the_machine_was_shared(runs, provenance, why):
     write(runs / "random", DENSE, "random", kept=8, ms=5.0, provenance=provenance)
     comparison = report.compare(report.find([runs]))
     table = report.tabulate(comparison)
-    assert "speedup" not in table and why in table.attrs["notes"][-1] and "ms/call" not in report.markdown(table)
+    assert "speedup" not in table and why in table.attrs["notes"][-1]
     looked = report.tabulate(comparison, timed=True)
-    assert "~1.25x" in report.markdown(looked) and why in looked.attrs["notes"][-1]
     assert looked["speedup"].tolist() == pytest.approx([1, 1.25, 4])
 
 
@@ -275,11 +274,6 @@ def test_files(runs, tmp_path):
     assert all(line.count("&") == len(columns) - 1 for line in body.splitlines() if line.endswith("\\\\"))
 
 
-def test_the_summary_of_one_of_many_processes_has_its_milliseconds(tmp_path):
-    write(tmp_path, DENSE, provenance={"command": "vlaprune-eval -m hydra/launcher=joblib"})
-    assert "20.0 ms a call" in report.summary(read(tmp_path))
-
-
 def test_the_summary_at_the_end_of_a_run(runs):
     said = report.summary(read(runs / "fastv"))
     for shown in ("success 8/12 = 66.7%", "40.0 of 64 visual tokens", "2 GFLOPs, 16.0 ms a call", str(runs / "fastv")):
@@ -305,3 +299,12 @@ def test_tables_need_no_torch():
 def test_a_journal_is_plain_json(runs):
     first = json.loads((runs / "dense" / "journal.jsonl").read_text().splitlines()[1])
     assert first["kind"] == "episode" and first["calls"][0]["visual"] == [64, 64]
+
+
+def test_tasks_of_unequal_size_have_their_unweighted_mean_too(runs, tmp_path):
+    same = report.summarise(report.find([runs]))
+    assert same["average"].isna().all() and "mean of tasks" not in report.markdown(same)
+    write(tmp_path / "simpler", {"can": "110", "drawer": "1"}, tasks={"can": 3, "drawer": 1})
+    table = report.summarise(report.find([tmp_path / "simpler"]))
+    assert table["rate"][0] == 0.75 and table["average"][0] == pytest.approx((2 / 3 + 1) / 2)
+    assert "mean of tasks" in report.markdown(table) and "83.3" in report.markdown(table)

@@ -260,6 +260,10 @@ def test_incomplete_assets_are_refused_in_one_line(tmp_path, monkeypatch):
     furnish(tmp_path, "google_vm", "ms2")
     bench = Simpler(assets=str(tmp_path))
     bench.ready()
+    whole = bench.identity()
+    assert whole["label"] == "simpler-ms2 google_vm" and whole["raytracing"] is True and "python" not in whole
+    (tmp_path / "real_inpainting/open_drawer_b0.png").write_text("another picture")
+    assert bench.identity()["assets"] != whole["assets"]
     (tmp_path / "real_inpainting/open_drawer_b1.png").unlink()
     with pytest.raises(RuntimeError, match=r"assets of drawer: .* lacks real_inpainting/open_drawer_b1.png; get them"):
         bench.ready()

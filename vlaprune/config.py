@@ -238,6 +238,8 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     plain: dict[str, Any] = {k: OmegaConf.to_container(node, resolve=True) for k, node in nodes.items()}
     for key in WHERE:
         plain["bench"].pop(key, None)
+    if hasattr(bench, "identity"):  # its own word on what decides numbers
+        plain["bench"] = {"_target_": cfg.bench._target_, **bench.identity()}
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         plain["control"] = asdict(driver)

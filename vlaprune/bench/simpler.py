@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench import remote
-from vlaprune.bench.simpler_files import PACKAGE, VARIABLE, Interpreter, missing
+from vlaprune.bench.simpler_files import PACKAGE, VARIABLE, Interpreter, fingerprint, missing
 from vlaprune.bench.simpler_grid import GOOGLE, SUITES, WIDOWX, Start
 from vlaprune.bench.simpler_worlds import ManiSkill2, ManiSkill3
 from vlaprune.benchmark import Gripper, Interface, Task
@@ -152,6 +152,13 @@ class Simpler:
             more = f" and {len(gone) - 2} more" if len(gone) > 2 else ""
             said = f"{root} lacks {', '.join(gone[:2])}{more}; get them as docs/simpler.md says, or bench.assets=PATH"
             yield Finding(f"assets of {task.name}", said if gone else f"complete in {root}", ok=not gone)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers: the options save where things lie, and the bits of the assets."""
+        assets = Interpreter.look(self.python).assets(self.backend, self.assets)
+        digest = fingerprint(assets, [s for task in self.tasks() for s in self.starts(task)], self.backend)
+        kept = ("suite", "backend", "names", "raytracing", "success", "limit", "renderer")
+        return {"label": f"{self.name} {self.suite}", **{key: getattr(self, key) for key in kept}, "assets": digest}
 
     def provenance(self) -> dict[str, Any]:
         """Versions in the simulator's interpreter, and the Vulkan driver it was told to use."""

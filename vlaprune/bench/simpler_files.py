@@ -5,6 +5,7 @@ ManiSkill2 only logs a missing mesh and goes on without it, so all files are loo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -145,6 +146,17 @@ def missing(root: Path, starts: Iterable[Start], backend: str) -> Sequence[str]:
         elif found.stem != "collision":  # of which the simulator reads the geometry alone
             out += [os.path.relpath(path, root) for path in _references(found) if not path.is_file()]
     return out
+
+
+def fingerprint(root: Path, starts: Iterable[Start], backend: str) -> str:
+    """SHA-256 of the files of these episodes that are there, so that stand-ins are never taken for the real ones."""
+    digest = hashlib.sha256()
+    for choices in sorted({files for start in starts for files in needed(start, backend)}):
+        for path in (root / name for name in choices):
+            if path.is_file():
+                digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+                break
+    return digest.hexdigest()[:16]
 
 
 def _references(path: Path) -> Iterator[Path]:

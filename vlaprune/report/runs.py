@@ -91,7 +91,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """Models and benchmarks: "tiny on robosuite"."""
-        models, benches = (", ".join(dict.fromkeys(part(a.run, of) for a in self.arms)) for of in ("model", "bench"))
+        models, benches = (", ".join(dict.fromkeys(shown(a.run, of) for a in self.arms)) for of in ("model", "bench"))
         return f"{models} on {benches}"
 
     @property
@@ -103,6 +103,11 @@ class Comparison:
 def part(run: Run, of: str) -> str:
     """The short name of a run's model or bench: the module it is in."""
     return str(run.header.identity[of]["_target_"]).split(".")[-2]
+
+
+def shown(run: Run, of: str) -> str:
+    """The same for a reader: the benchmark's own label ("simpler-ms2 google_vm") where it has one."""
+    return str(run.header.identity[of].get("label") or part(run, of))
 
 
 def context(run: Run) -> Mapping[str, Any]:

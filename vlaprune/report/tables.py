@@ -27,10 +27,11 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     """One row per arm (and per task), the baseline first.
 
     Columns: success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
-    error over tasks (clustered); pooled over the model calls kept (visual tokens computed, mean over layers) of visual,
+    error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
+    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual,
     gflops, ms; against the baseline on the same episodes paired, lost, gained, difference with Tango's interval and its
-    standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup. No times where the runs shared their
-    machine, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
+    standard error over tasks, McNemar p, Holm p, verdict; flops_cut, and speedup where the runs had their machines to
+    themselves or `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
     shared: why milliseconds do not compare, if they do not.
     """
     frames = {a.label: pd.DataFrame([flat(r) for r in a.run.episodes.values()]) for a in comparison.arms}
@@ -41,15 +42,12 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         _judge(comparison, here, task, found)
         rows += list(found.values())
     table = pd.DataFrame(rows)
-    reason = shared([a.run for a in comparison.arms]) if table["ms"].notna().any() else ""
-    if reason and not timed:
-        table = table.drop(columns=["ms", "ms_method"])
+    table.attrs["shared"] = shared([a.run for a in comparison.arms])
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
-        if "ms" in table:
+        if timed or not table.attrs["shared"]:
             table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
-    table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
     table.attrs["sources"] = sources([a.run for a in comparison.arms])
     table.attrs["notes"] = footnotes(comparison, table)
@@ -72,6 +70,7 @@ def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
         "high": interval.high,
         "exact_low": exact.low,
         "exact_high": exact.high,
+        "average": _average(list(each.values())),
         "clustered": stats.clustered_error(each) if len(each) > 1 else math.nan,
         "kept": (frame["kept"] * weights).sum(),
         "visual": int(frame["visual"].iloc[0]),
@@ -79,6 +78,13 @@ def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
         "ms": pd.to_numeric(frame["ms"], errors="coerce").mul(weights).sum(min_count=n),
         "ms_method": pd.to_numeric(frame["ms_method"], errors="coerce").mul(weights).sum(min_count=n),
     }
+
+
+def _average(tasks: Sequence[tuple[int, int]]) -> float:
+    """The mean of the tasks' rates from (won, episodes) each; NaN where it is the pooled rate anyway."""
+    if len({episodes for _, episodes in tasks}) < 2:
+        return math.nan
+    return sum(won / episodes for won, episodes in tasks) / len(tasks)
 
 
 def pairs(arm: Arm, base: Arm, task: str | None = None) -> dict[str, stats.Pairs]:

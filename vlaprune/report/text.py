@@ -25,6 +25,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["task"] = table["task"]
     out["success"] = [f"{r.success}/{r.episodes}" for r in rows]
     out["% [95 % interval]"] = [f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]" for r in rows]
+    if table["average"].notna().any():
+        out["mean of tasks"] = cells(lambda r: f"{100 * r.average:.1f}", "average")
     if "lost" in table:
         out["lost / gained"] = cells(lambda r: f"{r.lost:.0f} / {r.gained:.0f}", "lost")
         out["difference [95 % interval]"] = cells(_difference, "lost")
@@ -36,10 +38,10 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     if "flops_cut" in table:
         out["FLOPs cut"] = cells(lambda r: f"{100 * r.flops_cut:.1f}%", "flops_cut")
     if "ms" in table and table["ms"].notna().any():
-        about = "~" if table.attrs.get("shared") else ""
-        out["ms/call"] = cells(lambda r: f"{about}{r.ms:.2f}", "ms")
-        out["of it method"] = cells(lambda r: f"{about}{r.ms_method:.2f}", "ms_method")
+        out["ms/call"] = cells(lambda r: f"{r.ms:.2f}", "ms")
+        out["of it method"] = cells(lambda r: f"{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
+            about = "~" if table.attrs.get("shared") else ""
             out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x", "speedup")
     return out
 
@@ -109,7 +111,7 @@ def summary(run: Run) -> str:
     """A few lines at the end of a run: success, tokens, FLOPs, milliseconds and where the files are."""
     if not run.episodes:
         return f"no finished episode in {run.folder}"
-    row = tabulate(compare([run], partial=True), timed=True).iloc[0]
+    row = tabulate(compare([run], partial=True)).iloc[0]
     time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
     return (
         f"{row['method'].rstrip('*')}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
