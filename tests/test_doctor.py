@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 
 from vlaprune import cli, doctor
-from vlaprune.checks import graphics, machine, models, worker
+from vlaprune.checks import graphics, machine, models
 from vlaprune.checks.probe import ask
 from vlaprune.finding import Finding
 
@@ -121,33 +121,6 @@ def test_a_driver_file_that_names_a_missing_library_is_shown(monkeypatch, tmp_pa
     )
 
 
-# -- a worker's interpreter
-
-
-def interpreter(folder, **found):
-    """A program that answers as an interpreter with these packages would."""
-    path = folder / "python"
-    said = {name: None for name in worker.PACKAGES} | {"pkg_resources": "there", "python": "3.11.7"} | found
-    path.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_worker_with_the_known_conflicts(tmp_path):
-    good = interpreter(tmp_path, sapien="2.2.2", numpy="1.26.4", gymnasium="0.29.1")
-    assert [f.ok for f in worker.worker(good)] == [True]
-    bad = interpreter(tmp_path, sapien="2.2.2", numpy="2.4.6", gymnasium="1.4.0", pkg_resources=None)
-    wrong = [f for f in worker.worker(bad) if not f.ok]
-    assert [f.about for f in wrong] == ["worker numpy", "worker setuptools", "worker gymnasium"]
-    newer = interpreter(tmp_path, sapien="3.0.3", numpy="2.4.6", gymnasium="1.4.0", pkg_resources=None)
-    assert [f.ok for f in worker.worker(newer)] == [True]
-
-
-def test_a_worker_that_is_not_there():
-    (found,) = worker.worker("/nosuch/python")
-    assert not found.ok and "no program here" in found.said
-
-
 # -- models
 
 
@@ -223,9 +196,12 @@ def test_only_what_the_chosen_run_needs_decides_the_exit_code(consult):
     assert "  PROBLEM tiny: gone; fetch" in out and "  PROBLEM EGL: none; install it" in out
 
 
-def test_a_worker_that_was_named_counts(consult):
-    code, out, _ = consult(*TOY, "--worker", "/nosuch/python")
-    assert code == 2 and out[-1].startswith("1 problem for") and "no program here" in out[-2]
+def test_a_robot_that_the_model_cannot_drive_is_a_problem(consult):
+    code, out, _ = consult("model=cogact_tiny", "bench=libero")
+    assert code == 2 and any(
+        "PROBLEM robot: bench libero has robot libero; CogACT has controls for google_robot, widowx" in line
+        for line in out
+    )
 
 
 def test_a_wrong_override_gets_one_line(consult):
@@ -240,4 +216,5 @@ def test_a_benchmark_speaks_for_itself(monkeypatch):
     monkeypatch.setattr(Toy, "findings", lambda self: [Finding("assets", "3 missing", ok=False)], raising=False)
     title, needed, findings = list(doctor.sections(TOY))[3]
     assert title == "bench toy" and needed is None
-    assert list(findings) == [Finding("options", "2 tasks"), Finding("assets", "3 missing", ok=False)]
+    told, robot, assets = findings
+    assert told == Finding("options", "2 tasks") and robot.ok and assets == Finding("assets", "3 missing", ok=False)

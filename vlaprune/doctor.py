@@ -2,7 +2,8 @@
 
 Checks are functions that answer a `Finding` and change nothing. A benchmark takes part by a method
 `findings() -> Iterable[Finding]` of its own, for packages and assets of its configured tasks, and by a config key
-`renderer` (egl, osmesa or vulkan) where it draws.
+`renderer` (egl, osmesa or vulkan) where it draws. Another interpreter that a simulator runs in is the benchmark's to
+look into: `bench.python=PATH`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: vlaprune-doctor model=cogact bench=simpler",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for vlaprune-eval: what is to be run")
-    parser.add_argument("--worker", metavar="PYTHON", help="look into the interpreter that a simulator runs in")
     parser.add_argument("--hub", action="store_true", help="ask the Hugging Face hub about models that are not here")
     args = parser.parse_args(argv)
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     _, chosen = config.composed(args.overrides)
     problems = 0
-    for section, needed, findings in sections(args.overrides, args.worker, args.hub):
+    for section, needed, findings in sections(args.overrides, args.hub):
         print(section, flush=True)
         for finding in findings:
             counts = needed is None or finding.about in needed
@@ -43,13 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2 if problems else 0
 
 
-def sections(
-    overrides: Sequence[str], worker: str | None = None, hub: bool = False
-) -> Iterator[tuple[str, set[str] | None, Iterable[Finding]]]:
+def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str, set[str] | None, Iterable[Finding]]]:
     """Title, what the chosen configuration needs of it (None for all), and the findings, made as they are asked for."""
     from vlaprune import config
     from vlaprune.checks import graphics, machine
-    from vlaprune.checks.worker import worker as look
 
     cfg, chosen = config.composed(overrides)
     yield "machine", None, (check() for check in machine.CHECKS)
@@ -57,21 +54,20 @@ def sections(
     draws = {"egl": "EGL", "osmesa": "OSMesa", "vulkan": "Vulkan"}.get(str(cfg.bench.get("renderer")), "")
     yield "graphics", {draws}, (check() for check in graphics.CHECKS)
     yield f"bench {chosen['bench']}", None, _bench(overrides)
-    if worker is not None:
-        yield "worker", None, look(worker)
 
 
 def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Sequence[Finding]:
-    """Every model configuration, the chosen one as it would be built, the others for a robot that they know."""
+    """Every model configuration as it would be built for the chosen benchmark, or else for a robot that it knows."""
     from vlaprune import config
     from vlaprune.checks.models import models
 
-    nodes = {}
+    others = [o for o in overrides if not o.lstrip("+~").startswith(("model=", "model."))]
+    nodes, own = {}, _robot(overrides)
     for name in config.options("model"):
-        cfg = config.composed(overrides if name == chosen else [f"model={name}"])[0]
+        cfg = config.composed(overrides if name == chosen else [*others, f"model={name}"])[0]
         known = list(cfg.model.get("settings") or ())
-        robot = _robot(overrides) if name == chosen else None
-        nodes[name] = config.plain(config.model_for(cfg, robot if robot in known else next(iter(known), None)))
+        robot = own if own in known or name == chosen else next(iter(known), None)
+        nodes[name] = config.plain(config.model_for(cfg, robot))
     return models(nodes, hub)
 
 
@@ -87,13 +83,20 @@ def _robot(overrides: Sequence[str]) -> str | None:
 
 
 def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
-    """What the benchmark itself says; building it needs no simulator."""
+    """What the benchmark itself says, and whether the model can drive its robot; no simulator is started."""
     from vlaprune import config
 
+    cfg = config.composed(overrides)[0]
     try:
-        bench = config.make(config.composed(overrides)[0].bench)
+        bench = config.make(cfg.bench)
     except ERRORS as error:
         yield Finding("options", " ".join(str(error).split()), ok=False)
         return
     yield Finding("options", f"{len(bench.tasks())} tasks")
+    try:
+        config.control(cfg, bench)
+    except ERRORS as error:
+        yield Finding("robot", " ".join(str(error).split()), ok=False)
+    else:
+        yield Finding("robot", f"{bench.robot or 'none of its own'}; the model has controls for it")
     yield from getattr(bench, "findings", tuple)()

@@ -103,16 +103,15 @@ class CogACT:
             self._load(weights, unnorm, tokenizer, ema, precision(dtype))
 
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
+        if unnorm is None:
+            raise ValueError(f"unnorm is not set; name the dataset of {weights} that actions are scaled by")
+        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",)))
         file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
         run = file.parent.parent
         base = read_json(run / "config.json").get("vla", {}).get("base_vlm", BASE)
         if base != BASE:
             raise ValueError(f"{run / 'config.json'} names base_vlm {base}; CogACT here is built on {BASE}")
-        statistics = Statistics.of(run)
-        if unnorm is None:
-            raise ValueError(f"unnorm is not set; name the dataset of {run} that actions are scaled by")
-        self.range = statistics.range(unnorm, "action", ACTION)
-        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",)))
+        self.range = Statistics.of(run).range(unnorm, "action", ACTION)
         checkpoint = Checkpoint(file, within="model")
         head = "ema_diffusion" if ema else "action_model"
         if ema and not any(key.startswith(HEADS[1]) for key in checkpoint.shapes):
