@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from doubles import Scripted
+from doubles import Reuser, Scripted
 from torch import nn
 from transformers import DynamicCache, PI0Config, PI0ForConditionalGeneration
 
@@ -299,3 +299,13 @@ def test_noise_follows_the_episode_and_the_call_and_nothing_else():
     assert np.allclose(first, second[1], atol=1e-5) and not np.allclose(first, second[0], atol=1e-2)
     assert np.allclose(first, played(model, observation, seed=5)[0], atol=1e-6)
     assert not np.allclose(first, played(model, observation, seed=6)[0], atol=1e-2)
+
+
+def test_reusing_keys_and_values_of_a_world_that_stands_still_changes_nothing():
+    """The expert reads reused columns as it reads computed ones."""
+    model, observation = ours(), look()
+    reusing, dense = Policy(model, Reuser), Policy(model, Dense)
+    for _ in range(2):
+        acted = [policy.act({0: observation})[0] for policy in (reusing, dense)]
+        assert np.allclose(*acted, atol=1e-5)
+    assert reusing.drain(0)[1].visual == (16,) * 4 and reusing.drain(0)[1].columns == dense.drain(0)[1].columns

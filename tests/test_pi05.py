@@ -236,6 +236,8 @@ class Listed:
 )
 def test_every_tensor_of_a_published_checkpoint_has_its_place(name, count, total):
     tensors = manifest(name)
+    if name == "pi05_openpi":  # as a newer transformers would save it
+        tensors = {k.replace("vision_tower.vision_model.", "vision_tower."): s for k, s in tensors.items()}
     assert len(tensors) == count and sum(map(math.prod, tensors.values())) == pytest.approx(total, rel=2e-5)
     with torch.device("meta"):
         net = PaliGemma(Sizes(), name.startswith("pi05"))
@@ -303,6 +305,7 @@ def test_a_checkpoint_loads_into_the_same_numbers(tmp_path, models, lerobot):
     assert np.allclose(model.scaling.state.scale(raw), (raw - (i - 1)) / 4 * 2 - 1, atol=1e-5)
     centre = 0.5 + np.arange(7) if lerobot else 1.0 + np.arange(7)
     assert np.allclose(model.restore(out, raw), centre, atol=1e-5)
+    assert Pi05(**{**options, "device": "meta"}).card["sha256"] == model.card["sha256"]  # as the doctor looks at it
     half = Pi05(**{**options, "dtype": "bfloat16"}).net
     assert half.decoder.blocks[0].qkv.weight.dtype == torch.bfloat16
     for precise in (half.action_in, half.time_out, half.expert.norm.dense, half.decoder.norm):

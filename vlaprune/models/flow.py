@@ -15,6 +15,7 @@ last they are nearest to the actions that are sent.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
 FILES = ("*.json", "*.safetensors", "assets/**/norm_stats.json")
 
 
-class Flow:
+class Flow(ABC):
     """What pi0 and pi0.5 share: a prompt, then a flow of actions. Subclasses say what the text and the state are.
 
     Errors: ValueError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit.
@@ -75,7 +76,8 @@ class Flow:
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
         own = self.net.sizes
         self.resize, self.steps, self.chunk = resize, steps, chunk
-        self.shape: Shape = self.net.decoder.shape
+        self.decoder = self.net.decoder
+        self.shape: Shape = self.decoder.shape
         self.info = Info(self.name, own.layers, own.heads, own.width, own.head_size)
         state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
@@ -112,9 +114,9 @@ class Flow:
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def text(self, instruction: str, state: np.ndarray | None) -> Text:
         """The whole text in tokens; `state` is scaled."""
-        raise NotImplementedError
 
     def restore(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
         """Actions [chunk, 7] of the benchmark from the model's [chunk, 32]; `state` is raw."""
@@ -159,7 +161,7 @@ class Flow:
             visual = self.net.projector(features)
         with stage(sessions, "prompt"):
             rows = [torch.cat((v, self.net.embed(t.ids))) for v, t in zip(visual, texts, strict=True)]
-            self.net.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], sessions)
+            self.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], sessions)
         with stage(sessions, "decode"):
             flows = self._flow(sessions, scaled)
         if self.device.type == "meta":

@@ -206,7 +206,8 @@ def pieces(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, Piece
         unused = (f"{both}gemma_expert.lm_head.",)
         tied, table = f"{both}paligemma.lm_head.weight", f"{vlm}language_model.embed_tokens.weight"
         unused, table = ((*unused, tied), table) if table in names else (unused, tied)
-        tower = f"{vlm}vision_tower.vision_model."
+        inner = "" if any(n.startswith(f"{vlm}vision_tower.encoder.") for n in names) else "vision_model."
+        tower = f"{vlm}vision_tower.{inner}"  # transformers dropped the inner name between 5.5 and 5.17
     out = _siglip(net.tower.shape, tower) | llama_pieces(net.decoder.shape, f"{vlm}language_model.", "decoder.")
     out |= _expert(net, expert) | {table: Piece("embedding.weight")}
     for kind in ("weight", "bias"):
