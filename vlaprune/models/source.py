@@ -47,7 +47,7 @@ class Source:
         if weights == "random":
             return cls(None, stand_in)
         folder = locate(weights, patterns)
-        text = read_json(folder / "config.json").get("text_config", {})
+        text = read_json(folder / "config.json").get("text_config") or {}
         eps = text.get("rms_norm_eps", 1e-6)  # the library's default, where a config leaves it out
         return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))
 

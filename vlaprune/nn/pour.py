@@ -51,13 +51,14 @@ def pour(
     pieces  name in the checkpoint -> where it goes; every one must be there, with its shape
     unused  prefixes of names that may be there and are passed over
 
-    ValueError names tensors that are missing, foreign or of another shape; nothing is loaded then.
+    ValueError names tensors that are missing, foreign or of another shape; nothing is loaded then. On the meta device
+    nothing else is done: names and shapes are compared, no tensor is read.
     """
     fits(module, checkpoint, pieces, unused)
     (module if dtype is None else module.to(dtype)).to_empty(device=device)
     own = dict(module.named_parameters())
     with torch.no_grad():
-        for key in checkpoint.shapes:
+        for key in () if torch.device(device).type == "meta" else checkpoint.shapes:
             if key in pieces:
                 piece = pieces[key]
                 place = own[piece.name] if piece.rows is None else own[piece.name][slice(*piece.rows)]
