@@ -10,9 +10,11 @@ SIMPLER ?= .simpler
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 ASSETS ?= null
+# A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.
+BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity train bench-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train bench-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
@@ -64,6 +66,18 @@ claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs
 
 parity: .venv/done  ## what is equal to other people's code, as a table: results/parity.md
 	$(BIN)/python scripts/parity.py
+
+profile: .venv/done  ## what pruning costs on this machine: tiny, a compute-bound decoder, the instrument, floors (half an hour)
+	$(BIN)/vlaprune-profile method=fastv,divprune,vlapruner,ties,safe,random method.keep=0.5,0.25,0.125 ladder=[eager,sdpa,compile]
+	$(BIN)/vlaprune-profile $(BOUND) method=uniform,divprune method.keep=0.5,0.25 name=compute-bound-cpu
+	$(BIN)/vlaprune-profile $(BOUND) model.image=192 mode=overhead
+	$(BIN)/vlaprune-profile mode=floors
+
+fidelity: .venv/done  ## do actions on recorded observations foretell the sweep's losses? (minutes)
+	$(BIN)/vlaprune-profile mode=fidelity runs=[$(RUNS)]
+
+gpu-check:  ## every model and method, at full size where there is a GPU (10 minutes; torch and transformers, no simulator)
+	$(or $(wildcard $(BIN)/python),python3) -c 'from vlaprune.cli import profile; profile()' mode=check bench=toy
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train

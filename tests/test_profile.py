@@ -175,10 +175,12 @@ def test_rungs_of_the_ladder_act_alike(tiny):
         pass
 
 
-def test_a_compiled_decoder_refuses_what_it_cannot_do():
-    policy = Policy(dense(Toy("autoregressive"), "compile", "eager"), Dense)
-    with pytest.raises(ValueError, match="keeps no cache"):
-        policy.act({0: synthetic(Toy().interface, 64, 1, 1).frames[0].observation})
+def test_a_compiled_prompt_pass_leaves_a_cache_that_decoding_can_use():
+    frames = synthetic(Toy().interface, 64, 1, 2).frames
+    plain, compiled = (Policy(dense(Toy("autoregressive"), r, "eager"), Dense) for r in ("sdpa", "compile"))
+    for a, b in zip(actions(plain, frames, 0), actions(compiled, frames, 0), strict=True):
+        assert np.allclose(a, b, atol=1e-5)
+    assert [r.flops for r in plain.drain(0)] == [r.flops for r in compiled.drain(0)]
 
 
 class Told(Nvml):

@@ -221,8 +221,15 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
     for _, make in methods:
         make()  # a wrong option speaks before the weights are loaded
     bench = config.make(cfg.bench)
-    model = config.make(config.model_node(cfg, bench))
-    made = config.provenance(str(model.device)) | {"command": " ".join(["vlaprune-profile", *said])}
-    setting = job.Setting(cfg, model, methods, lambda: config.control(cfg, bench), bench, config.make_plain, made)
+    setting = job.Setting(
+        cfg,
+        partial(config.load, cfg, bench),
+        methods,
+        lambda keeps: [(label, partial(config.make, node)) for label, node in config.every(keeps, cfg.methods)],
+        partial(config.control, cfg, bench),
+        bench,
+        config.make_plain,
+        lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *said])},
+    )
     for path in job.MODES[cfg.mode](setting):
         print(path)

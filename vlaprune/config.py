@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
 WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which is no part of what is run
-MODES = ("speed", "fidelity", "overhead", "roofline", "check")  # of vlaprune-profile
+MODES = ("speed", "fidelity", "overhead", "floors", "check")  # of vlaprune-profile
 
 
 class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
@@ -200,6 +200,29 @@ def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
         label = " ".join([called, *(f"{k.removeprefix('method.')}={v}" for k, v in given.items())])
         out.append((label, compose(job.job.config_name, [*job.overrides.task, *arm])["method"]))
     return out
+
+
+def every(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tuple[str, DictConfig]]:
+    """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above."""
+    job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    out = []
+    for name in names or loader.get_group_options("method"):
+        own = compose(job.job.config_name, [*job.overrides.task, f"method={name}"])["method"]
+        if name == "dense":
+            continue
+        out.append((name, own))
+        if isinstance(own.get("keep"), float):
+            out += [(f"{name} keep={k}", OmegaConf.merge(own, {"keep": float(k)})) for k in keeps]
+    return out
+
+
+def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
+    """The configured model, or another by its name in configs/model with random weights."""
+    if name is None:
+        return make(model_node(cfg, bench))
+    job = HydraConfig.get()
+    others = [o for o in job.overrides.task if not o.startswith("model=")]
+    return make(model_node(compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"]), bench))
 
 
 def check_profile(cfg: DictConfig) -> None:

@@ -1,28 +1,26 @@
-"""What the modes of vlaprune-profile do, once the model and the methods are built."""
+"""What the modes of vlaprune-profile do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from vlaprune import report, roofline
+from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
+from vlaprune.nn.decoder import Shape
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import gate, micro, speed
-from vlaprune.profile.ladder import BACKENDS, dense, missing
-from vlaprune.profile.machine import Nvml, Watch, idle_power
+from vlaprune.profile import check, floors, gate, micro, overhead, speed
+from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording, record, synthetic
 from vlaprune.pruner import Pruner
-
-Methods = Sequence[tuple[str, Callable[[], Pruner]]]
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,28 @@ class Setting:
     """What a mode works with.
 
     cfg      the settings of configs/profile.yaml
-    methods  labels and constructors, one per arm
+    load     builds the configured model, or another by its name in configs/model, with random weights
+    methods  labels and constructors, one per arm of the command line
+    every    the same for all methods at some budgets, and as their papers set them
     control  how the model drives the robot of the benchmark
     bench    where observations are recorded, if they are not there yet
     make     a method from the configuration that a journal holds
-    made     provenance of this process
+    made     provenance of this process on a device
     """
 
     cfg: Any
-    model: VLA
+    load: Callable[[str | None], VLA]
     methods: Methods
+    every: Callable[[Sequence[float]], Methods]
     control: Callable[[], Control]
     bench: Benchmark
     make: Callable[[Any], Pruner]
-    made: Mapping[str, Any]
+    made: Callable[[str], Mapping[str, Any]]
+
+    @cached_property
+    def model(self) -> VLA:
+        """The configured model."""
+        return self.load(None)
 
     @property
     def rules(self) -> micro.Rules:
@@ -51,15 +57,11 @@ class Setting:
         cfg = self.cfg
         return micro.Rules(cfg.warmup, cfg.calls, cfg.seconds, cfg.block, cfg.seed)
 
-    def name(self, otherwise: str) -> str:
-        """The page's file name."""
-        return str(self.cfg.name or otherwise)
-
     def observations(self) -> Recording:
         """What is replayed: seeded noise, or a file, made by a dense rollout where it is not there yet."""
         cfg, model = self.cfg, self.model
         if cfg.observations == "noise":
-            return synthetic(model.interface, int(getattr(model, "image", 224)), seed=cfg.seed)
+            return noise(model, cfg.seed)
         path = Path(cfg.observations)
         if not path.is_file():
             bench = self.bench
@@ -72,74 +74,27 @@ class Setting:
             record(policy, bench, cfg.record, cfg.seed).save(path)
         return Recording.load(path)
 
+    def write(self, page: Page, otherwise: str, rows: Sequence[Mapping[str, Any]], device: str) -> list[Path]:
+        """The page and its numbers, under the asked name or this one."""
+        return page.write(Path(self.cfg.output), str(self.cfg.name or otherwise), rows, self.made(device))
+
+
+def noise(model: VLA, seed: int) -> Recording:
+    """Synthetic observations of the size a model reads."""
+    return synthetic(model.interface, int(getattr(model, "image", 224)), seed=seed)
+
 
 def speeds(setting: Setting) -> list[Path]:
-    """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense."""
-    cfg, model, rules, recording = setting.cfg, setting.model, setting.rules, setting.observations()
-    nvml = Nvml(model.device)
-    watch, idle = Watch(model.device, nvml), idle_power(nvml)
-    here = roofline.measure(model.device, dtype(model))
-    skipped = {rung: why for rung in cfg.ladder if (why := missing(rung, model.device))}
-    rungs = [micro.Arm("dense", Policy(dense(model, r), Dense), r) for r in cfg.ladder if r not in skipped]
-    best = micro.climb(rungs, recording.episodes, rules, watch)
-    print(f"fastest dense: {best.rung}", flush=True)
-    arms = [micro.Arm(label, Policy(model, make), plainest(rungs)) for label, make in setting.methods]
+    """What every method saves against the fastest dense."""
+    cfg, model = setting.cfg, setting.model
     with tqdm(desc="blocks", unit="block") as bar:
-        pairs = micro.compare(best, arms, recording.episodes, rules, watch, partial(_advance, bar))
-    for arm in (best, *arms):
-        micro.energy(arm, recording.episodes, rules, nvml)
-    rows = [speed.described(model, arm, here) for arm in rungs]
-    base = rows[rungs.index(best)]
-    base["baseline"] = True
-    rows += [speed.against(speed.described(model, p.arm, here), p, best, base) for p in pairs if p.arm.refused is None]
-    for row in rows:
-        row["no_energy"] = nvml.reason or "not measured"
+        found = measure(
+            model, setting.methods, setting.observations(), setting.rules, cfg.ladder, partial(_advance, bar)
+        )
     page = Page(f"{model.info.name}: what pruning saves, and what it costs")
-    speed.fill(page, rows, watch.refusal, here)
-    page.text(*_notes(best, pairs, recording, rules, watch, skipped, idle))
-    return page.write(Path(cfg.output), setting.name(f"{model.info.name}-{model.device.type}"), rows, setting.made)
-
-
-def plainest(rungs: Sequence[micro.Arm]) -> str:
-    """The kernel that methods run under: the fastest that any call can take, compiled or not at all."""
-    open_to_all = [a for a in rungs if a.rung in BACKENDS or a.rung == "sdpa"]
-    return min(open_to_all, key=lambda a: float(sorted(a.ms)[len(a.ms) // 2])).rung if open_to_all else "sdpa"
-
-
-def _advance(bar: Any, text: str) -> None:
-    bar.set_postfix_str(text, refresh=False)
-    bar.update()
-
-
-def dtype(model: Any) -> Any:
-    """Of the decoder's weights."""
-    return next(model.decoder.parameters()).dtype
-
-
-def _notes(
-    best: micro.Arm,
-    pairs: Sequence[micro.Pair],
-    recording: Recording,
-    rules: micro.Rules,
-    watch: Watch,
-    skipped: Mapping[str, str],
-    idle: float | None,
-) -> list[str]:
-    """What must be said beside the tables."""
-    lines = [
-        f"- speed-up: against the fastest dense measured here ({best.rung}), median over blocks of {rules.block} calls "
-        "of dense time over the method's beside it on the same observations, with a 95 % bootstrap interval",
-        f"- observations: {len(recording.frames)} of {recording.card['bench']}, replayed in order, one episode at a "
-        "time",
-        f"- after {rules.warmup} warm-up calls, at least {rules.calls} calls and {rules.seconds:g} s of each arm; "
-        "a call is timed from the observation to actions on the host, at batch 1",
-    ]
-    lines += [f"- {watch.shared}; ratios are of neighbouring blocks"] if watch.shared else []
-    lines += [f"- not looked at: {watch.unknown}"] if watch.unknown else []
-    lines += [f"- dense under {rung}: {why}" for rung, why in skipped.items()]
-    lines += [f"- {p.arm.label} has no row: {p.arm.refused}" for p in pairs if p.arm.refused]
-    lines += [f"- board idle at {idle:.0f} W, not subtracted"] if idle is not None else []
-    return lines
+    speed.fill(page, found.rows, found.refusal, found.here)
+    page.text(*found.notes)
+    return setting.write(page, f"{model.info.name}-{model.device.type}", found.rows, str(model.device))
 
 
 def fidelities(setting: Setting) -> list[Path]:
@@ -165,7 +120,52 @@ def fidelities(setting: Setting) -> list[Path]:
         f"- the rank correlation is over arms with at least {gate.LEAST} episodes; where many arms lose little, the "
         "order of their losses is noise",
     )
-    return page.write(Path(cfg.output), setting.name("fidelity"), gate.rows(judged), setting.made)
+    return setting.write(page, "fidelity", gate.rows(judged), str(model.device))
 
 
-MODES: Mapping[str, Callable[[Setting], list[Path]]] = {"speed": speeds, "fidelity": fidelities}
+def overheads(setting: Setting) -> list[Path]:
+    """What the instrument costs: our decoder against transformers', methods that keep everything against dense."""
+    cfg, model = setting.cfg, setting.model
+    page = Page("What the instrument costs")
+    decoder = Shape(kv_heads=cfg.decoder.heads, head_size=cfg.decoder.width // cfg.decoder.heads, **cfg.decoder)
+    rows = overhead.decoders(page, decoder, cfg.lengths, cfg.rounds)
+    with tqdm(desc="blocks", unit="block") as bar:
+        rows += overhead.methods(
+            page, model, setting.every([1.0]), setting.observations(), setting.rules, partial(_advance, bar)
+        )
+    return setting.write(page, "overhead", rows, str(model.device))
+
+
+def ceilings(setting: Setting) -> list[Path]:
+    """The most that pruning can give the published models on known devices; nothing is run."""
+    page = Page("The most that pruning can give")
+    return setting.write(page, "floors", floors.fill(page, setting.cfg.keeps), "cpu")
+
+
+def checks(setting: Setting) -> list[Path]:
+    """Every model and method in a few minutes, on the machine at hand."""
+    cfg, page = setting.cfg, Page("Every method on every model")
+    rows: list[dict[str, Any]] = []
+    for number, (name, share) in enumerate(check.shares(cfg.models, cfg.minutes)):
+        print(f"{name}, {number + 1} of {len(check.models(cfg.models))}", flush=True)
+        model = setting.load(name)
+        found = check.one(page, name, model, setting.every(cfg.keeps), noise(model, cfg.seed), share, cfg)
+        rows += [{"model": name, **row} for row in found.rows]
+        device = str(model.device)
+        del model
+        check.free()
+    return setting.write(page, f"check-{check.where(device)}", rows, device)
+
+
+def _advance(bar: Any, text: str) -> None:
+    bar.set_postfix_str(text, refresh=False)
+    bar.update()
+
+
+MODES: Mapping[str, Callable[[Setting], list[Path]]] = {
+    "speed": speeds,
+    "fidelity": fidelities,
+    "overhead": overheads,
+    "floors": ceilings,
+    "check": checks,
+}

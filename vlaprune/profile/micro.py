@@ -34,6 +34,8 @@ class Rules:
     calls    calls of each arm at least
     seconds  seconds of each arm at least
     block    calls of a block at most
+    windows  of two seconds or more in which a board's energy is taken
+    limit    seconds after which no further round begins, whatever is still to be measured; None for no limit
     seed     of the policies
     """
 
@@ -42,6 +44,8 @@ class Rules:
     seconds: float = 10.0
     block: int = 20
     seed: int = 7
+    windows: int = 3
+    limit: float | None = None
 
     def blocks(self, episodes: Sequence[Block]) -> Iterator[Block]:
         """The first calls of every episode, over and over."""
@@ -201,12 +205,13 @@ def compare(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Pair]:
     """Measures every method beside the dense arm, block by block, the order turned about in every block."""
-    pairs = [Pair(arm, dense) for arm in arms]
+    pairs, began = [Pair(arm, dense) for arm in arms], time.perf_counter()
     for pair in pairs:
         pair.arm.warm(rules.blocks(episodes), rules)
     for number, block in enumerate(rules.blocks(episodes)):
         todo = [pair for pair in pairs if not pair.arm.enough(rules)]
-        if not todo:
+        late = rules.limit is not None and number and time.perf_counter() - began > rules.limit
+        if not todo or late:
             break
         for pair in todo:
             _beside(pair, block, rules.seed, first=number % 2 == 0)
@@ -225,12 +230,12 @@ def _beside(pair: Pair, block: Block, seed: int, first: bool) -> None:
         pair.beside.append(len(pair.dense.blocks) - 1)
 
 
-def energy(arm: Arm, episodes: Sequence[Block], rules: Rules, nvml: Nvml, windows: int = 3) -> None:
+def energy(arm: Arm, episodes: Sequence[Block], rules: Rules, nvml: Nvml) -> None:
     """Joules of the board per call, over windows long enough for its counter; nothing where there is none."""
     if nvml.energy() is None or arm.refused:
         return
     blocks = rules.blocks(episodes)
-    for _ in range(windows):
+    for _ in range(rules.windows):
         torch.cuda.synchronize()
         start, before, calls = time.perf_counter(), nvml.energy(), 0
         while time.perf_counter() - start < WINDOW:

@@ -35,7 +35,13 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
     pruned = [r for r in records if min(r.visual) < r.total]
     counted = {k: sum(w.flops for w in v) / arm.counted for k, v in arm.products.items()}
-    row: dict[str, Any] = {"method": arm.label, "kernel": arm.rung, "calls": len(ms), "seconds": ms.sum() / 1e3}
+    row: dict[str, Any] = {
+        "method": arm.label,
+        "kernel": arm.rung,
+        "calls": len(ms),
+        "blocks": len(arm.blocks),
+        "seconds": ms.sum() / 1e3,
+    }
     row |= {"ms_p50": p50, "ms_p90": p90, "ms_p99": p99, "ms_jitter": p99 - p50, "ms_first": arm.first}
     row |= {f"ms_{s}": float(np.mean([r.ms.get(s, 0.0) for r in records])) for s in (*STAGES, "other")}
     row["spans_share"] = sum(row[f"ms_{s}"] for s in (*STAGES, "other")) / float(ms.mean())
@@ -106,7 +112,8 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
         "FLOPs promise": f"{row['speedup_flops']:.2f}x" if "flops_cut" in row else "",
     }
     if "speedup" in row:
-        said = f"{row['speedup']:.2f}x [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        around = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if row["blocks"] > 2 else ""
+        said = f"{row['speedup']:.2f}x{around}"
         out["speed-up [95 %]"] = f"none: {refusal}" if refusal else said
         out["by processor time"] = "" if refusal or row["speedup_busy"] is None else f"{row['speedup_busy']:.2f}x"
         reached = f"{row['prompt']:.2f}x of {row['prompt_flops']:.2f}x, {row['prompt'] / row['prompt_flops']:.0%}"

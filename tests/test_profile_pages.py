@@ -1,0 +1,96 @@
+"""The other pages of the profiler, at the size of tests: floors, overhead, every method on every model."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vlaprune import cli
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.fastv import FastV
+from vlaprune.methods.vlacache import VLACache
+from vlaprune.models.toy import Toy
+from vlaprune.nn.decoder import Shape
+from vlaprune.policy import Policy
+from vlaprune.profile import check, overhead
+from vlaprune.profile.page import Page
+from vlaprune.profile.recording import actions, synthetic
+
+SMALL = Shape(width=32, layers=2, heads=2, kv_heads=2, head_size=16, ffn=48)
+
+
+def page(monkeypatch, tmp_path, *argv):
+    """Runs vlaprune-profile; its table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vlaprune-profile", "bench=toy", "hydra.run.dir=.", "output=out", *argv])
+    cli.profile()
+    (csv,) = (tmp_path / "out").glob("*.csv")
+    return pd.read_csv(csv), csv.with_suffix(".md").read_text()
+
+
+def test_floors_need_no_model_and_fall_with_the_budget(tmp_path, monkeypatch):
+    table, text = page(monkeypatch, tmp_path, "model=toy", "mode=floors", "keeps=[0.5,0.25]")
+    assert set(table["device"]) == {"H100", "H200", "4090", "A100"} and "largest speed-up" in text
+    for _, part in table[table["layer"] == 0].groupby(["device", "model"]):
+        assert list(part["keep"]) == [1.0, 0.5, 0.25]
+        assert part["ms"].is_monotonic_decreasing and part["ceiling"].is_monotonic_increasing
+        assert part["ceiling"].iloc[0] == 1 and (part["ceiling"] <= 1 / (1 - part["flops_cut"])).all()
+
+
+@pytest.mark.parametrize("make", [lambda: FastV(keep=0.25), VLACache])
+def test_a_choice_thrown_away_leaves_dense_actions_and_all_the_reading(make):
+    frames = synthetic(Toy().interface, 64, episodes=1, steps=4).frames
+    dense, idle = (Policy(Toy(), m) for m in (Dense, lambda: overhead.Unheeded(make())))
+    for a, b in zip(actions(dense, frames, 0), actions(idle, frames, 0), strict=True):
+        assert np.array_equal(a, b)
+    assert all(min(r.visual) == r.total for r in idle.drain(0))
+    assert idle.drain(0)[-1].flops["method"] > 0 == dense.drain(0)[-1].flops["method"]
+
+
+def test_our_decoder_is_measured_beside_transformers_with_equal_results():
+    sheet = Page("t")
+    (row,) = overhead.decoders(sheet, SMALL, [9], rounds=4)
+    assert row["apart"] < 1e-4 and row["calls"] == 4 and row["low"] <= row["ratio"] <= row["high"]
+    assert "transformers, ms" in sheet.parts[0]
+
+
+def test_calls_in_turns_are_all_timed():
+    seen = []
+    times = overhead.alternate([lambda: seen.append("a"), lambda: seen.append("b")], rounds=4, warmup=2)
+    assert times.shape == (4, 2, 2) and (times >= 0).all()
+    assert "".join(seen) == "baab" * 3
+
+
+def test_the_overhead_page_has_every_method_once(tmp_path, monkeypatch):
+    quick = ("calls=4", "seconds=0", "block=2", "warmup=1", "rounds=2", "lengths=[4]", "observations=noise")
+    small = "decoder={width: 32, layers: 2, heads: 2, ffn: 48}"
+    few = "methods=[fastv,divprune,vlacache,sparsevlm]"
+    table, text = page(monkeypatch, tmp_path, "model=toy", "mode=overhead", few, small, *quick)
+    assert list(table["arm"]) == [
+        "prompt of 4 tokens",
+        "dense again",
+        "fastv keep=1.0",
+        "divprune keep=1.0",
+        "vlacache, choice thrown away",
+        "sparsevlm, choice thrown away",
+    ]
+    assert "at most 3 %" in text
+
+
+def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
+    few = ("models=[cogact_tiny]", "methods=[fastv,divprune]", "keeps=[0.5]", "minutes=0.01")
+    table, text = page(monkeypatch, tmp_path, "model=toy", "mode=check", *few)
+    arms = ["dense", "dense", "fastv", "fastv keep=0.5", "divprune", "divprune keep=0.5"]
+    assert list(table["method"]) == arms and set(table["model"]) == {"cogact_tiny"}
+    assert (table["ms_p50"] > 0).all() and (table["floor_ms"] > 0).all() and (table["floor_share"] < 1).all()
+    assert "no row for dense under graph" not in text and "hardware" in text
+
+
+def test_the_check_takes_full_sizes_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check.models(None) == ["openvla", "oft", "cogact", "pi0"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check.models(None) == ["openvla_tiny", "oft_tiny", "cogact_tiny", "pi0_tiny"]
+    assert sum(seconds for _, seconds in check.shares(None, 10)) < 600

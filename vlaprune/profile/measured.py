@@ -1,0 +1,108 @@
+"""One model, measured: the dense ladder, then every method beside its fastest rung."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlaprune import roofline
+from vlaprune.methods.dense import Dense
+from vlaprune.policy import VLA, Policy
+from vlaprune.profile import micro, speed
+from vlaprune.profile.ladder import BACKENDS, decoder_of, dense, missing
+from vlaprune.profile.machine import Nvml, Watch, idle_power
+from vlaprune.profile.recording import Recording
+from vlaprune.pruner import Pruner
+from vlaprune.roofline import Device
+
+Methods = Sequence[tuple[str, Callable[[], Pruner]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of the tables, what must be said beside them, why no speed-up may be printed, and the machine's own peak."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+    refusal: str | None
+    here: Device
+
+
+def measure(
+    model: VLA,
+    methods: Methods,
+    recording: Recording,
+    rules: micro.Rules,
+    ladder: Sequence[str],
+    tell: Callable[[str], None] = lambda text: None,
+    climbing: micro.Rules | None = None,
+) -> Measured:
+    """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
+
+    `climbing` are other rules for the ladder. ValueError where no rung runs here.
+    """
+    nvml = Nvml(model.device)
+    watch, idle = Watch(model.device, nvml), idle_power(nvml)
+    here = roofline.measure(model.device, next(decoder_of(model)[1].parameters()).dtype)
+    skipped = {f"dense under {rung}": why for rung in ladder if (why := missing(rung, model.device))}
+    here_too = [rung for rung in ladder if not missing(rung, model.device)]
+    rungs = [micro.Arm("dense", Policy(dense(model, rung), Dense), rung) for rung in here_too]
+    if not rungs:
+        raise ValueError(f"ladder={list(ladder)} has no rung that runs on {model.device}")
+    best = micro.climb(rungs, recording.episodes, climbing or rules, watch)
+    tell(f"fastest dense: {best.rung}")
+    arms = _arms(model, methods, plainest(rungs), skipped)
+    pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
+    skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
+    for arm in (best, *arms):
+        micro.energy(arm, recording.episodes, rules, nvml)
+    rows = [speed.described(model, arm, here) for arm in rungs]
+    base = rows[rungs.index(best)]
+    base["baseline"] = True
+    rows += [speed.against(speed.described(model, p.arm, here), p, best, base) for p in pairs if not p.arm.refused]
+    for row in rows:
+        row["no_energy"] = nvml.reason or "not measured"
+    return Measured(rows, _notes(best, recording, rules, watch, skipped, idle), watch.refusal, here)
+
+
+def _arms(model: VLA, methods: Methods, rung: str, skipped: dict[str, str]) -> list[micro.Arm]:
+    """An arm per method that this model can have."""
+    arms = []
+    for label, make in methods:
+        try:
+            arms.append(micro.Arm(label, Policy(model, make), rung))
+        except ValueError as error:
+            skipped[label] = str(error)
+    return arms
+
+
+def plainest(rungs: Sequence[micro.Arm]) -> str:
+    """The kernel that methods run under: the fastest that any call can take, not a compiled one."""
+    open_to_all = [a for a in rungs if a.rung in BACKENDS or a.rung == "sdpa"]
+    return min(open_to_all, key=lambda a: float(sorted(a.ms)[len(a.ms) // 2])).rung if open_to_all else "sdpa"
+
+
+def _notes(
+    best: micro.Arm,
+    recording: Recording,
+    rules: micro.Rules,
+    watch: Watch,
+    skipped: Mapping[str, str],
+    idle: float | None,
+) -> list[str]:
+    """What must be said beside the tables."""
+    least = f"at least {rules.calls} calls and {rules.seconds:g} s of each arm"
+    lines = [
+        f"- speed-up: against the fastest dense measured here ({best.rung}), median over blocks of {rules.block} calls "
+        "of dense time over the method's beside it on the same observations, with a 95 % bootstrap interval",
+        f"- observations: {len(recording.frames)} of {recording.card['bench']}, replayed in order, one episode at a "
+        "time",
+        f"- after {rules.warmup} warm-up calls, {least if rules.limit is None else f'for {rules.limit:.0f} s in all'}; "
+        "a call is timed from the observation to actions on the host, at batch 1",
+    ]
+    lines += [f"- {watch.shared}; ratios are of neighbouring blocks"] if watch.shared else []
+    lines += [f"- not looked at: {watch.unknown}"] if watch.unknown else []
+    lines += [f"- no row for {label}: {why}" for label, why in skipped.items()]
+    lines += [f"- board idle at {idle:.0f} W, not subtracted"] if idle is not None else []
+    return lines

@@ -1,0 +1,194 @@
+"""The page of `vlaprune-profile mode=overhead`: what the instrument costs when it prunes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.methods.dense import Dense
+from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched, from_llama
+from vlaprune.policy import VLA, Policy
+from vlaprune.profile import micro
+from vlaprune.profile.machine import Nvml, Watch
+from vlaprune.profile.measured import Methods
+from vlaprune.profile.page import Page, interval, percent
+from vlaprune.profile.recording import Recording
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.trace import Trace
+
+ALLOWED = 1.03
+
+
+class Unheeded(Pruner):
+    """A method that reads and scores as ever, and whose choice is thrown away: dense actions at the method's cost."""
+
+    def __init__(self, inner: Pruner) -> None:
+        self.inner = inner
+
+    def plan(self, info: Info) -> Plan:
+        """The method's own, without the promise of a count."""
+        own = self.inner.plan(info)
+        return Plan(own.sites, own.reads, {}, own.reuses, own.tower)
+
+    def select(self, site: Site) -> Selection | None:
+        """Chooses, and keeps everything; what it asks to read in this call is read."""
+        chosen = self.inner.select(site)
+        return None if chosen is None else Selection.all(site, chosen.reads)
+
+    def reset(self) -> None:
+        """A new episode."""
+        self.inner.reset()
+
+    def observe(self, trace: Trace) -> None:
+        """The call is over."""
+        self.inner.observe(trace)
+
+
+@torch.inference_mode()
+def decoders(page: Page, shape: Shape, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Our decoder and transformers' Llama under SDPA with the same weights, in turns."""
+    rows = []
+    for length in lengths:
+        theirs, ours = _both(shape, length)
+        apart = float((ours() - theirs()).abs().max())
+        if apart > 1e-3:
+            raise ValueError(f"our decoder and transformers' differ by {apart:.2g} at {length} tokens")
+        times = alternate([theirs, ours], rounds)
+        row: dict[str, Any] = {"arm": f"prompt of {length} tokens", "calls": rounds, "apart": apart}
+        rows.append(row | ratios(times[:, 0], times[:, 1]))
+    page.table(
+        "Dense: our decoder against transformers' Llama", [_shown(r, "transformers, ms", "ours, ms") for r in rows]
+    )
+    page.text(
+        f"The same random weights, width {shape.width}, {shape.layers} layers, {shape.heads} heads, feed-forward "
+        f"{shape.ffn}, fp32, SDPA in both, causal, batch 1, no cache; calls in turns. A ratio below 1 means that "
+        "ours is faster. Final hidden states differ by at most " + ", ".join(f"{r['apart']:.1g}" for r in rows) + "."
+    )
+    return rows
+
+
+def _both(shape: Shape, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Calls of transformers' model and of ours on one prompt."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.ffn,
+        rms_norm_eps=shape.eps,
+        vocab_size=32,
+        attn_implementation="sdpa",  # type: ignore[call-arg]
+    )
+    model, decoder = LlamaModel(config).eval(), Decoder(shape).eval()
+    decoder.load_state_dict(from_llama(model.state_dict(), shape.layers, prefix=""))
+    prompt, index = torch.randn(length, shape.width), torch.arange(length)
+    sessions = [Unwatched()]
+
+    def theirs() -> Tensor:
+        return model(inputs_embeds=prompt[None], use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+
+    return theirs, lambda: decoder([Tokens(prompt, index)], sessions)[0]
+
+
+def alternate(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> np.ndarray:
+    """[rounds, calls, 2] wall and processor milliseconds, one call after the other, the order turned every round."""
+    out = np.zeros((rounds + warmup, len(calls), 2))
+    for number in range(len(out)):
+        order = range(len(calls)) if number % 2 else reversed(range(len(calls)))
+        for i in order:
+            wall, busy = time.perf_counter(), time.process_time()
+            calls[i]()
+            out[number, i] = time.perf_counter() - wall, time.process_time() - busy
+    return 1e3 * out[warmup:]
+
+
+def ratios(base: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Medians of base and other [n, 2] (wall, processor), and of the rounds' ratios with its 95 % interval."""
+    each = other / base
+    low, high = interval(each[:, 0])
+    busy_low, busy_high = interval(each[:, 1])
+    return {
+        "ms_base": float(np.median(base[:, 0])),
+        "ms": float(np.median(other[:, 0])),
+        "ratio": float(np.median(each[:, 0])),
+        "low": low,
+        "high": high,
+        "busy": float(np.median(each[:, 1])),
+        "busy_low": busy_low,
+        "busy_high": busy_high,
+    }
+
+
+def _shown(row: dict[str, Any], base: str, other: str) -> dict[str, str]:
+    return {
+        "arm": row["arm"],
+        "calls": str(row["calls"]),
+        base: f"{row['ms_base']:.2f}",
+        other: f"{row['ms']:.2f}",
+        "ratio [95 %]": f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+        "by processor time [95 %]": f"{row['busy']:.3f} [{row['busy_low']:.3f}, {row['busy_high']:.3f}]",
+    }
+
+
+def kept(every: Methods) -> list[tuple[str, Callable[[], Pruner]]]:
+    """Each method at keep=1.0; where it has no single budget, at its own settings with its choice thrown away."""
+    arms = dict(every)
+    full = {label.split()[0] for label in arms if label.endswith(" keep=1.0")}
+    out = [(label, make) for label, make in arms.items() if label.endswith(" keep=1.0")]
+    return out + [
+        (f"{n}, choice thrown away", partial(_unheeded, m)) for n, m in arms.items() if n.split()[0] not in full
+    ]
+
+
+def _unheeded(make: Callable[[], Pruner]) -> Pruner:
+    return Unheeded(make())
+
+
+def methods(
+    page: Page,
+    model: VLA,
+    every: Methods,
+    recording: Recording,
+    rules: micro.Rules,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
+    watch = Watch(model.device, Nvml(model.device))
+    base = micro.Arm("dense", Policy(model, Dense), "sdpa")
+    again = micro.Arm("dense again", Policy(model, Dense), "sdpa")
+    arms = [again, *(micro.Arm(label, Policy(model, make), "sdpa") for label, make in kept(every))]
+    base.warm(rules.blocks(recording.episodes), rules)
+    rows = []
+    for pair in micro.compare(base, arms, recording.episodes, rules, watch, tell):
+        arm = pair.arm
+        if arm.refused:
+            raise ValueError(f"{arm.label}: {arm.refused}")
+        theirs = np.array([(np.median(base.blocks[i]), base.busy[i]) for i in pair.beside])
+        ours = np.array([(np.median(b), busy) for b, busy in zip(arm.blocks, arm.busy, strict=True)])
+        row: dict[str, Any] = {"arm": arm.label, "calls": len(arm.ms)} | ratios(theirs, ours)
+        rows.append(row | {"ms_method": float(np.median([r.ms.get("method", 0.0) for r in arm.records]))})
+    page.table("Methods that keep everything, against dense", [_method(r) for r in rows])
+    shape = model.shape
+    layout = base.policy.trace(0).layout
+    page.text(
+        f"{model.info.name} of width {shape.width}, {shape.layers} layers, {layout.length} positions of which "
+        f"{layout.total} visual; {recording.card['bench']}. Blocks of {rules.block} calls in turns with dense, medians "
+        "of the blocks' ratios. *method* is the time in the method's own span: scoring, top-k and the attention rows "
+        f"it looked at. The aim is at most {ALLOWED:.2f}; *dense again* shows what noise makes of no difference at all."
+    )
+    page.text(*([f"- {watch.shared}"] if watch.shared else []))
+    return rows
+
+
+def _method(row: dict[str, Any]) -> dict[str, str]:
+    inside = "yes" if row["busy"] <= ALLOWED else f"no, of it method {percent(row['ms_method'] / row['ms'])}"
+    return _shown(row, "dense, ms", "ms") | {"method, ms": f"{row['ms_method']:.2f}", "at most 3 %": inside}
