@@ -119,6 +119,8 @@ def test_only_lost_episodes_are_kept_if_failures_are_wanted(tmp_path):
     lost = {film_name(*key).split("/")[1] for key, record in run.episodes.items() if not record.success}
     assert lost and len(lost) < len(run.episodes)
     assert {p.name for p in (tmp_path / "videos").iterdir()} == lost
+    assert all(r.success for r in filming(tmp_path / "won", "failures").episodes.values())
+    assert not (tmp_path / "won" / "videos").exists()
 
 
 def test_films_take_bounded_room_and_say_so_once(tmp_path):

@@ -143,9 +143,9 @@ class Film:
         """Throws away what is unfinished."""
         for key in list(self._rolling):
             self._cut(key, False)
-        partial = self.folder / "videos" / ".partial"
-        if partial.is_dir() and not any(partial.iterdir()):
-            partial.rmdir()
+        for folder in (self.folder / "videos" / ".partial", self.folder / "videos"):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _paths(self, key: Key) -> tuple[Path, Path]:
         final = self.folder / film_name(*key)
