@@ -125,7 +125,9 @@ class Film:
         reel = self._rolling[key]
         if reel is not None:
             self._put(key, reel, frame(trace, f"{task} {episode}, call {reel.calls}"))
-            reel.calls, reel.last = reel.calls + 1, trace
+            # without the attention rows, which may take as much memory as the model
+            light = Trace(trace.layout, trace.images, trace.step, dict(trace.kept), dict(trace.reused))
+            reel.calls, reel.last = reel.calls + 1, light
 
     def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """An episode is over; without a record the world raised, and what was filmed is thrown away."""

@@ -30,6 +30,8 @@ def shared(runs: Sequence[Run]) -> str:
     commands = [str(r.header.provenance.get("command", "")) for r in runs]
     if any("launcher=joblib" in c or "launcher=submitit_local" in c for c in commands):
         return "the runs shared their machine (several processes side by side)"
+    if any("video=all" in c or "video=failures" in c for c in commands):
+        return "a run was filmed (the encoder ran beside the policy)"
     if any(len(list(r.folder.glob("journal*.jsonl"))) > 1 for r in runs):
         return "a run was made by several processes (shards)"
     if len({str(r.header.provenance.get("hardware")) for r in runs}) > 1:
