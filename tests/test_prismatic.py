@@ -92,3 +92,12 @@ def test_the_bare_prompt_is_the_instruction_alone(composed):
     assert bare._prompt("Pick UP") == "Pick UP"
     with pytest.raises(ValueError, match="prompt=none; use one of question, bare"):
         config.build(composed("model=openvla_tiny", "model.prompt=none"))
+
+
+@pytest.mark.parametrize("bench", ["libero", "simpler"])
+def test_random_weights_fit_the_benchmarks_of_the_published_ones(composed, bench):
+    """Everything but the simulator: conventions, cameras and state. SIMPLER has no control of OFT."""
+    for name in ("openvla_tiny", "oft_tiny")[: 2 if bench == "libero" else 1]:
+        model, _, world = config.build(composed(f"model={name}", f"bench={bench}"))
+        assert set(model.interface.cameras) <= set(world.interface.cameras)
+        assert model.card["weights"] == "random"
