@@ -103,6 +103,16 @@ def test_vulkan_answers_whatever_is_installed():
     assert "drivers" in graphics.vulkan().said
 
 
+def test_the_renderer_is_looked_at_in_the_simulators_interpreter(monkeypatch):
+    looked = {}
+    for name in graphics.CHECKS:
+        look = lambda python, name=name: looked.update({name: python}) or Finding(name, "there")  # noqa: E731
+        monkeypatch.setitem(graphics.CHECKS, name, look)
+    title, needed, found = list(doctor.sections(["model=toy", "bench=simpler", "bench.python=/their/python"]))[2]
+    assert (title, needed) == ("graphics", {"Vulkan"}) and len(list(found)) == 3
+    assert looked == {"egl": sys.executable, "osmesa": sys.executable, "vulkan": "/their/python"}
+
+
 def test_a_vulkan_device_without_the_extension_is_told_apart(monkeypatch):
     monkeypatch.setattr(graphics, "ask", answers("llvmpipe driver 26.1.6"))
     assert graphics.vulkan().ok
@@ -174,7 +184,7 @@ def test_the_models_of_this_package_that_need_no_download_would_load():
 def consult(monkeypatch, capsys):
     """Runs the command on faked checks; gives exit code and lines."""
     monkeypatch.setattr(machine, "CHECKS", [lambda: Finding("python", "3.11")])
-    monkeypatch.setattr(graphics, "CHECKS", [lambda: Finding("EGL", "none; install it", ok=False)])
+    monkeypatch.setattr(graphics, "CHECKS", {"egl": lambda python: Finding("EGL", "none; install it", ok=False)})
     monkeypatch.setattr(models, "models", lambda nodes, hub: [Finding(n, "gone; fetch", ok=n == "toy") for n in nodes])
 
     def run(*argv):

@@ -9,6 +9,7 @@ look into: `bench.python=PATH`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from vlaprune.finding import Finding
@@ -51,12 +52,13 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
     cfg, chosen = config.composed(overrides)
     yield "machine", None, (check() for check in machine.CHECKS)
     yield "models", {chosen["model"]}, _models(overrides, chosen["model"], hub)
-    draws = {"egl": "EGL", "osmesa": "OSMesa", "vulkan": "Vulkan"}.get(str(cfg.bench.get("renderer")), "")
-    yield "graphics", {draws}, (check() for check in graphics.CHECKS)
+    renderer, python = cfg.bench.get("renderer"), str(cfg.bench.get("python") or sys.executable)
+    looks = (look(python if name == renderer else sys.executable) for name, look in graphics.CHECKS.items())
+    yield "graphics", {graphics.ABOUT.get(str(renderer), "")}, looks
     yield f"bench {chosen['bench']}", None, _bench(overrides)
 
 
-def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Sequence[Finding]:
+def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Iterator[Finding]:
     """Every model configuration as it would be built for the chosen benchmark, or else for a robot that it knows."""
     from vlaprune import config
     from vlaprune.checks.models import models
@@ -68,7 +70,7 @@ def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Sequence[Findin
         known = list(cfg.model.get("settings") or ())
         robot = own if own in known or name == chosen else next(iter(known), None)
         nodes[name] = config.plain(config.model_for(cfg, robot))
-    return models(nodes, hub)
+    yield from models(nodes, hub)
 
 
 def _robot(overrides: Sequence[str]) -> str | None:

@@ -1,16 +1,18 @@
-"""Whether simulators can draw: EGL and OSMesa through MuJoCo, Vulkan through its loader."""
+"""Whether simulators can draw, in the interpreter they run in: EGL and OSMesa by MuJoCo, Vulkan by its loader."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from glob import glob
 from pathlib import Path
 
 from vlaprune.checks.probe import ask
 from vlaprune.finding import Finding
 
+ABOUT = {"egl": "EGL", "osmesa": "OSMesa", "vulkan": "Vulkan"}
 ICDS = ("/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d")
 DRAW = """
 import mujoco
@@ -51,23 +53,24 @@ print("; ".join(found))
 """
 
 
-def egl() -> Finding:
+def egl(python: str = sys.executable) -> Finding:
     """MuJoCo draws off the screen through EGL: on a GPU, or in Mesa's software."""
-    return _mujoco("egl", "apt-get install libegl1 libgl1 libgl1-mesa-dri")
+    return _mujoco("egl", python, "apt-get install libegl1 libgl1 libgl1-mesa-dri")
 
 
-def osmesa() -> Finding:
+def osmesa(python: str = sys.executable) -> Finding:
     """MuJoCo draws in software without any display driver."""
-    return _mujoco("osmesa", "apt-get install libosmesa6")
+    return _mujoco("osmesa", python, "apt-get install libosmesa6")
 
 
-def vulkan() -> Finding:
+def vulkan(python: str = sys.executable) -> Finding:
     """A Vulkan device for SAPIEN. SAPIEN 2.2.2 (SIMPLER) needs VK_KHR_external_semaphore_fd: in software, Mesa 26."""
+    known = f"; {drivers()}" if python == sys.executable else ""  # another interpreter may be told others
     try:
-        said = f"{ask(DEVICES)}; {drivers()}"
+        said = ask(DEVICES, python) + known
     except RuntimeError as error:
         remedy = "install libvulkan1 and mesa-vulkan-drivers (in software: lavapipe of Mesa 26)"
-        return Finding("Vulkan", f"{error}; {drivers()}; {remedy}", ok=False)
+        return Finding("Vulkan", f"{error}{known}; {remedy}", ok=False)
     if "without VK_KHR_external_semaphore_fd" in said:
         remedy = "SAPIEN 3 takes it, SAPIEN 2.2.2 does not; in software, use lavapipe of Mesa 26"
         return Finding("Vulkan", f"{said}; {remedy}", ok=False)
@@ -90,13 +93,13 @@ def _driver(path: str) -> str:
     return path if there else f"{path} (names {library}, which is not there)"
 
 
-def _mujoco(kind: str, packages: str) -> Finding:
-    about = {"egl": "EGL", "osmesa": "OSMesa"}[kind]
+def _mujoco(kind: str, python: str, packages: str) -> Finding:
+    about = ABOUT[kind]
     try:
-        return Finding(about, ask(DRAW, env={"MUJOCO_GL": kind, "PYOPENGL_PLATFORM": kind}))
+        return Finding(about, ask(DRAW, python, {"MUJOCO_GL": kind, "PYOPENGL_PLATFORM": kind}))
     except RuntimeError as error:
         remedy = "pip install -e '.[sim]'" if "No module named" in str(error) else packages
         return Finding(about, f"{error}; {remedy}", ok=False)
 
 
-CHECKS: Sequence[Callable[[], Finding]] = (egl, osmesa, vulkan)
+CHECKS: Mapping[str, Callable[[str], Finding]] = {"egl": egl, "osmesa": osmesa, "vulkan": vulkan}
