@@ -201,10 +201,9 @@ class Block(nn.Module):
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [N, H, hd] and keys [N, kv, hd], and values [N, kv, hd], of normed rows [N, d]."""
         s = self.shape
-        q, k, v = self.qkv(x).split((s.heads * s.head_size, s.kv_heads * s.head_size, s.kv_heads * s.head_size), -1)
-        q = _rotate(q.unflatten(-1, (s.heads, s.head_size)), *rope)
-        k = _rotate(k.unflatten(-1, (s.kv_heads, s.head_size)), *rope)
-        return q, k, v.unflatten(-1, (s.kv_heads, s.head_size))
+        rows = self.qkv(x).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_size))
+        q, k = _rotate(rows[:, : -s.kv_heads], *rope).split((s.heads, s.kv_heads), 1)
+        return q, k, rows[:, -s.kv_heads :]
 
     def feed(self, x: Tensor) -> Tensor:
         """The gated feed-forward [N, d] of normed rows [N, d]."""

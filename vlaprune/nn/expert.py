@@ -119,7 +119,8 @@ class ExpertBlock(Block):
             if lead:
                 parts.insert(0, room.attend(queries[:, :lead], whole - queries.shape[1] + lead))
             outs.append(torch.cat(parts, 1) if lead else parts[0])
-        attended = self.out(torch.stack(outs).transpose(1, 2).flatten(0, 1).flatten(1))
+        attended = torch.stack(outs) if len(outs) > 1 else outs[0][None]
+        attended = self.out(attended.transpose(1, 2).flatten(0, 1).flatten(1))
         x = x + (attended if gate is None else attended * gate)
         y, gate = self.normed(self.norm_mlp, x, None if modulation is None else modulation[1])
         fed = self.feed(y)
