@@ -114,11 +114,11 @@ def limits(folder, **options):
 def test_what_the_report_does_not_claim_comes_from_the_runs(runs):
     said = limits(runs)
     assert any("Whether 1 of 2 methods are worse" in claim for claim in said)
-    assert "Any speed-up" not in said and "That choosing tokens well matters" not in said
+    assert "Any speed" not in said and "That choosing tokens well matters" not in said
     assert said["Anything about tasks beside these 2"].endswith("rests on 2 of them.")
     write(runs / "late", FASTV, "late", provenance={"commit": "abc+", "hardware": {"device": "cuda"}})
     said = limits(runs)
-    assert "hardware" in said["Any speed-up"] and "differ from their commit" in " ".join(said.values())
+    assert "hardware" in said["Any speed"] and "differ from their commit" in " ".join(said.values())
     write(runs / "odd", {"near": "1"}, "odd", tasks={"near": 2})
     said = limits(runs, partial=True, mixed=True)
     assert "odd*†" in said["A fair comparison of marked runs"]

@@ -230,8 +230,9 @@ def test_no_speedup_where_the_machine_was_shared(runs, provenance, why):
     write(runs / "random", DENSE, "random", kept=8, ms=5.0, provenance=provenance)
     comparison = report.compare(report.find([runs]))
     table = report.tabulate(comparison)
-    assert "speedup" not in table and why in table.attrs["notes"][-1]
+    assert "speedup" not in table and why in table.attrs["notes"][-1] and "ms/call" not in report.markdown(table)
     looked = report.tabulate(comparison, timed=True)
+    assert "~1.25x" in report.markdown(looked) and why in looked.attrs["notes"][-1]
     assert looked["speedup"].tolist() == pytest.approx([1, 1.25, 4])
 
 
@@ -272,6 +273,11 @@ def test_files(runs, tmp_path):
     assert "60.0\\%" in body and all(c in "\\" for c in (body[i - 1] for i, x in enumerate(body) if x in "%_"))
     columns = next(x for x in latex.splitlines() if "begin{tabular}" in x).split("{")[-1].rstrip("}")
     assert all(line.count("&") == len(columns) - 1 for line in body.splitlines() if line.endswith("\\\\"))
+
+
+def test_the_summary_of_one_of_many_processes_has_its_milliseconds(tmp_path):
+    write(tmp_path, DENSE, provenance={"command": "vlaprune-eval -m hydra/launcher=joblib"})
+    assert "20.0 ms a call" in report.summary(read(tmp_path))
 
 
 def test_the_summary_at_the_end_of_a_run(runs):

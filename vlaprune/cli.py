@@ -61,7 +61,7 @@ def report() -> None:
     )
     parser.add_argument("--tasks", action="store_true", help="one row per task as well")
     parser.add_argument("--untimed", action="store_true", help="no milliseconds: the runs shared their machine")
-    parser.add_argument("--timed", action="store_true", help="print speed-ups even of runs that shared their machine")
+    parser.add_argument("--timed", action="store_true", help="show milliseconds even of runs that shared their machine")
     parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
     parser.add_argument(
         "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"

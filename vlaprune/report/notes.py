@@ -31,13 +31,9 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
     ]
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
-    reason = table.attrs["shared"]
-    if reason and whole["ms"].notna().any():
-        out.append(
-            f"~ speed-up: {reason}; printed because of --timed."
-            if "speedup" in table
-            else f"No speed-up is given: {reason}. --timed prints it all the same."
-        )
+    if table.attrs["shared"]:
+        shown = "~ Times are shown because of --timed" if "ms" in table else "No times"
+        out.append(f"{shown}: {table.attrs['shared']}.")
     return out
 
 
@@ -133,9 +129,11 @@ def _floor(comparison: Comparison) -> Limit | None:
 
 
 def _time(whole: pd.DataFrame) -> Limit | None:
-    if whole["ms"].isna().all():
-        return Limit("Any speed", "no call was timed alone; FLOPs say what is computed, not how long it takes.")
-    return Limit("Any speed-up", f"{whole.attrs['shared']}.") if whole.attrs["shared"] else None
+    if whole.attrs["shared"]:
+        return Limit("Any speed", f"{whole.attrs['shared']}, so milliseconds do not compare.")
+    if "ms" in whole and whole["ms"].notna().any():
+        return None
+    return Limit("Any speed", "no times are in this report; FLOPs say what is computed, not how long it takes.")
 
 
 def _tasks(comparison: Comparison) -> Limit | None:

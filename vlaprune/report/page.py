@@ -35,14 +35,13 @@ class Cell:
 def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool = False, videos: int = VIDEOS) -> str:
     """The page as text. `file` is where it will be, for links to videos that it has no room for.
 
-    timed    speed-ups although the runs shared their machine
+    timed    milliseconds although the runs shared their machine
     untimed  no milliseconds at all
     """
     table = tabulate(comparison, by_task=True, timed=timed)
     table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
     if untimed:
-        table[["ms", "ms_method"]] = float("nan")
-        table = table.drop(columns="speedup", errors="ignore")
+        table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
     whole = table[table["task"] == "all"]
     about = "~" if table.attrs["shared"] else ""
     found = flips(comparison)
@@ -113,7 +112,7 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "lost / gained": cell("lost", "{:.0f}" + (f" / {row.gained:.0f}" if known("lost") is not None else "")),
         "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
         "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
-        "ms": cell("ms", "{:.2f}", f"method {row.ms_method:.2f}"),
+        "ms": cell("ms", about + "{:.2f}", f"method {known('ms_method') or 0:.2f}"),
         "speed-up": cell("speedup", about + "{:.2f} x"),
         "s.e. over tasks": cell("difference_clustered", "{:.1f}", "", 100),
     }
@@ -150,7 +149,7 @@ def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
         charts["forest"] = plots.forest(table, comparison.margin, comparison.baseline.label)
     if "flops_cut" in table and len(table) > 1:
         charts["flops"] = plots.cost(table, "flops_cut", "FLOPs cut, %", "flops", "Success against FLOPs saved")
-    if ("speedup" in table or not table.attrs["shared"]) and table["ms"].notna().sum() > 1:
+    if "ms" in table and table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
     layers = {a.marked: _layers(a.run) for a in comparison.arms}
     charts["tokens"] = plots.tokens(layers, dict(zip(table["method"], table["visual"].astype(int), strict=True)))
@@ -171,9 +170,9 @@ def _tasks(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, list[
         cells = []
         for task in comparison.tasks:
             r = found.get((arm.marked, task))
-            lost = getattr(r, "lost", None)
+            lost, gained = (getattr(r, key, float("nan")) for key in ("lost", "gained"))
             under = f"{r.success}/{r.episodes}" if r else ""
-            under += f" · -{lost:.0f} +{r.gained:.0f}" if r and lost is not None and pd.notna(lost) else ""
+            under += f" · -{lost:.0f} +{gained:.0f}" if lost + gained > 0 else ""
             cells.append(Cell(f"{100 * r.rate:.0f} %", under, r.rate) if r else Cell("", "", -1.0))
         out.append((arm.marked, cells))
     return out

@@ -30,8 +30,8 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
     SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual,
     gflops, ms; against the baseline on the same episodes paired, lost, gained, difference with Tango's interval and its
-    standard error over tasks, McNemar p, Holm p, verdict; flops_cut, and speedup where the runs had their machines to
-    themselves or `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
+    standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup. No times where the runs shared their
+    machine, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
     shared: why milliseconds do not compare, if they do not.
     """
     frames = {a.label: pd.DataFrame([flat(r) for r in a.run.episodes.values()]) for a in comparison.arms}
@@ -42,12 +42,15 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         _judge(comparison, here, task, found)
         rows += list(found.values())
     table = pd.DataFrame(rows)
-    table.attrs["shared"] = shared([a.run for a in comparison.arms])
+    reason = shared([a.run for a in comparison.arms]) if table["ms"].notna().any() else ""
+    if reason and not timed:
+        table = table.drop(columns=["ms", "ms_method"])
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
-        if timed or not table.attrs["shared"]:
+        if "ms" in table:
             table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
+    table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
     table.attrs["sources"] = sources([a.run for a in comparison.arms])
     table.attrs["notes"] = footnotes(comparison, table)

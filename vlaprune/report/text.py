@@ -38,10 +38,10 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     if "flops_cut" in table:
         out["FLOPs cut"] = cells(lambda r: f"{100 * r.flops_cut:.1f}%", "flops_cut")
     if "ms" in table and table["ms"].notna().any():
-        out["ms/call"] = cells(lambda r: f"{r.ms:.2f}", "ms")
-        out["of it method"] = cells(lambda r: f"{r.ms_method:.2f}", "ms_method")
+        about = "~" if table.attrs.get("shared") else ""
+        out["ms/call"] = cells(lambda r: f"{about}{r.ms:.2f}", "ms")
+        out["of it method"] = cells(lambda r: f"{about}{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
-            about = "~" if table.attrs.get("shared") else ""
             out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x", "speedup")
     return out
 
@@ -111,7 +111,7 @@ def summary(run: Run) -> str:
     """A few lines at the end of a run: success, tokens, FLOPs, milliseconds and where the files are."""
     if not run.episodes:
         return f"no finished episode in {run.folder}"
-    row = tabulate(compare([run], partial=True)).iloc[0]
+    row = tabulate(compare([run], partial=True), timed=True).iloc[0]
     time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
     return (
         f"{row['method'].rstrip('*')}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
