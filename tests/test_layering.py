@@ -25,7 +25,7 @@ LAYERS = {
     "fullsize": ["roofline", "nn.decoder"],
     "loggers": ["records", "stats"],
     "power": [],
-    "report": ["report", "anytime", "records", "loggers", "stats", "power"],
+    "report": ["report", "anytime", "floor", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
     "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "meter", "records"],
     "film": ["records", "trace"],

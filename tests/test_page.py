@@ -9,7 +9,7 @@ from browser import look
 from test_report import DENSE, FASTV, TASKS, write
 
 from vlaprune import cli, report
-from vlaprune.records import EpisodeRecord, Recorder, StepRecord, read
+from vlaprune.records import EpisodeRecord, Header, Recorder, StepRecord, read
 from vlaprune.report import notes, plots
 from vlaprune.report import page as pages
 from vlaprune.report.flips import flips, shelve
@@ -211,6 +211,9 @@ def test_the_console_is_heard(tmp_path):
     assert "undefinedThing is not defined" in look(tmp_path / "bad.html")[1][0]
 
 
+ENDED = {"_target_": "vlaprune.methods.ended.X"}
+
+
 def test_any_journals_have_a_page(runs):
     """Other benches, depths and token counts, missing episodes, no milliseconds, nothing paired: all in one, marked."""
     write(runs / "elsewhere", {"third": "0101"}, "elsewhere", tasks={"third": 4}, bench="libero", ms=0)
@@ -219,10 +222,18 @@ def test_any_journals_have_a_page(runs):
     recorder = Recorder(runs / "deep", read(runs / "dense").header)
     recorder.write(EpisodeRecord("near", 0, True, 10, (deep,)))
     recorder.close()
+    recorder = Recorder(runs / "ended", Header({**read(runs / "fastv").header.identity, "method": ENDED}, {}, TASKS))
+    recorder.write(EpisodeRecord("near", 0, False, 10, (deep,)))
+    recorder.stop(
+        {"rule": "anytime", "alpha": 0.05, "baseline": "dense", "after": 1, "of": 12, "lost": 1, "gained": 0}
+        | {"verdict": "worse"}
+    )
+    recorder.close()
     comparison = report.compare(report.find([runs]), partial=True, mixed=True)
     file = made(runs, comparison)
     Tags(file.read_text())
     assert "tiny on toy, libero" in file.read_text() and "short*†" in file.read_text()
+    assert "stopped: worse" in file.read_text() and "ended‡" in file.read_text()
     assert "not judged" in file.read_text() and look(file, width=390)[1] == []
 
 
@@ -231,6 +242,15 @@ def test_the_command_writes_a_page(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vlaprune-report", str(runs), "--output", str(runs / "t"), "--html", str(file)])
     cli.report()
     assert capsys.readouterr().out.splitlines()[-1] == str(file) and "</html>" in file.read_text()
+
+
+def test_a_floor_is_shown_and_changes_what_is_not_claimed(runs):
+    comparison = report.compare(report.find([runs]))
+    again = write(runs / "again", {"near": "111110", "far": "111000"})
+    comparison = comparison.above([read(runs / "dense"), read(again)])
+    text = made(runs, comparison).read_text()
+    assert "25.0 %, 3.0 floors" in text and "That fastv keep=0.25 differs from the baseline at all" in text
+    assert "no repeat of the baseline" not in text
 
 
 def test_equal_layers_are_told_in_one_breath():

@@ -66,6 +66,9 @@ def report() -> None:
     parser.add_argument(
         "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
     )
+    parser.add_argument(
+        "--floor", nargs="+", type=Path, metavar="RUN", help="runs of the baseline again (experiment=aa): its noise"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
     parser.add_argument(
         "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
@@ -77,6 +80,8 @@ def report() -> None:
         from vlaprune import report as tables
 
         comparison = tables.compare(tables.find(args.runs), args.baseline, args.partial, args.mixed)
+        if args.floor:
+            comparison = comparison.above(tables.find(args.floor))
         table = tables.tabulate(comparison, args.tasks, args.timed)
         if args.untimed:
             table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")

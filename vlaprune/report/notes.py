@@ -22,6 +22,7 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             f"s.e. over tasks: standard error of the difference, in points, with the {len(comparison.tasks)} tasks as "
             "clusters; the intervals speak of these tasks only."
         )
+    out += _noise(comparison, whole)
     out += [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
     out += [
         f"‡ {a.label}: {a.stopped}; its rate counts the episodes it has, its interval is not made for such a stop, and "
@@ -35,6 +36,22 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
         shown = "~ Times are shown because of --timed" if "ms" in table else "No times"
         out.append(f"{shown}: {table.attrs['shared']}.")
     return out
+
+
+def _noise(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
+    if comparison.floor is None:
+        return []
+    hidden = ties(comparison, whole)
+    inside = f"Ties, inside it: {', '.join(hidden)}" if hidden else "No method is inside it"
+    return [f"A/A floor, the baseline run again: {comparison.floor.told}. {inside}."]
+
+
+def ties(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
+    """Methods not called worse that end no more episodes otherwise than a repeat of the baseline may."""
+    if comparison.floor is None or "otherwise" not in whole:
+        return []
+    rows = whole[whole["otherwise"].notna() & ~whole["verdict"].isin(["worse", "stopped: worse"])]
+    return [r.method for r in rows.itertuples() if comparison.floor.hides(r.otherwise)]
 
 
 def _why(arm: Arm) -> str:
@@ -81,7 +98,7 @@ class Limit:
 def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
     """What these runs do not show, from the runs themselves."""
     whole = table[table["task"] == "all"]
-    found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _floor(comparison)]
+    found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _floor(comparison, whole)]
     found += [_time(whole), _tasks(comparison), _seeds(comparison), _marked(comparison), _code(comparison)]
     return [limit for limit in found if limit is not None]
 
@@ -121,10 +138,18 @@ def _chance(comparison: Comparison) -> Limit | None:
     return Limit("That choosing tokens well matters", "no random or uniform selection was run beside them.")
 
 
-def _floor(comparison: Comparison) -> Limit | None:
+def _floor(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
+    if comparison.floor is None:
+        return Limit(
+            "That a difference of an episode or two comes from the method",
+            "no repeat of the baseline was given (--floor), so the noise of kernels and renderers is not known.",
+        )
+    hidden = ties(comparison, whole)
+    if not hidden:
+        return None
     return Limit(
-        "That a difference of an episode or two comes from the method",
-        "the runs hold no repeat of the baseline against itself, so the noise of kernels and renderers is not known.",
+        f"That {', '.join(hidden)} {'differs' if len(hidden) == 1 else 'differ'} from the baseline at all",
+        "the baseline, run again, may end as many episodes otherwise.",
     )
 
 

@@ -109,7 +109,7 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "FLOPs cut": cell("flops_cut", "{:.1f} %", "", 100),
         "success": cell("rate", "{:.1f} %", f"{row.success}/{row.episodes} · {_span(row.low, row.high)}", 100),
         "difference": cell("difference", "{:+.1f}", _signed(row), 100),
-        "lost / gained": cell("lost", "{:.0f}" + (f" / {row.gained:.0f}" if known("lost") is not None else "")),
+        "lost / gained": cell("lost", "{:.0f}" + (f" / {known('gained') or 0:.0f}"), _otherwise(row)),
         "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
         "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
         "ms": cell("ms", about + "{:.2f}", f"method {known('ms_method') or 0:.2f}"),
@@ -125,6 +125,11 @@ def _span(low: float, high: float) -> str:
 def _signed(row: Any) -> str:
     low, high = getattr(row, "difference_low", 0.0), getattr(row, "difference_high", 0.0)
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _otherwise(row: Any) -> str:
+    apart, floors = getattr(row, "otherwise", 0.0), getattr(row, "floors", float("nan"))
+    return f"{100 * apart:.1f} %" + (f", {floors:.1f} floors" if floors == floors else "")
 
 
 def _more(row: Any) -> str:

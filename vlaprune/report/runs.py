@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlaprune.anytime import said
 from vlaprune.records import Header, Run, differences, read
+from vlaprune.report.noise import Noise, noise
 
 MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
 
@@ -73,15 +74,25 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that stand in one report, the baseline first where there is one."""
+    """Arms that stand in one report, the baseline first where there is one.
+
+    floor  how often the baseline alone ends an episode otherwise when it is run again; None where not measured
+    """
 
     arms: tuple[Arm, ...]
     baseline: Arm | None
+    floor: Noise | None = None
 
     @property
     def margin(self) -> float:
         """The non-inferiority margin of the benchmark, as a share of episodes."""
         return MARGIN.get(part(self.arms[0].run, "bench"), 0.05)
+
+    def above(self, repeats: Sequence[Run]) -> Comparison:
+        """The same, with the floor that these repeats of the baseline make. ValueError where they are none."""
+        if self.baseline is None:
+            raise ValueError("a floor needs a baseline among the runs; name one with --baseline")
+        return replace(self, floor=noise(repeats, self.baseline.run))
 
     @property
     def others(self) -> tuple[Arm, ...]:

@@ -28,9 +28,10 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
 
     Columns: success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
     error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
-    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual,
-    gflops, ms; against the baseline on the same episodes paired, lost, gained, difference with Tango's interval and its
-    standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup. No times where the runs shared their
+    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual, gflops, ms;
+    against the baseline on the same episodes paired, both, lost, gained, neither, otherwise (the share lost or gained)
+    and floors (that in units of what a repeat of the baseline does), difference with Tango's interval and its standard
+    error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup. No times where the runs shared their
     machine, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
     shared: why milliseconds do not compare, if they do not.
     """
@@ -117,6 +118,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
     said = stats.verdicts([pooled(tables[one]) for one in judged], comparison.margin)
     verdicts = dict(zip(judged, said, strict=True))
     arms = {a.label: a for a in here}
+    units = comparison.floor.units if comparison.floor else lambda apart: math.nan
     for one, tasks in tables.items():
         whole, told = pooled(tasks), verdicts.get(one)
         interval = stats.tango(whole)
@@ -126,6 +128,8 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
             "lost": whole.lost,
             "gained": whole.gained,
             "neither": whole.neither,
+            "otherwise": (whole.lost + whole.gained) / whole.n,
+            "floors": units((whole.lost + whole.gained) / whole.n),
             "difference": whole.difference,
             "difference_low": interval.low,
             "difference_high": interval.high,

@@ -1,0 +1,50 @@
+"""The A/A floor beside a table: how often the baseline alone, run again, ends an episode otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlaprune.floor import lines, same_method
+from vlaprune.records import Header, Run, differences
+from vlaprune.stats import Interval, aa_floor
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The repeat of the baseline that differs most: the rate of episodes that end otherwise, and its interval."""
+
+    rate: float
+    interval: Interval
+    told: str
+
+    def units(self, apart: float) -> float:
+        """A share of episodes as so many floors; NaN where a repeat changed nothing."""
+        return apart / self.rate if self.rate else math.nan
+
+    def hides(self, apart: float) -> bool:
+        """Whether a method that ends this share of episodes otherwise is a tie: a mere repeat may do as much."""
+        return apart <= self.interval.high
+
+
+def noise(repeats: Sequence[Run], baseline: Run) -> Noise:
+    """Measures the floor. ValueError where the runs are no repeats of the baseline."""
+    for run in repeats:
+        if apart := differences(_kind(baseline), _kind(run)):
+            raise ValueError(f"{run.folder} is no repeat of {baseline.folder}: {apart}")
+    if not same_method(repeats):
+        raise ValueError(f"a floor needs the baseline at least twice, got {len(repeats)} run")
+    told = lines(repeats)[1:]
+    found = []
+    for other, line in zip(repeats[1:], told, strict=True):
+        both = [key for key in repeats[0].episodes if key in other.episodes]
+        then, now = ({key: run.episodes[key].success for key in both} for run in (repeats[0], other))
+        found.append(Noise(*aa_floor(then, now), line))
+    return max(found, key=lambda one: (one.rate, one.interval.high))
+
+
+def _kind(run: Run) -> Header:
+    """What a repeat must have in common; kernel and renderer are what it is made to vary."""
+    same = {k: v for k, v in run.header.identity.items() if k != "kernel"}
+    return Header({**same, "bench": {k: v for k, v in same["bench"].items() if k != "renderer"}}, {}, {})
