@@ -84,7 +84,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 
 NEEDS = {"verdict": "verdict", "difference": "difference", "lost / gained": "lost", "FLOPs cut": "flops_cut"}
-NEEDS |= {"ms": "ms", "speed-up": "speedup", "s.e. over tasks": "difference_clustered"}
+NEEDS |= {"mean of tasks": "average", "ms": "ms", "speed-up": "speedup", "s.e. over tasks": "difference_clustered"}
 
 
 def _shown(table: pd.DataFrame, name: str) -> bool:
@@ -108,6 +108,7 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "verdict": Cell(verdict, _more(row), verdict) if isinstance(verdict, str) else Cell("baseline", "", "a"),
         "FLOPs cut": cell("flops_cut", "{:.1f} %", "", 100),
         "success": cell("rate", "{:.1f} %", f"{row.success}/{row.episodes} · {_span(row.low, row.high)}", 100),
+        "mean of tasks": cell("average", "{:.1f} %", "", 100),
         "difference": cell("difference", "{:+.1f}", _signed(row), 100),
         "lost / gained": cell("lost", "{:.0f}" + (f" / {known('gained') or 0:.0f}"), _otherwise(row)),
         "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
