@@ -61,6 +61,7 @@ LAYERS = {
         "control",
     ],
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
+    "tuning": ["train", "session", "meter", "nn.load"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
     "images": [],
     "models": ["models", "benchmark", "policy", "session", "trace", "pruner", "meter", "nn", "images"],

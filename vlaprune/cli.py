@@ -207,11 +207,15 @@ def _serve(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    from vlaprune import config, train
+    from vlaprune import config, train, tuning
 
     bench = config.make(cfg.bench)
+    learnt = cfg.tune if cfg.tune is not None else tuning.learnt(config.make(cfg.method))
+    if learnt and cfg.model.weights == "random":
+        cfg.model.weights = cfg.tuning.weights
     node = config.model_node(cfg, bench)
-    train.main(cfg, bench, lambda: config.make(node), lambda: config.make(cfg.method))
+    job = tuning.main if learnt else train.main
+    job(cfg, bench, lambda: config.make(node), lambda: config.make(cfg.method))
 
 
 def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:

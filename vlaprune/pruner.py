@@ -91,6 +91,7 @@ class Site:
     visual    [n, d] hidden states
     alive     [n] number of each row among the V, ascending
     text      [t, d] hidden states of the instruction
+    task      [m, d] hidden states of everything behind the visual tokens: proprioception, instruction, action slots
     reusable  [n] bool: an earlier call of this episode left keys and values in every layer from here on
     trace     everything this call has read so far
     """
@@ -100,6 +101,7 @@ class Site:
     visual: Tensor
     alive: Tensor
     text: Tensor
+    task: Tensor
     reusable: Tensor
     trace: Trace
 

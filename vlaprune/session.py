@@ -209,6 +209,7 @@ class Session:
             visual=tokens.hidden[visual.start : visual.stop],
             alive=self._alive,
             text=tokens.hidden[text.start : text.stop],
+            task=tokens.hidden[visual.stop :],
             reusable=self._filled if self._alive.shape == self._filled.shape else self._filled[self._alive],
             trace=self.trace,
         )

@@ -102,8 +102,12 @@ def rate(step: int, recipe: Recipe) -> float:
 class Trainer:
     """One training run in a folder; made again, it goes on from the last checkpoint, bit for bit on a CPU."""
 
-    def __init__(self, model: nn.Module, frames: Frames, recipe: Recipe, folder: Path) -> None:
+    def __init__(
+        self, model: nn.Module, frames: Frames, recipe: Recipe, folder: Path, loss: Callable[..., Tensor] | None = None
+    ) -> None:
+        """`loss` makes a number of a step and a batch; without it the model's own `train_loss` does, of the batch."""
         self.model, self.frames, self.recipe = model, frames, recipe
+        self.loss = loss or (lambda step, *batch: model.train_loss(*batch))  # type: ignore[operator]
         self.path = folder / "checkpoint.pt"
         wanted = [p for n, p in model.named_parameters() if p.ndim >= 2]
         rest = [p for n, p in model.named_parameters() if p.ndim < 2]
@@ -175,7 +179,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.lr * rate(self.step, self.recipe)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            loss: Tensor = self.model.train_loss(*batch)  # type: ignore[operator]
+            loss = self.loss(self.step, *batch)
         if not torch.isfinite(loss):
             raise ValueError(f"loss is {loss.item()} at step {self.step}; lower lr, or train with bf16=false")
         self.optimiser.zero_grad(set_to_none=True)
@@ -224,11 +228,18 @@ class Teaching:
     rewind: bool = True
 
 
-def teach(bench: Any, teaching: Teaching, folder: Path, chunk: int) -> None:
+def teaching(cfg: Any) -> Teaching:
+    """The section `teaching` of a configuration."""
+    return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+
+
+def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
-    ids, kinds = range(teaching.first, teaching.first + teaching.episodes), len(teaching.noises)
-    plan = [demos.Job(t.name, e, teaching.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
-    demos.collect(bench, plan, folder, teaching.workers, demos.Style(teaching.every, chunk, teaching.rewind))
+    if not hasattr(bench, "expert"):
+        raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
+    jobs = [demos.Job(t.name, e, plan.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
+    demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
 def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
@@ -265,21 +276,19 @@ def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
 
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
     """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
-    if not hasattr(bench, "expert"):
-        raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
-    recipe, teaching = Recipe(**cfg.recipe), Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+    recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
     folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)
     model = make_model()
     if not hasattr(model, "train_loss"):
         raise ValueError(f"model {model.info.name} cannot be trained; use model=tiny")
     shown = [data / "demos"]
-    teach(bench, teaching, shown[0], model.chunk)
+    teach(bench, plan, shown[0], model.chunk)
     losses: list[float] = []
-    for number in range(1 + teaching.rounds):
+    for number in range(1 + plan.rounds):
         if number:
             shown.append(data / f"corrections{number}")
-            correct(bench, teaching, shown[-1], Policy(model, make_pruner), number)
+            correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
         arrays = load(shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
         if not number:
@@ -292,7 +301,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         "tasks": sorted(set(arrays["task"].tolist())),
         "frames": len(learnt.images),
         "recipe": asdict(recipe),
-        "teaching": asdict(teaching),
+        "teaching": asdict(plan),
         "l1": float(np.mean(losses[-100:])),
     }
     path = folder / f"{model.info.name}-{bench.name}.safetensors"

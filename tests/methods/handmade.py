@@ -28,7 +28,7 @@ def site(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=None, ali
         full[..., 1 : 1 + total] = attention
         trace.add(at, rows, Read.known(full))
     alive = torch.arange(total) if alive is None else alive
-    return Site(layer, seed, visual, alive, text, torch.zeros(len(alive), dtype=torch.bool), trace)
+    return Site(layer, seed, visual, alive, text, text, torch.zeros(len(alive), dtype=torch.bool), trace)
 
 
 def kept(pruner, at):

@@ -71,7 +71,7 @@ class Episode:
         for layer in range(self.info.layers):
             if layer in self.plan.sites:
                 reusable = torch.zeros(len(alive), dtype=torch.bool)
-                picked = self.pruner.select(Site(layer, 0, visual[alive], alive, text, reusable, self.trace))
+                picked = self.pruner.select(Site(layer, 0, visual[alive], alive, text, text, reusable, self.trace))
                 chosen[layer] = None
                 if picked is not None:
                     for extra, rows in picked.reads.items():

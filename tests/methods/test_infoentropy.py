@@ -48,7 +48,9 @@ def call(method, trace, reusable=True):
     """One model call; (kept, reused), or None for everything."""
     total = trace.layout.total
     filled = torch.full((total,), reusable) if isinstance(reusable, bool) else reusable
-    site = Site(method.layer, 5, torch.zeros(total, 8), torch.arange(total), torch.zeros(3, 8), filled, trace)
+    site = Site(
+        method.layer, 5, torch.zeros(total, 8), torch.arange(total), torch.zeros(3, 8), torch.zeros(3, 8), filled, trace
+    )
     chosen = method.select(site)
     method.observe(trace)
     if chosen is None:

@@ -28,14 +28,14 @@ def test_laws(layer):
 
 @pytest.mark.parametrize("cameras", [("one",), ("left", "right")])
 def test_remembers_nothing(cameras):
-    record = check_memoryless(lambda: LightVLAStar(layer=1, queries=5), cameras)
+    record = check_memoryless(lambda: LightVLAStar(layer=1, size=5), cameras)
     assert record.visual[0] == 16 * len(cameras) and 1 <= record.visual[1] <= 5
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_keeps_the_winner_of_each_query(seed):
     torch.manual_seed(seed)
-    pruner, visual = planned(queries=6), torch.randn(15, 16)
+    pruner, visual = planned(size=6), torch.randn(15, 16)
     assert kept(pruner, site(visual, cameras=((3, 5),))) == reference(pruner.query, visual)
 
 
@@ -48,19 +48,19 @@ def test_plans_once_and_alike():
 
 
 def test_saved_queries_come_back(tmp_path):
-    pruner, path = planned(queries=6), str(tmp_path / "star.safetensors")
+    pruner, path = planned(size=6), str(tmp_path / "star.safetensors")
     torch.nn.init.normal_(pruner.query)
     pruner.save(path)
-    assert torch.equal(planned(queries=6, weights=path).query, pruner.query)
+    assert torch.equal(planned(size=6, weights=path).query, pruner.query)
     with pytest.raises(ValueError, match="wrong shapes"):
-        planned(queries=7, weights=path)
+        planned(size=7, weights=path)
     with pytest.raises(ValueError, match="do not exist"):
         planned(weights=str(tmp_path / "none.safetensors"))
 
 
 def test_the_queries_learn():
     """The gradient is that of the softmax; a few steps make the one query pick the token that is wanted."""
-    pruner, visual = planned(queries=1).train(), torch.randn(8, 16)
+    pruner, visual = planned(size=1).train(), torch.randn(8, 16)
     pruner.noise_scale, at = 0.0, site(visual)
     chosen = pruner.select(at)
     assert torch.equal(chosen.values, visual[chosen.keep])
@@ -94,11 +94,11 @@ def test_degenerate_inputs():
     assert kept(planned(), site(torch.ones(8, 16))) == [0]
     assert kept(planned(min_keep=4), site(torch.ones(8, 16))) == [0, 1, 2, 3]
     assert kept(planned(), site(torch.full((8, 16), float("nan")))) == [0]
-    assert kept(planned(queries=1), site(torch.randn(8, 16), torch.zeros(0, 16)))
+    assert kept(planned(size=1), site(torch.randn(8, 16), torch.zeros(0, 16)))
     assert kept(planned(), site(torch.randn(1, 16), cameras=((1, 1),))) == [0]
 
 
-@pytest.mark.parametrize("wrong", [{"queries": 0}, {"noise": "loud"}, {"min_keep": 0}])
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"noise": "loud"}, {"min_keep": 0}])
 def test_bad_parameters(wrong):
     with pytest.raises(ValueError, match="lightvla_star"):
         LightVLAStar(**wrong)

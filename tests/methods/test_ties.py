@@ -48,7 +48,16 @@ def hand(probs, images=None, grid=((4, 4),), words=3, step=0):
 def site(trace, layer):
     total = trace.layout.total
     visual = torch.randn(total, 8, generator=torch.Generator().manual_seed(total))
-    return Site(layer, 5, visual, torch.arange(total), torch.zeros(3, 8), torch.zeros(total, dtype=torch.bool), trace)
+    return Site(
+        layer,
+        5,
+        visual,
+        torch.arange(total),
+        torch.zeros(3, 8),
+        torch.zeros(3, 8),
+        torch.zeros(total, dtype=torch.bool),
+        trace,
+    )
 
 
 def call(method, trace, layer=2):

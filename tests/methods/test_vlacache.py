@@ -51,7 +51,9 @@ def call(method, trace, reusable=None):
     filled = filled if reusable is None else reusable
     for layer in method._stages:
         chosen = method.select(
-            Site(layer, 5, torch.zeros(len(alive), 8), alive, torch.zeros(3, 8), filled[alive], trace)
+            Site(
+                layer, 5, torch.zeros(len(alive), 8), alive, torch.zeros(3, 8), torch.zeros(3, 8), filled[alive], trace
+            )
         )
         left.append([] if chosen is None else alive[chosen.reuse].tolist())
         alive = alive if chosen is None else alive[chosen.keep]

@@ -5,17 +5,17 @@ Jiang et al., "The Better You Learn, The Smarter You Prune", arXiv:2509.12594; a
 it. On weights not trained so this is the "zero-shot LightVLA rule", not the paper's method.
 
 As in the code, not the paper: weightless RMS norms; uniform noise (the paper says Gumbel, offered as `gumbel`).
-Differences: the queries see the instruction alone (the authors add proprioception, padding and action placeholders,
-which a Site does not show); scores stay in fp32; one sequence at a time, so counts may differ within a batch; a floor
+Differences: scores stay in fp32; one sequence at a time, so counts may differ within a batch; a floor
 `min_keep`. Authors' defects not copied: padding among the queries, a slice of the action states two tokens off, gathers
 that need equal counts. In training a token asked for often is there often, and weighs more in attention than at test;
 the authors leave this gap, and so does the default. `multiplicity_bias` closes it.
 """
 
+import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.choosing import NOISES, elected, multiplicity, noise, straight_through
-from vlaprune.methods.common import rms
+from vlaprune.methods.choosing import NOISES, elected, lots, multiplicity, noise, straight_through
+from vlaprune.methods.common import between, option, rms
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 
 
@@ -24,6 +24,10 @@ class LightVLA(nn.Module, Pruner):
 
     noise     added to the scores in training: uniform (authors' code) or gumbel (paper)
     min_keep  at least so many go on, filled up by best score (inferred; 1 is the authors' behaviour)
+    queries   what the rows look at before they ask: task (all that stands behind the visual tokens, the authors' code)
+              or instruction
+    extra     of the paper's ablation: so many others go on too, drawn at random
+    drop      of the paper's ablation: this share of the winners does not go on, drawn at random
     multiplicity_bias  a winner's key counts once for each row that asked for it, as its duplicates do in training
 
     After `train()`, select keeps V rows with duplicates, each with the winner's position and values that pass a
@@ -33,13 +37,23 @@ class LightVLA(nn.Module, Pruner):
 
     name = "lightvla"
 
-    def __init__(self, noise: str = "uniform", min_keep: int = 1, multiplicity_bias: bool = False) -> None:
+    def __init__(
+        self,
+        noise: str = "uniform",
+        min_keep: int = 1,
+        multiplicity_bias: bool = False,
+        queries: str = "task",
+        extra: int = 0,
+        drop: float = 0.0,
+    ) -> None:
         super().__init__()
-        if noise not in NOISES:
-            raise ValueError(f"{self.name} noise={noise}; use one of {', '.join(NOISES)}")
-        if min_keep < 1:
-            raise ValueError(f"{self.name} min_keep={min_keep}; use at least 1")
+        option(f"{self.name} noise", noise, NOISES)
+        option(f"{self.name} queries", queries, ("task", "instruction"))
+        between(f"{self.name} drop", drop, 0, 1)
+        if min_keep < 1 or extra < 0:
+            raise ValueError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
         self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
+        self.queries, self.extra, self.drop = queries, extra, drop
         self.noise_scale, self.draws = 1.0, 0
         self.eval()
 
@@ -53,7 +67,7 @@ class LightVLA(nn.Module, Pruner):
 
     def scores(self, visual: Tensor, text: Tensor) -> Tensor:
         """[n, n] how much each visual row, having looked at the text, asks for each visual row."""
-        visual, text = rms(visual), rms(text)
+        visual, text = rms(visual), rms(text)  # fp32
         scale = visual.shape[1] ** -0.5
         queries = (visual @ text.T * scale).softmax(1) @ text
         score: Tensor = rms(queries) @ visual.T * scale
@@ -61,14 +75,24 @@ class LightVLA(nn.Module, Pruner):
 
     def select(self, site: Site) -> Selection:
         """The distinct winners; in training all of them, noised, with gradients."""
-        score = self.scores(site.visual, site.text)
+        with torch.autocast(site.visual.device.type, enabled=False):
+            score = self.scores(site.visual, site.task if self.queries == "task" else site.text)
+        seed = site.seed * 100_003 + (self.draws if self.training else site.step)
         if not self.training:
-            picks = elected(score, self.min_keep)
+            picks = self._varied(elected(score, self.min_keep), site.alive.shape[0], seed)
             return Selection(picks, sizes=multiplicity(score, picks) if self.multiplicity_bias else None)
-        lot = noise(self.noise, score, site.seed * 100_003 + self.draws)
         self.draws += 1
-        picks, values = straight_through(score + self.noise_scale * lot, site.visual)
+        picks, values = straight_through(score + self.noise_scale * noise(self.noise, score, seed), site.visual)
         return Selection(picks, values=values)
+
+    def _varied(self, picks: Tensor, total: int, seed: int) -> Tensor:
+        """The picks [k] of `total` rows, save for what the paper's ablations add and take away."""
+        if self.drop:
+            picks = lots(picks, max(1, round((1 - self.drop) * picks.shape[0])), seed)
+        if self.extra:
+            others = torch.ones(total, dtype=torch.bool, device=picks.device).index_fill(0, picks, False)
+            picks = torch.cat((picks, lots(others.nonzero()[:, 0], self.extra, seed)))
+        return picks
 
     def reset(self) -> None:
         """The next noise is the first of its episode; the schedule is the trainer's and stays."""

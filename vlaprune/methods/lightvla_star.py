@@ -5,7 +5,7 @@ generated ones, at the output of the vision encoder or at the first decoder laye
 (LiAutoAD/LightVLA, commit 22b7abe "Clean ablation code").
 
 Everything else here is inferred and follows LightVLA: the number of queries and their initialisation, RMS norms, scores
-q . v / sqrt(d), the winner of each query, noise and straight-through gradient in training. So at most `queries` tokens
+q . v / sqrt(d), the winner of each query, noise and straight-through gradient in training. So at most `size` tokens
 go on, and with random weights the choice means nothing: this method must be trained.
 """
 
@@ -23,14 +23,14 @@ class LightVLAStar(LightVLA):
 
     Training and choice as in LightVLA.
 
-    queries   size of the query set (inferred: 64)
+    size      of the query set (inferred: 64)
     layer     0: the vision output; 1: after the first decoder layer; higher also works
     weights   a safetensors file that `save` wrote, or `random`
     noise     added to the scores in training: uniform or gumbel
     min_keep  at least so many go on, filled up by best score
     multiplicity_bias  as in LightVLA
 
-    The parameter `query` [queries, d] exists once `plan` has told the width d. To train several sequences at a time,
+    The parameter `query` [size, d] exists once `plan` has told the width d. To train several sequences at a time,
     assign one instance's `query` to the others before they plan.
     """
 
@@ -38,7 +38,7 @@ class LightVLAStar(LightVLA):
 
     def __init__(
         self,
-        queries: int = 64,
+        size: int = 64,
         layer: int = 0,
         weights: str = "random",
         noise: str = "uniform",
@@ -46,26 +46,26 @@ class LightVLAStar(LightVLA):
         multiplicity_bias: bool = False,
     ) -> None:
         super().__init__(noise, min_keep, multiplicity_bias)
-        if queries < 1:
-            raise ValueError(f"lightvla_star queries={queries}; use at least 1")
-        self.queries, self.layer, self.weights = queries, layer, weights
+        if size < 1:
+            raise ValueError(f"lightvla_star size={size}; use at least 1")
+        self.size, self.layer, self.weights = size, layer, weights
         self.query: nn.Parameter | None = None
 
     def plan(self, info: Info) -> Plan:
         """One site. Makes the queries, or loads them: ValueError if they do not fit."""
         if self.query is None:
             lot = torch.Generator().manual_seed(0)
-            self.query = nn.Parameter(torch.randn(self.queries, info.width, generator=lot))
+            self.query = nn.Parameter(torch.randn(self.size, info.width, generator=lot))
             if self.weights != "random":
                 fill(self, read(self.weights)[0], self.weights)
         return Plan((self.layer,))
 
     def save(self, path: str) -> None:
         """Writes the queries where `weights` can load them."""
-        save(path, self, {"method": "lightvla_star", "queries": self.queries, "layer": self.layer})
+        save(path, self, {"method": "lightvla_star", "size": self.size, "layer": self.layer})
 
     def scores(self, visual: Tensor, text: Tensor | None = None) -> Tensor:
-        """[queries, n] how much each query asks for each visual row, whatever the text."""
+        """[size, n] how much each query asks for each visual row, whatever the text."""
         if self.query is None:
             raise ValueError("lightvla_star has no queries yet; call plan first")
         score: Tensor = rms(self.query.to(visual.device)) @ rms(visual).T * visual.shape[1] ** -0.5

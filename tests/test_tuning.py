@@ -1,0 +1,211 @@
+"""A learnt method is trained with the policy: its noise, what is trained and looked at, going on bit for bit."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_train import RECIPE, Stopped, frames, model, stop_at
+
+from vlaprune import demos
+from vlaprune.benchmark import Observation, Task
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.lightvla import LightVLA
+from vlaprune.methods.lightvla_star import LightVLAStar
+from vlaprune.models.tiny import WORDS
+from vlaprune.nn.load import read
+from vlaprune.policy import Policy
+from vlaprune.train import Trainer
+from vlaprune.tuning import Curve, Student, Tuning, kept_by_phase, learnt, main, tune
+
+STEPS = replace(RECIPE, shift=0)
+
+
+def student(method=LightVLA, **tuning):
+    return Student(model(), method(), Tuning(probe=5, **tuning), STEPS.steps, 7)
+
+
+def trainer(folder, learner, recipe=STEPS):
+    return Trainer(learner, frames(), recipe, folder, learner.loss)
+
+
+def batch(count=4):
+    return frames(count).batch(np.random.default_rng(0), count, 0)
+
+
+@pytest.mark.parametrize("stop", [3, 7])
+@pytest.mark.parametrize("method", [LightVLA, LightVLAStar])
+def test_a_tuning_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, method, stop):
+    whole, cut = trainer(tmp_path / "whole", student(method)), trainer(tmp_path / "cut", student(method))
+    expected = {k: v.clone() for k, v in whole.run().items()}
+    with pytest.raises(Stopped):
+        cut.run(stop_at(stop))
+    resumed = trainer(tmp_path / "cut", student(method))
+    assert resumed.step == stop // 5 * 5
+    found = resumed.run()
+    assert resumed.losses == whole.losses and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scales"), [("linear", [1.0, 0.5, 1 / 12]), ("constant", [1.0, 1.0, 1.0]), ("none", [0.0, 0.0, 0.0])]
+)
+def test_the_noise_follows_its_schedule(schedule, scales):
+    learner = student(schedule=schedule)
+    for step, scale in zip((0, 6, 11), scales, strict=True):
+        learner.loss(step, *batch())
+        assert [s.pruner.noise_scale for s in learner._sessions] == pytest.approx([scale] * 4)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match=r"tuning.schedule=cosine; use one of linear, constant, none"):
+        Tuning(schedule="cosine")
+
+
+def test_without_noise_training_picks_what_test_picks():
+    learner = student(schedule="none")
+    learner.loss(0, *batch())
+    trained = [set(s.trace.kept[0].tolist()) for s in learner._sessions]
+    kept = learner.probe(*batch())[1]
+    assert trained == [set(np.flatnonzero(row)) for row in kept]
+
+
+def test_every_step_and_every_sequence_has_noise_of_its_own():
+    learner, seen = student(), []
+    for step in (0, 1, 0):
+        learner.loss(step, *[torch.cat((x[:1], x[:1])) for x in batch()])  # the same frame twice
+        seen.append([s.trace.kept[0].tolist() for s in learner._sessions])
+    assert seen[0] == seen[2] and seen[0] != seen[1] and seen[0][0] != seen[0][1]
+
+
+def test_the_probe_keeps_what_the_policy_keeps():
+    learner, shown = student(), frames(1)
+    _, kept = learner.probe(*shown.batch(np.random.default_rng(0), 1, 0))
+    policy = Policy(learner.policy.eval(), LightVLA)
+    policy.reset(0, 3)
+    words = " ".join(WORDS[number] for number in shown.words[0])
+    policy.act({0: Observation({"a": shown.images[0, 0]}, shown.state[0].astype(float), words)})
+    assert policy.sessions[0].trace.kept[0].tolist() == np.flatnonzero(kept[0]).tolist()
+
+
+def test_hints_are_hidden_from_the_loss():
+    learner = student(schedule="none")
+    told = batch()
+    untold = (*told[:-1], torch.full_like(told[-1], torch.nan))
+    assert torch.equal(learner.loss(0, *told), learner.loss(0, *untold))
+
+
+def test_the_gradient_reaches_tokens_that_were_not_chosen():
+    learner = student(schedule="none")
+    learner.loss(0, *batch()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.policy.projector.parameters())
+
+
+def test_the_queries_of_the_star_are_trained_and_shared(tmp_path):
+    learner = student(LightVLAStar)
+    before = learner.prototype.query.detach().clone()
+    trainer(tmp_path, learner).run()
+    assert not torch.equal(learner.prototype.query, before)
+    assert all(s.pruner.query is learner.prototype.query for s in learner._sessions)
+
+
+def test_the_control_is_tuned_without_a_method(tmp_path):
+    learner = student(Dense)
+    assert not learnt(Dense()) and learnt(LightVLA()) and learnt(LightVLAStar())
+    assert learner.probe(*batch())[1].all()
+    trainer(tmp_path, learner, replace(STEPS, steps=2)).run()
+
+
+def test_a_curve_goes_on_behind_the_last_checkpoint(tmp_path):
+    path = tmp_path / "curve.csv"
+    for step in (0, 5, 10):
+        Curve(path, step).add(step, 1.0, 0.1, 0.2, 9.0)
+    again = Curve(path, 5)
+    again.add(10, 0.5, 0.1, 0.2, 8.0)
+    rows = path.read_text().splitlines()
+    assert [r.split(",")[0] for r in rows] == ["step", "0", "5", "10"] and rows[-1].endswith("8.0000")
+
+
+def test_the_curve_has_a_line_per_probe(tmp_path):
+    learner = student()
+    tune(trainer(tmp_path, learner), learner, Curve(tmp_path / "curve.csv", 0), batch())
+    steps = [line.split(",")[0] for line in (tmp_path / "curve.csv").read_text().splitlines()[1:]]
+    assert steps == ["0", "5", "10"]
+
+
+def test_what_is_kept_by_phase_counts_every_frame_once():
+    learner, shown = student(), frames(6)
+    arrays = {"task": np.array(["x"] * 6), "episode": np.array([1, 1, 1, 2, 2, 2])}
+    rows = [line.split(",") for line in kept_by_phase(learner, arrays, shown)][1:]
+    assert [r[:4] for r in rows] == [["x", third, "a", "2"] for third in ("begin", "middle", "end")]
+    assert all(1 <= float(r[4]) <= float(r[5]) == 4 for r in rows)
+
+
+class World:
+    """A benchmark whose demonstrations are all there already."""
+
+    name = "world"
+    interface = SimpleNamespace(cameras=("a",))
+
+    def tasks(self):
+        return [Task("x", "lift the cube", 10, 2)]
+
+    def expert(self, env):
+        raise AssertionError("nothing is left to demonstrate")
+
+    def open(self, task):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def settings(tmp_path, method, **tuning):
+    whole = OmegaConf.load("configs/train.yaml")
+    whole.pop("defaults"), whole.pop("hydra")
+    return OmegaConf.merge(
+        whole,
+        {
+            "method": {"_target_": f"{method.__module__}.{method.__name__}"},
+            "data": str(tmp_path / "data"),
+            "output": str(tmp_path / "out"),
+            "teaching": {"episodes": 2, "first": 0, "workers": 1},
+            "tuning": {"probe": 2, "recipe": {"steps": 4, "keep": 2, "batch": 4}, **tuning},
+        },
+    )
+
+
+@pytest.fixture
+def shown(tmp_path):
+    fake = frames(4)
+    for episode in (0, 1):
+        own = slice(2 * episode, 2 * episode + 2)
+        parts = {"images": fake.images[own], "state": fake.state[own], "labels": fake.labels[own]}
+        facts = {"task": "x", "episode": episode, "success": True, "steps": 2, "noise": 0.0}
+        demos._write(tmp_path / "data" / "demos" / f"x_{episode:06d}.npz", parts | {"hints": fake.hints[own]} | facts)
+
+
+@pytest.mark.parametrize("method", [LightVLA, LightVLAStar])
+def test_the_whole_command_leaves_weights_a_curve_and_what_is_kept(tmp_path, shown, method, capsys):
+    main(settings(tmp_path, method), World(), model, method)
+    state, card = read(tmp_path / "out" / "policy.safetensors")
+    assert (
+        card["method"] == method.__name__ and card["recipe"]["steps"] == 4 and set(state) == set(model().state_dict())
+    )
+    assert (tmp_path / "out" / "curve.csv").is_file() and (tmp_path / "out" / "kept.csv").is_file()
+    saved = tmp_path / "out" / "method.safetensors"
+    assert saved.is_file() is (method is LightVLAStar)
+    if method is LightVLAStar:
+        LightVLAStar(weights=str(saved)).plan(model().info)
+        with pytest.raises(ValueError, match=r"policy\.safetensors"):
+            LightVLAStar(weights=str(tmp_path / "out" / "policy.safetensors")).plan(model().info)
+    assert "policy.safetensors" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_of_a_tuning_is_refused_in_one_line(tmp_path, shown):
+    main(settings(tmp_path, LightVLA), World(), model, LightVLA)
+    path = tmp_path / "out" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read .*; delete it to start anew") as error:
+        main(settings(tmp_path, LightVLA), World(), model, LightVLA)
+    assert "\n" not in str(error.value)
