@@ -66,6 +66,18 @@ def fill(module: Any, prefix: str = "") -> Any:
     return module.eval()
 
 
+def half(model: Any) -> Any:
+    """The model in bf16 as from_pretrained loads it: all but the rotary frequencies, which stay in fp32."""
+    import torch
+
+    turning = [layer.self_attn.rotary_emb for layer in model.language_model.model.layers]
+    kept = [each.inv_freq.clone() for each in turning]
+    model.to(torch.bfloat16)
+    for each, frequencies in zip(turning, kept, strict=True):
+        each.inv_freq = frequencies
+    return model
+
+
 def openvla(source: Path) -> Arrays:
     """OpenVLA's decoding. Needs transformers 4.40.1, timm 0.9.10 and openvla/openvla@c8f03f4 as source."""
     import torch
@@ -76,11 +88,14 @@ def openvla(source: Path) -> Arrays:
         out = model(input_ids=ids, pixel_values=seen, output_projector_features=True)
         said = model.generate(ids, pixel_values=seen, max_new_tokens=7, do_sample=False)[0, -7:]
         actions = model.predict_action(ids[:, :-1], unnorm_key="it", pixel_values=seen, do_sample=False)
+        coarse = half(model)(input_ids=ids, pixel_values=seen.bfloat16(), output_projector_features=True)
     return {
         "visual": out.projector_features[0].numpy(),
         "logits": out.logits[0, :, ::501].numpy(),
         "tokens": said.numpy(),
         "actions": actions,
+        "visual_bf16": coarse.projector_features[0].float().numpy(),
+        "logits_bf16": coarse.logits[0, :, ::501].float().numpy(),
     }
 
 
@@ -117,4 +132,7 @@ def oft(source: Path) -> Arrays:
             out[f"diffusion_{cameras}"], _ = model.predict_action(
                 **common, **state, action_head=diffusion, noisy_action_projector=noisy
             )
-    return out
+    half(model), proprio.bfloat16(), l1.bfloat16()
+    with torch.no_grad():
+        actions, rows = model.predict_action(**common | {"pixel_values": seen.bfloat16()}, **state, action_head=l1)
+    return out | {"l1_2_bf16": actions, "rows_2_bf16": rows[0].float().numpy()}
