@@ -4,6 +4,7 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from browser import look
 from test_report import DENSE, FASTV, TASKS, write
@@ -251,6 +252,17 @@ def test_a_floor_is_shown_and_changes_what_is_not_claimed(runs):
     text = made(runs, comparison).read_text()
     assert "25.0 %, 3.0 floors" in text and "That fastv keep=0.25 differs from the baseline at all" in text
     assert "no repeat of the baseline" not in text
+
+
+def test_the_front_holds_what_none_beats():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        gain, success = rng.integers(0, 8, (2, 12))
+        best = plots.front(gain, success)
+        beats = [[(gain[j] >= gain[i]) & (success[j] >= success[i]) for j in best] for i in range(12)]
+        assert all(any(row) for row in beats)  # every point is matched or beaten by one of the front
+        assert all(sum(beats[i]) == 1 for i in best)  # and none of the front by another
+        assert list(gain[best]) == sorted(gain[best], reverse=True) and list(success[best]) == sorted(success[best])
 
 
 def test_equal_layers_are_told_in_one_breath():

@@ -52,8 +52,8 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
         for _, one in rows.groupby(rows["family"], sort=False):
             one = one.sort_values("kept")
             ax.plot(scale * one[column], 100 * one["rate"], color=MUTED, lw=1, alpha=0.45, zorder=1)
-        front = _front(x if column == "flops_cut" else -x, y)
-        ax.step(x[front], y[front], where="pre", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
+        best = front(x if column == "flops_cut" else -x, y)
+        ax.step(x[best], y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
         for i, r in enumerate(rows.itertuples()):
             colour, marker, face = look(getattr(r, "verdict", None))
             ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
@@ -72,7 +72,7 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
     return draw(key, title, told, paint, lambda width: 460 if width > NARROW else 340)
 
 
-def _front(gain: np.ndarray, success: np.ndarray) -> list[int]:
+def front(gain: np.ndarray, success: np.ndarray) -> list[int]:
     """The points that none beats on both counts, by falling gain."""
     out: list[int] = []
     for i in sorted(range(len(gain)), key=lambda i: (-gain[i], -success[i])):
