@@ -1,5 +1,6 @@
 """LIBERO's protocol as far as no simulator is needed: its episodes, what is read, what is said where it lacks."""
 
+import os
 import pickle
 import runpy
 import subprocess
@@ -150,6 +151,7 @@ def test_assets_are_told_apart_in_the_journal(tmp_path):
         for place in libero_files.FOLDERS:
             (folder / place).mkdir(parents=True)
         (folder / "scenes" / "a.xml").write_text("x" * number)
+    assert libero_files.assets(os.path.relpath(tmp_path / "1")) == (tmp_path / "1").resolve()
     one, two = (Libero(assets=str(tmp_path / n)).provenance() for n in "12")
     assert one["assets"] != two["assets"] and one["assets"].endswith("1 files, 0 MB")
     assert one["simulator"] == {"hf-libero": "0.1.4"}

@@ -57,7 +57,7 @@ def assets(given: str | None) -> Path:
     places = [Path(given)] if given else [package() / "assets", CACHE]
     for place in (p.expanduser() for p in places):
         if all((place / folder).is_dir() for folder in FOLDERS):
-            return place
+            return place.resolve()  # robosuite takes a relative path for one of its own
     looked = " or ".join(map(str, places))
     raise RuntimeError(f"LIBERO's meshes and textures are not in {looked}; get them (0.4 GB): {FETCH}")
 
