@@ -220,6 +220,9 @@ def test_head_and_projector_take_every_tensor_of_their_files():
     assert counts == [pytest.approx(151.1e6, rel=1e-3), pytest.approx(16.8e6, rel=2e-3)]
 
 
+HEAD = "action_head--150000_checkpoint.pt"
+
+
 def save_extras(model, folder, distributed=True):
     for name, prefix in (("action_head", "model."), ("proprio_projector", "")):
         outer = "module." if distributed else ""
@@ -247,7 +250,8 @@ def test_a_published_folder_loads_trunk_head_projector_and_statistics(model, tmp
     for name in ("action_head", "proprio_projector"):
         for a, b in zip(getattr(ours, name).parameters(), getattr(model, name).parameters(), strict=True):
             assert torch.equal(a, b)
-    assert len(ours.card["action_head"]) == 64
+    torch.save({k: v * 2 for k, v in torch.load(tmp_path / HEAD).items()}, tmp_path / HEAD)
+    assert len(ours.card["sha256"]) == 64 and opened(tmp_path).card["sha256"] != ours.card["sha256"]
     assert torch.allclose(ours._states([seen(state=0.5)]), torch.full((1, 8), -0.25))
     assert torch.allclose(ours._states([seen(state=9.0)]), torch.ones(1, 8))  # clipped
     unit, action = ours.units([seen()], sessions(ours))[0], ours.predict([seen()], sessions(ours))[0]

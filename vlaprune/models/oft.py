@@ -10,6 +10,7 @@ its later passes repeat what the method selected in the first.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,10 @@ class OFT:
     dtype    of weights and computation
     """
 
+    action_head: ResNet
+    proprio_projector: Lift
+    noisy_action_projector: Lift
+
     def __init__(
         self,
         weights: str | None = None,
@@ -101,15 +106,13 @@ class OFT:
         self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None
         with torch.device("meta"):
             extras = self._extras(own.width, numbers)
-        files = {name: source.folder and beside(source.folder, name) for name in extras}  # missing ones speak at once
+        files = {} if source.folder is None else {name: beside(source.folder, name) for name in extras}
         self.trunk, self.card = source.trunk(own, False, seed, self.device, kind)
         for name, (module, prefix) in extras.items():
-            if (file := files[name]) is None:
-                randomise(module, seed, self.device, kind)
+            if name in files:
+                self._pour(module, files[name], prefix, kind)
             else:
-                checkpoint = Checkpoint(file, strip="module.")
-                pour(module, checkpoint, plain_pieces(module, prefix), (), self.device, kind)
-                self.card[name] = checkpoint.digest
+                randomise(module, seed, self.device, kind)
             setattr(self, name, module.eval())
         self.shape, self.info = self.trunk.decoder.shape, own.info("oft")
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
@@ -126,9 +129,12 @@ class OFT:
             out["noisy_action_projector"] = Lift(1, width), ""
         return out
 
-    action_head: ResNet
-    proprio_projector: Lift
-    noisy_action_projector: Lift
+    def _pour(self, module: nn.Module, file: Path, prefix: str, dtype: torch.dtype) -> None:
+        """Fills a module from its file, which becomes part of what tells these weights from others."""
+        checkpoint = Checkpoint(file, strip="module.")
+        pour(module, checkpoint, plain_pieces(module, prefix), (), self.device, dtype)
+        both = f"{self.card['sha256']} {checkpoint.digest}"
+        self.card["sha256"] = hashlib.sha256(both.encode()).hexdigest()
 
     def layout(self, words: int) -> Layout:
         """Positions of everything for a prompt of `words` token ids, the first and the last one included."""
