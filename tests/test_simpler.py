@@ -1,9 +1,13 @@
-"""SIMPLER without a simulator: its official episodes, its files, its interpreter, what counts as achieved."""
+"""SIMPLER without a simulator: its official episodes, its files, its interpreter, what counts as achieved.
+
+No test opens a simulator: its assets are on GitHub and the hub alone, out of reach of our CI (docs/simpler.md, Tests).
+"""
 
 import hashlib
 import json
 import math
 import os
+import sys
 from collections import Counter
 from itertools import product
 
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from vlaprune.bench.simpler import Judged, Simpler
-from vlaprune.bench.simpler_files import Interpreter, missing, needed
+from vlaprune.bench.simpler_files import Interpreter, device, missing, needed
 from vlaprune.bench.simpler_grid import GOOGLE, SUITES, WIDOWX
 from vlaprune.bench.simpler_worlds import _state
 from vlaprune.control import axis_angle
@@ -255,8 +259,18 @@ def test_a_run_without_the_simulator_is_refused_in_one_line_before_it_starts():
         Simpler(python="/no/such").ready()
 
 
+def test_a_simulator_that_cannot_draw_is_said_in_one_line(tmp_path):
+    for complaint in ("import sys; sys.exit('a long story\\nno suitable device')", "import os; os.abort()"):
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{complaint}"\n')
+        python.chmod(0o755)
+        with pytest.raises(RuntimeError, match=r"^SAPIEN cannot draw \((no suitable device|exit code -6)\); it needs"):
+            device(str(python), "ms2")
+
+
 def test_incomplete_assets_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Interpreter, "look", classmethod(lambda cls, python: there()))
+    monkeypatch.setattr("vlaprune.bench.simpler.device", lambda python, backend: "a device")
     furnish(tmp_path, "google_vm", "ms2")
     bench = Simpler(assets=str(tmp_path))
     bench.ready()

@@ -11,13 +11,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlaprune.bench import remote
-from vlaprune.bench.simpler_files import PACKAGE, VARIABLE, Interpreter, fingerprint, missing
+from vlaprune.bench.simpler_files import PACKAGE, VARIABLE, Interpreter, device, fingerprint, missing
 from vlaprune.bench.simpler_grid import GOOGLE, SUITES, WIDOWX, Start
 from vlaprune.bench.simpler_worlds import ManiSkill2, ManiSkill3
 from vlaprune.benchmark import Gripper, Interface, Task
@@ -59,7 +58,6 @@ class Simpler:
     raytracing  whether the drawer tasks are ray traced, as officially; without, their numbers are no SIMPLER scores
     success     last: the last step decides (official); any: some step; stop: the first success ends the episode
     limit       steps instead of the official 60 to 200 (CogACT's bridge script: 120); None for those
-    renderer    "vulkan": SAPIEN has nothing else. On a CPU it is Mesa's lavapipe
     worker      whether `open` starts a process of its own; it must for ms3 with more than one task
     """
 
@@ -71,12 +69,11 @@ class Simpler:
     raytracing: bool = True
     success: str = "last"
     limit: int | None = None
-    renderer: str = "vulkan"
     worker: bool = True
 
     def __post_init__(self) -> None:
         """ValueError for options that do not exist, before anything is started."""
-        known = {"suite": tuple(SUITES), "backend": tuple(PACKAGE), "success": SUCCESS, "renderer": ("vulkan",)}
+        known = {"suite": tuple(SUITES), "backend": tuple(PACKAGE), "success": SUCCESS}
         for key, allowed in known.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"bench.{key}={getattr(self, key)}; use one of {', '.join(allowed)}")
@@ -133,7 +130,7 @@ class Simpler:
                 raise RuntimeError(f"bench {self.name}: {finding.about}: {finding.said}")
 
     def findings(self) -> Iterator[Finding]:
-        """The interpreter, its packages, and the asset files of each task."""
+        """The interpreter, its packages, the asset files of each task, and what the simulator draws with."""
         about = f"python {self.python or 'of vlaprune'}"
         try:
             there = Interpreter.look(self.python)
@@ -146,46 +143,45 @@ class Simpler:
             return
         if not wrong:
             yield Finding(about, ", ".join(f"{name} {said}" for name, said in there.versions.items() if said))
+        yield from (self._files(task, there) for task in self.tasks())
+        try:
+            yield Finding("renderer", device(self.python, self.backend))
+        except RuntimeError as error:
+            yield Finding("renderer", str(error), ok=False)
+
+    def _files(self, task: Task, there: Interpreter) -> Finding:
         root = there.assets(self.backend, self.assets)
-        for task in self.tasks():
-            gone = missing(root, self.starts(task), self.backend)
-            more = f" and {len(gone) - 2} more" if len(gone) > 2 else ""
-            said = f"{root} lacks {', '.join(gone[:2])}{more}; get them as docs/simpler.md says, or bench.assets=PATH"
-            yield Finding(f"assets of {task.name}", said if gone else f"complete in {root}", ok=not gone)
+        gone = missing(root, self.starts(task), self.backend)
+        more = f" and {len(gone) - 2} more" if len(gone) > 2 else ""
+        said = f"{root} lacks {', '.join(gone[:2])}{more}; get them as docs/simpler.md says, or bench.assets=PATH"
+        return Finding(f"assets of {task.name}", said if gone else f"complete in {root}", ok=not gone)
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers: the options save where things lie, and the bits of the assets."""
         assets = Interpreter.look(self.python).assets(self.backend, self.assets)
         digest = fingerprint(assets, [s for task in self.tasks() for s in self.starts(task)], self.backend)
-        kept = ("suite", "backend", "names", "raytracing", "success", "limit", "renderer")
+        kept = ("suite", "backend", "names", "raytracing", "success", "limit")
         return {"label": f"{self.name} {self.suite}", **{key: getattr(self, key) for key in kept}, "assets": digest}
 
     def provenance(self) -> dict[str, Any]:
-        """Versions in the simulator's interpreter, and the Vulkan driver it was told to use."""
-        told = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
-        return {"simulator": Interpreter.look(self.python).versions, "vulkan": told}
+        """Versions in the simulator's interpreter, and what it draws with."""
+        return {"simulator": Interpreter.look(self.python).versions, "renderer": device(self.python, self.backend)}
 
     @contextmanager
     def _here(self, task: Task) -> Iterator[Judged]:
-        """The world in this process, once all that it needs is there."""
-        chosen = replace(self, python=None, names=(task.name,))
-        chosen.ready()
-        assets = Interpreter.look(None).assets(self.backend, self.assets)
+        """The world in this process, once packages and files that it would crash or go on without are there."""
+        there = Interpreter.look(None)
+        files = self._files(task, there)
+        for said in (*there.conflicts(self.backend), *([] if files.ok else [files.said])):
+            raise RuntimeError(f"bench {self.name}: {said}")
+        assets = there.assets(self.backend, self.assets)
         os.environ[VARIABLE[self.backend]] = str(assets)  # read when the simulator is first imported
-        try:
-            if self.backend == "ms2":
-                world: Any = ManiSkill2(self.starts(task), task.limit, self.raytracing, Path(assets))
-            else:
-                world = ManiSkill3(self.starts(task), task.limit)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"SAPIEN cannot start ({error}); it needs a Vulkan device: {VULKAN[self.backend]} (docs/simpler.md)"
-            ) from error
+        if self.backend == "ms2":
+            world: Any = ManiSkill2(self.starts(task), task.limit, self.raytracing, assets)
+        else:
+            world = ManiSkill3(self.starts(task), task.limit)
         env = Judged(world, self.success == "any")
         try:
             yield env
         finally:
             env.close()
-
-
-VULKAN = {"ms2": "a GPU, or lavapipe of Mesa 26 or later", "ms3": "a GPU, or lavapipe of Mesa 25 or later"}

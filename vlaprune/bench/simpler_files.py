@@ -38,6 +38,20 @@ print(json.dumps({
     "folders": {n: folder(n) for n in sys.argv[2].split()},
 }))
 """
+DRAW = {  # what the simulator itself draws with; prints it in its last line, or fails
+    "ms2": """
+import os, sapien.core
+sapien.core.SapienRenderer()
+print(os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES") or "the system's Vulkan driver")
+""",
+    "ms3": """
+import sapien
+sapien.Scene()
+found = [line[5:] for line in sapien.render.get_device_summary().splitlines() if line.startswith("GPU: ")]
+print(", ".join(found) or exit("no Vulkan device"))
+""",
+}
+DEVICE = {"ms2": "a GPU, or lavapipe of Mesa 26 or later", "ms3": "a GPU, or lavapipe of Mesa 25 or later"}
 SOFT = ["apple", "orange", "sponge"]
 CANS = ["7up", "coke", "pepsi", "redbull"]
 MOVED = ["blue_plastic_bottle", *SOFT, *(f"opened_{c}_can" for c in CANS)]
@@ -81,14 +95,12 @@ class Interpreter:
     @classmethod
     def look(cls, python: str | None) -> Interpreter:
         """Asks `python` (None for this one) without importing anything. RuntimeError where it is no Python."""
-        packages = "numpy setuptools gymnasium sapien torch mani-skill mani_skill2_real2sim simpler_env"
-        command = [python or sys.executable, "-c", LOOK, packages, "pkg_resources mani_skill mani_skill2_real2sim"]
-        env = {k: v for k, v in os.environ.items() if python is None or k not in ("PYTHONPATH", "PYTHONHOME")}
+        packages = "numpy setuptools gymnasium sapien torch mani-skill mani_skill2_real2sim"
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
-            return cls(**json.loads(said.splitlines()[-1]))
-        except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+            found = json.loads(_ask(python, LOOK, packages, "pkg_resources mani_skill mani_skill2_real2sim"))
+        except (RuntimeError, ValueError) as error:
             raise RuntimeError(f"bench.python={python} does not answer as a Python ({error})") from None
+        return cls(**found)
 
     def conflicts(self, backend: str) -> Iterator[str]:
         """What is missing or too new for a backend, each with its remedy."""
@@ -112,6 +124,28 @@ class Interpreter:
             return Path(told)
         folder = self.folders[PACKAGE[backend]]
         return Path(folder or ".").parent / "data" if backend == "ms2" else Path.home() / ".maniskill"
+
+
+def device(python: str | None, backend: str) -> str:
+    """What the simulator draws with. RuntimeError in one line where it finds no Vulkan device."""
+    try:
+        return _ask(python, DRAW[backend])
+    except RuntimeError as error:
+        raise RuntimeError(f"SAPIEN cannot draw ({error}); it needs {DEVICE[backend]} (docs/simpler.md)") from None
+
+
+def _ask(python: str | None, code: str, *arguments: str) -> str:
+    """The last line that some Python prints in another process; RuntimeError with the last line of its complaint."""
+    env = {k: v for k, v in os.environ.items() if python is None or k not in ("PYTHONPATH", "PYTHONHOME")}
+    command = [python or sys.executable, "-c", code, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(str(error)) from None
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(lines[-1].strip() if lines else f"exit code {done.returncode}")
+    return lines[-1]
 
 
 def needed(start: Start, backend: str) -> Iterator[tuple[str, ...]]:

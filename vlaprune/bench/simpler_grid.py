@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -201,30 +202,32 @@ class Official:
     starts: Callable[[], Sequence[Start]]
 
 
-SUITES: dict[str, dict[str, Official]] = {
-    "google_vm": {
-        "pick_coke_can": Official("pick coke can", 80, can_vm),
-        "move_near": Official("move A near B", 80, near_vm),
-        "drawer": Official("open or close a drawer", 113, drawer_vm),
-        "put_in_drawer": Official("open top drawer, place apple into top drawer", 200, put_vm),
-    },
-    "google_va": {
-        "pick_coke_can": Official("pick coke can", 80, can_va),
-        "move_near": Official("move A near B", 80, near_va),
-        "drawer": Official("open or close a drawer", 113, drawer_va),
-        "put_in_drawer": Official("open top drawer, place apple into top drawer", 200, put_va),
-    },
+def _google(*starts: Callable[[], Sequence[Start]]) -> dict[str, Official]:
+    rows = {
+        "pick_coke_can": ("pick coke can", 80),
+        "move_near": ("move A near B", 80),
+        "drawer": ("open or close a drawer", 113),
+        "put_in_drawer": ("open top drawer, then place apple into top drawer", 200),
+    }
+    return {name: Official(*row, of) for (name, row), of in zip(rows.items(), starts, strict=True)}
+
+
+SUITES = {
+    "google_vm": _google(can_vm, near_vm, drawer_vm, put_vm),
+    "google_va": _google(can_va, near_va, drawer_va, put_va),
     "widowx": {
-        "spoon_on_towel": Official("put the spoon on the towel", 60, lambda: widowx("PutSpoonOnTableClothInScene-v0")),
-        "carrot_on_plate": Official("put carrot on plate", 60, lambda: widowx("PutCarrotOnPlateInScene-v0")),
-        "stack_cube": Official(
-            "stack the green block on the yellow block",
-            60,
-            lambda: widowx("StackGreenCubeOnYellowCubeBakedTexInScene-v0"),
-        ),
-        "eggplant_in_basket": Official(
-            "put eggplant into yellow basket", 120, lambda: widowx("PutEggplantInBasketScene-v0")
-        ),
+        name: Official(instruction, limit, partial(widowx, env))
+        for name, instruction, limit, env in (
+            ("spoon_on_towel", "put the spoon on the towel", 60, "PutSpoonOnTableClothInScene-v0"),
+            ("carrot_on_plate", "put carrot on plate", 60, "PutCarrotOnPlateInScene-v0"),
+            (
+                "stack_cube",
+                "stack the green block on the yellow block",
+                60,
+                "StackGreenCubeOnYellowCubeBakedTexInScene-v0",
+            ),
+            ("eggplant_in_basket", "put eggplant into yellow basket", 120, "PutEggplantInBasketScene-v0"),
+        )
     },
 }
 
