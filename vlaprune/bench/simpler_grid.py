@@ -75,7 +75,8 @@ ORIENTATIONS = ("lr_switch", "upright", "laid_vertically")
 COUNTER = "google_pick_coke_can_1_v4"
 BACKGROUNDS = (f"{COUNTER}_alt_background", f"{COUNTER}_alt_background_2")
 TABLES = ("Baked_sc1_staging_objaverse_cabinet1_h870", "Baked_sc1_staging_objaverse_cabinet2_h870")
-LIGHTS = ("slightly_darker_lighting", "slightly_brighter_lighting")
+PLAIN: dict[str, Option] = {}
+LIT: list[dict[str, Option]] = [{"slightly_darker_lighting": True}, {"slightly_brighter_lighting": True}]
 DRAWERS = [
     f"{verb}{drawer}DrawerCustomInScene-v0" for verb in ("Open", "Close") for drawer in ("Top", "Middle", "Bottom")
 ]
@@ -117,15 +118,13 @@ def can_va() -> list[Start]:
     """Pick coke can, Variant Aggregation: 9 variants x 3 orientations x 25 places."""
     base = _can(COUNTER)
     crowded = replace(base, env="GraspSingleOpenedCokeCanDistractorInScene-v0")
-    plain: dict[str, Option] = {}
-    lit: list[dict[str, Option]] = [{light: True} for light in LIGHTS]
     variants: list[tuple[Start, dict[str, Option]]] = [
-        (base, plain),
-        *((_can(scene), plain) for scene in TABLES),
-        (crowded, plain),  # "less", the environment's default
+        (base, PLAIN),
+        *((_can(scene), PLAIN) for scene in TABLES),
+        (crowded, PLAIN),  # "less", the environment's default
         (crowded, {"distractor_config": "more"}),
-        *((_can(scene), plain) for scene in BACKGROUNDS),
-        *((base, light) for light in lit),
+        *((_can(scene), PLAIN) for scene in BACKGROUNDS),
+        *((base, light) for light in LIT),
     ]
     return [s for start, build in variants for s in _lying(start, build)]
 
@@ -138,14 +137,12 @@ def near_vm() -> list[Start]:
 
 def near_va() -> list[Start]:
     """Move near, Variant Aggregation: 8 variants x 60 arrangements."""
-    plain: dict[str, Option] = {}
-    lit: list[dict[str, Option]] = [{light: True} for light in LIGHTS]
     options: list[tuple[str, dict[str, Option]]] = [
-        (COUNTER, plain),
+        (COUNTER, PLAIN),
         (COUNTER, {"no_distractor": True}),
-        *((scene, plain) for scene in BACKGROUNDS),
-        *((COUNTER, light) for light in lit),
-        *((scene, plain) for scene in TABLES),
+        *((scene, PLAIN) for scene in BACKGROUNDS),
+        *((COUNTER, light) for light in LIT),
+        *((scene, PLAIN) for scene in TABLES),
     ]
     starts = [replace(_near("MoveNearGoogleInScene-v0", scene), build=build) for scene, build in options]
     return [replace(start, thing=k) for start in starts for k in range(60)]
@@ -212,23 +209,16 @@ def _google(*starts: Callable[[], Sequence[Start]]) -> dict[str, Official]:
     return {name: Official(*row, of) for (name, row), of in zip(rows.items(), starts, strict=True)}
 
 
+ON_TABLES = (
+    ("spoon_on_towel", "put the spoon on the towel", 60, "PutSpoonOnTableClothInScene-v0"),
+    ("carrot_on_plate", "put carrot on plate", 60, "PutCarrotOnPlateInScene-v0"),
+    ("stack_cube", "stack the green block on the yellow block", 60, "StackGreenCubeOnYellowCubeBakedTexInScene-v0"),
+    ("eggplant_in_basket", "put eggplant into yellow basket", 120, "PutEggplantInBasketScene-v0"),
+)
 SUITES = {
     "google_vm": _google(can_vm, near_vm, drawer_vm, put_vm),
     "google_va": _google(can_va, near_va, drawer_va, put_va),
-    "widowx": {
-        name: Official(instruction, limit, partial(widowx, env))
-        for name, instruction, limit, env in (
-            ("spoon_on_towel", "put the spoon on the towel", 60, "PutSpoonOnTableClothInScene-v0"),
-            ("carrot_on_plate", "put carrot on plate", 60, "PutCarrotOnPlateInScene-v0"),
-            (
-                "stack_cube",
-                "stack the green block on the yellow block",
-                60,
-                "StackGreenCubeOnYellowCubeBakedTexInScene-v0",
-            ),
-            ("eggplant_in_basket", "put eggplant into yellow basket", 120, "PutEggplantInBasketScene-v0"),
-        )
-    },
+    "widowx": {name: Official(said, limit, partial(widowx, env)) for name, said, limit, env in ON_TABLES},
 }
 
 
