@@ -105,7 +105,7 @@ def test_losses_are_of_the_episodes_shared_with_dense(tmp_path, monkeypatch):
     page = ("mode=fidelity", "runs=[runs]", "record=2", "observations=seen.npz", "output=out", "hydra.run.dir=.")
     command(monkeypatch, cli.profile, *toy, *page)
     lines = (tmp_path / "out" / "fidelity.csv").read_text().splitlines()
-    assert [line.split(",")[0].split()[0] for line in lines[1:]] == ["dense", "random", "random", "bottomk", "uniform"]
+    assert [line.split(",")[0].split()[0] for line in lines[1:]] == ["dense", "bottomk", "random", "random", "uniform"]
     assert "rank correlation with the loss" in (tmp_path / "out" / "fidelity.md").read_text()
     with pytest.raises(SystemExit):
         command(monkeypatch, cli.profile, *toy, *page, "runs=[runs/1]")

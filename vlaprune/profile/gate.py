@@ -18,7 +18,7 @@ from vlaprune.profile.recording import PHASES, Recording
 from vlaprune.pruner import Pruner
 from vlaprune.records import Run
 
-LEAST = 80  # episodes that an arm must share with dense before its loss says anything
+LEAST = 150  # episodes that an arm must share with dense before its loss says anything
 
 
 @dataclass
@@ -60,15 +60,19 @@ def judge(
 def arms(
     runs: Sequence[Run], make: Callable[[Mapping[str, Any]], Pruner], weights: object
 ) -> list[tuple[str, Callable[[], Pruner], Run]]:
-    """The method of every run but dense, as its journal configures it. ValueError for runs of other weights."""
-    out: list[tuple[str, Callable[[], Pruner], Run]] = []
-    for run in runs:
+    """The method of every run but dense, as its journal configures it; of runs with one setting the longest.
+
+    ValueError for runs of other weights.
+    """
+    out: dict[str, tuple[str, Callable[[], Pruner], Run]] = {}
+    for run in sorted(runs, key=lambda run: (len(run.episodes), str(run.folder))):
         if run.header.identity.get("weights") != weights:
             raise ValueError(f"{run.folder} ran with weights {run.header.identity.get('weights')}, not {weights}")
         if report.name(run.header) != "dense":
             node = run.header.identity["method"]
-            out.append((report.label(run.header), partial(make, node), run))
-    return out
+            label = report.label(run.header, [other.header for other in runs])
+            out[label] = (label, partial(make, node), run)
+    return [out[label] for label in sorted(out)]
 
 
 def losses(judged: Sequence[Judged], runs: Mapping[str, Run], dense: Run) -> None:
