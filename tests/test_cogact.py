@@ -267,7 +267,7 @@ def damaged(files, what):
         ("two", {}, "has .pt files ['it.pt', 'older.pt']"),
         ("torn", {}, "cannot be read"),
         ("statistics", {}, "has no dataset_statistics.json"),
-        ("base", {}, "names base_vlm siglip-224px"),
+        ("base", {}, "names vla.base_vlm siglip-224px"),
         ("words", {}, "tokenizer.json cannot be read"),
         ("", {"unnorm": None}, "unnorm is not set"),
         ("", {"unnorm": "fractal20220817_data"}, "has no statistics 'fractal20220817_data'; it has ['bridge_orig']"),

@@ -29,6 +29,7 @@ from vlaprune.models.prismatic import (
     precision,
     question,
     read_tokenizer,
+    restore,
     stand_in,
 )
 from vlaprune.nn.checkpoint import Checkpoint, read_json
@@ -43,7 +44,7 @@ from vlaprune.trace import Layout
 EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
 BASE = "prism-dinosiglip-224px+7b"
 TRUNK, HEADS = ("vision_backbone.", "llm_backbone.", "projector."), ("action_model.", "ema_diffusion.")
-ACTION, GRIPPER = 7, 6  # numbers of an action, the place of the gripper among them
+ACTION, GRIPPER = 7, 6  # numbers of an action; the last is the gripper
 
 
 class CogACT:
@@ -108,9 +109,10 @@ class CogACT:
         self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",)))
         file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
         run = file.parent.parent
-        base = read_json(run / "config.json").get("vla", {}).get("base_vlm", BASE)
+        vla = read_json(run / "config.json").get("vla")
+        base = vla.get("base_vlm") if isinstance(vla, Mapping) else None
         if base != BASE:
-            raise ValueError(f"{run / 'config.json'} names base_vlm {base}; CogACT here is built on {BASE}")
+            raise ValueError(f"{run / 'config.json'} names vla.base_vlm {base}; CogACT here is built on {BASE}")
         self.range = Statistics.of(run).range(unnorm, "action", ACTION)
         checkpoint = Checkpoint(file, within="model")
         head = "ema_diffusion" if ema else "action_model"
@@ -159,7 +161,7 @@ class CogACT:
             rows = self.trunk.decoder(prompts, sessions)
         with stage(sessions, "head", self.action.flops()):
             unit = self.action(torch.stack([r[-1] for r in rows]), self._noise(sessions))
-        return [self._restore(u) for u in unit]
+        return list(restore(self._decided(unit), self.range))
 
     def _noise(self, sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
@@ -167,12 +169,11 @@ class CogACT:
         draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(lot)) for lot in lots]
         return torch.stack(draws).to(self.device)
 
-    def _restore(self, unit: Tensor) -> Tensor:
-        if unit.is_meta:
-            return unit
-        actions = unit.clamp(-1, 1).double().cpu().numpy()
-        actions[:, GRIPPER] = actions[:, GRIPPER] >= 0.5
-        return torch.from_numpy(self.range.restore(actions))
+    def _decided(self, unit: Tensor) -> Tensor:
+        """Chunks within [-1, 1], the gripper 0 or 1."""
+        unit = unit.clamp(-1, 1)
+        grips = (unit[..., GRIPPER:] >= 0.5).to(unit.dtype)
+        return torch.cat((unit[..., :GRIPPER], grips), -1)
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         """The whole frame, its aspect given up, by PIL's bicubic filter."""
