@@ -58,6 +58,7 @@ LAYERS = {
         "report",
         "nn",
         "methods.dense",
+        "methods.calibration",
         "control",
     ],
     "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],

@@ -1,5 +1,6 @@
 """The profiler: recordings come back as they were, times add up, ratios are honest, a bad comparison is refused."""
 
+import json
 import sys
 import time
 
@@ -13,9 +14,11 @@ from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
 from vlaprune.control import Control
 from vlaprune.meter import Clock
+from vlaprune.methods.calibration import read
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
+from vlaprune.methods.ties import TIES
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
@@ -277,6 +280,27 @@ def test_wrong_settings_are_one_clear_line(tmp_path, monkeypatch, capsys, argv, 
         run(monkeypatch, *TOY, "observations=noise", *argv)
     error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and said in error[-1]
+
+
+def test_a_calibration_is_written_from_recorded_dense_frames(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = (*TOY, "mode=calibrate", "observations=seen.npz", "output=out", "frames=3", "name=toy")
+    run(monkeypatch, *said, "method=ties", "method.tokens=all")
+    taus = json.loads((tmp_path / "out" / "toy.json").read_text())["tau"]
+    assert len(taus) == 3
+    config = {"tokens": "all", "calibration": str(tmp_path / "out" / "toy.json")}
+    policy = Policy(Toy(), lambda: TIES(**config))  # a calibration of this model and this estimator
+    actions(policy, Recording.load(tmp_path / "seen.npz").episodes[0], 7)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *said, "method=fastv")
+    assert stop.value.code == 2 and "nothing to calibrate; use method=ties" in capsys.readouterr().err
+
+
+def test_the_calibration_that_is_shipped_fits_the_policy_that_is():
+    shipped = TIES(calibration="robosuite")
+    assert len(read("robosuite", shipped.estimator, "tiny")) == 100
+    with pytest.raises(ValueError, match=r"keep=0\.21875, here 0\.5"):
+        read("robosuite", TIES(keep=0.5).estimator, "tiny")
 
 
 def test_a_page_is_written_with_what_made_it(tmp_path):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
 WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which is no part of what is run
-MODES = ("speed", "fidelity", "overhead", "floors", "check")  # of vlaprune-profile
+MODES = ("speed", "fidelity", "overhead", "floors", "check", "calibrate")  # of vlaprune-profile
 
 
 class ThirdParty(SearchPathPlugin):  # type: ignore[misc]

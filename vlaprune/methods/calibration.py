@@ -1,10 +1,7 @@
 """The usual values of tau, measured beforehand and kept in a file: what TIES must know of a model and its world.
 
-`Calibrate` keeps every token and notes tau at every call. Run it over typical frames, then save:
-
-    policy = Policy(model, lambda: Calibrate(TIES().estimator))
-    ...
-    policy.sessions[0].pruner.save("tau.json", frames=100)
+`Calibrate` keeps every token and notes tau at every call; `vlaprune-profile mode=calibrate method=ties` runs it over
+recorded dense frames and writes the file. Files of our own models lie in vlaprune/weights.
 """
 
 import json
@@ -19,6 +16,8 @@ import torch
 from vlaprune.methods.agreement import Estimator
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Trace
+
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
 @dataclass
@@ -57,12 +56,16 @@ def write(path: str | Path, estimator: Estimator, model: str, taus: Sequence[flo
 
 
 def read(path: str | Path | None, estimator: Estimator, model: str) -> list[float]:
-    """The values; no file, none and a warning. ValueError where it is damaged or of another estimator or model."""
+    """The values in a file, or in one shipped under a name; no file, none and a warning.
+
+    ValueError where it is damaged or of another estimator or model.
+    """
     if path is None:
         warnings.warn("ties runs without a calibration; the taus of each episode stand in", stacklevel=1)
         return []
+    shipped = SHIPPED / f"{model}-{path}.ties.json"
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads((shipped if shipped.is_file() else Path(path)).read_text())
         made = {**data["estimator"], "model": data["model"]}
         taus = [float(t) for t in data["tau"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

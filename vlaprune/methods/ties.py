@@ -33,7 +33,7 @@ class TIES(Pruner):
     low_tau_trusts_attention   the lower tau, the more tokens by attention; False turns it round
     similarity    patches (share with pixel cosine >= 0.996), ssim, embedding (of the mean token), embedding_patches
     uniform       the rest of the budget: stride, random, diverse (as DivPrune)
-    calibration   file written by calibration.Calibrate; null: the taus of this episode so far
+    calibration   file, or name of one shipped with a model; null: the taus of this episode so far
     """
 
     layer: int = 2

@@ -13,13 +13,14 @@ from tqdm import tqdm
 from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
+from vlaprune.methods.calibration import Calibrate
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.decoder import Shape
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import check, floors, gate, micro, overhead, speed
 from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
-from vlaprune.profile.recording import Recording, record, synthetic
+from vlaprune.profile.recording import Recording, actions, record, synthetic
 from vlaprune.pruner import Pruner
 
 
@@ -157,6 +158,24 @@ def checks(setting: Setting) -> list[Path]:
     return setting.write(page, f"check-{check.where(device)}", rows, device)
 
 
+def calibrations(setting: Setting) -> list[Path]:
+    """A calibration file for every method that wants one, TIES, from the recorded dense frames."""
+    cfg, model, recording = setting.cfg, setting.model, setting.observations()
+    out = []
+    for label, make in setting.methods:
+        method = make()
+        if not hasattr(method, "estimator"):
+            raise ValueError(f"method {label} has nothing to calibrate; use method=ties")
+        probe = Calibrate(method.estimator)
+        policy = Policy(model, partial(iter([probe]).__next__))
+        for episode in recording.episodes:
+            actions(policy, episode, cfg.seed)
+        out.append(Path(cfg.output) / f"{cfg.name or model.info.name + '-' + label.replace(' ', '-')}.json")
+        out[-1].parent.mkdir(parents=True, exist_ok=True)
+        probe.save(out[-1], cfg.frames)
+    return out
+
+
 def _advance(bar: Any, text: str) -> None:
     bar.set_postfix_str(text, refresh=False)
     bar.update()
@@ -168,4 +187,5 @@ MODES: Mapping[str, Callable[[Setting], list[Path]]] = {
     "overhead": overheads,
     "floors": ceilings,
     "check": checks,
+    "calibrate": calibrations,
 }
