@@ -155,6 +155,12 @@ def test_pi05_without_a_state_needs_none_and_reads_the_text_of_pi0(models):
         played(models["pi0"], Observation(look_.images, None, look_.instruction))
 
 
+def test_relative_actions_have_the_state_added_to_position_and_rotation():
+    observation = look()
+    plain_, relative = (played(Pi0(**OPTIONS, delta=delta), observation)[0].numpy() for delta in (False, True))
+    assert np.allclose(relative - plain_, np.append(observation.state[:6], 0.0), atol=1e-6)
+
+
 def test_a_prompt_that_upstream_would_cut_is_refused(models):
     with pytest.raises(ValueError, match="makes 52 tokens; pi0 reads 48"):
         played(models["pi0"], look(instruction="go " * 50))
