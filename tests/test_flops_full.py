@@ -66,7 +66,7 @@ def test_a_call_costs_what_torch_counts_and_what_is_published(name):
         assert sum(record.flops.values()) == pytest.approx(target * T, rel=0.01)
 
 
-# Papers print 1.86 to 1.91 T for the decoder's first pass of OpenVLA (CogACT's has one position more) and 3.97 to 4.01 T
+# Papers print 1.86 to 1.91 T for the decoder's first pass of OpenVLA (CogACT's has one position more) and 3.97 to 4.01
 # for OFT's; the instructions of LIBERO's suites that give such lengths have 12 to 20 words.
 @pytest.mark.parametrize(("kind", "published"), [(CogACT, {12: 1.864, 19: 1.906}), (OFT, {13: 3.970, 20: 4.013})])
 def test_papers_count_the_first_pass_in_multiply_accumulates(kind, published):
