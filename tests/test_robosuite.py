@@ -10,6 +10,7 @@ import pytest
 
 from vlaprune import demos
 from vlaprune.bench import robosuite
+from vlaprune.bench.gl import draws_with
 from vlaprune.bench.robosuite import TASKS, Robosuite, axis_angle
 from vlaprune.benchmark import Benchmark
 
@@ -198,3 +199,10 @@ def test_demonstrations(tmp_path):
     (path := tmp_path / "Lift_001001.npz").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"Lift_001001.npz is not a whole demonstration .*; delete it"):
         demos.load(tmp_path)
+
+
+def test_a_process_that_draws_otherwise_is_refused(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert draws_with("egl") == "egl"
+    with pytest.raises(RuntimeError, match=r"bench.renderer=osmesa, but this process draws with MUJOCO_GL=egl"):
+        draws_with("osmesa")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,3 +19,14 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def draws_with(renderer: str) -> str:
+    """Chooses how this process draws, once. RuntimeError where it draws otherwise: the journal would not be true."""
+    gl = os.environ.setdefault("MUJOCO_GL", renderer)  # read when mujoco is first imported
+    if gl != renderer:
+        raise RuntimeError(
+            f"bench.renderer={renderer}, but this process draws with MUJOCO_GL={gl}; set them alike, and in a sweep "
+            "over renderers add bench.worker=true"
+        )
+    return gl

@@ -11,7 +11,6 @@ Episodes from 1000 on are this project's own, for training: LIBERO's placement r
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench import libero_experts, libero_files, remote
-from vlaprune.bench.gl import PACKAGES, quiet
+from vlaprune.bench.gl import PACKAGES, draws_with, quiet
 from vlaprune.bench.libero_env import CAMERAS, LiberoEnv, drawing
 from vlaprune.benchmark import Env, Interface, Task
 from vlaprune.finding import Finding
@@ -46,7 +45,7 @@ class Libero:
     assets    folder of LIBERO's meshes and textures; None for hf-libero's own
     image     side of the square images in pixels; the protocol's is 256
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
-    renderer  "egl" or "osmesa"; MUJOCO_GL comes first where it is set. Either must be so before mujoco is imported
+    renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     mujoco    its version; from 3.3.3 on libero_object is dark, from 3.4 on objects settle elsewhere
     worker    each environment in a process of its own
     python    that process's interpreter; None for this one
@@ -144,7 +143,7 @@ class Libero:
         self._check()
         states = libero_files.initial_states(self.suite, task.name)
         meshes = libero_files.assets(self.assets)
-        gl = os.environ.setdefault("MUJOCO_GL", self.renderer)  # read when mujoco is first imported
+        gl = draws_with(self.renderer)
         try:
             with quiet():
                 libero_files.import_libero(meshes)

@@ -8,7 +8,6 @@ Episode ids 0 .. 49 are held out for evaluation; training uses ids from 1000 on.
 from __future__ import annotations
 
 import importlib.util
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench import experts, remote
-from vlaprune.bench.gl import PACKAGES, quiet
+from vlaprune.bench.gl import PACKAGES, draws_with, quiet
 from vlaprune.benchmark import Interface, Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
@@ -153,7 +152,7 @@ class Robosuite:
 
     names     which tasks, in this order; None for all
     image     side of the square images in pixels
-    renderer  "egl" or "osmesa"; MUJOCO_GL comes first where it is set. Either must be so before mujoco is imported
+    renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     seed      of the initial states; another seed is another benchmark
     worker    each environment in a process of its own
     """
@@ -202,7 +201,7 @@ class Robosuite:
         """The open environment, or RuntimeError that says what to install."""
         if any(importlib.util.find_spec(module) is None for module in ("robosuite", "mujoco")):
             raise RuntimeError("robosuite is not installed; pip install 'vlaprune[sim]'")
-        gl = os.environ.setdefault("MUJOCO_GL", self.renderer)  # read when mujoco is first imported
+        gl = draws_with(self.renderer)
         try:
             with quiet():
                 return RobosuiteEnv(_world(task.name, self.seed), task, self.image, self.seed)
