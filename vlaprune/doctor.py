@@ -2,7 +2,7 @@
 
 Checks are functions that answer a `Finding` and change nothing. A benchmark takes part by a method
 `findings() -> Iterable[Finding]` of its own, for packages and assets of its configured tasks, and by a config key
-`renderer` (egl, osmesa or vulkan) where it draws. Another interpreter that a simulator runs in is the benchmark's to
+`renderer` (egl or osmesa) where it draws by MuJoCo. Another interpreter that a simulator runs in is the benchmark's to
 look into: `bench.python=PATH`.
 """
 
