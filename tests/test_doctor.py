@@ -139,6 +139,10 @@ class Model:
 
     def __init__(self, weights, device, size=1):
         assert device == "meta"
+        if weights is None:
+            raise ValueError(
+                "tokenizer some/words: some/words is no path here and the hub cannot be reached (it is offline)"
+            )
         if weights == "torn":
             raise ValueError("weights torn lack shard 2 of 3;\n download it again")
 
@@ -152,6 +156,10 @@ def test_a_model_is_built_without_memory_and_says_what_is_wrong(monkeypatch, tmp
     assert models.model(NODE | {"weights": "random"}) == ("random weights, no files needed", True)
     assert models.model(NODE | {"weights": "torn"}) == ("weights torn lack shard 2 of 3; download it again", False)
     assert models.model(NODE | {"weights": "fine"}) == ("fine is complete and would load", True)
+    said, fine = models.model(NODE | {"weights": None})
+    assert not fine and said == (
+        "some/words is not on this machine; hf download some/words --local-dir FOLDER, then model.tokenizer=FOLDER"
+    )
     said, fine = models.model(NODE | {"weights": "nobody/nothing"})
     assert not fine and "nobody/nothing is not on this machine; hf download nobody/nothing" in said
     (tmp_path / "nobody" / "nothing").mkdir(parents=True)
@@ -161,10 +169,17 @@ def test_a_model_is_built_without_memory_and_says_what_is_wrong(monkeypatch, tmp
 def test_models_are_looked_at_offline_and_the_hub_is_asked_only_when_told(monkeypatch):
     asked = []
     monkeypatch.setattr(models, "on_hub", lambda name: asked.append(name) or "gated")
-    monkeypatch.setattr(models, "ask", lambda code, env, seconds: json.dumps([["not here", False]] * 2))
+    monkeypatch.setattr(
+        models,
+        "ask",
+        lambda code, env, seconds: json.dumps(
+            [["nobody/nothing@v1 is not on this machine; fetch", False], ["x", False]]
+        ),
+    )
     nodes = {"one": NODE | {"weights": "nobody/nothing@v1"}, "two": NODE | {"weights": "random"}}
-    assert [f.said for f in models.models(nodes, hub=False)] == ["not here", "not here"] and not asked
-    assert [f.said for f in models.models(nodes, hub=True)] == ["not here (gated)", "not here"]
+    gone = "nobody/nothing@v1 is not on this machine; fetch"
+    assert [f.said for f in models.models(nodes, hub=False)] == [gone, "x"] and not asked
+    assert [f.said for f in models.models(nodes, hub=True)] == [f"{gone} (gated)", "x"]
     assert asked == ["nobody/nothing"]
 
 

@@ -27,7 +27,7 @@ def models(nodes: Mapping[str, Node], hub: bool) -> Sequence[Finding]:
     except RuntimeError as error:
         return [Finding(name, f"cannot be looked at: {error}", ok=False) for name in nodes]
     found = [Finding(name, text, ok) for name, (text, ok) in zip(nodes, said, strict=True)]
-    return [_asked(f, nodes[f.about]) if hub and not f.ok else f for f in found]
+    return [_asked(f) if hub and not f.ok else f for f in found]
 
 
 def answer(nodes: Mapping[str, Node]) -> str:
@@ -39,9 +39,7 @@ def model(node: Node) -> tuple[str, bool]:
     """Builds one model on torch's meta device: everything is checked, nothing is read but names, shapes and JSON."""
     weights = node.get("weights")
     if not local(weights):
-        name = str(weights).partition("@")[0]
-        remedy = f"hf download {name} --local-dir FOLDER, then model.weights=FOLDER"
-        return f"{weights} is not on this machine; {remedy}", False
+        return _absent("weights", str(weights)), False
     module, _, name = str(node["_target_"]).rpartition(".")
     given = {key: value for key, value in node.items() if key != "_target_"}
     if "device" in given:
@@ -49,10 +47,18 @@ def model(node: Node) -> tuple[str, bool]:
     try:
         getattr(import_module(module), name)(**given)
     except Exception as error:  # whatever is wrong with the files is the finding
-        return " ".join(str(error).split()) or type(error).__name__, False
-    if weights in (None, "random"):
-        return "needs no files" if weights is None else "random weights, no files needed", True
-    return f"{weights} is complete and would load", True
+        said = " ".join(str(error).split()) or type(error).__name__
+        gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
+        return _absent(gone[1], gone[2]) if gone else said, False
+    if "weights" not in node or weights == "random":
+        return "random weights, no files needed" if weights == "random" else "needs no files", True
+    return "complete, and would load" if weights is None else f"{weights} is complete and would load", True
+
+
+def _absent(option: str, name: str) -> str:
+    """What is said of a repository of which nothing is here."""
+    remedy = f"hf download {name.partition('@')[0]} --local-dir FOLDER, then model.{option}=FOLDER"
+    return f"{name} is not on this machine; {remedy}"
 
 
 def local(weights: object) -> bool:
@@ -70,12 +76,10 @@ def local(weights: object) -> bool:
     return True
 
 
-def _asked(finding: Finding, node: Node) -> Finding:
-    """The same finding with what the hub says of the repository."""
-    found = HUB_ID.fullmatch(str(node.get("weights")))
-    if not found or Path(str(node["weights"])).expanduser().exists():
-        return finding
-    return Finding(finding.about, f"{finding.said} ({on_hub(found[1])})", ok=False)
+def _asked(finding: Finding) -> Finding:
+    """The same finding with what the hub says of a repository that is not here."""
+    found = re.match(rf"{HUB_ID.pattern} is not on this machine", finding.said)
+    return Finding(finding.about, f"{finding.said} ({on_hub(found[1])})", ok=False) if found else finding
 
 
 def on_hub(name: str) -> str:

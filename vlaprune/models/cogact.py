@@ -106,7 +106,7 @@ class CogACT:
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
         if unnorm is None:
             raise ValueError(f"unnorm is not set; name the dataset of {weights} that actions are scaled by")
-        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",)))
+        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",), "tokenizer"))
         file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
         run = file.parent.parent
         vla = read_json(run / "config.json").get("vla")

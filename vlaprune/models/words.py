@@ -51,7 +51,7 @@ def tokenizer_of(source: str | None, vocabulary: int) -> Words:
         return Words(lambda text: stand_in(text, vocabulary))
     from tokenizers import Tokenizer
 
-    folder = Path(locate(source, ("tokenizer.json",)))
+    folder = Path(locate(source, ("tokenizer.json",), "tokenizer"))
     file = folder if folder.is_file() else folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))

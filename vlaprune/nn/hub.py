@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
+def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors"), option: str = "weights") -> Path:
     """A local path as it is, or `owner/name[@revision]` fetched from the hub. ValueError where it cannot be had.
 
     patterns  files of the hub's repository that are wanted
+    option    of the model that named it, for what errors say
     """
     path = Path(weights).expanduser()
     if path.exists():
         return path
     found = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?", weights)
     if not found:
-        raise ValueError(f"weights {weights} do not exist; give a folder, a file, owner/name of the hub, or `random`")
+        raise ValueError(f"{option} {weights} do not exist; give a folder, a file, owner/name of the hub, or `random`")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -34,6 +35,6 @@ def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) 
         said = " ".join(str(error).split())[:120]
         why = (
             f"is no path here and the hub cannot be reached ({type(error).__name__}: {said}); run `hf download {name} "
-            "--local-dir FOLDER` where there is a network, then set model.weights=FOLDER"
+            f"--local-dir FOLDER` where there is a network, then set model.{option}=FOLDER"
         )
-    raise ValueError(f"weights {weights}: {name} {why}") from None
+    raise ValueError(f"{option} {weights}: {name} {why}") from None
