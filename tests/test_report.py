@@ -180,6 +180,23 @@ def test_mixed_runs_are_refused_in_one_line_or_marked(runs, other, said, judged)
     assert "textdagger" in report.latex(table.reset_index())
 
 
+def test_a_policy_tuned_from_the_baseline_is_judged_with_its_method(runs):
+    write(runs / "tuned", DENSE, "lightvla", kept=5, weights="def", provenance={"tuned_from": "abc"})
+    table = report.summarise(report.find([runs])).set_index("method")
+    assert table.loc["lightvla§"].verdict == "undecided" and table.loc["lightvla§"].paired == 12
+    assert any(n.startswith("§ lightvla: weights tuned from the baseline's") for n in table.attrs["notes"])
+    assert "\\S{}" in report.latex(table.reset_index())
+
+
+@pytest.mark.parametrize(
+    "other", [{"provenance": {"tuned_from": "xyz"}}, {"provenance": {"tuned_from": "abc"}, "seed": 8}]
+)
+def test_a_policy_tuned_from_elsewhere_or_run_otherwise_is_refused(runs, other):
+    write(runs / "tuned", DENSE, "lightvla", weights="def", **other)
+    with pytest.raises(ValueError, match="make a report of each"):
+        report.summarise(report.find([runs]))
+
+
 def test_a_run_of_another_bench_is_not_paired(runs):
     write(runs / "other", DENSE, "random", bench="libero")
     table = report.summarise(report.find([runs]), mixed=True).set_index("method")

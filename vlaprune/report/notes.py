@@ -30,6 +30,12 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
         for a in comparison.arms
         if a.stopped
     ]
+    tuned = [a.label for a in comparison.arms if a.tuned]
+    if tuned:
+        out.append(
+            f"§ {', '.join(tuned)}: weights tuned from the baseline's with the method at work; policy and method are "
+            "judged as one."
+        )
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
     if table.attrs["shared"]:

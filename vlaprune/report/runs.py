@@ -49,6 +49,7 @@ class Arm:
     label    unique in the report
     missing  episodes that were asked for and are not there
     stopped  how a rule ended it early, empty where none did
+    tuned    its weights were tuned from the baseline's, with the method at work: policy and method are judged as one
     mixed    what of its protocol differs from the first run's, empty where nothing does
     judged   whether it may be compared with the baseline after a fixed number of episodes; not if more differs than
              which episodes were asked for, nor if a rule chose the number
@@ -60,11 +61,13 @@ class Arm:
     mixed: str = ""
     judged: bool = True
     stopped: str = ""
+    tuned: bool = False
 
     @property
     def marked(self) -> str:
-        """The label, with * where episodes are missing, ‡ where a rule ended it, † where the protocol is another."""
-        return self.label + "*" * bool(self.missing) + "‡" * bool(self.stopped) + "†" * bool(self.mixed)
+        """The label, with * for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol."""
+        marks = {"*": self.missing, "‡": self.stopped, "§": self.tuned, "†": self.mixed}
+        return self.label + "".join(mark for mark, holds in marks.items() if holds)
 
     @property
     def method(self) -> str:
@@ -140,7 +143,8 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
     first = next((r for r, called in zip(runs, labels, strict=True) if baseline in (name(r.header), called)), runs[0])
     arms = []
     for run, called in zip(runs, labels, strict=True):
-        reasons = [_protocol(run, first), _weights(run, first), _episodes(run, first)]
+        tuned = _tuned(run, first)
+        reasons = [_protocol(run, first, tuned), "" if tuned else _weights(run, first), _episodes(run, first)]
         if any(reasons) and not mixed:
             reason = next(filter(None, reasons))
             raise ValueError(
@@ -154,7 +158,7 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
                 "finish it, or pass --partial"
             )
         judged = not any(reasons[:2]) and not stopped
-        arms.append(Arm(run, called, missing, "; ".join(filter(None, reasons)), judged, stopped))
+        arms.append(Arm(run, called, missing, "; ".join(filter(None, reasons)), judged, stopped, tuned))
     base = next((a for a in arms if a.run is first and baseline in (a.method, a.label)), None)
     return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
 
@@ -166,9 +170,16 @@ def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str
     return [f"{one} ({run.folder.name})" if one in twice else one for run, one in zip(runs, labels, strict=True)]
 
 
-def _protocol(run: Run, first: Run) -> str:
+def _tuned(run: Run, first: Run) -> bool:
+    """Whether a run's weights were tuned from the first run's together with its method."""
+    return "tuned_from" in run.header.provenance and run.header.provenance["tuned_from"] == context(first)["weights"]
+
+
+def _protocol(run: Run, first: Run, tuned: bool) -> str:
     """Settings of model, bench, seed or execution that differ; weights have a line of their own."""
     a, b = ({k: v for k, v in context(r).items() if k != "weights"} for r in (first, run))
+    if tuned:  # where its weights lie is then no difference of protocol
+        a, b = (one | {"model": {k: v for k, v in one["model"].items() if k != "weights"}} for one in (a, b))
     return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""
 
 

@@ -74,7 +74,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """The same as a LaTeX tabular with booktabs rules."""
-    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}", "‡": "\\textdaggerdbl{}"}
+    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}", "‡": "\\textdaggerdbl{}", "§": "\\S{}"}
 
     def clean(text: str) -> str:
         return "".join(special.get(c, c) for c in text)
