@@ -51,9 +51,9 @@ fix: .venv/done  ## mends style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sweep: .venv/done  ## the published sweep on robosuite (half an hour; goes on where it stopped)
+sweep: .venv/done  ## the published sweep on robosuite (an hour; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m method=dense $(PARALLEL)
-	$(BIN)/vlaprune-eval -m method=fastv,divprune,random,uniform method.keep=0.5,0.25,0.125 $(PARALLEL)
+	$(BIN)/vlaprune-eval -m method=fastv,divprune,random,uniform,ties,vlapruner method.keep=0.5,0.25,0.125 $(PARALLEL)
 	$(BIN)/vlaprune-eval -m method=ties,infoentropy,vlapruner,safe,lightvla,sparsevlm,vlacache episodes=20 $(PARALLEL)
 
 tables: .venv/done  ## tables from the recorded sweep
