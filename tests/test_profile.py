@@ -303,6 +303,14 @@ def test_the_calibration_that_is_shipped_fits_the_policy_that_is():
         read("robosuite", TIES(keep=0.5).estimator, "tiny")
 
 
+def test_a_recording_of_other_cameras_is_refused(tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.chdir(tmp_path)
+    synthetic(tiny.interface, 64, 1, 1).save(tmp_path / "seen.npz")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *TOY, "observations=seen.npz")
+    assert "seen.npz has cameras ['a', 'b'], toy reads ['main']; delete it" in capsys.readouterr().err
+
+
 def test_a_page_is_written_with_what_made_it(tmp_path):
     page = Page("title")
     page.table("numbers", [{"a": "1", "b": "2"}])

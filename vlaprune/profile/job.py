@@ -73,7 +73,14 @@ class Setting:
             print(f"recording {cfg.record} dense episodes of every task of {bench.name} into {path}", flush=True)
             policy = Policy(model, Dense, control=self.control())
             record(policy, bench, cfg.record, cfg.seed).save(path)
-        return Recording.load(path)
+        recording = Recording.load(path)
+        has = set(recording.frames[0].observation.images)
+        if not set(model.interface.cameras) <= has:
+            raise ValueError(
+                f"{path} has cameras {sorted(has)}, {model.info.name} reads {sorted(model.interface.cameras)}; "
+                "delete it to record anew, or name another file with observations="
+            )
+        return recording
 
     def write(self, page: Page, otherwise: str, rows: Sequence[Mapping[str, Any]], device: str) -> list[Path]:
         """The page and its numbers, under the asked name or this one."""
