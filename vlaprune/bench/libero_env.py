@@ -137,7 +137,7 @@ def axis_angle(quat: np.ndarray) -> np.ndarray:
     """
     cosine = float(np.clip(quat[3], -1.0, 1.0))
     sine = np.sqrt(1.0 - cosine * cosine)
-    if np.isclose(sine, 0.0):
+    if sine == 0.0:
         return np.zeros(3)
     return np.asarray(quat[:3] * 2.0 * np.arccos(cosine) / sine)
 
