@@ -83,7 +83,7 @@ train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviou
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
 
 bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 video=failures output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 execute=3 video=failures output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/libero_object --tasks --untimed --output results/libero/tiny --name libero_object
 
 $(SIMPLER)/ms3/python:
