@@ -68,3 +68,11 @@ def test_degenerate_inputs():
 def test_bad_parameters(wrong):
     with pytest.raises(ValueError, match=r"cdpruner|budget"):
         CDPruner(**wrong)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
+def test_beyond_the_rank_every_row_is_still_named_once(rank, scale):
+    torch.manual_seed(rank)
+    rows = scale * torch.randn(64, rank) @ torch.randn(rank, 96)
+    assert sorted(dpp(rows, 64).tolist()) == list(range(64))

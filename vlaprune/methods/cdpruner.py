@@ -28,12 +28,14 @@ def dpp(features: Tensor, count: int) -> Tensor:
     """
     kernel, chosen = features.detach() @ features.detach().T, []
     left, factor = kernel.diagonal().clone(), kernel.new_empty((count, kernel.shape[0]))
+    taken = torch.zeros_like(left, dtype=torch.bool)  # beyond the kernel's rank a quotient may overflow
     for i in range(count):
         j = left.argmax(0, keepdim=True)
         row, known = factor[i], factor[:i]
         torch.addmv(kernel.index_select(0, j)[0], known.T, known.index_select(1, j)[:, 0], alpha=-1, out=row)
         row.mul_(left.index_select(0, j).clamp_(min=EPS).rsqrt_())
-        left.addcmul_(row, row, value=-1).index_fill_(0, j, float("-inf"))
+        taken.index_fill_(0, j, True)
+        left.addcmul_(row, row, value=-1).nan_to_num_(0.0, 0.0).masked_fill_(taken, float("-inf"))
         chosen.append(j)
     return torch.cat(chosen)
 
