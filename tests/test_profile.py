@@ -129,7 +129,7 @@ def test_a_slow_method_is_slower_by_what_it_sleeps(tiny):
     episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
     base, slow = arm(tiny, Dense), arm(tiny, lambda: Scripted(Plan((1,)), sleepy))
     (pair,) = micro.compare(base, [slow], episodes, RULES, Watch(CPU, Nvml(CPU)))
-    assert np.median(pair.arm.ms) - np.median(base.ms) > 15
+    assert min(pair.arm.ms) > 20 and min(pair.arm.ms) - min(base.ms) > 15
     assert np.median([r.ms["method"] for r in slow.records]) > 20
     row = described(tiny, slow, HERE)
     assert row["ms_method"] > 20 and row["spans_share"] >= COMPLETE
