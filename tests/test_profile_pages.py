@@ -10,6 +10,7 @@ import torch
 from vlaprune import cli
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
+from vlaprune.methods.infoentropy import InfoEntropy
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import Toy
 from vlaprune.nn.decoder import Shape
@@ -94,3 +95,10 @@ def test_the_check_takes_full_sizes_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check.models(None) == ["openvla_tiny", "oft_tiny", "cogact_tiny", "pi0_tiny"]
     assert sum(seconds for _, seconds in check.shares(None, 10)) < 600
+
+
+def test_a_method_that_promises_no_count_at_full_budget_is_not_heeded():
+    arms = [("vlacache", VLACache), ("fastv", FastV), ("fastv keep=1.0", lambda: FastV(keep=1.0))]
+    arms += [("infoentropy", InfoEntropy), ("infoentropy keep=1.0", lambda: InfoEntropy(keep=1.0))]
+    labels = [label for label, _ in overhead.kept(arms, Toy().info)]
+    assert labels == ["fastv keep=1.0", "vlacache, choice thrown away", "infoentropy, choice thrown away"]

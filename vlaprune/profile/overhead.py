@@ -140,13 +140,15 @@ def _shown(row: dict[str, Any], base: str, other: str) -> dict[str, str]:
     }
 
 
-def kept(every: Methods) -> list[tuple[str, Callable[[], Pruner]]]:
-    """Each method at keep=1.0; where it has no single budget, at its own settings with its choice thrown away."""
+def kept(every: Methods, info: Info) -> list[tuple[str, Callable[[], Pruner]]]:
+    """Each method at keep=1.0; where that promises no count, at its own settings with its choice thrown away."""
     arms = dict(every)
-    full = {label.split()[0] for label in arms if label.endswith(" keep=1.0")}
-    out = [(label, make) for label, make in arms.items() if label.endswith(" keep=1.0")]
+    out = [(n, m) for n, m in arms.items() if n.endswith(" keep=1.0") and m().plan(info).budget]
+    full = {label.split()[0] for label, _ in out}
     return out + [
-        (f"{n}, choice thrown away", partial(_unheeded, m)) for n, m in arms.items() if n.split()[0] not in full
+        (f"{n}, choice thrown away", partial(_unheeded, m))
+        for n, m in arms.items()
+        if n.split()[0] not in full and " keep=" not in n
     ]
 
 
@@ -166,7 +168,7 @@ def methods(
     watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
     base = micro.Arm("dense", Policy(model, Dense), "sdpa")
     again = micro.Arm("dense again", Policy(model, Dense), "sdpa")
-    arms = [again, *(micro.Arm(label, Policy(model, make), "sdpa") for label, make in kept(every))]
+    arms = [again, *(micro.Arm(label, Policy(model, make), "sdpa") for label, make in kept(every, model.info))]
     base.warm(rules.blocks(recording.episodes), rules)
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
@@ -193,5 +195,6 @@ def methods(
 
 
 def _method(row: dict[str, Any]) -> dict[str, str]:
-    inside = "yes" if row["busy"] <= ALLOWED else f"no, of it method {percent(row['ms_method'] / row['ms'])}"
+    sure = {row["busy_high"] <= ALLOWED: "yes", row["busy_low"] > ALLOWED: "no"}
+    inside = f"{sure.get(True, 'undecided')}, of it method {percent(row['ms_method'] / row['ms'])}"
     return _shown(row, "dense, ms", "ms") | {"method, ms": f"{row['ms_method']:.2f}", "at most 3 %": inside}
