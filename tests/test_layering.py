@@ -40,6 +40,7 @@ LAYERS = {
         *("film", "replay", "anytime", "progress", "power", "report", "profile.ladder"),
     ],
     "demos": ["benchmark", "bench"],
+    "datasets": ["datasets"],
     "serve": ["policy", "benchmark", "records"],
     "profile": [
         "profile",
@@ -61,8 +62,8 @@ LAYERS = {
         "methods.calibration",
         "control",
     ],
-    "train": ["policy", "pruner", "session", "benchmark", "records", "meter", "stats", "demos", "nn.load"],
-    "tuning": ["train", "session", "meter", "nn.load"],
+    "train": ["policy", "pruner", "session", "benchmark", "control", "records", "meter", "stats", "demos", "nn.load"],
+    "tuning": ["train", "session", "meter", "datasets", "nn.load", "nn.lora"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
     "images": [],
     "models": ["models", "benchmark", "policy", "session", "trace", "pruner", "meter", "nn", "images"],
@@ -95,6 +96,7 @@ TORCHLESS = (
     "report",
     "bench",
     "demos",
+    "datasets",
     "cli",
     "config",
     "progress",
@@ -111,6 +113,8 @@ LATE = {
     "PIL",
     "hydra",
     "omegaconf",
+    "h5py",
+    "google_crc32c",
 }  # heavy, optional or Hydra's: never at import
 TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
 

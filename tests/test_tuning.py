@@ -146,7 +146,7 @@ class World:
     """A benchmark whose demonstrations are all there already."""
 
     name = "world"
-    interface = SimpleNamespace(cameras=("a",))
+    interface = SimpleNamespace(cameras=("a",), gripper="close_positive")
 
     def tasks(self):
         return [Task("x", "lift the cube", 10, 2)]

@@ -91,6 +91,19 @@ class Control:
         return execute
 
 
+def taught(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
+    """Demonstrated actions [..., A] as a model is to emit them. ValueError where the grippers do not fit.
+
+    From -1 (opens) .. +1 (closes) to 0 (closes) .. 1 (opens): clipped to 0 .. 1, then turned, as in
+    moojink/openvla-oft@213c5ff:prismatic/vla/datasets/rlds/oxe/transforms.py (libero_dataset_transform).
+    """
+    if world == model:
+        return actions
+    if (world, model) != ("close_positive", "zero_one"):
+        raise ValueError(f"actions with gripper {world} cannot teach a model with gripper {model}")
+    return np.concatenate((actions[..., :-1], 1 - actions[..., -1:].clip(0, 1)), -1)
+
+
 class Controller:
     """A control at work in one slot: it remembers the gripper and the chunks of an episode."""
 

@@ -44,6 +44,32 @@ class VLA(Protocol):
         """
 
 
+class Learner(VLA, Protocol):
+    """A model that vlaprune-train trains: an nn.Module, too."""
+
+    def words(self, instruction: str) -> list[int]:
+        """Numbers of an instruction's words, none of them 0, which pads."""
+
+    def train_loss(
+        self,
+        images: Tensor,
+        state: Tensor,
+        words: Tensor,
+        labels: Tensor,
+        hints: Tensor,
+        sessions: Sequence[Session] = (),
+    ) -> Tensor:
+        """Mean absolute error of the normalised actions, a number.
+
+        images    [B, cameras, h, w, 3] uint8 as the world shows them, in the order of `interface.cameras`
+        state     [B, s] raw
+        words     [B, w], padded with 0 behind
+        labels    [B, chunk, action_dim] in the conventions of `interface`
+        hints     [B, h] where the objects are, in metres, NaN for what is not told; a model may leave them
+        sessions  one for each frame, through which a method chooses tokens; without, all go on
+        """
+
+
 def episode_seed(seed: int, task: str, episode: int) -> int:
     """The only source of a policy's randomness: a function of the run's seed and the episode, on every machine."""
     return zlib.crc32(f"{seed}/{task}/{episode}".encode())

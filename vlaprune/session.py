@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -319,8 +319,8 @@ class Session:
 
 @contextmanager
 def stage(sessions: Sequence[Session], name: str, flops: float = 0.0) -> Iterator[None]:
-    """Times one stage of a packed call and charges each of its sequences `flops`."""
+    """Times one stage of a packed call and charges each of its sequences `flops`; without sessions it does nothing."""
     for session in sessions:
         session.charge(name, flops)
-    with sessions[0].clock.span(name):
+    with sessions[0].clock.span(name) if sessions else nullcontext():
         yield

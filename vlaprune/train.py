@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlaprune import demos
-from vlaprune.benchmark import Observation
-from vlaprune.nn.load import fill, save
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.control import taught
+from vlaprune.nn.load import fill, save, trained
 from vlaprune.policy import Policy
 from vlaprune.pruner import Pruner
 
@@ -100,20 +101,32 @@ def rate(step: int, recipe: Recipe) -> float:
 
 
 class Trainer:
-    """One training run in a folder; made again, it goes on from the last checkpoint, bit for bit on a CPU."""
+    """One training run in a folder; made again, it goes on from the last checkpoint, bit for bit on a CPU.
+
+    What is frozen in the model is neither trained, nor averaged, nor in a checkpoint.
+    """
 
     def __init__(
-        self, model: nn.Module, frames: Frames, recipe: Recipe, folder: Path, loss: Callable[..., Tensor] | None = None
+        self,
+        model: nn.Module,
+        frames: Frames,
+        recipe: Recipe,
+        folder: Path,
+        loss: Callable[..., Tensor] | None = None,
+        origin: str = "",
     ) -> None:
-        """`loss` makes a number of a step and a batch; without it the model's own `train_loss` does, of the batch."""
-        self.model, self.frames, self.recipe = model, frames, recipe
+        """`loss` makes a number of a step and a batch; without it the model's own `train_loss` does, of the batch.
+
+        origin  the weights that training begins with; a checkpoint of a run that began with others is refused
+        """
+        self.model, self.frames, self.recipe, self.origin = model, frames, recipe, origin
         self.loss = loss or (lambda step, *batch: model.train_loss(*batch))  # type: ignore[operator]
         self.path = folder / "checkpoint.pt"
-        wanted = [p for n, p in model.named_parameters() if p.ndim >= 2]
-        rest = [p for n, p in model.named_parameters() if p.ndim < 2]
+        wanted = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+        rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": wanted, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.average = {k: v.detach().clone() for k, v in trained(model).items()}
         self.step, self.losses = 0, []  # type: tuple[int, list[float]]
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
@@ -132,6 +145,11 @@ class Trainer:
                 f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
                 "use the same settings, or another output="
             )
+        if saved.get("origin", self.origin) != self.origin:
+            raise ValueError(
+                f"checkpoint {self.path} began with weights {saved['origin']}, now they are {self.origin}; "
+                "use the same, or another output="
+            )
         if saved["frames"] != len(self.frames.images):
             raise ValueError(
                 f"checkpoint {self.path} saw {saved['frames']} frames, now there are {len(self.frames.images)}; "
@@ -147,7 +165,8 @@ class Trainer:
         torch.save(
             {
                 "recipe": asdict(self.recipe),
-                "model": self.model.state_dict(),
+                "origin": self.origin,
+                "model": trained(self.model),
                 "average": self.average,
                 "frames": len(self.frames.images),
                 "optimiser": self.optimiser.state_dict(),
@@ -168,7 +187,7 @@ class Trainer:
             progress(self.step, loss)
             if self.step % self.recipe.keep == 0 or self.step == self.recipe.steps:
                 self.save()
-        self.model.load_state_dict(self.average)
+        fill(self.model, self.average, "of the average")
         self.model.eval()
         return self.average
 
@@ -188,7 +207,7 @@ class Trainer:
         self.optimiser.step()
         with torch.no_grad():
             pull = 1 - min(self.recipe.average, (self.step + 1) / (self.step + 10))
-            for key, value in self.model.state_dict().items():
+            for key, value in trained(self.model).items():
                 self.average[key].lerp_(value, pull) if value.is_floating_point() else self.average[key].copy_(value)
         return float(loss.detach())
 
@@ -199,8 +218,20 @@ def frames(
     """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
-    table = np.array([words(instructions[n]) for n in names])
+    rows = [words(instructions[n]) for n in names]
+    table = np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
     return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], arrays["hints"], task)
+
+
+def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
+    """The same demonstrations with the cameras that a model reads and the gripper that it says."""
+    missing = sorted(set(model.cameras) - set(world.cameras))
+    if missing:
+        raise ValueError(f"demonstrations lack cameras {missing} that the model reads; set model.cameras")
+    images, order = arrays["images"], [world.cameras.index(c) for c in model.cameras]
+    if order != list(range(images.shape[1])):
+        images = images[:, order]
+    return arrays | {"images": images, "labels": taught(arrays["labels"], world.gripper, model.gripper)}
 
 
 @dataclass(frozen=True)
@@ -280,8 +311,8 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)
     model = make_model()
-    if not hasattr(model, "train_loss"):
-        raise ValueError(f"model {model.info.name} cannot be trained; use model=tiny")
+    if not hasattr(model, "normalise"):
+        raise ValueError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     shown = [data / "demos"]
     teach(bench, plan, shown[0], model.chunk)
     losses: list[float] = []

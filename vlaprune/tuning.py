@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vlaprune.datasets import load as datasets
 from vlaprune.meter import Clock
 from vlaprune.nn.load import save
+from vlaprune.nn.lora import adapt, identity
 from vlaprune.session import Session
-from vlaprune.train import Frames, Recipe, Trainer, frames, load, teach, teaching
+from vlaprune.train import Frames, Recipe, Trainer, frames, load, suited, teach, teaching
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
@@ -30,21 +32,25 @@ THIRDS = ("begin", "middle", "end")
 class Tuning:
     """How a policy is tuned together with a method.
 
-    weights   of the policy to begin with
+    weights   of the policy to begin with; None for the model's own
     schedule  of the noise over training: linear (from 1 to 0, as published), constant, none
     noise     what the schedule is multiplied by; 1 as published
     probe     steps between two looks at what the method keeps without noise
+    lora      rank (0 trains the whole policy) and alpha of adapters, which are trained in place of the trunk
     recipe    where it differs from the recipe of cloning
     """
 
-    weights: str = "robosuite"
+    weights: str | None = None
     schedule: str = "linear"
     noise: float = 1.0
     probe: int = 25
+    lora: Mapping[str, float] = field(default_factory=lambda: {"rank": 0, "alpha": 16})
     recipe: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown schedule."""
+        """ValueError for an unknown schedule, or a rank below 0."""
+        if self.lora["rank"] < 0:
+            raise ValueError(f"tuning.lora.rank={self.lora['rank']}; use 0 for none, or 1 and more (32 as published)")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"tuning.schedule={self.schedule}; use one of {', '.join(SCHEDULES)}")
 
@@ -166,23 +172,58 @@ def _runs(*keys: np.ndarray) -> list[int]:
     return np.diff([0, *change, len(keys[0])]).tolist()  # type: ignore[no-any-return]
 
 
+def slim(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
+    """Freezes a policy's trunk beside adapters; the rest is trained in full, all of it in fp32. What a card says of it.
+
+    ValueError for a policy without a trunk of its own.
+    """
+    if not hasattr(policy, "trunk"):
+        raise ValueError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
+    adapt(policy.trunk, rank, alpha, seed)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return {"rank": rank, "alpha": alpha, "weights": identity(policy.card)}
+
+
+def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
+    """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts."""
+    data, plan = Path(cfg.data), teaching(cfg)
+    instructions = {t.name: t.instruction for t in bench.tasks()}
+    if datasets.files(data):
+        arrays = datasets.load(data, policy.chunk, plan.every)
+        foreign = sorted(set(arrays["task"].tolist()) - set(instructions.values()))
+        if foreign:
+            raise ValueError(
+                f"{data} demonstrates {foreign[:2]}, no task of bench {bench.name}; set bench.suite to theirs"
+            )
+        instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
+    else:
+        teach(bench, plan, data / "demos", policy.chunk)
+        arrays = load([data / "demos", *sorted(data.glob("corrections*"))])
+    arrays = suited(arrays, bench.interface, policy.interface)
+    return arrays, frames(arrays, instructions, policy.words)
+
+
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Callable[[], Any]) -> None:
     """Demonstrations, fine-tuning, weights with cards, the curve and what is kept where. Run again, it goes on."""
     tuning = Tuning(**cfg.tuning)
     recipe = Recipe(**{**cfg.recipe, **tuning.recipe})
-    folder, data = Path(cfg.output), Path(cfg.data)
+    folder = Path(cfg.output)
     torch.manual_seed(recipe.seed)
     policy, method = make_model(), make_method()
     if not hasattr(policy, "train_loss"):
         raise ValueError(f"model {policy.info.name} cannot be trained; use model=tiny")
-    teach(bench, teaching(cfg), data / "demos", policy.chunk)
-    arrays = load([data / "demos", *sorted(data.glob("corrections*"))])
-    shown = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, policy.words)
+    arrays, shown = lessons(cfg, bench, policy)
+    origin, lora = identity(policy.card), None
+    if tuning.lora["rank"]:
+        lora = slim(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
     student = Student(policy, method, tuning, recipe.steps, recipe.seed)
-    trainer = Trainer(student, shown, recipe, folder, student.loss)
-    probe = [t.to(policy.device) for t in shown.batch(np.random.default_rng(0), 128, 0)]
+    trainer = Trainer(student, shown, recipe, folder, student.loss, f"{origin}, LoRA {lora and dict(tuning.lora)}")
+    look = min(128, 4 * recipe.batch)
+    probe = [t.to(policy.device) for t in shown.batch(np.random.default_rng(0), look, 0)]
     tune(trainer, student, Curve(folder / "curve.csv", trainer.step), probe)
-    (folder / "kept.csv").write_text("\n".join(kept_by_phase(student, arrays, shown)) + "\n")
+    (folder / "kept.csv").write_text("\n".join(kept_by_phase(student, arrays, shown, look)) + "\n")
     card = {
         "model": policy.info.name,
         "bench": bench.name,
@@ -190,12 +231,14 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
         "from": policy.card,
         "frames": len(shown.images),
         "recipe": asdict(recipe),
-        "tuning": {**asdict(tuning), "recipe": dict(tuning.recipe)},
+        "tuning": {**asdict(tuning), "lora": dict(tuning.lora), "recipe": dict(tuning.recipe)},
+        **({"lora": lora} if lora else {}),
         "l1": float(np.mean(trainer.losses[-100:])),
     }
-    path = folder / "policy.safetensors"
-    save(path, policy, card, torch.float16)
-    print(f"{path}\nvlaprune-eval model={policy.info.name} model.weights={path} bench={bench.name} method=...")
+    path = folder / ("adapter.safetensors" if lora else "policy.safetensors")
+    save(path, policy, card, torch.float32 if lora else torch.float16)
+    option = "adapter" if lora else "weights"
+    print(f"{path}\nvlaprune-eval model={policy.info.name} model.{option}={path} bench={bench.name} method=...")
     if any(True for _ in method.parameters()) if learnt(method) else False:
         method.save(str(folder / "method.safetensors"))
         print(f"{folder / 'method.safetensors'}, for method.weights=")

@@ -5,7 +5,8 @@ chunk, all zeros | stop. Everything attends to everything. A row speaks for the 
 head reads from the lone space to the last slot but one. Kim et al., arXiv:2502.19645; source:
 moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not here.
 Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
-its later passes repeat what the method selected in the first.
+its later passes repeat what the method selected in the first. Training sees the pictures that acting sees, without
+random crops and colours.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from vlaprune.models.prismatic import (
 )
 from vlaprune.models.source import Source, published
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Tokens
+from vlaprune.nn.decoder import Tokens, Unwatched
+from vlaprune.nn.lora import wear
 from vlaprune.nn.oft import Lift, ResNet, Schedule, plain_pieces, time_row
 from vlaprune.nn.pour import pour, randomise
 from vlaprune.session import Session, stage
@@ -50,7 +52,7 @@ PATTERNS = ("*.json", "*.safetensors", "*_checkpoint.pt")
 EPS = 1e-8  # added to a range before anything is divided by it or multiplied with it
 
 
-class OFT:
+class OFT(nn.Module):
     """The policy.
 
     weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
@@ -65,6 +67,7 @@ class OFT:
     steps    of diffusion, 1..50
     sizes    sizes other than the 7B model's, for tests with random weights
     seed     of random weights
+    adapter  file of vlaprune-train with LoRA, trained on these weights and merged into them; None for none
     device   `auto`, `cpu`, `cuda`, `meta`, ...
     dtype    of weights and computation
     """
@@ -87,9 +90,11 @@ class OFT:
         steps: int = 50,
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
+        adapter: str | None = None,
         device: str = "auto",
         dtype: str = "bfloat16",
     ) -> None:
+        super().__init__()
         if head not in HEADS:
             raise ValueError(f"head={head}; use one of {', '.join(HEADS)}")
         if not cameras or len(set(cameras)) != len(cameras):
@@ -114,6 +119,8 @@ class OFT:
             else:
                 randomise(module, seed, self.device, kind)
             setattr(self, name, module.eval())
+        if adapter is not None:
+            wear(self, self.trunk, adapter, self.card)
         self.shape, self.info = self.trunk.decoder.shape, own.info("oft")
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
@@ -159,9 +166,37 @@ class OFT:
     def units(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, action] numbers in [-1, 1], before any unit."""
         seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "oft")
-        seen, state = seen.to(self.device), self._states(observations)
-        ids = [closed(self._tokenize(question(o.instruction))) for o in observations]
-        for session, own, words in zip(sessions, seen, ids, strict=True):
+        ids = [self.words(o.instruction) for o in observations]
+        return self._answer(seen.to(self.device), self._states(observations), ids, sessions)
+
+    def words(self, instruction: str) -> list[int]:
+        """Token ids of the prompt for an instruction."""
+        return closed(self._tokenize(question(instruction)))
+
+    def train_loss(
+        self,
+        images: Tensor,
+        state: Tensor,
+        words: Tensor,
+        labels: Tensor,
+        hints: Tensor,
+        sessions: Sequence[Session] = (),
+    ) -> Tensor:
+        """As `Learner` has it; hints are left. ValueError for a head other than `l1`."""
+        if self._head != "l1":
+            raise ValueError(f"oft with head={self._head} is not trained here; use model.head=l1")
+        shown = np.stack([[self._prepare(i, self._image) for i in own] for own in images.cpu().numpy()])
+        ids = [[n for n in row if n] for row in words.tolist()]
+        told = None if self._proprio is None else self._proprio.scale(state.cpu().numpy())
+        unit = torch.from_numpy(self._range.scale(labels.cpu().numpy())).to(self.device, torch.float32)
+        out = self._answer(torch.from_numpy(shown).to(self.device), self._numbers(told), ids, sessions)
+        return (out.float() - unit).abs().mean()
+
+    def _answer(
+        self, seen: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], sessions: Sequence[Session]
+    ) -> Tensor:
+        """Normalised chunks of prepared images [B, cameras, h, w, 3], normalised state [B, s] and token ids."""
+        for session, own, words in zip(sessions, seen, ids, strict=bool(sessions)):
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
             session.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
         visual = self.trunk.see(seen, sessions)
@@ -183,7 +218,7 @@ class OFT:
         time: Tensor | None = None,
     ) -> list[Tokens]:
         """Whole prompts from visual tokens [B, V, d], normalised state [B, s] and the slots' rows [B, n, d]."""
-        between = [] if state is None else [self.proprio_projector(state)[:, None]]
+        between = [] if state is None else [self.proprio_projector(state)[:, None].to(visual.dtype)]
         between += [] if time is None else [time.expand(len(ids), 1, -1)]
         seen, stop = torch.cat((visual, *between), 1), self.trunk.embed([STOP])
         return [self.trunk.prompt(s, words, (own, stop)) for s, words, own in zip(seen, ids, slots, strict=True)]
@@ -191,12 +226,13 @@ class OFT:
     def _rows(self, prompts: Sequence[Tokens], sessions: Sequence[Session]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
         with stage(sessions, "prompt"):
-            rows = self.trunk.decoder(prompts, sessions)
+            rows = self.trunk.decoder(prompts, sessions or [Unwatched()] * len(prompts))
         return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
 
     def _read(self, rows: Tensor, sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, action] out of the head, from rows [B, chunk * action, d]."""
         with stage(sessions, "head", linear_flops(self.chunk, *self.action_head.widths)):
+            rows = rows.to(self.action_head.fc1.weight.dtype)  # in fp32 while it is trained
             return self.action_head(rows.unflatten(1, (self.chunk, self._action)).flatten(2))  # type: ignore[no-any-return]
 
     def _denoise(
@@ -230,7 +266,13 @@ class OFT:
             if state is None or state.shape != self._proprio.low.shape or not np.isfinite(state).all():
                 raise ValueError(f"observation has state {state}; oft reads {len(self._proprio.low)} finite numbers")
             rows.append(self._proprio.scale(state))
-        return torch.from_numpy(np.stack(rows)).to(self.device, self.trunk.embedding.weight.dtype)
+        return self._numbers(np.stack(rows))
+
+    def _numbers(self, state: np.ndarray | None) -> Tensor | None:
+        """A normalised state [B, s] in the device and dtype of the module that reads it."""
+        if state is None:
+            return None
+        return torch.from_numpy(state).to(self.device, self.proprio_projector.fc1.weight.dtype)
 
 
 def beside(folder: Path, name: str) -> Path:

@@ -174,10 +174,9 @@ class Tiny(nn.Module):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """Mean L1 of normalised actions, and 0.7 times that of the hints that are not NaN, in eighths of a metre.
+        """As `Learner` has it, and 0.7 times the error of the hints [B, 4] that are told, in eighths of a metre.
 
-        labels [B, chunk, 7] in the units of the interface, hints [B, 4] in metres. Without hints a policy of this size
-        takes many times as long to find the objects in the picture. A session for each frame lets a method choose.
+        Without hints a policy of this size takes many times as long to find the objects in the picture.
         """
         for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions)):
             session.begin(self.layout(count), tuple(own), self.special)

@@ -183,6 +183,7 @@ class Block(nn.Module):
         super().__init__()
         self.shape = shape
         inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        self.parts = {"qkv": (inner, kv, kv), "gate_up": (shape.ffn, shape.ffn)}  # rows of what is fused
         self.norm_attention = RMSNorm(shape.width, shape.eps, shape.shifted)
         self.qkv = nn.Linear(shape.width, inner + 2 * kv, bias=False)
         self.out = nn.Linear(inner, shape.width, bias=False)

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 CARD = "vlaprune"
 
 
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors by name, without parameters that are frozen: those stay with the weights they came from."""
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {key: value for key, value in module.state_dict().items() if key not in frozen}
+
+
 def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
-    """Writes a module's tensors and a card (what made them) to a safetensors file, at once or not at all."""
+    """Writes what is trained of a module and a card (what made it) to a safetensors file, at once or not at all."""
     from safetensors.torch import save_file
 
     path = Path(path)
     state = {
         k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
-        for k, v in module.state_dict().items()
+        for k, v in trained(module).items()
     }
     part = path.with_suffix(".part")
     save_file(state, part, metadata={CARD: json.dumps(dict(card))})
@@ -49,8 +55,8 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads tensors strictly: every parameter with its shape, nothing left over. ValueError names what is wrong."""
-    own = module.state_dict()
+    """Loads tensors strictly: all that is not frozen, in its shape, and nothing else. ValueError says what is wrong."""
+    own = trained(module)
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())
     shapes = [
@@ -65,4 +71,4 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     ]
     if wrong:
         raise ValueError(f"weights {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)

@@ -1,0 +1,99 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv:2106.09685): W stays as it is, B A beside it is learnt.
+
+Own code and not `peft`, which would see our fused rows as one layer: here query, key and value, and gate and up, have
+each an A and a B of their own, as in the authors' models, where they are layers of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlaprune.nn.load import fill, read
+
+
+class LoRA(nn.Module):
+    """A frozen linear layer and what is learnt beside it: W x + alpha / rank * B A x, A and B in fp32.
+
+    parts  how many rows of W each pair of A and B is for; together all of them
+    """
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float, parts: Sequence[int], lot: torch.Generator) -> None:
+        super().__init__()
+        self.layer, self.scale = layer.requires_grad_(False), alpha / rank
+        like = {"device": layer.weight.device, "dtype": torch.float32}
+        first = torch.randn(len(parts) * rank, layer.in_features, generator=lot) / rank  # as peft's `gaussian`
+        self.a = nn.Parameter(first.to(layer.weight.device))
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(rows, rank, **like)) for rows in parts)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        low = F.linear(x.to(self.a.dtype), self.a).chunk(len(self.b), -1)
+        beside = torch.cat([F.linear(part, b) for part, b in zip(low, self.b, strict=True)], -1)
+        y: Tensor = self.layer(x)
+        return y + (self.scale * beside).to(y.dtype)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer that does the same alone; it is changed in place, its sum rounded once."""
+        beside = torch.cat([b @ a for a, b in zip(self.a.chunk(len(self.b)), self.b, strict=True)])
+        self.layer.weight.copy_(self.layer.weight.float() + self.scale * beside)
+        return self.layer
+
+
+def adapt(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
+    """Freezes a module and puts adapters beside each of its linear layers, save those named in `skip`.
+
+    A module may say in `parts` of which pieces the rows of a fused layer of its own are made. A is drawn from N(0, 1 /
+    rank^2), from the seed and the layer's name alone; B is zero, so that nothing changes before training.
+    """
+    if rank < 1:
+        raise ValueError(f"LoRA rank={rank}; use at least 1")
+    trunk.requires_grad_(False)
+    layers = [(n, m) for n, m in trunk.named_modules() if isinstance(m, nn.Linear) and n not in skip]
+    for name, layer in layers:
+        holder, _, own = name.rpartition(".")
+        owner = trunk.get_submodule(holder)
+        parts = getattr(owner, "parts", {}).get(own, (layer.out_features,))
+        lot = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        setattr(owner, own, LoRA(layer, rank, alpha, parts, lot))
+
+
+def merge(trunk: nn.Module) -> None:
+    """Adds every adapter to the layer that it stands beside, and takes it away."""
+    for name, adapter in [(n, m) for n, m in trunk.named_modules() if isinstance(m, LoRA)]:
+        holder, _, own = name.rpartition(".")
+        setattr(trunk.get_submodule(holder), own, adapter.merged())
+
+
+def identity(card: Mapping[str, object]) -> str:
+    """What tells the weights of a card from others: their digest, or the seed that they were drawn from."""
+    return str(card.get("sha256") or f"{card.get('weights')}, seed {card.get('seed')}")
+
+
+def wear(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
+    """Fills a policy with what vlaprune-train saved of a tuning with LoRA, its adapters merged into `trunk`.
+
+    `card` is that of the policy's weights and comes to name the adapters. ValueError for a file that is none, is
+    damaged, or belongs to other weights.
+    """
+    state, said = read(path)
+    lora = said.get("lora")
+    if not isinstance(lora, dict):
+        raise ValueError(f"weights {path} are no adapters; give them as model.weights")
+    if lora.get("weights") != identity(card):
+        raise ValueError(
+            f"adapters {path} were trained on weights {lora.get('weights')}, but these are {identity(card)}; "
+            "set model.weights to those"
+        )
+    adapt(trunk, lora["rank"], lora["alpha"])
+    fill(policy, state, path)
+    merge(trunk)
+    both = f"{identity(card)} {said['sha256']}"
+    card |= {"adapter": str(Path(path)), "sha256": hashlib.sha256(both.encode()).hexdigest()}
