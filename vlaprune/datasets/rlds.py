@@ -29,7 +29,7 @@ def episodes(path: Path) -> Iterator[Episode]:
             words = said["steps/language_instruction"][0].decode()
             state = np.reshape(said["steps/observation/state"], (-1, STATE))
             actions = np.reshape(said["steps/action"], (-1, ACTION))
-            pictures = [said[camera] for camera in CAMERAS]
+            pictures = [list(said[camera]) for camera in CAMERAS]
         except (KeyError, IndexError, ValueError, AttributeError, struct.error) as error:
             raise ValueError(f"{source} is no episode of LIBERO in RLDS form ({error}); download it again") from None
         yield Episode(words, state, actions, _looker(pictures, source), source)

@@ -27,10 +27,9 @@ class LoRA(nn.Module):
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, parts: Sequence[int], lot: torch.Generator) -> None:
         super().__init__()
         self.layer, self.scale = layer.requires_grad_(False), alpha / rank
-        like = {"device": layer.weight.device, "dtype": torch.float32}
-        first = torch.randn(len(parts) * rank, layer.in_features, generator=lot) / rank  # as peft's `gaussian`
-        self.a = nn.Parameter(first.to(layer.weight.device))
-        self.b = nn.ParameterList(nn.Parameter(torch.zeros(rows, rank, **like)) for rows in parts)  # type: ignore[arg-type]
+        device = layer.weight.device
+        self.a = nn.Parameter((torch.randn(len(parts) * rank, layer.in_features, generator=lot) / rank).to(device))
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(rows, rank, device=device)) for rows in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
