@@ -4,6 +4,8 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := .venv/bin
 RUNS := results/runs/robosuite/tiny
 LIBERO := results/runs/libero/tiny
+LEARNT := results/runs/robosuite/lightvla
+TUNED := model.weights=robosuite-lightvla
 REPORT ?= results/runs/demo
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
@@ -14,7 +16,7 @@ ASSETS ?= null
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train bench-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla ties bench-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
@@ -81,6 +83,22 @@ gpu-check:  ## every model and method, at full size where there is a GPU (10 min
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
+
+lightvla: .venv/done  ## fine-tunes tiny with LightVLA (an hour), then its rollouts and table
+	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite
+	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNT)/dense
+	$(BIN)/vlaprune-eval -m $(TUNED) method=lightvla method.multiplicity_bias=true,false output='$(LEARNT)/bias_$${method.multiplicity_bias}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(TUNED) method=dense logger=csv output=$(LEARNT)-control
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla method.multiplicity_bias=true method.drop=0.1 logger=csv output=$(LEARNT)/drop
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla method.multiplicity_bias=true method.extra=10 logger=csv output=$(LEARNT)/extra
+	$(BIN)/vlaprune-report $(LEARNT) --tasks --untimed --output results/lightvla --name table
+
+ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
+	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau
+	$(BIN)/vlaprune-eval method=dense logger=csv output=$(RUNS)-ties/dense
+	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.low_tau_trusts_attention=true,false output='$(RUNS)-ties/low_$${method.low_tau_trusts_attention}' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
+	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
 bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes)
 	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 execute=3 video=failures output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
