@@ -222,3 +222,15 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     cfg.model.controls = {"leg": cfg.model.controls.arm, "wing": cfg.model.controls.arm}
     with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has controls for leg, wing"):
         config.build(cfg)
+
+
+@pytest.mark.parametrize(
+    ("bench", "weights"), [("robosuite", None), ("robosuite", "robosuite-lightvla"), ("libero", None)]
+)
+def test_a_journal_of_shipped_weights_says_what_they_were_tuned_from(bench, weights):
+    cfg = composed("model=tiny", f"bench={bench}", *([f"model.weights={weights}"] if weights else []))
+    world = config.make(cfg.bench)
+    model = config.make(config.model_node(cfg, world))
+    header = config.header(cfg, model, world)
+    base = config.make(composed("model=tiny", "model.weights=robosuite").model)
+    assert header.provenance.get("tuned_from") == (base.card["sha256"] if weights else None)

@@ -272,8 +272,8 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
-    if "from" in card:
-        known["tuned_from"] = card["from"]["sha256"]
+    if "tuning" in card:
+        known["tuned_from"] = card["from"].get("sha256", "none")
     return Header(identity, known, tasks(bench, cfg.episodes))
 
 
