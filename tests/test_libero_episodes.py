@@ -135,7 +135,8 @@ def test_an_episode_is_solved_by_the_expert_and_shown_to_learners(blocks, tmp_pa
 
 
 def test_the_command_line_runs_an_episode_to_its_end(blocks, tmp_path):
-    command = "vlaprune-eval bench=libero bench.suite=libero_object bench.only=[0] model=tiny model.weights=random"
+    script = Path(sys.executable).with_name("vlaprune-eval")
+    command = f"{script} bench=libero bench.suite=libero_object bench.only=[0] model=tiny model.weights=random"
     more = f"method=fastv episodes=1 logger=csv bench.image=128 bench.assets={blocks} output={tmp_path}"
     subprocess.run([*command.split(), *more.split()], check=True, capture_output=True, env=environment())
     (journal,) = tmp_path.glob("*.jsonl")
