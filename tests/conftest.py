@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from vlaprune import config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,3 +29,17 @@ def parity(record_property):
         assert difference <= atol, f"{what}: {difference}"
 
     return check
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """What vlaprune-eval composes in the toy world from some overrides."""
+    config.prepare()
+
+    def make(*overrides):
+        cfg = compose("eval", ["bench=toy", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    with initialize_config_dir(config.config_path(), version_base="1.3"):
+        yield make

@@ -6,8 +6,6 @@ import golden
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from manifests import manifest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaModel
@@ -321,19 +319,6 @@ def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch, pari
 
 
 # -- the command line
-
-
-@pytest.fixture(scope="module")
-def composed():
-    config.prepare()
-
-    def make(*overrides):
-        cfg = compose("eval", ["bench=toy", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        return cfg
-
-    with initialize_config_dir(config.config_path(), version_base="1.3"):
-        yield make
 
 
 @pytest.mark.parametrize("method", ["dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla"])

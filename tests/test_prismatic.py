@@ -2,8 +2,6 @@
 
 import pytest
 from golden import prismatic as golden
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 
 from vlaprune import config
 from vlaprune.benchmark import Interface
@@ -12,19 +10,6 @@ from vlaprune.records import Header, Recorder, read
 from vlaprune.rollout import Rules, Shard, rollout
 
 METHODS = ("dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla")
-
-
-@pytest.fixture(scope="module")
-def composed():
-    config.prepare()
-
-    def make(*overrides):
-        cfg = compose("eval", ["bench=toy", *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        return cfg
-
-    with initialize_config_dir(config.config_path(), version_base="1.3"):
-        yield make
 
 
 def run(cfg, folder):

@@ -138,7 +138,7 @@ def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
 
 def model_for(cfg: DictConfig, robot: str | None) -> DictConfig:
     """The same for a robot by name; None for a benchmark without."""
-    node: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    node = plain(cfg.model)
     for key in ("controls", "world"):  # of the control, and of the benchmark
         node.pop(key, None)
     settings = node.pop("settings", {}).get(robot, {})
@@ -258,18 +258,18 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     shard = Shard(cfg.shard.index, cfg.shard.count).suffix
 
     nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
-    plain: dict[str, Any] = {k: OmegaConf.to_container(node, resolve=True) for k, node in nodes.items()}
+    said: dict[str, Any] = {k: plain(node) for k, node in nodes.items()}
     for key in WHERE:
-        plain["bench"].pop(key, None)
+        said["bench"].pop(key, None)
     if hasattr(bench, "identity"):  # its own word on what decides numbers
-        plain["bench"] = {"_target_": cfg.bench._target_, **bench.identity()}
+        said["bench"] = {"_target_": cfg.bench._target_, **bench.identity()}
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
-        plain["control"] = asdict(driver)
+        said["control"] = asdict(driver)
     if cfg.kernel != "sdpa":
-        plain["kernel"] = cfg.kernel
+        said["kernel"] = cfg.kernel
     card: Mapping[str, Any] = getattr(model, "card", {})
-    identity = plain | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
+    identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
     if "tuning" in card:

@@ -88,8 +88,11 @@ class Student(nn.Module):
 
     def loss(self, step: int, *batch: Tensor) -> Tensor:
         """Of one training step."""
-        noise = self.tuning.noise * SCHEDULES[self.tuning.schedule](step / self.steps)
-        return self._loss(batch, self.sessions(len(batch[0]), step, noise))
+        return self._loss(batch, self.sessions(len(batch[0]), step, self.noise(step)))
+
+    def noise(self, step: int) -> float:
+        """The scale of the noise at a step."""
+        return self.tuning.noise * SCHEDULES[self.tuning.schedule](step / self.steps)
 
     def _loss(self, batch: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:
         blind = (*batch[:-1], torch.full_like(batch[-1], torch.nan))  # no hints on where the objects are
@@ -131,10 +134,10 @@ def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tenso
 
     def look(step: int) -> float:
         loss, kept = student.probe(*batch)
-        noise = tuning.noise * SCHEDULES[tuning.schedule](step / student.steps)
         trained = float(np.mean(trainer.losses[-tuning.probe :])) if trainer.losses else loss
-        curve.add(step, noise, trained, loss, float(kept.sum(1).mean()))
-        return float(kept.sum(1).mean())
+        tokens = float(kept.sum(1).mean())
+        curve.add(step, student.noise(step), trained, loss, tokens)
+        return tokens
 
     if not curve.lines:
         look(0)
@@ -239,6 +242,6 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     save(path, policy, card, torch.float32 if lora else torch.float16)
     option = "adapter" if lora else "weights"
     print(f"{path}\nvlaprune-eval model={policy.info.name} model.{option}={path} bench={bench.name} method=...")
-    if any(True for _ in method.parameters()) if learnt(method) else False:
+    if learnt(method) and list(method.parameters()):
         method.save(str(folder / "method.safetensors"))
         print(f"{folder / 'method.safetensors'}, for method.weights=")
