@@ -157,23 +157,23 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, d] to [N, d]."""
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return ((1 + self.weight.float()) * y).to(x.dtype) if self.shifted else self.weight * y.to(x.dtype)
+        if self.shifted:
+            return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on [N, H, hd], half-split as in Llama; cos and sin are [N, 1, hd]."""
+    """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
     a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
+    return (torch.cat((b, a), -1) * sin).addcmul_(x, cos)
 
 
 def rope(shape: Shape, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""
+    """Cosines and sines [N, hd] of the rotary phases at positions `index` [N], the first half of the sines negated."""
     half = torch.arange(0, shape.head_size, 2, device=index.device, dtype=torch.float32)
     phase = index[:, None].float() / shape.theta ** (half / shape.head_size)
-    phase = torch.cat((phase, phase), -1)[:, None]
-    return phase.cos().to(dtype), phase.sin().to(dtype)
+    cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 class Block(nn.Module):
@@ -200,24 +200,24 @@ class Block(nn.Module):
         return x + self.feed(self.norm_mlp(x))
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [N, H, hd] and keys [N, kv, hd], and values [N, kv, hd], of normed rows [N, d]."""
+        """Rotated queries [H, N, hd] and keys [kv, N, hd], and values [kv, N, hd], of normed rows [N, d]."""
         s = self.shape
-        rows = self.qkv(x).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_size))
-        q, k = _rotate(rows[:, : -s.kv_heads], *rope).split((s.heads, s.kv_heads), 1)
-        return q, k, rows[:, -s.kv_heads :]
+        heads = self.qkv(x).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_size)).transpose(0, 1)
+        q, k = _rotate(heads[: -s.kv_heads], *rope).split((s.heads, s.kv_heads))
+        return q, k, heads[-s.kv_heads :]
 
     def feed(self, x: Tensor) -> Tensor:
         """The gated feed-forward [N, d] of normed rows [N, d]."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(ACTIVATIONS[self.shape.activation](gate) * up)  # type: ignore[no-any-return]
+        return self.down(ACTIVATIONS[self.shape.activation](gate).mul_(up))  # type: ignore[no-any-return]
 
     def _attend_each(
         self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
     ) -> Tensor:
-        """Attention sequence by sequence: ragged lengths, caches, reused columns. [N, H, hd] in, [N, H*hd] out."""
+        """Attention sequence by sequence: ragged lengths, caches, reused columns. [H, N, hd] in, [N, H*hd] out."""
         outs = []
         for session, tokens, rows in zip(sessions, packed.sequences, packed.slices(), strict=True):
-            queries, keys, values = (t[rows].transpose(0, 1) for t in (q, k, v))
+            queries, keys, values = (t[:, rows] for t in (q, k, v))
             columns = tokens.index
             if session.cache is not None:
                 session.cache.write(layer, tokens.index, keys, values)
@@ -235,7 +235,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """The same for sequences of equal length without caches, in one kernel call: what training uses."""
         count = len(sessions)
-        queries, keys, values = (t.unflatten(0, (count, -1)).transpose(1, 2) for t in (q, k, v))
+        queries, keys, values = (t.unflatten(1, (count, -1)).transpose(0, 1) for t in (q, k, v))
         first = packed.sequences[0]
         out = self._fused(queries, keys, values, first, first.index)
         for i, (session, tokens) in enumerate(zip(sessions, packed.sequences, strict=True)):
@@ -326,7 +326,7 @@ class Decoder(nn.Module):
         return [t.hidden for t in packed.split(self.norm(packed.hidden))]
 
     def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, 1, hd] of the rotary phases at positions `index` [N]."""
+        """The rotary tables [N, hd] of positions `index` [N]."""
         return rope(self.shape, index, dtype)
 
 

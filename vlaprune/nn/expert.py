@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.nn.decoder import Block, Cache, RMSNorm, Shape, fused, per_head, rope
@@ -85,9 +86,8 @@ class AdaNorm(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
         """Normed rows [N, d], and the gate [d] of the branch behind them, from rows [N, d] and one step's [3d]."""
         scale, shift, gate = modulation.float().chunk(3)
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+        y = F.rms_norm(x.float(), x.shape[-1:], 1 + scale, self.eps)
+        return (y + shift).to(x.dtype), gate.to(x.dtype)
 
 
 class ExpertBlock(Block):
@@ -110,7 +110,7 @@ class ExpertBlock(Block):
     ) -> tuple[Tensor, Tensor]:
         """Hidden rows [B * n, d] to the same, and queries [B, H, n, hd]; `lead` first rows do not see those behind."""
         y, gate = self.normed(self.norm_attention, x, None if modulation is None else modulation[0])
-        q, k, v = (t.unflatten(0, (len(rooms), -1)).transpose(1, 2) for t in self.project(y, rotation))
+        q, k, v = (t.unflatten(1, (len(rooms), -1)).transpose(0, 1) for t in self.project(y, rotation))
         outs = []
         for room, queries, keys, values in zip(rooms, q, k, v, strict=True):
             room.write(keys, values)
@@ -161,7 +161,7 @@ class Expert(nn.Module):
         return [norm.modulation(times) for norm in self.modules() if isinstance(norm, AdaNorm)]
 
     def rotation(self, rooms: Sequence[Sequence[Room]], rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rotary tables [B * rows, 1, hd] of the last `rows` suffix rows of every sequence."""
+        """Rotary tables [B * rows, hd] of the last `rows` suffix rows of every sequence."""
         return rope(self.shape, torch.cat([room.columns[-rows:] for room in rooms[0]]), dtype)
 
     def forward(
