@@ -75,6 +75,25 @@ GONE = {1: [3, 6], 3: [1, 5, 8]}  # the positions that leave thereby
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("rows", [Rows.ALL, Rows.VISUAL | Rows.TEXT, Rows.TEXT | Rows.LAST, Rows.VISUAL | Rows.LAST])
+def test_rows_that_are_read_together_are_those_read_alone(rows, causal):
+    _, ours = pair(causal)
+    x = torch.randn(P, 64)
+
+    def read(wanted):
+        session = open_session(Plan((1,), {2: wanted}), lambda site: Selection(STAGES[1]), causal)
+        forward(ours, session, x)
+        return session
+
+    together = read(rows)
+    for group in rows.groups:
+        if together.trace.has(2, group):
+            same(together.trace.rows(2, group), read(group).trace.rows(2, group), 1e-6)
+            same(together.trace.received(2, group), together.trace.visual(2, group).mean((0, 1)), 1e-6)
+
+
+@torch.no_grad()
 def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     """Decoding goes on at the ORIGINAL length and attends, at each layer, to the columns that layer ended with."""
     llama, ours = pair()

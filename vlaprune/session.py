@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class Session:
     A pruner never sees it.
 
     Errors: ValueError from `finish` where a method named rows that are not there or broke its own budget. Such checks
-    are gathered on the device and looked at when the call is over, so that no call waits for them.
+    are made when the call is over, so that no call waits for them.
     """
 
     def __init__(self, pruner: Pruner, info: Info, shape: Shape, clock: Clock) -> None:
@@ -36,6 +37,7 @@ class Session:
         self.cache: Cache | None = None
         self._store = Cache(shape)
         self._layout: Layout | None = None
+        self._numbers = torch.arange(0)
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -56,12 +58,15 @@ class Session:
             self._forget()  # an earlier prompt's slots mean other tokens
         self._layout = layout
         self.trace = Trace(layout, images, self._step)
-        self._alive = torch.arange(layout.total, device=like.device)
+        if self._numbers.shape[0] < layout.length or self._numbers.device != like.device:
+            self._numbers = torch.arange(layout.length, device=like.device)
+        self._alive = self._numbers[: layout.total]
         self._reads = dict(self.plan.reads)
         self._flops: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self._suspect: list[tuple[str, Tensor]] = []
+        self._suspect: list[tuple[int, Tensor, Selection]] = []  # layer, what was alive, what was made of it
         self._selected: set[int] = set()
         self._decoding = False
+        self._spans: dict[Rows, list[tuple[range, list[tuple[Rows, int, int]]]]] = {}  # see _runs
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
@@ -82,8 +87,9 @@ class Session:
         self._flops["prompt"] += decoder_flops(self.shape, self.trace.counts)
         self.trace.counts.clear()
         self.trace.decode.clear()
-        self._alive = torch.arange(self.trace.layout.total, device=self._alive.device)
+        self._alive = self._numbers[: self.trace.layout.total]
         self._reads, self._repeats, self._decoding = {}, True, False
+        self._spans.clear()
 
     def charge(self, stage: str, flops: float) -> None:
         """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, head."""
@@ -169,6 +175,8 @@ class Session:
             bias = tokens.bias
             self._biases[layer : layer + 1] = [None if bias is None else torch.cat((bias.new_zeros(1), bias))]
         last = layer == self.info.layers - 1
+        if last:
+            self._spans.clear()
         if self._decoding:
             self.trace.decode[-1].append(seen)
             if last:
@@ -191,14 +199,25 @@ class Session:
 
     def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         whole = not self._decoding and tokens.columns is None and columns.shape[0] == self.trace.layout.length
-        for group in wanted.groups:
-            rows = self._rows_of(group)
-            if not len(rows):
-                continue
-            picked = queries[:, rows.start : rows.stop]
+        heads, _, size = queries.shape
+        for rows, groups in self._runs(wanted):
             index = tokens.index[rows.start : rows.stop] if self.shape.causal else None
-            self.trace.add(layer, group, Read(picked, keys, None if whole else columns, index, tokens.bias))
-            self._flops["method"] += 2.0 * picked.shape[0] * picked.shape[1] * keys.shape[1] * picked.shape[2]
+            read = Read(queries[:, rows.start : rows.stop], keys, None if whole else columns, index, tokens.bias)
+            self._flops["method"] += 2.0 * heads * len(rows) * keys.shape[1] * size
+            for group, start, stop in groups:
+                self.trace.add(layer, group, read.part(start, stop))
+
+    def _runs(self, wanted: Rows) -> list[tuple[range, list[tuple[Rows, int, int]]]]:
+        """Runs of rows to compute together, and where in each the groups stand; all in one where that wastes little."""
+        if wanted not in self._spans:
+            own = {group: span for group in wanted.groups if len(span := self._rows_of(group))}
+            hull = range(min(r.start for r in own.values()), max(r.stop for r in own.values())) if own else range(0)
+            one = 2 * sum(map(len, own.values())) >= len(hull)
+            runs = [(hull, own)] if own and one else [(span, {group: span}) for group, span in own.items()]
+            self._spans[wanted] = [
+                (run, [(g, r.start - run.start, r.stop - run.start) for g, r in groups.items()]) for run, groups in runs
+            ]
+        return self._spans[wanted]
 
     def _site(self, layer: int, tokens: Tokens) -> Site:
         visual, text = self._rows_of(Rows.VISUAL), self._rows_of(Rows.TEXT)
@@ -223,57 +242,67 @@ class Session:
                 )
             self._reads[extra] = self._reads.get(extra, Rows(0)) | rows
         self._selected.add(layer)
-        alive, keep = self._alive, chosen.keep
-        count, kept = alive.shape[0], keep.shape[0]
-        self._check(layer, chosen, count)
-        if kept == count and chosen.values is None and chosen.sizes is None:
+        alive, count = self._alive, self._alive.shape[0]
+        self._promise(layer, chosen)
+        if chosen.keep.shape[0] == count and chosen.values is None and chosen.sizes is None:
             self.trace.kept[layer] = alive
             return tokens
-        keep, order = keep.clamp(0, count - 1).sort()
+        keep, order = chosen.keep.clamp(0, count - 1).sort()
+        self._alive = self.trace.kept[layer] = alive.index_select(0, keep)
+        self._spans.clear()
+        own = tokens.index.shape[0]
         start, stop = self.trace.layout.visual.start, self.trace.layout.visual.start + count
-        visual = tokens.hidden[start:stop][keep] if chosen.values is None else chosen.values[order].to(tokens.hidden)
-        self._alive = self.trace.kept[layer] = alive[keep]
-        gone = alive.new_empty(0) if chosen.reuse is None else alive[chosen.reuse.clamp(0, count - 1)] + start
-        cached = gone if tokens.columns is None else torch.cat((tokens.columns[tokens.index.shape[0] :], gone))
-        bias = tokens.bias
-        if bias is not None or chosen.sizes is not None:
-            seen = tokens.index if tokens.columns is None else tokens.columns
-            bias = tokens.hidden.new_zeros(seen.shape[0]) if bias is None else bias
-            own = bias[start:stop][keep] if chosen.sizes is None else chosen.sizes[order].to(bias).log()
-            bias = torch.cat((bias[:start], own, bias[stop:], bias.new_zeros(gone.shape)))
-        index = torch.cat((tokens.index[:start], tokens.index[start:stop][keep], tokens.index[stop:]))
-        return Tokens(
-            torch.cat((tokens.hidden[:start], visual, tokens.hidden[stop:])),
-            index,
-            torch.cat((index, cached)) if cached.shape[0] else None,
-            bias,
-        )
+        stay = torch.cat((self._numbers[:start], keep + start, self._numbers[stop:own]))
+        hidden, index = tokens.hidden.index_select(0, stay), tokens.index.index_select(0, stay)
+        if chosen.values is not None:
+            values = chosen.values.index_select(0, order).to(hidden)
+            hidden = torch.cat((tokens.hidden[:start], values, tokens.hidden[stop:]))
+        cached = [] if tokens.columns is None else [tokens.columns[own:]]
+        if chosen.reuse is not None and chosen.reuse.shape[0]:
+            cached.append(alive.index_select(0, chosen.reuse.clamp(0, count - 1)) + start)
+        columns = torch.cat((index, *cached)) if cached else None
+        return Tokens(hidden, index, columns, self._weighed(tokens, stay, order, chosen))
 
-    def _check(self, layer: int, chosen: Selection, count: int) -> None:
-        """Queues what can be wrong with a selection; one test for both lists, so a row cannot have two fates."""
-        named = chosen.keep if chosen.reuse is None else torch.cat((chosen.keep, chosen.reuse))
+    def _weighed(self, tokens: Tokens, stay: Tensor, order: Tensor, chosen: Selection) -> Tensor | None:
+        """The bias [n + m] of the rows that go on and the columns that stay, where there is one."""
+        if tokens.bias is None and chosen.sizes is None:
+            return None
+        start, own = self.trace.layout.visual.start, tokens.index.shape[0]
+        gone = 0 if chosen.reuse is None else chosen.reuse.shape[0]
+        seen = own if tokens.columns is None else tokens.columns.shape[0]
+        old = tokens.hidden.new_zeros(seen) if tokens.bias is None else tokens.bias
+        bias = torch.cat((old.index_select(0, stay), old[own:], old.new_zeros(gone)))
+        if chosen.sizes is not None:
+            bias[start : start + order.shape[0]] = chosen.sizes.index_select(0, order).to(bias).log()
+        return bias
+
+    def _promise(self, layer: int, chosen: Selection) -> None:
+        """Refuses what can be refused at once, and notes the rest of a selection for `_verify`."""
         for what, given in (("values", chosen.values), ("sizes", chosen.sizes)):
             if given is not None and given.shape[0] != chosen.keep.shape[0]:
                 raise ValueError(
                     f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
                     f"{chosen.keep.shape[0]} kept rows; give one each"
                 )
-        named = named.sort().values
-        outside = (named[:1] < 0) | (named[-1:] >= count)
-        self._suspect.append((f"names rows at layer {layer} outside 0..{count - 1}", outside))
-        twice = (named[1:] == named[:-1]).any()
-        self._suspect.append((f"names a row twice at layer {layer}; a row has one fate", twice))
-        if chosen.reuse is not None and chosen.reuse.shape[0]:
-            if not self.plan.reuses:
-                raise ValueError(f"{self.name} reuses rows at layer {layer} but its plan does not say reuses=True")
+        if chosen.reuse is not None and chosen.reuse.shape[0] and not self.plan.reuses:
+            raise ValueError(f"{self.name} reuses rows at layer {layer} but its plan does not say reuses=True")
+        self._suspect.append((layer, self._alive, chosen))
+
+    def _verify(self, layer: int, alive: Tensor, chosen: Selection) -> None:
+        """ValueError where a selection names rows that are not there, or a row twice, or rows that nobody cached."""
+        count, reuse = alive.shape[0], chosen.reuse
+        named = np.sort((chosen.keep if reuse is None else torch.cat((chosen.keep, reuse))).cpu().numpy())
+        if named.size and (named[0] < 0 or named[-1] >= count):
+            raise ValueError(f"{self.name} names rows at layer {layer} outside 0..{count - 1}")
+        if (named[1:] == named[:-1]).any():
+            raise ValueError(f"{self.name} names a row twice at layer {layer}; a row has one fate")
+        if reuse is not None:
             assert self._filled is not None
-            unknown = ~self._filled[self._alive[chosen.reuse.clamp(0, count - 1)]]
-            self._suspect.append(
-                (
-                    f"reuses rows at layer {layer} that no earlier call has cached; intersect with site.reusable",
-                    unknown.any(),
+            if not self._filled[alive[reuse]].all():
+                raise ValueError(
+                    f"{self.name} reuses rows at layer {layer} that no earlier call has cached; "
+                    "intersect with site.reusable"
                 )
-            )
 
     # -- the policy's side -----------------------------------------------------------------------------------
 
@@ -282,9 +311,8 @@ class Session:
         trace = self.trace
         with self.clock.span("method"):
             self.pruner.observe(trace)
-        for message, wrong in self._suspect:
-            if wrong.numel() and bool(wrong):
-                raise ValueError(f"{self.name} {message}")
+        for promised in self._suspect:
+            self._verify(*promised)
         self._check_budget()
         assert self._filled is not None
         if self.plan.reuses:

@@ -102,7 +102,7 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
     heads, count = queries.shape[-3:-1]
     if keys.shape[-3] != heads:  # each key head serves a run of query heads
         queries = queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
-    logits = (queries @ keys.transpose(-1, -2)).float().mul_(queries.shape[-1] ** -0.5)
+    logits = (queries @ keys.mT).float().mul_(queries.shape[-1] ** -0.5)
     logits = logits.view(*logits.shape[:-3], heads, count, -1)
     if bias is not None:
         logits = logits + bias.float()
@@ -131,6 +131,7 @@ class Read:
     columns  [c] positions of the keys; None for 0 .. c - 1
     index    [q] positions of rows that see nothing behind themselves; None where they see everything
     bias     [c] added to the logits; None for zeros
+    whole    the read that this is a part of, from which of its rows on; None for a read of its own
     """
 
     queries: Tensor
@@ -138,18 +139,34 @@ class Read:
     columns: Tensor | None = None
     index: Tensor | None = None
     bias: Tensor | None = None
+    whole: tuple[Read, int] | None = None
 
     @classmethod
     def known(cls, weights: Tensor, columns: Tensor | None = None) -> Read:
         """A read whose weights [H, q, c] somebody has computed already."""
-        read = cls(weights.new_empty(0), weights.new_empty(0), columns)
+        read = cls(weights[..., :0], weights.new_empty(0), columns)
         read.__dict__["weights"] = weights
         return read
+
+    def part(self, start: int, stop: int) -> Read:
+        """Rows start .. stop - 1 of it; the first part that is looked at has all of it computed."""
+        if stop - start == self.queries.shape[1]:
+            return self
+        index = None if self.index is None else self.index[start:stop]
+        return Read(self.queries[:, start:stop], self.keys, self.columns, index, self.bias, (self, start))
 
     @cached_property
     def weights(self) -> Tensor:
         """[H, q, c] in fp32."""
-        return attention_rows(self.queries, self.keys, self._visible(), self.bias)
+        if self.whole is None:
+            return attention_rows(self.queries, self.keys, self._visible(), self.bias)
+        read, start = self.whole
+        return read.weights[:, start : start + self.queries.shape[1]]
+
+    @property
+    def waits(self) -> bool:
+        """Whether its weights are still to be computed."""
+        return "weights" not in vars(self) and (self.whole is None or self.whole[0].waits)
 
     def _visible(self) -> Tensor | None:
         if self.index is None:
@@ -161,18 +178,17 @@ class Read:
 
     def like(self, other: Read) -> bool:
         """Whether both wait to be computed and saw the very same columns, so that they can be computed together."""
-        wait = "weights" not in vars(self) and "weights" not in vars(other)
-        same = self.columns is other.columns and self.bias is other.bias
-        return wait and same and self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
+        same = self.columns is other.columns and self.bias is other.bias and self.waits and other.waits
+        return same and self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
 
     @classmethod
-    def mean(cls, run: Sequence[Read]) -> Tensor:
-        """[q, c] mean over heads of reads, one or several that are alike."""
+    def sum(cls, run: Sequence[Read]) -> Tensor:
+        """[q, c] sum over reads, one or several that are alike, and over their heads."""
         first = run[0]
         if len(run) == 1:
-            return first.weights.float().mean(0)
+            return first.weights.float().sum(0)
         queries, keys = torch.stack([r.queries for r in run]), torch.stack([r.keys for r in run])
-        return attention_rows(queries, keys, first._visible(), first.bias).mean((0, 1))
+        return attention_rows(queries, keys, first._visible(), first.bias).sum((0, 1))
 
 
 @dataclass
@@ -245,14 +261,14 @@ class Trace:
     def received(self, layer: int, rows: Rows) -> Tensor:
         """[V] mean over heads and query rows of what `visual` gives, in fp32, without ever joining the rows."""
         reads = self._found(layer, rows)
-        count = sum(read.weights.shape[1] for read in reads)
-        span = self.layout.visual
-        parts = [
-            unfolded(read.weights.float().sum((0, 1)), read.columns, self.layout.end)[span.start : span.stop]
-            for read in reads
-        ]
-        whole = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        return whole / (count * reads[0].weights.shape[0])
+        count = sum(read.queries.shape[1] for read in reads)
+        sums: dict[int, tuple[Tensor | None, Tensor]] = {}  # of reads that saw the very same columns
+        for read in reads:
+            columns, own = read.columns, read.weights.float().sum((0, 1))
+            sums[id(columns)] = columns, own if id(columns) not in sums else sums[id(columns)][1] + own
+        span, scale = self.layout.visual, 1 / (count * reads[0].queries.shape[0])
+        parts = [unfolded(own, columns, self.layout.end)[span.start : span.stop] for columns, own in sums.values()]
+        return (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)) * scale
 
     def per_row(self, layers: Iterable[int], group: Rows) -> Tensor:
         """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
@@ -266,7 +282,7 @@ class Trace:
                 runs[-1].append(read)
             else:
                 runs.append([read])
-        parts = [unfolded(Read.mean(run), run[0].columns, self.layout.end) for run in runs]
-        shares = [len(run) / len(reads) for run in runs]
-        mean = torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
-        return mean[:, self.layout.visual.start : self.layout.visual.stop]
+        parts = [unfolded(Read.sum(run), run[0].columns, self.layout.end) for run in runs]
+        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        scale = 1 / (len(reads) * reads[0].queries.shape[0])
+        return total[:, self.layout.visual.start : self.layout.visual.stop] * scale

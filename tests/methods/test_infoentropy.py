@@ -14,7 +14,7 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.common import crossing, focus
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.infoentropy import InfoEntropy
-from vlaprune.methods.pixels import grey_entropy, patch_cosine, still
+from vlaprune.methods.pixels import Patches, grey_entropy, patch_cosine, still
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site
@@ -83,9 +83,9 @@ def test_grey_entropy_by_hand():
     flat = torch.full((1, 14, 14, 3), 77, dtype=torch.uint8)
     board = (torch.arange(14)[:, None] + torch.arange(14)).remainder(2)[None, ..., None].expand(1, 14, 14, 3) * 255
     ramp = torch.arange(196).reshape(1, 14, 14, 1).expand(1, 14, 14, 3)
-    assert grey_entropy(flat, 256) == 0
-    assert grey_entropy(board.to(torch.uint8), 256) == pytest.approx(1 / 8)
-    assert grey_entropy(ramp.to(torch.uint8), 256) == pytest.approx(
+    assert grey_entropy(Patches.of(flat), 256) == 0
+    assert grey_entropy(Patches.of(board.to(torch.uint8)), 256) == pytest.approx(1 / 8)
+    assert grey_entropy(Patches.of(ramp.to(torch.uint8)), 256) == pytest.approx(
         np.log2(196) / 8
     )  # the most that 196 pixels can have
 
@@ -95,7 +95,7 @@ def test_grey_entropy_equals_numpy(levels):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 7, 5, 3), dtype=np.uint8)
     grey = (pixels.astype(int) @ [19595, 38470, 7471] + 32768) // 65536
     expected = [entropy(np.bincount((g.ravel() * levels) // 256), base=2) / np.log2(levels) for g in grey]
-    assert np.allclose(grey_entropy(torch.tensor(pixels), levels), expected)
+    assert np.allclose(grey_entropy(Patches.of(torch.tensor(pixels)), levels), expected)
 
 
 def test_grey_is_the_luma_of_pillow():
@@ -103,7 +103,7 @@ def test_grey_is_the_luma_of_pillow():
     pixels = np.random.default_rng(1).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
     grey = np.asarray(image.fromarray(pixels[0]).convert("L"))
     expected = entropy(np.bincount(grey.ravel()), base=2) / 8
-    assert grey_entropy(torch.tensor(pixels), 256) == pytest.approx(expected)
+    assert grey_entropy(Patches.of(torch.tensor(pixels)), 256) == pytest.approx(expected)
 
 
 def test_focus_by_hand():
@@ -141,8 +141,9 @@ def test_a_frame_is_static_against_itself_up_to_the_cap():
     frame = torch.tensor(world(0)[0])
     frame[3] = 0  # black
     layout = hand(frame, np.ones((1, 1, 2, 16))).layout
-    assert still(frame, frame, 0.996, layout, 16).all()
-    assert still(frame, frame, 1.0, layout, 5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    look = Patches.of(frame)
+    assert still(look, look, 0.996, layout, 16).all()
+    assert still(look, look, 1.0, layout, 5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_cosine_equals_numpy_and_black_is_like_nothing_but_black():
@@ -152,7 +153,7 @@ def test_cosine_equals_numpy_and_black_is_like_nothing_but_black():
     with np.errstate(invalid="ignore"):
         expected = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     expected[:2] = 1, 0
-    assert np.allclose(patch_cosine(torch.tensor(a), torch.tensor(b)), expected)
+    assert np.allclose(patch_cosine(Patches.of(torch.tensor(a)), Patches.of(torch.tensor(b))), expected)
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_without_words_texture_takes_both_quotas(words):
     call(method, trace)
     kept, _ = call(method, trace)
     assert kept == sorted(
-        torch.sort(grey_entropy(torch.tensor(first), 256), descending=True, stable=True)[1][:6].tolist()
+        torch.sort(grey_entropy(Patches.of(torch.tensor(first)), 256), descending=True, stable=True)[1][:6].tolist()
     )
 
 
@@ -298,7 +299,7 @@ def test_prune_keeps_the_important_and_fills_up_from_the_favoured_branch():
             _, important = reference(first, first, probs[:2], t, 2, 4, 16, "softmax")
             assert len(kept) == 7 and important <= set(kept) and not reused
             favoured = (
-                grey_entropy(torch.tensor(first), 256)
+                grey_entropy(Patches.of(torch.tensor(first)), 256)
                 if t == 0
                 else focus(torch.tensor(probs[:2].mean((0, 1))), "softmax")
             )

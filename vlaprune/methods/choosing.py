@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vlaprune.pruner import top
 from vlaprune.trace import Layout
+
+
+def by_camera(rows: Tensor, layout: Layout) -> Tensor:
+    """Rows [V, ...] as [C, n, ...], a camera each; short ones are padded with zeros."""
+    sizes = [len(view.tokens) for view in layout.views]
+    return rows.unflatten(0, (len(sizes), -1)) if len(set(sizes)) == 1 else pad_sequence(rows.split(sizes), True)
 
 
 def share(count: int, sizes: Sequence[int]) -> list[int]:
@@ -33,15 +40,15 @@ def ranking(score: Tensor) -> Tensor:
 
 
 def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
-    """[V] bool, true for the highest `counts[i]` scores [V] of each camera i; ties go to the low index, NaN last."""
-    mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+    """[..., V] bool, true for the highest `counts[i]` of scores [..., V] of camera i; ties go low, NaN last."""
+    mask = torch.zeros_like(score, dtype=torch.bool)
     if len({len(view.tokens) for view in layout.views}) == len(set(counts)) == 1:  # one sort for all cameras
-        grid = (len(layout.views), -1)
-        mask.view(grid).scatter_(1, ranking(score.reshape(grid))[:, : counts[0]], True)
+        grid = (*score.shape[:-1], len(layout.views), -1)
+        mask.view(grid).scatter_(-1, ranking(score.reshape(grid))[..., : counts[0]], True)
         return mask
     for view, count in zip(layout.views, counts, strict=True):
         own = slice(view.tokens.start, view.tokens.stop)
-        mask[own].scatter_(0, ranking(score[own])[:count], True)
+        mask[..., own].scatter_(-1, ranking(score[..., own])[..., :count], True)
     return mask
 
 
@@ -56,21 +63,21 @@ def spread_within(features: Tensor, count: int, among: Tensor) -> Tensor:
 
     among  [C, n] bool, the rows that may be taken; once they are used up, row 0 is named
 
-    A running distance vector over the [n, n] distances; three small steps per pick and no wait for the device.
-    A taken row is at minus infinity, so equal or broken (NaN) features are never taken twice. Ties go to the low row.
+    A running vector of similarity to what is taken, over the [n, n] cosines; three small steps per pick and no wait
+    for the device. A taken row is at infinity, so equal or broken (NaN) features are never taken twice. Ties go to the
+    low row.
     """
     unit = F.normalize(features.float(), dim=-1)
-    distance = (1 - unit @ unit.mT).nan_to_num(0.0)
-    itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
-    barred = itself | ~among[:, None]
-    near = distance.masked_fill(barred, float("inf")).amin(-1).masked_fill(~among, float("-inf"))
-    distance.masked_fill_(barred, float("-inf"))
-    group = torch.arange(distance.shape[0], device=distance.device)
-    picks = [near.argmax(-1)]
-    near = distance[group, picks[0]]
+    near = (unit @ unit.mT).nan_to_num_(1.0)
+    itself, absent = near.diagonal(dim1=1, dim2=2), ~among
+    itself.fill_(float("-inf"))
+    picks = [near.masked_fill(absent[:, None], float("-inf")).amax(-1).masked_fill_(absent, float("inf")).argmin(-1)]
+    itself.fill_(float("inf"))
+    group = torch.arange(near.shape[0], device=near.device)
+    most = near[group, picks[0]].masked_fill_(absent, float("inf"))
     for _ in range(count - 1):
-        picks.append(near.argmax(-1))
-        torch.minimum(near, distance[group, picks[-1]], out=near)
+        picks.append(most.argmin(-1))
+        torch.maximum(most, near[group, picks[-1]], out=most)
     return torch.stack(picks, -1)
 
 
@@ -126,7 +133,7 @@ def noise(kind: str, like: Tensor, seed: int) -> Tensor:
 
 
 def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
-    """[V] bool, the `count` highest scores [V], each camera having its proportional share of the count."""
+    """[..., V] bool, the `count` highest of scores [..., V], each camera having its proportional share of the count."""
     return best(score, layout, share(min(count, layout.total), [len(v.tokens) for v in layout.views]))
 
 

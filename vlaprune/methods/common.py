@@ -84,9 +84,10 @@ def scaled(score: Tensor, how: str) -> Tensor:
 
 def smoothed(past: Sequence[Tensor], decay: float) -> Tensor:
     """[n] sum of scores [n], oldest first: decay^0 times the newest, decay^1 times the one before, and so on."""
-    newest_first = torch.stack(tuple(reversed(past)))
-    weights = decay ** torch.arange(len(past), dtype=newest_first.dtype, device=newest_first.device)
-    return weights @ newest_first
+    total = past[0]
+    for score in list(past)[1:]:
+        total = torch.add(score, total, alpha=decay)
+    return total
 
 
 def option(what: str, value: str, known: Iterable[str]) -> None:

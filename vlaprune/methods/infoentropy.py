@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlaprune.methods.choosing import ranking, shared
 from vlaprune.methods.common import between, crossing, focus, option, text_scores
-from vlaprune.methods.pixels import grey_entropy, still
+from vlaprune.methods.pixels import Patches, grey_entropy, still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Rows, Trace
 
@@ -59,7 +59,7 @@ class InfoEntropy(Pruner):
 
     def reset(self) -> None:
         """No earlier call."""
-        self._before: Tensor | None = None
+        self._before: Patches | None = None
         self._score: Tensor | None = None
 
     def plan(self, info: Info) -> Plan:
@@ -73,11 +73,11 @@ class InfoEntropy(Pruner):
 
     def select(self, site: Site) -> Selection | None:
         """All but the static, unimportant tokens; nothing leaves in the first call."""
-        now, layout, total = site.trace.pixels, site.layout, site.total
-        before = now if self._prunes else self._before
-        if before is None or before.shape != now.shape:
+        layout, total, before = site.layout, site.total, self._before
+        self._now = Patches.of(site.trace.pixels)
+        if not self._prunes and (before is None or not before.alike(self._now)):
             return None
-        favoured = grey_entropy(now, self.levels)
+        favoured = grey_entropy(self._now, self.levels)
         score = text_scores(site.trace, self._layers) if self._prunes else self._score
         alpha = min(1.0, site.step * self.stride / self.horizon) if self.horizon > 0 else 1.0
         seen, told = crossing(alpha, self._k1.count(total), self._k2.count(total))
@@ -90,12 +90,13 @@ class InfoEntropy(Pruner):
         if self._prunes:
             order = ranking(favoured)
             return Selection(order[ranking(important[order])][: self._keep.count(total)])
-        found = site.reusable & ~important & still(now, before, self.threshold, layout, self._static.count(total))
+        assert before is not None
+        found = site.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
         gone = found.nonzero()[:, 0]
         gone = gone[: floor(self.share * gone.shape[0] + 1e-9)]
-        return Selection(torch.ones_like(found).index_fill(0, gone, False).nonzero()[:, 0], gone)
+        return Selection(torch.ones_like(found).index_fill_(0, gone, False).nonzero()[:, 0], gone)
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame and the text's attention for the next call."""
         if not self._prunes:
-            self._before, self._score = trace.pixels, text_scores(trace, self._layers)
+            self._before, self._score = self._now, text_scores(trace, self._layers)

@@ -1,8 +1,11 @@
 """What methods read from the image patches behind the tokens: pure functions."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,38 +15,69 @@ from vlaprune.methods.choosing import shared
 from vlaprune.trace import Layout
 
 
-def patch_cosine(now: Tensor, before: Tensor) -> Tensor:
-    """[V] cosine of the raw pixels of patches [V, p, p, 3] uint8; 1 for patches that are equal, black ones included.
+class Patches(NamedTuple):
+    """The patches [V, p, p, 3] of one frame, made ready to be compared with other frames more than once.
+
+    values  [V, c, m] pixel values, fp32; m is 256 wherever that divides a patch, so that sums of m products are exact
+    square  [V] sum of the squared pixel values of each patch
+    """
+
+    values: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Patches:
+        """Patches of [V, p, p, 3] uint8."""
+        size = pixels[0].numel()
+        values = pixels.reshape(len(pixels), -1, 256 if size % 256 == 0 else size).float()
+        return cls(values, _dot(values, values))
+
+    def alike(self, other: Patches) -> bool:
+        """Whether both are of as many pixels."""
+        return self.values.shape == other.values.shape
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(2).sum(1, dtype=torch.float64)
+
+
+def patch_cosine(now: Patches, before: Patches) -> Tensor:
+    """[V] cosine of the raw pixels of patches; 1 for patches that are equal, black ones included.
 
     The sums are whole numbers, so a threshold cuts alike on every machine: 256 products are exact in fp32, and the
     sums of those in float64.
     """
-    size = now[0].numel()
-    chunks = (-1, size // 256, 256) if size % 256 == 0 else (-1, *now[0].flatten(1).shape)
-    a, b = now.view(chunks).float(), before.view(chunks).float()
-    dot, left, right = ((x * y).sum(2).double().sum(1) for x, y in ((a, b), (a, a), (b, b)))
+    dot, left, right = _dot(now.values, before.values), now.square, before.square
     equal = (dot == left) & (dot == right)  # then the squared distance is 0
     return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill(equal, 1.0)
 
 
-def still(now: Tensor, before: Tensor, threshold: float, layout: Layout, count: int) -> Tensor:
+def still(now: Patches, before: Patches, threshold: float, layout: Layout, count: int) -> Tensor:
     """[V] bool, patches that did not change: cosine at or above `threshold`, at most the `count` most similar."""
     near = patch_cosine(now, before)
     return shared(near, layout, count) & (near >= threshold)
 
 
-def grey_entropy(pixels: Tensor, levels: int) -> Tensor:
-    """[V] entropy of the grey levels of patches [V, p, p, 3] uint8, over log2(levels): 0 if flat.
+def grey_entropy(patches: Patches, levels: int) -> Tensor:
+    """[V] entropy of the grey levels of patches, over log2(levels): 0 if flat.
 
     Grey is ITU-R 601 luma in whole numbers below 2^24, exact in fp32, so every machine counts the same histogram.
     """
-    red, green, blue = pixels.float().unbind(-1)
-    grey = (19595 * red + 38470 * green + 7471 * blue + 32768).to(torch.int32) >> 16
-    bins = (grey if levels == 256 else grey * levels >> 8).flatten(1).long()
+    count, device = patches.values[0].numel() // 3, patches.values.device
+    side = math.gcd(count, 16)
+    grey = (patches.values.view(-1, 3 * side) @ _luma(side, device)).add_(32768).to(torch.int32) >> 16
+    bins = (grey if levels == 256 else grey * levels >> 8).view(-1, count).long()
     ones = torch.ones_like(bins, dtype=torch.int32)
-    counts = torch.zeros(bins.shape[0], levels, dtype=torch.int32, device=pixels.device).scatter_add_(1, bins, ones)
-    bits = _entropies(bins.shape[1], pixels.device).index_select(0, counts.flatten()).view(counts.shape).sum(1)
+    counts = torch.zeros(bins.shape[0], levels, dtype=torch.int32, device=device).scatter_add_(1, bins, ones)
+    bits = _entropies(count, device).index_select(0, counts.flatten()).view(counts.shape).sum(1)
     return bits / math.log(levels)
+
+
+@cache
+def _luma(pixels: int, device: torch.device) -> Tensor:
+    """[3 pixels, pixels] from red, green, blue of neighbouring pixels to 65536 times their grey."""
+    weights = torch.tensor([19595.0, 38470.0, 7471.0], device=device)
+    return torch.kron(torch.eye(pixels, device=device), weights[:, None])
 
 
 @cache
@@ -63,10 +97,26 @@ def patch_ssim(now: Tensor, before: Tensor) -> Tensor:
     return (light * (2 * joint + large) / (spread_a + spread_b + large)).mean(1)
 
 
-# Of two frames, each (pixels [V, p, p, 3], visual tokens [V, d]): a number up to 1.
-RESEMBLANCE: dict[str, Callable[..., Tensor]] = {
-    "patches": lambda now, then: (patch_cosine(now[0], then[0]) >= 0.996).float().mean(),
-    "ssim": lambda now, then: patch_ssim(now[0], then[0]).mean(),
-    "embedding": lambda now, then: F.cosine_similarity(now[1].float().mean(0), then[1].float().mean(0), dim=0),
-    "embedding_patches": lambda now, then: F.cosine_similarity(now[1].float(), then[1].float()).mean(),
+class Resemblance(NamedTuple):
+    """How alike two frames are.
+
+    seen   what is kept of a frame, of its pixels [V, p, p, 3] and visual tokens [V, d]
+    alike  of what was kept of two frames, a number up to 1
+    """
+
+    seen: Callable[[Tensor, Tensor], Any]
+    alike: Callable[[Any, Any], Tensor]
+
+
+RESEMBLANCE = {
+    "patches": Resemblance(
+        lambda pixels, tokens: Patches.of(pixels), lambda a, b: (patch_cosine(a, b) >= 0.996).float().mean()
+    ),
+    "ssim": Resemblance(lambda pixels, tokens: pixels, lambda a, b: patch_ssim(a, b).mean()),
+    "embedding": Resemblance(
+        lambda pixels, tokens: tokens.float().mean(0), lambda a, b: F.cosine_similarity(a, b, dim=0)
+    ),
+    "embedding_patches": Resemblance(
+        lambda pixels, tokens: tokens.float(), lambda a, b: F.cosine_similarity(a, b).mean()
+    ),
 }

@@ -21,7 +21,7 @@ import torch
 
 from vlaprune.methods.choosing import best, portions
 from vlaprune.methods.common import between, cameras, standing, voted
-from vlaprune.methods.pixels import still
+from vlaprune.methods.pixels import Patches, still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Rows, Trace
 
@@ -75,8 +75,8 @@ class SpecPrune(Pruner):
         if site.layer > 2 or self._layout != site.layout:
             return self._stage(site) if site.layer > 2 else None
         if site.layer == 1:
-            count = round(self.static * site.total)
-            self._kept = ~still(site.trace.pixels, self._pixels, self.similar, site.layout, count) | self._acted
+            count, now = round(self.static * site.total), Patches.of(site.trace.pixels)
+            self._kept = ~still(now, self._pixels, self.similar, site.layout, count) | self._acted
         task, counts = voted(site.trace, site.layer - 1, Rows.TEXT), portions(site.layout, self.attended)
         wide = best(task, site.layout, [3 * n for n in counts]) if site.layer == 1 else self._kept
         self._kept = self._kept | best(task, site.layout, counts)
@@ -98,5 +98,6 @@ class SpecPrune(Pruner):
 
     def observe(self, trace: Trace) -> None:
         """Keeps the patches and what the action attended to; a token that was gone has attention 0 and is left out."""
-        acted, self._pixels, self._layout = voted(trace, self._last, Rows.ACTION), trace.pixels, trace.layout
+        acted, self._layout = voted(trace, self._last, Rows.ACTION), trace.layout
+        self._pixels = Patches.of(trace.pixels)
         self._acted = best(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)

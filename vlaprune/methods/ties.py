@@ -11,9 +11,9 @@ is a new anchor; one budget for all cameras; without a calibration the episode's
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, isnan
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlaprune.methods.agreement import Estimator
 from vlaprune.methods.calibration import read, weight
@@ -63,7 +63,7 @@ class TIES(Pruner):
 
     def reset(self) -> None:
         """No anchor, no taus, no trust either way."""
-        self._anchor: tuple[Layout, tuple[Tensor, Tensor]] | None = None
+        self._anchor: tuple[Layout, Any] | None = None
         self._taus: list[float] = []
         self._anew, self.share = False, 0.5
 
@@ -76,10 +76,11 @@ class TIES(Pruner):
     def select(self, site: Site) -> Selection | None:
         """Everything at site 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
         if site.layer == 0:
-            look, alike, anchor = (site.trace.pixels, site.visual), RESEMBLANCE[self.similarity], self._anchor
-            self._anew = not (anchor and anchor[0] == site.layout and alike(look, anchor[1]) >= self.gamma)
+            resemblance, anchor = RESEMBLANCE[self.similarity], self._anchor
+            seen = resemblance.seen(site.trace.pixels, site.visual)
+            self._anew = not (anchor and anchor[0] == site.layout and resemblance.alike(seen, anchor[1]) >= self.gamma)
             if self._anew:
-                self._anchor = (site.layout, look)
+                self._anchor = (site.layout, seen)
             layers = {self.layer - 1, *(self._span if self._anew else ())}
             return Selection.all(site, dict.fromkeys(layers, self.estimator.group(site.layout)))
         if self._anew and self._span[-1] >= self.layer:

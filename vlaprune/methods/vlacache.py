@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlaprune.methods.choosing import shared
 from vlaprune.methods.common import attention_entropy, between, option, sharpness, voted
-from vlaprune.methods.pixels import still
+from vlaprune.methods.pixels import Patches, still
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Rows, Trace
 
@@ -56,7 +56,7 @@ class VLACache(Pruner):
 
     def reset(self) -> None:
         """No earlier call."""
-        self._before: Tensor | None = None
+        self._before: Patches | None = None
         self._score: Tensor | None = None
 
     def plan(self, info: Info) -> Plan:
@@ -85,14 +85,14 @@ class VLACache(Pruner):
         sharp = [attention_entropy(torch.cat(probs, 1)) if probs else torch.zeros(()) for probs in there]
         self._shares = sharpness(torch.stack(sharp), self.growth)
         self._score = voted(trace, self._layer, Rows.TEXT) if trace.has(self._layer, Rows.TEXT) else None
-        self._before = trace.pixels
+        self._before = self._now
 
     def _found(self, site: Site) -> Tensor:
         """[V] bool, what may be reused; without an instruction nothing is relevant."""
-        now, layout = site.trace.pixels, site.layout
-        if self._before is None or self._before.shape != now.shape:
+        self._now, before, layout = Patches.of(site.trace.pixels), self._before, site.layout
+        if before is None or not before.alike(self._now):
             return torch.zeros_like(site.reusable)
-        found = site.reusable & still(now, self._before, self.threshold, layout, self._static.count(site.total))
+        found = site.reusable & still(self._now, before, self.threshold, layout, self._static.count(site.total))
         if self._score is None:
             return found
         return found & ~shared(self._score, layout, self._relevant.count(site.total))

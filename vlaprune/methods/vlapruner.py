@@ -15,9 +15,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from vlaprune.methods.choosing import share, shared, spread_within
+from vlaprune.methods.choosing import by_camera, share, shared, spread_within
 from vlaprune.methods.common import between, emitting, option, smoothed, voted
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
@@ -82,11 +81,9 @@ class VLAPruner(Pruner):
             return None
         semantic = voted(site.trace, self.layer - 1, ROWS[self.rows])
         action = smoothed(self._past, self.gamma) if full else voted(site.trace, self.layer - 1, emitting(layout))
-        union = shared(semantic, layout, count) | shared(action, layout, count)
-        sizes = [len(view.tokens) for view in layout.views]
-        counts = share(count, sizes)
-        features, among = (pad_sequence(t.split(sizes), True) for t in (self._features, union))
-        picks = spread_within(features, max(counts), among)
+        union = shared(torch.stack((semantic, action)), layout, count).any(0)
+        counts = share(count, [len(view.tokens) for view in layout.views])
+        picks = spread_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
         return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 
     def observe(self, trace: Trace) -> None:
@@ -94,7 +91,8 @@ class VLAPruner(Pruner):
         if trace.layout != self._layout:
             self.reset()
         self._layout = trace.layout
-        seen = torch.stack([voted(trace, n, emitting(trace.layout) | Rows.ACTION) for n in self._sources]).mean(0)
+        votes = [voted(trace, n, emitting(trace.layout) | Rows.ACTION) for n in self._sources]
+        seen = votes[0] if len(votes) == 1 else torch.stack(votes).mean(0)
         if self.fill == "carry" and self._past:
             seen = torch.where(seen > 0, seen, self._past[-1])
         self._past.append(seen)
