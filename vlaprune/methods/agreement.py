@@ -83,6 +83,7 @@ def tau_b(x: Tensor, y: Tensor) -> Tensor:
     """Kendall's tau-b of x and y [..., n] along the last axis; places with a NaN are left out, NaN where all tie."""
     known = ~(x.isnan() | y.isnan())
     a, b = x.where(known, torch.nan), y.where(known, torch.nan)
-    a, b = ((v[..., :, None] > v[..., None, :]).float() - (v[..., :, None] < v[..., None, :]).float() for v in (a, b))
-    moves, left, right = ((p * q).sum((-2, -1)).double() for p, q in ((a, b), (a, a), (b, b)))
-    return moves / (left * right).sqrt()
+    above, over = a[..., :, None] > a[..., None, :], b[..., :, None] > b[..., None, :]
+    pairs = (above & over, above & over.mT, above, over)  # concordant, discordant, apart in x, apart in y
+    agree, against, left, right = (p.sum((-2, -1)).double() for p in pairs)
+    return (agree - against) / (left * right).sqrt()
