@@ -28,6 +28,7 @@ LAYERS = {
     "report": ["report", "anytime", "floor", "records", "loggers", "stats", "power"],
     "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
     "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "meter", "records"],
+    "kernels": ["nn", "policy"],
     "film": ["records", "trace"],
     "progress": ["records", "stats"],
     "replay": ["records"],
@@ -37,7 +38,7 @@ LAYERS = {
     "rollout": ["policy", "benchmark", "records", "trace"],
     "evaluate": [
         *("policy", "pruner", "benchmark", "control", "records", "rollout"),
-        *("film", "replay", "anytime", "progress", "power", "report", "profile.ladder"),
+        *("film", "replay", "anytime", "progress", "power", "report", "kernels"),
     ],
     "demos": ["benchmark", "bench"],
     "datasets": ["datasets"],
@@ -61,6 +62,7 @@ LAYERS = {
         "methods.dense",
         "methods.calibration",
         "control",
+        "kernels",
     ],
     "train": ["policy", "pruner", "session", "benchmark", "control", "records", "meter", "stats", "demos", "nn.load"],
     "tuning": ["train", "session", "meter", "datasets", "nn.load", "nn.lora"],
@@ -81,7 +83,7 @@ LAYERS = {
     "bench.libero": ["benchmark", "finding", "bench"],
     "bench.libero_env": ["benchmark", "bench.libero_experts"],
     "bench.libero_experts": ["bench.experts"],
-    "testing": ["benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
+    "testing": ["kernels", "benchmark", "policy", "pruner", "trace", "bench.toy", "models.toy"],
 }
 TORCHLESS = (
     "benchmark",

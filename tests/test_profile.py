@@ -13,6 +13,7 @@ from vlaprune import cli
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
 from vlaprune.control import Control
+from vlaprune.kernels import kernel, missing, under
 from vlaprune.meter import Clock
 from vlaprune.methods.calibration import read
 from vlaprune.methods.dense import Dense
@@ -23,7 +24,6 @@ from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import micro
-from vlaprune.profile.ladder import dense, kernel, missing
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page, interval
 from vlaprune.profile.products import Products
@@ -166,9 +166,9 @@ def test_products_of_a_method_that_nobody_charged_are_seen(tiny):
 def test_rungs_of_the_ladder_act_alike(tiny):
     frames = synthetic(tiny.interface, 64, episodes=1, steps=2).frames
     chunks = []
-    for rung, backend in (("sdpa", ""), ("eager", ""), ("compile", "eager")):
+    for rung, backend in (("sdpa", None), ("eager", None), ("compile", None), ("compile", "eager")):
         with kernel(rung):
-            policy = Policy(dense(tiny, rung, backend), Dense)
+            policy = Policy(under(tiny, rung, backend), Dense)
             chunks.append(actions(policy, frames, 0))
         assert sum(policy.drain(0)[-1].flops.values()) == sum(policy.drain(0)[0].flops.values()) > 0
     for other in chunks[1:]:
@@ -180,7 +180,7 @@ def test_rungs_of_the_ladder_act_alike(tiny):
 
 def test_a_compiled_prompt_pass_leaves_a_cache_that_decoding_can_use():
     frames = synthetic(Toy().interface, 64, 1, 2).frames
-    plain, compiled = (Policy(dense(Toy("autoregressive"), r, "eager"), Dense) for r in ("sdpa", "compile"))
+    plain, compiled = (Policy(under(Toy("autoregressive"), r, "eager"), Dense) for r in ("sdpa", "compile"))
     for a, b in zip(actions(plain, frames, 0), actions(compiled, frames, 0), strict=True):
         assert np.allclose(a, b, atol=1e-5)
     assert [r.flops for r in plain.drain(0)] == [r.flops for r in compiled.drain(0)]

@@ -170,13 +170,14 @@ def _verdicts(standings: Sequence[Standing]) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     from vlaprune import config, evaluate
+    from vlaprune.kernels import under
     from vlaprune.policy import Policy
 
     config.check(cfg)
     config.ready(cfg)
     model, make_pruner, bench = config.build(cfg)
     header = config.header(cfg, model, bench)
-    policy = Policy(model, make_pruner, cfg.slots, config.control(cfg, bench))
+    policy = Policy(under(model, cfg.kernel), make_pruner, cfg.slots, config.control(cfg, bench))
     evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
 
 

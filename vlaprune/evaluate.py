@@ -12,9 +12,9 @@ from vlaprune import report
 from vlaprune.anytime import Anytime, said
 from vlaprune.benchmark import Benchmark
 from vlaprune.film import KINDS, Film
+from vlaprune.kernels import kernel
 from vlaprune.policy import Policy
 from vlaprune.power import power_line
-from vlaprune.profile.ladder import kernel
 from vlaprune.progress import Bar, Job, Standing, once, say
 from vlaprune.records import Header, Recorder, Sink, read, recorded
 from vlaprune.replay import Replay, chosen

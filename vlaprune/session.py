@@ -157,6 +157,14 @@ class Session:
                 self.trace.reused[layer] = tokens.columns[tokens.index.shape[0] :]
             return tokens
 
+    def until(self, layer: int) -> int:
+        """The first layer after this one before which the method is asked."""
+        return next((site for site in self.plan.sites if site > layer), self.info.layers)
+
+    def looks(self, layer: int) -> bool:
+        """Whether attention rows of this layer are read in this call."""
+        return bool(self._reads.get(layer))
+
     def _grown(self, index: Tensor, live: Tensor) -> Tensor:
         """Columns of a decode pass: its own row and those the layer has; joined once for layers that share them."""
         if self._joined is None or self._joined[0] is not index or self._joined[1] is not live:

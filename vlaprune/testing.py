@@ -9,6 +9,7 @@ import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Benchmark, Env, Observation
+from vlaprune.kernels import under
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
@@ -67,13 +68,16 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
     """AssertionError where a method breaks a law that every method must keep.
 
     A plan is fixed; select writes to nothing; dropped tokens never come back within a call; reset forgets the episode;
-    several episodes in different phases, packed into one call, choose what each chooses alone.
+    several episodes in different phases, packed into one call, choose what each chooses alone; the fast path, running
+    layers in stretches, chooses what the layer loop chooses.
     """
     for style in styles:
         first, second = scenes(0, 1), scenes(1, 2)
         alone_first, alone_second = _run(make, style, [first]), _run(make, style, [second])
         again = _run(make, style, [first], earlier=second)
         _same(again[0], alone_first[0], f"{style}: reset must forget the previous episode")
+        fast = _run(make, style, [first], fast=True)
+        _same(fast[0], alone_first[0], f"{style}: layers run in stretches changed the choice")
         packed = _run(make, style, [first, second], lag=2)
         _same(packed[0], alone_first[0], f"{style}: a neighbour in the pack changed the choice")
         _same(packed[1], alone_second[0], f"{style}: a neighbour in the pack changed the choice")
@@ -94,9 +98,11 @@ def _run(
     episodes: Sequence[Sequence[Observation]],
     earlier: Sequence[Observation] = (),
     lag: int = 0,
+    fast: bool = False,
 ) -> list[Outcome]:
     """Each episode in its own slot; slot i starts i * lag calls late."""
-    policy = Policy(Toy(style), lambda: Watched(make()), slots=len(episodes))
+    model = under(Toy(style), "compile", None) if fast else Toy(style)
+    policy = Policy(model, lambda: Watched(make()), slots=len(episodes))
     if earlier:
         policy.reset(0, seed=1)
         for frame in earlier:

@@ -7,6 +7,7 @@ index is its RoPE phase, its causal order and its cache slot, so dropped tokens 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,6 +119,12 @@ class Session(Protocol):
         Nobody writes to these tensors again before the call is over.
         """
 
+    def until(self, layer: int) -> int:
+        """The first layer after this one at which `enter` may change the rows."""
+
+    def looks(self, layer: int) -> bool:
+        """Whether `leave` keeps what it is shown of this layer."""
+
 
 class Unwatched:
     """A session that changes and sees nothing: plain dense computation, for training and for oracles."""
@@ -130,6 +137,14 @@ class Unwatched:
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Nothing is looked at."""
+
+    def until(self, layer: int) -> int:
+        """At none."""
+        return sys.maxsize
+
+    def looks(self, layer: int) -> bool:
+        """No."""
+        return False
 
 
 def per_head(t: Tensor, heads: int) -> Tensor:

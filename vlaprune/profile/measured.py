@@ -1,4 +1,4 @@
-"""One model, measured: the dense ladder, then every method beside its fastest rung."""
+"""One model, measured: the dense ladder, then every method under its fastest rung, beside it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaprune import roofline
+from vlaprune.kernels import decoder_of, missing, under
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro, speed
-from vlaprune.profile.ladder import BACKENDS, decoder_of, dense, missing
 from vlaprune.profile.machine import Nvml, Watch, idle_power
 from vlaprune.profile.recording import Recording
 from vlaprune.pruner import Pruner
@@ -47,12 +47,12 @@ def measure(
     here = roofline.measure(model.device, next(decoder_of(model)[1].parameters()).dtype)
     skipped = {f"dense under {rung}": why for rung in ladder if (why := missing(rung, model.device))}
     here_too = [rung for rung in ladder if not missing(rung, model.device)]
-    rungs = [micro.Arm("dense", Policy(dense(model, rung), Dense), rung) for rung in here_too]
+    rungs = [micro.Arm("dense", Policy(under(model, rung), Dense), rung) for rung in here_too]
     if not rungs:
         raise ValueError(f"ladder={list(ladder)} has no rung that runs on {model.device}")
     best = micro.climb(rungs, recording.episodes, climbing or rules, watch)
     tell(f"fastest dense: {best.rung}")
-    arms = _arms(model, methods, plainest(rungs), skipped)
+    arms = _arms(under(model, best.rung), methods, best.rung, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
     skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
     for arm in (best, *arms):
@@ -75,12 +75,6 @@ def _arms(model: VLA, methods: Methods, rung: str, skipped: dict[str, str]) -> l
         except ValueError as error:
             skipped[label] = str(error)
     return arms
-
-
-def plainest(rungs: Sequence[micro.Arm]) -> str:
-    """The kernel that methods run under: the fastest that any call can take, not a compiled one."""
-    open_to_all = [a for a in rungs if a.rung in BACKENDS or a.rung == "sdpa"]
-    return min(open_to_all, key=lambda a: float(sorted(a.ms)[len(a.ms) // 2])).rung if open_to_all else "sdpa"
 
 
 def _notes(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from vlaprune.kernels import kernel
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.profile.ladder import kernel
 from vlaprune.profile.machine import WINDOW, Nvml, Watch, forget_peak, held, peak_memory
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Frame
