@@ -69,8 +69,9 @@ claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs
 parity: .venv/done  ## what is equal to other people's code, as a table: results/parity.md
 	$(BIN)/python scripts/parity.py
 
-profile: .venv/done  ## what pruning costs on this machine: tiny, a compute-bound decoder, the instrument, floors (half an hour)
+profile: .venv/done  ## what pruning costs on this machine: tiny, a compute-bound decoder, the instrument, floors (half an hour, alone on the machine)
 	$(BIN)/vlaprune-profile method=fastv,divprune,vlapruner,ties,safe,random method.keep=0.5,0.25,0.125 ladder=[eager,sdpa,compile]
+	$(BIN)/vlaprune-profile method=ties,infoentropy,vlapruner,safe,lightvla,fastv name=methods-cpu
 	$(BIN)/vlaprune-profile $(BOUND) method=uniform,divprune method.keep=0.5,0.25 name=compute-bound-cpu
 	$(BIN)/vlaprune-profile $(BOUND) model.image=192 mode=overhead
 	$(BIN)/vlaprune-profile mode=floors

@@ -173,7 +173,7 @@ class Session:
 
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Notes the shapes that were really computed and reads the attention rows that were asked for."""
-        rows, seen = queries.shape[1], columns.shape[0]
+        rows, seen = tokens.index.shape[0], columns.shape[0]
         wanted = self._reads.get(layer)
         if wanted:
             with self.clock.span("method"):

@@ -96,6 +96,11 @@ class Tiny(nn.Module):
         if weights != "random":
             path = WEIGHTS / f"tiny-{weights}.safetensors"
             path = path if path.is_file() else Path(weights)
+            if not path.is_file():
+                shipped = sorted(p.stem.removeprefix("tiny-") for p in WEIGHTS.glob("tiny-*.safetensors"))
+                raise ValueError(
+                    f"weights={weights} are no file, nor shipped with tiny; use random or one of {', '.join(shipped)}"
+                )
             state, self.card = read(path)
             fill(self, state, str(path))
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -116,7 +116,7 @@ class Session(Protocol):
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Attention is done: rotated queries [H, n, hd] and keys [kv, c, hd], the positions [c] attended to.
 
-        Nobody writes to these tensors again before the call is over.
+        Nobody writes to these tensors again before the call is over. Both may be empty where it does not look.
         """
 
     def until(self, layer: int) -> int:

@@ -17,11 +17,27 @@ from torch import Tensor, nn
 
 from vlaprune.nn.decoder import Block, Decoder, Packed, Session, Tokens
 
-Seen = tuple[Tensor, Tensor, Tensor]  # queries, keys and values of a layer
-Pass = tuple[Tensor, list[Seen]]  # final rows; what each layer of the stretch showed
+Shown = list[tuple[Tensor, Tensor, Tensor]]  # queries, keys and values of each layer, empty where nobody looks
+Pass = tuple[Tensor, Shown]  # final rows, and that
 
-AGAIN = 3  # times a stretch must have come with the same number of rows before it is captured
+AGAIN = 3  # times a stretch must have come alike before it is captured
 GRAPHS = 64  # captured at most; where a method keeps another number in every call, the rest runs without
+FREE = 0.2  # share of the device's memory that captures leave alone
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Layers first .. stop - 1 on so many rows; of which queries and keys are looked at, and whether all are cached."""
+
+    first: int
+    stop: int
+    rows: int
+    looks: tuple[int, ...]
+    cached: bool
+
+    def wants(self, layer: int) -> bool:
+        """Whether anything of this layer is."""
+        return self.cached or layer in self.looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +63,8 @@ class Fast(Decoder):
         self.block: Callable[..., tuple[Tensor, ...]] = (
             _block if backend is None else torch.compile(_block, backend=backend)
         )
-        self._came: Counter[tuple[int, int, int]] = Counter()
-        self._graphs: dict[tuple[int, int, int], Graph] = {}
+        self._came: Counter[Stretch] = Counter()
+        self._graphs: dict[Stretch, Graph] = {}
 
     def forward(self, sequences: Sequence[Tokens], sessions: Sequence[Session]) -> list[Tensor]:
         """As in `Decoder`."""
@@ -60,7 +76,10 @@ class Fast(Decoder):
             tokens = session.enter(layer, tokens)
             if tokens.columns is None and tokens.bias is None:
                 stop = min(session.until(layer), self.shape.layers)
-                hidden = self._stretch(layer, stop, tokens, session)
+                looks = tuple(n for n in range(layer, stop) if session.looks(n))
+                hidden = self._over(
+                    Stretch(layer, stop, tokens.index.shape[0], looks, session.cache is not None), tokens, session
+                )
             else:
                 stop = layer + 1
                 if tokens.index is not index:
@@ -69,48 +88,51 @@ class Fast(Decoder):
             tokens, layer = replace(tokens, hidden=hidden), stop
         return [self.norm(tokens.hidden)]
 
-    def _stretch(self, first: int, stop: int, tokens: Tokens, session: Session) -> Tensor:
-        """Final rows [n, d] of layers first .. stop - 1; the session is told of each."""
-        hidden, layers = (self._replay if self.graph else self._run)(first, stop, tokens.hidden, tokens.index)
-        for layer, (queries, keys, values) in enumerate(layers, first):
+    def _over(self, stretch: Stretch, tokens: Tokens, session: Session) -> Tensor:
+        """Final rows [n, d] of a stretch; the session is told of each layer."""
+        hidden, shown = (self._replay if self.graph else self._run)(stretch, tokens.hidden, tokens.index)
+        for layer, (queries, keys, values) in enumerate(shown, stretch.first):
             if session.cache is not None:
                 session.cache.write(layer, tokens.index, keys, values)
-            if self.graph and session.looks(layer):  # another pass of the same call would write over them
+            if self.graph and layer in stretch.looks:  # another pass of the same call would write over them
                 queries, keys = queries.clone(), keys.clone()
             session.leave(layer, tokens, queries, keys, tokens.index)
         return hidden
 
-    def _run(self, first: int, stop: int, hidden: Tensor, index: Tensor) -> Pass:
-        rope, layers = self.rope(index, hidden.dtype), []
-        for block in self.blocks[first:stop]:
-            hidden, queries, keys, values = self.block(block, hidden, index, *rope)
-            layers.append((queries, keys, values))
-        return hidden, layers
+    def _run(self, stretch: Stretch, hidden: Tensor, index: Tensor) -> Pass:
+        rope, shown, nothing = self.rope(index, hidden.dtype), [], hidden.new_empty(0)
+        for layer in range(stretch.first, stretch.stop):
+            hidden, *seen = self.block(self.blocks[layer], hidden, index, *rope)
+            shown.append(tuple(seen) if stretch.wants(layer) else (nothing, nothing, nothing))
+        return hidden, shown  # type: ignore[return-value]
 
-    def _replay(self, first: int, stop: int, hidden: Tensor, index: Tensor) -> Pass:
-        key = (first, stop, hidden.shape[0])
-        self._came[key] += 1
-        if key not in self._graphs:
-            if self._came[key] < AGAIN or len(self._graphs) >= GRAPHS:
-                return self._run(first, stop, hidden, index)
-            self._graphs[key] = self._capture(first, stop, hidden.clone(), index.clone())
-        found = self._graphs[key]
+    def _replay(self, stretch: Stretch, hidden: Tensor, index: Tensor) -> Pass:
+        self._came[stretch] += 1
+        if stretch not in self._graphs:
+            if self._came[stretch] < AGAIN or not self._room():
+                return self._run(stretch, hidden, index)
+            self._graphs[stretch] = self._capture(stretch, hidden.clone(), index.clone())
+        found = self._graphs[stretch]
         found.hidden.copy_(hidden)
         found.index.copy_(index)
         found.graph.replay()
-        out, layers = found.out
-        return out.clone(), layers
+        out, shown = found.out
+        return out.clone(), shown
 
-    def _capture(self, first: int, stop: int, hidden: Tensor, index: Tensor) -> Graph:
+    def _room(self) -> bool:
+        free, total = torch.cuda.mem_get_info()
+        return len(self._graphs) < GRAPHS and free > FREE * total
+
+    def _capture(self, stretch: Stretch, hidden: Tensor, index: Tensor) -> Graph:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self._run(first, stop, hidden, index)
+                self._run(stretch, hidden, index)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out = self._run(first, stop, hidden, index)
+            out = self._run(stretch, hidden, index)
         return Graph(graph, hidden, index, out)
 
 

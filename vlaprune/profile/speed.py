@@ -69,6 +69,8 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -
     ratios = pair.ratios
     low, high = interval(ratios)
     row |= {"flops_cut": 1 - row["flops_call"] / base["flops_call"]}
+    beside = [t for i in pair.beside for t in dense.blocks[i]]
+    row["method_share"] = row["ms_method"] / float(np.mean(beside))
     row |= {"speedup_flops": base["flops_call"] / row["flops_call"]}
     row |= {"speedup": float(np.median(ratios)), "speedup_low": low, "speedup_high": high}
     row["speedup_busy"] = float(np.median(pair.busy_ratios)) if dense.policy.model.device.type == "cpu" else None
@@ -139,6 +141,7 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
 def _stages(row: dict[str, Any]) -> dict[str, str]:
     out = {"arm": row["method"], "kernel": row["kernel"]}
     out |= {s: f"{row[f'ms_{s}']:.3f}" for s in (*STAGES, "other")}
+    out["method / dense call"] = percent(row["method_share"]) if "method_share" in row else ""
     missing = "" if row["spans_share"] >= COMPLETE else " TOO LITTLE"
     return out | {"sum / whole": percent(row["spans_share"]) + missing, "of it other": percent(row["other_share"])}
 
