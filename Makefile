@@ -12,11 +12,19 @@ SIMPLER ?= .simpler
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 ASSETS ?= null
+SUITE ?= libero_object
+ONLY_libero_object := [0,1,6]
+ONLY_libero_spatial := [0,1,2]
+ONLY ?= $(ONLY_$(SUITE))
+# What the shipped LIBERO weights were taught: from the robosuite policy, labels from the states met.
+TAUGHT := model.weights=robosuite model.text=20 data=data/$(SUITE) teaching.rewind=false teaching.noises=[0.0,0.15,0.3] teaching.episodes=160 teaching.corrections=40 recipe.steps=1500 recipe.lr=8e-4 recipe.average=0.995
+# glibc would return large blocks to the kernel after every step, and fetch them back.
+ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
 # A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla ties bench-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
@@ -83,10 +91,10 @@ gpu-check:  ## every model and method, at full size where there is a GPU (10 min
 	$(or $(wildcard $(BIN)/python),python3) -c 'from vlaprune.cli import profile; profile()' mode=check bench=toy
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
-	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train
+	$(ROOMY) $(BIN)/vlaprune-train
 
 lightvla: .venv/done  ## fine-tunes tiny with LightVLA (an hour), then its rollouts and table
-	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1 $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite
 	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNT)/dense
 	$(BIN)/vlaprune-eval -m $(TUNED) method=lightvla method.multiplicity_bias=true,false output='$(LEARNT)/bias_$${method.multiplicity_bias}' $(PARALLEL)
 	$(BIN)/vlaprune-eval $(TUNED) method=dense logger=csv output=$(LEARNT)-control
@@ -101,9 +109,12 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
-bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.only=[0,1,6] bench.assets=$(ASSETS) method=dense,fastv episodes=10 execute=3 video=failures output='$(LIBERO)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
-	$(BIN)/vlaprune-report $(LIBERO)/libero_object --tasks --untimed --output results/libero/tiny --name libero_object
+bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes, SUITE=libero_object)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=dense,fastv episodes=10 execute=3 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
+
+train-libero: .venv/done  ## trains tiny on these tasks of LIBERO: the expert's demonstrations, cloning, a round of corrections (an hour; ASSETS=, SUITE=)
+	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) bench.worker=false $(TAUGHT)
 
 $(SIMPLER)/ms3/python:
 	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3

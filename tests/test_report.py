@@ -34,11 +34,12 @@ def write(
     shard="",
     weights="abc",
     provenance=None,
+    trained=None,
     **options,
 ):
     """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
     identity = {
-        "model": {"_target_": "vlaprune.models.tiny.Tiny"},
+        "model": {"_target_": "vlaprune.models.tiny.Tiny"} | ({"weights": trained} if trained else {}),
         "seed": seed,
         "execute": 8,
         "weights": weights,
@@ -186,6 +187,14 @@ def test_a_policy_tuned_from_the_baseline_is_judged_with_its_method(runs):
     assert table.loc["lightvla§"].verdict == "undecided" and table.loc["lightvla§"].paired == 12
     assert any(n.startswith("§ lightvla: weights tuned from the baseline's") for n in table.attrs["notes"])
     assert "\\S{}" in report.latex(table.reset_index())
+
+
+def test_policies_tuned_in_several_ways_are_told_apart_by_their_weights(runs):
+    for sha, trained in (("def", "data/it/constant/policy.safetensors"), ("ghi", "linear")):
+        given = {"weights": sha, "trained": trained, "provenance": {"tuned_from": "abc"}}
+        write(runs / sha, DENSE, "lightvla", kept=5, **given)
+    labels = set(report.summarise(report.find([runs])).method)
+    assert {"lightvla weights=constant§", "lightvla weights=linear§"} <= labels
 
 
 @pytest.mark.parametrize(

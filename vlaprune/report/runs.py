@@ -164,10 +164,21 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
 
 
 def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str]:
+    trained = [
+        label if labels.count(label) == 1 else f"{label} {_origin(r)}" for r, label in zip(runs, labels, strict=True)
+    ]
+    if len(set(trained)) == len(trained):  # one method on weights that were tuned in several ways
+        return trained
     twice = sorted({one for one in labels if labels.count(one) > 1})
     if twice and not mixed:
         raise ValueError(f"{len(runs)} runs, but {twice} comes more than once; name the folders to compare")
     return [f"{one} ({run.folder.name})" if one in twice else one for run, one in zip(runs, labels, strict=True)]
+
+
+def _origin(run: Run) -> str:
+    """Which weights a run had: the name of shipped ones, or the folder that vlaprune-train made."""
+    given = str(run.header.identity["model"].get("weights"))
+    return f"weights={Path(given).parent.name if given.endswith('.safetensors') else given}"
 
 
 def _tuned(run: Run, first: Run) -> bool:
