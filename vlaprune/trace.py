@@ -102,8 +102,10 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
     heads, count = queries.shape[-3:-1]
     if keys.shape[-3] != heads:  # each key head serves a run of query heads
         queries = queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
-    logits = (queries @ keys.mT).float().mul_(queries.shape[-1] ** -0.5)
-    logits = logits.view(*logits.shape[:-3], heads, count, -1)
+    groups, scale = keys.shape[:-2], queries.shape[-1] ** -0.5
+    q, k = queries.flatten(0, -3), keys.flatten(0, -3)
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=scale).float()  # scaled within the product
+    logits = logits.view(*groups[:-1], heads, count, -1)
     if bias is not None:
         logits = logits + bias.float()
     if visible is not None:
@@ -163,6 +165,14 @@ class Read:
         read, start = self.whole
         return read.weights[:, start : start + self.queries.shape[1]]
 
+    @cached_property
+    def summed(self) -> Tensor:
+        """[q, c] sum over heads."""
+        if self.whole is None:
+            return self.weights.float().sum(0)
+        read, start = self.whole
+        return read.summed[start : start + self.queries.shape[1]]
+
     @property
     def waits(self) -> bool:
         """Whether its weights are still to be computed."""
@@ -186,7 +196,7 @@ class Read:
         """[q, c] sum over reads, one or several that are alike, and over their heads."""
         first = run[0]
         if len(run) == 1:
-            return first.weights.float().sum(0)
+            return first.summed
         queries, keys = torch.stack([r.queries for r in run]), torch.stack([r.keys for r in run])
         return attention_rows(queries, keys, first._visible(), first.bias).sum((0, 1))
 
@@ -264,7 +274,7 @@ class Trace:
         count = sum(read.queries.shape[1] for read in reads)
         sums: dict[int, tuple[Tensor | None, Tensor]] = {}  # of reads that saw the very same columns
         for read in reads:
-            columns, own = read.columns, read.weights.float().sum((0, 1))
+            columns, own = read.columns, read.summed.sum(0)
             sums[id(columns)] = columns, own if id(columns) not in sums else sums[id(columns)][1] + own
         span, scale = self.layout.visual, 1 / (count * reads[0].queries.shape[0])
         parts = [unfolded(own, columns, self.layout.end)[span.start : span.stop] for columns, own in sums.values()]
