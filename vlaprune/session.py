@@ -14,7 +14,7 @@ from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.nn.decoder import Cache, Shape, Tokens
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 from vlaprune.records import StepRecord
-from vlaprune.trace import Layout, Read, Rows, Trace
+from vlaprune.trace import Layout, Read, Rows, Runs, Trace
 
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
 
@@ -66,7 +66,7 @@ class Session:
         self._suspect: list[tuple[int, Tensor, Selection]] = []  # layer, what was alive, what was made of it
         self._selected: set[int] = set()
         self._decoding = False
-        self._spans: dict[Rows, list[tuple[range, list[tuple[Rows, int, int]]]]] = {}  # see _runs
+        self._spans: dict[Rows, Runs] = {}  # see _runs
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
@@ -176,8 +176,7 @@ class Session:
         rows, seen = tokens.index.shape[0], columns.shape[0]
         wanted = self._reads.get(layer)
         if wanted:
-            with self.clock.span("method"):
-                self._read(layer, wanted, tokens, queries, keys, columns)
+            self._read(layer, wanted, tokens, queries, keys, columns)
         if self.cache is not None:
             self._live[layer : layer + 1] = [columns]
             bias = tokens.bias
@@ -207,15 +206,12 @@ class Session:
 
     def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         whole = not self._decoding and tokens.columns is None and columns.shape[0] == self.trace.layout.length
-        heads, _, size = queries.shape
-        for rows, groups in self._runs(wanted):
-            index = tokens.index[rows.start : rows.stop] if self.shape.causal else None
-            read = Read(queries[:, rows.start : rows.stop], keys, None if whole else columns, index, tokens.bias)
-            self._flops["method"] += 2.0 * heads * len(rows) * keys.shape[1] * size
-            for group, start, stop in groups:
-                self.trace.add(layer, group, read.part(start, stop))
+        index = tokens.index if self.shape.causal else None
+        runs, (heads, _, size) = self._runs(wanted), queries.shape
+        self.trace.note(layer, runs, Read(queries, keys, None if whole else columns, index, tokens.bias))
+        self._flops["method"] += 2.0 * heads * size * keys.shape[1] * sum(len(rows) for rows, _ in runs)
 
-    def _runs(self, wanted: Rows) -> list[tuple[range, list[tuple[Rows, int, int]]]]:
+    def _runs(self, wanted: Rows) -> Runs:
         """Runs of rows to compute together, and where in each the groups stand; all in one where that wastes little."""
         if wanted not in self._spans:
             own = {group: span for group in wanted.groups if len(span := self._rows_of(group))}

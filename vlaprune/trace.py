@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 import torch
@@ -150,12 +150,16 @@ class Read:
         read.__dict__["weights"] = weights
         return read
 
+    def cut(self, start: int, stop: int) -> Read:
+        """Rows start .. stop - 1 of it as a read of their own."""
+        index = None if self.index is None else self.index[start:stop]
+        return Read(self.queries[:, start:stop], self.keys, self.columns, index, self.bias)
+
     def part(self, start: int, stop: int) -> Read:
-        """Rows start .. stop - 1 of it; the first part that is looked at has all of it computed."""
+        """The same, but the first part that is looked at has all of it computed."""
         if stop - start == self.queries.shape[1]:
             return self
-        index = None if self.index is None else self.index[start:stop]
-        return Read(self.queries[:, start:stop], self.keys, self.columns, index, self.bias, (self, start))
+        return replace(self.cut(start, stop), whole=(self, start))
 
     @cached_property
     def weights(self) -> Tensor:
@@ -201,6 +205,9 @@ class Read:
         return attention_rows(queries, keys, first._visible(), first.bias).sum((0, 1))
 
 
+Runs = list[tuple[range, list[tuple[Rows, int, int]]]]  # rows computed together, where in them each group stands
+
+
 @dataclass
 class Trace:
     """Everything one model call has computed, read and kept so far, in full prompt coordinates.
@@ -226,6 +233,7 @@ class Trace:
     expert: list[list[int]] = field(default_factory=list)
     tower: Tensor | None = None
     _reads: dict[tuple[int, Rows], list[Read]] = field(default_factory=dict, repr=False)
+    _noted: list[tuple[int, Runs, Read]] = field(default_factory=list, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -239,11 +247,24 @@ class Trace:
         return torch.cat(patches)
 
     def add(self, layer: int, group: Rows, read: Read) -> None:
-        """Notes one group of query rows of a layer."""
+        """Takes one group of query rows of a layer."""
         self._reads.setdefault((layer, group), []).append(read)
+
+    def note(self, layer: int, runs: Runs, read: Read) -> None:
+        """Takes all rows of a layer, of which only `runs` are meant; they are cut out when somebody looks at any."""
+        self._noted.append((layer, runs, read))
+
+    def _settle(self) -> None:
+        for layer, runs, read in self._noted:
+            for rows, groups in runs:
+                run = read.cut(rows.start, rows.stop)
+                for group, start, stop in groups:
+                    self.add(layer, group, run.part(start, stop))
+        self._noted.clear()
 
     def has(self, layer: int, rows: Rows) -> bool:
         """Whether all groups of `rows` were read at `layer`."""
+        self._settle()
         return all((layer, g) in self._reads for g in rows.groups)
 
     def rows(self, layer: int, rows: Rows) -> Tensor:
@@ -255,6 +276,7 @@ class Trace:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _found(self, layer: int, rows: Rows) -> list[Read]:
+        self._settle()
         found: list[Read] = []
         for group in rows.groups:
             if (layer, group) not in self._reads:
