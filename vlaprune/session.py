@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -295,10 +294,10 @@ class Session:
     def _verify(self, layer: int, alive: Tensor, chosen: Selection) -> None:
         """ValueError where a selection names rows that are not there, or a row twice, or rows that nobody cached."""
         count, reuse = alive.shape[0], chosen.reuse
-        named = np.sort((chosen.keep if reuse is None else torch.cat((chosen.keep, reuse))).cpu().numpy())
-        if named.size and (named[0] < 0 or named[-1] >= count):
+        named = chosen.keep.tolist() + ([] if reuse is None else reuse.tolist())
+        if named and not 0 <= min(named) <= max(named) < count:
             raise ValueError(f"{self.name} names rows at layer {layer} outside 0..{count - 1}")
-        if (named[1:] == named[:-1]).any():
+        if len(set(named)) < len(named):
             raise ValueError(f"{self.name} names a row twice at layer {layer}; a row has one fate")
         if reuse is not None:
             assert self._filled is not None
