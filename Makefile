@@ -6,6 +6,8 @@ RUNS := results/runs/robosuite/tiny
 LIBERO := results/runs/libero/tiny
 LEARNT := results/runs/robosuite/lightvla
 TUNED := model.weights=robosuite-lightvla
+TAUT := data/robosuite/lightvla
+WEIGHED := method.multiplicity_bias=true
 REPORT ?= results/runs/demo
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
@@ -24,9 +26,9 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla ties bench-libero train-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
 .venv/done: pyproject.toml scripts/constraints.txt scripts/libero.txt scripts/client.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
@@ -93,13 +95,25 @@ gpu-check:  ## every model and method, at full size where there is a GPU (10 min
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	$(ROOMY) $(BIN)/vlaprune-train
 
-lightvla: .venv/done  ## fine-tunes tiny with LightVLA (an hour), then its rollouts and table
+lightvla: .venv/done  ## fine-tunes tiny with LightVLA (ten minutes alone on the machine), then its rollouts and table
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite
 	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNT)/dense
-	$(BIN)/vlaprune-eval -m $(TUNED) method=lightvla method.multiplicity_bias=true,false output='$(LEARNT)/bias_$${method.multiplicity_bias}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/linear
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla logger=csv output=$(LEARNT)/unweighted
 	$(BIN)/vlaprune-eval $(TUNED) method=dense logger=csv output=$(LEARNT)-control
-	$(BIN)/vlaprune-eval $(TUNED) method=lightvla method.multiplicity_bias=true method.drop=0.1 logger=csv output=$(LEARNT)/drop
-	$(BIN)/vlaprune-eval $(TUNED) method=lightvla method.multiplicity_bias=true method.extra=10 logger=csv output=$(LEARNT)/extra
+	$(BIN)/vlaprune-report $(LEARNT) --tasks --untimed --output results/lightvla --name table
+
+lightvla-ablations: lightvla  ## the same with other noise, tokens more or less, and LightVLA*: one table (an hour alone on the machine)
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=none output=$(TAUT)-none
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=constant output=$(TAUT)-constant
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite method.noise=gumbel output=$(TAUT)-gumbel
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla_star bench=robosuite output=$(TAUT)-star
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) method.drop=0.1 logger=csv output=$(LEARNT)/drop
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) method.extra=10 logger=csv output=$(LEARNT)/extra
+	$(BIN)/vlaprune-eval model.weights=$(TAUT)-none/policy.safetensors method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/none
+	$(BIN)/vlaprune-eval model.weights=$(TAUT)-constant/policy.safetensors method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/constant
+	$(BIN)/vlaprune-eval model.weights=$(TAUT)-gumbel/policy.safetensors method=lightvla $(WEIGHED) method.noise=gumbel logger=csv output=$(LEARNT)/gumbel
+	$(BIN)/vlaprune-eval model.weights=$(TAUT)-star/policy.safetensors method=lightvla_star method.weights=$(TAUT)-star/method.safetensors $(WEIGHED) logger=csv output=$(LEARNT)/star
 	$(BIN)/vlaprune-report $(LEARNT) --tasks --untimed --output results/lightvla --name table
 
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
