@@ -124,7 +124,7 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
 bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes, SUITE=libero_object)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=dense,fastv episodes=10 execute=3 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=dense,fastv episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
 
 train-libero: .venv/done  ## trains tiny on these tasks of LIBERO: the expert's demonstrations, cloning, a round of corrections (an hour; ASSETS=, SUITE=)
