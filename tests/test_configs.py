@@ -225,7 +225,9 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
         config.build(cfg)
 
 
-@pytest.mark.parametrize(("weights", "text"), [("robosuite", None), ("robosuite-lightvla", None), ("libero", 20)])
+@pytest.mark.parametrize(
+    ("weights", "text"), [("robosuite", None), ("robosuite-lightvla", None), ("libero_object", 20)]
+)
 def test_a_journal_of_shipped_weights_says_what_they_were_tuned_from(weights, text):
     cfg = composed("model=tiny", "bench=robosuite")
     header = config.header(cfg, Tiny(weights, text=text), config.make(cfg.bench))

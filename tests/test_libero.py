@@ -163,9 +163,10 @@ def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols
         bench = config.make(cfg.bench)
         return bench, config.model_node(cfg, bench)
 
-    bench, node = look("model=tiny")
-    assert (bench.image, bench.fast, bench.worker) == (128, True, True)
-    assert (node.weights, node.text, list(node.cameras)) == ("libero", 20, list(bench.interface.cameras))
+    for suite in ("libero_object", "libero_spatial"):
+        bench, node = look("model=tiny", f"bench.suite={suite}")
+        assert (bench.image, bench.fast, bench.worker) == (128, True, True)
+        assert (node.weights, node.text, list(node.cameras)) == (suite, 20, list(bench.interface.cameras))
     assert look("model=tiny", "model.weights=random")[1].weights == "random"
     bench, _ = look("model=toy")
     assert (bench.image, bench.fast) == (256, False)

@@ -99,7 +99,7 @@ class Tiny(nn.Module):
             if not path.is_file():
                 shipped = sorted(p.stem.removeprefix("tiny-") for p in WEIGHTS.glob("tiny-*.safetensors"))
                 raise ValueError(
-                    f"weights={weights} are no file, nor shipped with tiny; use random or one of {', '.join(shipped)}"
+                    f"weights {weights} do not exist: no file, nor shipped with tiny ({', '.join(shipped)})"
                 )
             state, self.card = read(path)
             fill(self, state, str(path))

@@ -174,13 +174,15 @@ class RMSNorm(nn.Module):
         """[N, d] to [N, d]."""
         if self.shifted:
             return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, None, self.eps).mul_(
+            self.weight
+        )  # rounded before the weight, as upstream
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
     a, b = x.chunk(2, -1)
-    return (torch.cat((b, a), -1) * sin).addcmul_(x, cos)
+    return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
 
 
 def rope(shape: Shape, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
