@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ class Read:
     @classmethod
     def known(cls, weights: Tensor, columns: Tensor | None = None) -> Read:
         """A read whose weights [H, q, c] somebody has computed already."""
-        read = cls(weights[..., :0], weights.new_empty(0), columns)
+        read = cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns)
         read.__dict__["weights"] = weights
         return read
 
@@ -190,19 +191,28 @@ class Read:
             columns = torch.arange(self.keys.shape[1], device=self.index.device)
         return self.index[:, None] >= columns[None, :]
 
-    def like(self, other: Read) -> bool:
-        """Whether both wait to be computed and saw the very same columns, so that they can be computed together."""
-        same = self.columns is other.columns and self.bias is other.bias and self.waits and other.waits
-        return same and self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
-
     @classmethod
-    def sum(cls, run: Sequence[Read]) -> Tensor:
-        """[q, c] sum over reads, one or several that are alike, and over their heads."""
-        first = run[0]
-        if len(run) == 1:
-            return first.summed
-        queries, keys = torch.stack([r.queries for r in run]), torch.stack([r.keys for r in run])
-        return attention_rows(queries, keys, first._visible(), first.bias).sum((0, 1))
+    def together(cls, reads: Sequence[Read]) -> Tensor:
+        """[n, H, q, c] weights of n reads of one shape; those that wait are computed in one product."""
+        if len(reads) == 1 or not all(read.waits for read in reads):
+            return torch.stack([read.weights for read in reads])
+        bias = None
+        if any(read.bias is not None for read in reads):
+            zeros = reads[0].keys.new_zeros(reads[0].keys.shape[1])
+            bias = torch.stack([zeros if read.bias is None else read.bias for read in reads])[:, None, None]
+        visible = None
+        if reads[0].index is not None:
+            visible = torch.stack([read._visible() for read in reads])[:, None]  # type: ignore[misc]
+        queries, keys = torch.stack([r.queries for r in reads]), torch.stack([r.keys for r in reads])
+        weights = attention_rows(queries, keys, visible, bias)
+        for read, own in zip(reads, weights, strict=True):
+            read.__dict__["weights"] = own
+        return weights
+
+
+def _alike(reads: Iterable[Read], key: Callable[[Read], object]) -> list[list[Read]]:
+    """Runs of neighbours with the same key."""
+    return [list(run) for _, run in groupby(reads, key)]
 
 
 Runs = list[tuple[range, list[tuple[Rows, int, int]]]]  # rows computed together, where in them each group stands
@@ -305,16 +315,27 @@ class Trace:
     def per_row(self, layers: Iterable[int], group: Rows) -> Tensor:
         """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
 
-        Neighbouring layers that attended to the same columns are computed together. KeyError as in `rows`.
+        Neighbouring layers of one shape are computed together. KeyError as in `rows`.
         """
         reads = [read for layer in layers for read in self._found(layer, group)]
-        runs: list[list[Read]] = []
-        for read in reads:
-            if runs and read.like(runs[-1][-1]):
-                runs[-1].append(read)
-            else:
-                runs.append([read])
-        parts = [unfolded(Read.sum(run), run[0].columns, self.layout.end) for run in runs]
+        parts = []
+        for run in _alike(reads, lambda read: (read.queries.shape, read.keys.shape)):
+            weights = Read.together(run)
+            for same in _alike(run, lambda read: id(read.columns)):
+                own, weights = weights[: len(same)], weights[len(same) :]
+                parts.append(unfolded(own.sum((0, 1)), same[0].columns, self.layout.end))
         total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         scale = 1 / (len(reads) * reads[0].queries.shape[0])
         return total[:, self.layout.visual.start : self.layout.visual.stop] * scale
+
+    def per_head(self, layers: Sequence[int], group: Rows) -> Tensor:
+        """[L, H, V] weights of one group of query rows on all visual tokens, mean over its rows, in fp32.
+
+        Computed together where the layers are of one shape. KeyError as in `rows`.
+        """
+        found = [self._found(layer, group) for layer in layers]
+        reads = [read for each in found for read in each]
+        if len(reads) > len(found) or len(_alike(reads, lambda r: (r.queries.shape, r.keys.shape, id(r.columns)))) > 1:
+            return torch.stack([self.visual(layer, group).float().mean(1) for layer in layers])
+        mean = unfolded(Read.together(reads).mean(2), reads[0].columns, self.layout.end)
+        return mean[..., self.layout.visual.start : self.layout.visual.stop]

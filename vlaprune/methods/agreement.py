@@ -49,14 +49,14 @@ class Estimator:
         """The query rows; `auto` are the rows of the prompt pass that emit the action."""
         return ROWS.get(self.rows, emitting(layout))
 
-    def score(self, trace: Trace, layer: int) -> Tensor:
-        """[V] attention on the visual tokens at one layer, mean over rows, mean or maximum over heads."""
-        heads = trace.visual(layer, self.group(trace.layout)).float().mean(1)
-        return heads.mean(0) if self.heads == "mean" else heads.amax(0)
+    def scores(self, trace: Trace, layers: Sequence[int]) -> Tensor:
+        """[L, V] attention on the visual tokens at some layers, mean over rows, mean or maximum over heads."""
+        heads = trace.per_head(layers, self.group(trace.layout))
+        return heads.mean(1) if self.heads == "mean" else heads.amax(1)
 
     def tau(self, trace: Trace, layers: Sequence[int]) -> float:
         """Mean tau-b over neighbouring layers, read before any token is dropped; NaN where there are only ties."""
-        scores = torch.stack([self.score(trace, layer) for layer in layers])
+        scores = self.scores(trace, layers)
         x, y = neighbours(scores, Budget(self.keep).count(scores.shape[1]), self.tokens)
         return float(tau_b(x, y).nanmean())
 

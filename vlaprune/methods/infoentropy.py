@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
-import torch
 from torch import Tensor
 
 from vlaprune.methods.choosing import ranking, shared
@@ -92,9 +91,9 @@ class InfoEntropy(Pruner):
             return Selection(order[ranking(important[order])][: self._keep.count(total)])
         assert before is not None
         found = site.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
-        gone = found.nonzero()[:, 0]
-        gone = gone[: floor(self.share * gone.shape[0] + 1e-9)]
-        return Selection(torch.ones_like(found).index_fill_(0, gone, False).nonzero()[:, 0], gone)
+        if self.share < 1:
+            found &= found.cumsum(0) <= floor(self.share * int(found.sum()) + 1e-9)
+        return Selection((~found).nonzero()[:, 0], found.nonzero()[:, 0])
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame and the text's attention for the next call."""

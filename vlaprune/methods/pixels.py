@@ -61,12 +61,12 @@ def still(now: Patches, before: Patches, threshold: float, layout: Layout, count
 def grey_entropy(patches: Patches, levels: int) -> Tensor:
     """[V] entropy of the grey levels of patches, over log2(levels): 0 if flat.
 
-    Grey is ITU-R 601 luma in whole numbers below 2^24, exact in fp32, so every machine counts the same histogram.
+    Grey is ITU-R 601 luma in 65536ths, exact in fp32, so every machine counts the same histogram.
     """
     count, device = patches.values[0].numel() // 3, patches.values.device
     side = math.gcd(count, 16)
-    grey = (patches.values.view(-1, 3 * side) @ _luma(side, device)).add_(32768).to(torch.int32) >> 16
-    bins = (grey if levels == 256 else grey * levels >> 8).view(-1, count).long()
+    grey = (patches.values.view(-1, 3 * side) @ _luma(side, device)).add_(0.5).long().view(-1, count)
+    bins = grey if levels == 256 else grey * levels >> 8
     ones = torch.ones_like(bins, dtype=torch.int32)
     counts = torch.zeros(bins.shape[0], levels, dtype=torch.int32, device=device).scatter_add_(1, bins, ones)
     bits = _entropies(count, device).index_select(0, counts.flatten()).view(counts.shape).sum(1)
@@ -75,8 +75,8 @@ def grey_entropy(patches: Patches, levels: int) -> Tensor:
 
 @cache
 def _luma(pixels: int, device: torch.device) -> Tensor:
-    """[3 pixels, pixels] from red, green, blue of neighbouring pixels to 65536 times their grey."""
-    weights = torch.tensor([19595.0, 38470.0, 7471.0], device=device)
+    """[3 pixels, pixels] from red, green, blue of neighbouring pixels to their grey."""
+    weights = torch.tensor([19595.0, 38470.0, 7471.0], device=device) / 65536
     return torch.kron(torch.eye(pixels, device=device), weights[:, None])
 
 

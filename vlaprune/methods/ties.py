@@ -86,7 +86,7 @@ class TIES(Pruner):
         if self._anew and self._span[-1] >= self.layer:
             return None
         self.observe(site.trace)
-        score, count = self.estimator.score(site.trace, self.layer - 1), self.budget.count(site.total)
+        score, count = self.estimator.scores(site.trace, [self.layer - 1])[0], self.budget.count(site.total)
         first = top(score, floor(self.share * count + 1e-9))
         rest = top(torch.ones_like(score).index_fill(0, first, 0), site.total - first.shape[0])
         even = FILL[self.uniform](rest, count - first.shape[0], site.visual, site.seed * 100_003 + site.step)
