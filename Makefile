@@ -15,6 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 ASSETS ?= null
 SUITE ?= libero_object
+METHODS ?= dense,fastv
 ONLY_libero_object := [0,1,6]
 ONLY_libero_spatial := [0,1,2]
 ONLY ?= $(ONLY_$(SUITE))
@@ -123,8 +124,8 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
-bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes, SUITE=libero_object)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=dense,fastv episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
+bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes, SUITE=, METHODS=)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=$(METHODS) episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
 
 train-libero: .venv/done  ## trains tiny on three tasks of LIBERO: demonstrations of the expert, cloning (half an hour; ASSETS=, SUITE=)
