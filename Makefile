@@ -102,9 +102,9 @@ lightvla: .venv/done  ## fine-tunes tiny with LightVLA (ten minutes alone on the
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/linear
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla logger=csv output=$(LEARNT)/unweighted
 	$(BIN)/vlaprune-eval $(TUNED) method=dense logger=csv output=$(LEARNT)-control
-	$(BIN)/vlaprune-report $(LEARNT) --tasks --untimed --output results/lightvla --name table
+	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear unweighted) --tasks --untimed --output results/lightvla --name table
 
-lightvla-ablations: lightvla  ## the same with other noise, tokens more or less, and LightVLA*: one table (an hour alone on the machine)
+lightvla-ablations: lightvla  ## the same with other noise, tokens more or less, and LightVLA*: two tables (an hour alone on the machine)
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=none output=$(TAUT)-none
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=constant output=$(TAUT)-constant
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite method.noise=gumbel output=$(TAUT)-gumbel
@@ -115,7 +115,8 @@ lightvla-ablations: lightvla  ## the same with other noise, tokens more or less,
 	$(BIN)/vlaprune-eval model.weights=$(TAUT)-constant/policy.safetensors method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/constant
 	$(BIN)/vlaprune-eval model.weights=$(TAUT)-gumbel/policy.safetensors method=lightvla $(WEIGHED) method.noise=gumbel logger=csv output=$(LEARNT)/gumbel
 	$(BIN)/vlaprune-eval model.weights=$(TAUT)-star/policy.safetensors method=lightvla_star method.weights=$(TAUT)-star/method.safetensors $(WEIGHED) logger=csv output=$(LEARNT)/star
-	$(BIN)/vlaprune-report $(LEARNT) --tasks --untimed --output results/lightvla --name table
+	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear unweighted star) --tasks --untimed --output results/lightvla --name table
+	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear none constant gumbel drop extra) --untimed --output results/lightvla --name ablations
 
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
 	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau

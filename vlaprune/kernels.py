@@ -26,13 +26,17 @@ BACKENDS = {"eager": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
 @contextmanager
 def kernel(rung: str) -> Iterator[None]:
     """Attention as this rung computes it: eager writes the weights out, flash never does, else torch chooses."""
-    if rung not in RUNGS:
-        raise ValueError(f"ladder rung {rung!r} is not one of {', '.join(RUNGS)}")
+    _known(rung)
     if rung not in BACKENDS:
         yield
         return
     with sdpa_kernel(BACKENDS[rung]):
         yield
+
+
+def _known(rung: str) -> None:
+    if rung not in RUNGS:
+        raise ValueError(f"ladder rung {rung!r} is not one of {', '.join(RUNGS)}")
 
 
 def missing(rung: str, device: torch.device) -> str | None:
@@ -57,10 +61,9 @@ def under(model: VLA, rung: str, backend: str | None = "inductor") -> VLA:
 
     ValueError where the rung cannot be run on the model's device, or is none.
     """
-    with kernel(rung):  # refuses a name that is none
-        pass
-    if missing(rung, model.device):
-        raise ValueError(f"kernel={rung} {missing(rung, model.device)}, and the model is on {model.device}; use sdpa")
+    _known(rung)
+    if why := missing(rung, model.device):
+        raise ValueError(f"kernel={rung} {why}, and the model is on {model.device}; use sdpa")
     if rung not in ("compile", "graph"):
         return model
     path, decoder = decoder_of(model)

@@ -167,11 +167,15 @@ class Selection:
         return cls(torch.arange(site.alive.shape[0], device=site.alive.device), reads=reads)
 
 
+def ranking(score: Tensor) -> Tensor:
+    """[..., n] indices, the highest of scores [..., n] first; ties in order of index, NaN last."""
+    worst = float("-inf")
+    return score.float().nan_to_num(worst, float("inf"), worst).sort(dim=-1, descending=True, stable=True).indices
+
+
 def top(score: Tensor, count: int) -> Tensor:
-    """[count] indices of the highest scores [n], ascending; ties go to the low index, NaN sorts last."""
-    score = score.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    order = score.sort(descending=True, stable=True).indices
-    return order[:count].sort().values
+    """[..., count] indices of the highest of scores [..., n], ascending; ties go to the low index, NaN sorts last."""
+    return ranking(score)[..., :count].sort(-1).values
 
 
 class Pruner(ABC):

@@ -65,7 +65,7 @@ class Session:
         self._suspect: list[tuple[int, Tensor, Selection]] = []  # layer, what was alive, what was made of it
         self._selected: set[int] = set()
         self._decoding = False
-        self._spans: dict[Rows, Runs] = {}  # see _runs
+        self._spans: dict[tuple[Rows, int, bool], Runs] = {}  # see _runs
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
@@ -88,7 +88,6 @@ class Session:
         self.trace.decode.clear()
         self._alive = self._numbers[: self.trace.layout.total]
         self._reads, self._repeats, self._decoding = {}, True, False
-        self._spans.clear()
 
     def charge(self, stage: str, flops: float) -> None:
         """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, head."""
@@ -181,8 +180,6 @@ class Session:
             bias = tokens.bias
             self._biases[layer : layer + 1] = [None if bias is None else torch.cat((bias.new_zeros(1), bias))]
         last = layer == self.info.layers - 1
-        if last:
-            self._spans.clear()
         if self._decoding:
             self.trace.decode[-1].append(seen)
             if last:
@@ -212,15 +209,16 @@ class Session:
 
     def _runs(self, wanted: Rows) -> Runs:
         """Runs of rows to compute together, and where in each the groups stand; all in one where that wastes little."""
-        if wanted not in self._spans:
+        key = wanted, self._alive.shape[0], self._decoding
+        if key not in self._spans:
             own = {group: span for group in wanted.groups if len(span := self._rows_of(group))}
             hull = range(min(r.start for r in own.values()), max(r.stop for r in own.values())) if own else range(0)
             one = 2 * sum(map(len, own.values())) >= len(hull)
             runs = [(hull, own)] if own and one else [(span, {group: span}) for group, span in own.items()]
-            self._spans[wanted] = [
+            self._spans[key] = [
                 (run, [(g, r.start - run.start, r.stop - run.start) for g, r in groups.items()]) for run, groups in runs
             ]
-        return self._spans[wanted]
+        return self._spans[key]
 
     def _site(self, layer: int, tokens: Tokens) -> Site:
         visual, text = self._rows_of(Rows.VISUAL), self._rows_of(Rows.TEXT)
@@ -252,7 +250,6 @@ class Session:
             return tokens
         keep, order = chosen.keep.clamp(0, count - 1).sort()
         self._alive = self.trace.kept[layer] = alive.index_select(0, keep)
-        self._spans.clear()
         own = tokens.index.shape[0]
         start, stop = self.trace.layout.visual.start, self.trace.layout.visual.start + count
         stay = torch.cat((self._numbers[:start], keep + start, self._numbers[stop:own]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from itertools import groupby
 
 import torch
@@ -80,6 +80,11 @@ class Layout:
         return len(self.visual)
 
     @property
+    def sizes(self) -> list[int]:
+        """Visual tokens of each camera, in the order of the views."""
+        return [len(view.tokens) for view in self.views]
+
+    @property
     def end(self) -> int:
         """One past the last position, decoded tokens included."""
         return max(self.length, self.action.stop)
@@ -97,16 +102,16 @@ class Layout:
 def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Softmax weights [..., H, q, c] in fp32 of some rotated queries [..., H, q, hd] on keys [..., kv, c, hd].
 
-    visible  [q, c] bool mask of what a row may attend to, None for everything
-    bias     [c] added to the logits
+    visible  [..., q, c] bool mask of what a row may attend to, None for everything
+    bias     [..., c] added to the logits
     """
     heads, count = queries.shape[-3:-1]
     if keys.shape[-3] != heads:  # each key head serves a run of query heads
         queries = queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
-    groups, scale = keys.shape[:-2], queries.shape[-1] ** -0.5
+    scale = queries.shape[-1] ** -0.5
     q, k = queries.flatten(0, -3), keys.flatten(0, -3)
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=scale).float()  # scaled within the product
-    logits = logits.view(*groups[:-1], heads, count, -1)
+    logits = logits.view(*keys.shape[:-3], heads, count, -1)
     if bias is not None:
         logits = logits + bias.float()
     if visible is not None:
@@ -304,13 +309,12 @@ class Trace:
         """[V] mean over heads and query rows of what `visual` gives, in fp32, without ever joining the rows."""
         reads = self._found(layer, rows)
         count = sum(read.queries.shape[1] for read in reads)
-        sums: dict[int, tuple[Tensor | None, Tensor]] = {}  # of reads that saw the very same columns
-        for read in reads:
-            columns, own = read.columns, read.summed.sum(0)
-            sums[id(columns)] = columns, own if id(columns) not in sums else sums[id(columns)][1] + own
+        parts = [
+            unfolded(reduce(torch.add, [read.summed.sum(0) for read in same]), same[0].columns, self.layout.end)
+            for same in _alike(reads, lambda read: id(read.columns))
+        ]
         span, scale = self.layout.visual, 1 / (count * reads[0].queries.shape[0])
-        parts = [unfolded(own, columns, self.layout.end)[span.start : span.stop] for columns, own in sums.values()]
-        return (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)) * scale
+        return reduce(torch.add, parts)[span.start : span.stop] * scale
 
     def per_row(self, layers: Iterable[int], group: Rows) -> Tensor:
         """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
@@ -324,9 +328,8 @@ class Trace:
             for same in _alike(run, lambda read: id(read.columns)):
                 own, weights = weights[: len(same)], weights[len(same) :]
                 parts.append(unfolded(own.sum((0, 1)), same[0].columns, self.layout.end))
-        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         scale = 1 / (len(reads) * reads[0].queries.shape[0])
-        return total[:, self.layout.visual.start : self.layout.visual.stop] * scale
+        return reduce(torch.add, parts)[:, self.layout.visual.start : self.layout.visual.stop] * scale
 
     def per_head(self, layers: Sequence[int], group: Rows) -> Tensor:
         """[L, H, V] weights of one group of query rows on all visual tokens, mean over its rows, in fp32.

@@ -65,7 +65,7 @@ class ADP(Pruner):
             return Selection.all(site, reads={0: Rows.TEXT}) if self._open else None
         if not self._open:
             return None
-        sizes = [len(v.tokens) for v in site.layout.views]
+        sizes = site.layout.sizes
         weights = self.weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
             raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")

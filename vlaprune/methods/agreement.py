@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking
 from vlaprune.methods.common import emitting, option
 from vlaprune.pruner import Budget, Info, top
 from vlaprune.trace import Layout, Rows, Trace
@@ -70,7 +69,7 @@ def neighbours(scores: Tensor, count: int, tokens: str) -> tuple[Tensor, Tensor]
     if tokens == "topk_fixed":
         chosen = top(scores.mean(0), count)
         return x[:, chosen], y[:, chosen]
-    ranked = ranking(scores)[:, :count].sort(-1).values
+    ranked = top(scores, count)
     if tokens == "topk_ref":
         return x.gather(1, ranked[:-1]), y.gather(1, ranked[:-1])
     member = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ranked, True)

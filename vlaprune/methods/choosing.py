@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlaprune.pruner import top
+from vlaprune.pruner import ranking, top
 from vlaprune.trace import Layout
 
 
 def by_camera(rows: Tensor, layout: Layout) -> Tensor:
     """Rows [V, ...] as [C, n, ...], a camera each; short ones are padded with zeros."""
-    sizes = [len(view.tokens) for view in layout.views]
+    sizes = layout.sizes
     return rows.unflatten(0, (len(sizes), -1)) if len(set(sizes)) == 1 else pad_sequence(rows.split(sizes), True)
 
 
@@ -33,16 +33,10 @@ def share(count: int, sizes: Sequence[int]) -> list[int]:
     return out
 
 
-def ranking(score: Tensor) -> Tensor:
-    """[..., n] indices, the highest of scores [..., n] first; ties in order of index, NaN last."""
-    worst = float("-inf")
-    return score.float().nan_to_num(worst, float("inf"), worst).sort(dim=-1, descending=True, stable=True).indices
-
-
 def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
     """[..., V] bool, true for the highest `counts[i]` of scores [..., V] of camera i; ties go low, NaN last."""
     mask = torch.zeros_like(score, dtype=torch.bool)
-    if len({len(view.tokens) for view in layout.views}) == len(set(counts)) == 1:  # one sort for all cameras
+    if len(set(layout.sizes)) == len(set(counts)) == 1:  # one sort for all cameras
         grid = (*score.shape[:-1], len(layout.views), -1)
         mask.view(grid).scatter_(-1, ranking(score.reshape(grid))[..., : counts[0]], True)
         return mask
@@ -134,7 +128,7 @@ def noise(kind: str, like: Tensor, seed: int) -> Tensor:
 
 def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
     """[..., V] bool, the `count` highest of scores [..., V], each camera having its proportional share of the count."""
-    return best(score, layout, share(min(count, layout.total), [len(v.tokens) for v in layout.views]))
+    return best(score, layout, share(min(count, layout.total), layout.sizes))
 
 
 def evenly(rest: Tensor, count: int) -> Tensor:

@@ -15,10 +15,10 @@ from math import floor
 
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking, shared
+from vlaprune.methods.choosing import shared
 from vlaprune.methods.common import between, crossing, focus, option, text_scores
 from vlaprune.methods.pixels import Patches, grey_entropy, still
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 from vlaprune.trace import Rows, Trace
 
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking
 from vlaprune.methods.common import cosine
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Info, Plan, Pruner, Selection, Site, ranking
 
 
 def outliers(score: Tensor) -> int:

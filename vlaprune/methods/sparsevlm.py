@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking
 from vlaprune.methods.common import group_mean
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 from vlaprune.trace import Rows
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking
 from vlaprune.methods.common import cosine
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 
 
 def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

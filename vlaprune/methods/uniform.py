@@ -26,6 +26,6 @@ class Uniform(Pruner):
     def select(self, site: Site) -> Selection:
         """Token number floor((i + 1/2) n / k) of each camera, in raster order."""
         rows, views = torch.arange(site.total, device=site.alive.device), site.layout.views
-        counts = share(self.budget.count(site.total), [len(v.tokens) for v in views])
+        counts = share(self.budget.count(site.total), site.layout.sizes)
         each = [evenly(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
         return Selection(torch.cat(each))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import ranking, share
+from vlaprune.methods.choosing import share
 from vlaprune.methods.common import cosine, group_mean
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 
 
 def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class VisionZip(Pruner):
     def select(self, site: Site) -> Selection:
         """Camera by camera."""
         rows, values, views, score = [], [], site.layout.views, site.tower
-        for view, k in zip(views, share(self.budget.count(site.total), [len(v.tokens) for v in views]), strict=True):
+        for view, k in zip(views, share(self.budget.count(site.total), site.layout.sizes), strict=True):
             own = slice(view.start, view.tokens.stop)
             context = round(self.contextual * k)
             picks, new = zipped(site.visual[own], score[own], k - context, context)

@@ -82,7 +82,7 @@ class VLAPruner(Pruner):
         semantic = voted(site.trace, self.layer - 1, ROWS[self.rows])
         action = smoothed(self._past, self.gamma) if full else voted(site.trace, self.layer - 1, emitting(layout))
         union = shared(torch.stack((semantic, action)), layout, count).any(0)
-        counts = share(count, [len(view.tokens) for view in layout.views])
+        counts = share(count, layout.sizes)
         picks = spread_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
         return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 

@@ -52,7 +52,7 @@ def measure(
         raise ValueError(f"ladder={list(ladder)} has no rung that runs on {model.device}")
     best = micro.climb(rungs, recording.episodes, climbing or rules, watch)
     tell(f"fastest dense: {best.rung}")
-    arms = _arms(under(model, best.rung), methods, best.rung, skipped)
+    arms = _arms(best.policy.model, methods, best.rung, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
     skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
     for arm in (best, *arms):
