@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlaprune import ledger
 from vlaprune.records import read
+from vlaprune.report import claims as ledger
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -8,12 +8,13 @@ import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.control import Control
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.rollout import Rules, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, Pruner, Selection
-from vlaprune.records import Header, Recorder, read
-from vlaprune.rollout import Rules, Shard, rollout
+from vlaprune.records import Header, read
 
 
 class Scripted(Pruner):

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from doubles import Bench, play
 
-from vlaprune.anytime import Anytime, said
 from vlaprune.control import Control
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.rollout import Rules, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
-from vlaprune.records import EpisodeRecord, Header, Recorder, Run, read
-from vlaprune.rollout import Rules, Shard, rollout
+from vlaprune.records import EpisodeRecord, Header, Run, read
+from vlaprune.stats.anytime import Anytime, said
 
 
 def make_run(folder, outcomes, method="dense", task="t"):

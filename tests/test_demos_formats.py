@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlaprune import demos
 from vlaprune.control import Control, Controller, taught
-from vlaprune.datasets.episode import moving
-from vlaprune.datasets.load import files, load
-from vlaprune.datasets.rlds import example, records
+from vlaprune.training import demos
+from vlaprune.training.datasets.episode import moving
+from vlaprune.training.datasets.load import files, load
+from vlaprune.training.datasets.rlds import example, records
 
 WORDS = "pick up the black bowl"
 

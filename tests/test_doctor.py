@@ -6,10 +6,11 @@ from collections import namedtuple
 
 import pytest
 
-from vlaprune import cli, doctor
-from vlaprune.checks import graphics, machine, models
-from vlaprune.checks.probe import ask
-from vlaprune.finding import Finding
+from vlaprune import cli
+from vlaprune.benchmark import Finding
+from vlaprune.doctor import main as doctor
+from vlaprune.doctor.checks import graphics, machine, models
+from vlaprune.doctor.checks.probe import ask
 
 TOY = ["model=toy", "bench=toy"]
 

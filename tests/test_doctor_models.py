@@ -6,7 +6,7 @@ import test_oft
 import test_openvla
 import test_pi05
 
-from vlaprune.checks import models
+from vlaprune.doctor.checks import models
 from vlaprune.models.cogact import CogACT
 from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA

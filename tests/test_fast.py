@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlaprune.kernels import kernel, under
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
-from vlaprune.methods.ties import TIES
+from vlaprune.methods.ties.ties import TIES
 from vlaprune.methods.vlacache import VLACache
+from vlaprune.models.backends import kernel, under
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.decoder import Tokens

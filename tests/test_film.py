@@ -8,7 +8,7 @@ import pytest
 import torch
 from doubles import Bench, Reuser, Scripted, outcomes, play
 
-from vlaprune.film import Film, fates, frame, shade
+from vlaprune.evaluation.film import Film, fates, frame, shade
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy

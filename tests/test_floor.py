@@ -3,9 +3,9 @@
 import pytest
 from doubles import Bench, play
 
-from vlaprune import floor
 from vlaprune.methods.random import Random
 from vlaprune.records import EpisodeRecord, Header, Run
+from vlaprune.stats import noise as floor
 
 
 def run(folder, outcomes, steps=5, **conditions):

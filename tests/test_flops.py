@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from vlaprune.flops import CONVENTIONS, prefill_macs, prompt_length, rosetta
-from vlaprune.fullsize import LLAMA, MODELS, PATCHES, prismatic, siglip
 from vlaprune.meter import block_flops, decoder_flops, vit_block_flops
 from vlaprune.nn.decoder import Shape
-from vlaprune.records import StepRecord
-from vlaprune.roofline import (
+from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, prompt_length, rosetta
+from vlaprune.profile.published import LLAMA, MODELS, PATCHES, prismatic, siglip
+from vlaprune.profile.roofline import (
     DEVICES,
     Device,
     Work,
@@ -24,6 +23,7 @@ from vlaprune.roofline import (
     total,
     vit,
 )
+from vlaprune.records import StepRecord
 
 T = 1e12
 

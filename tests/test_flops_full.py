@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlaprune.benchmark import Observation
-from vlaprune.flops import rosetta
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.uniform import Uniform
@@ -15,6 +14,7 @@ from vlaprune.models.cogact import CogACT
 from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.pi0 import Pi0
+from vlaprune.profile.conventions import rosetta
 from vlaprune.session import Session
 
 T = 1e12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from golden import load, scene
 
-from vlaprune.images import area, centre_crop, jpeg, lanczos, pipeline, plain, rlds
+from vlaprune.models.images import area, centre_crop, jpeg, lanczos, pipeline, plain, rlds
 
 SIZES = {"square": (64, 64), "wide": (60, 96)}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from doubles import Bench, play
 
-from vlaprune import ledger
-from vlaprune.ledger import Claim
 from vlaprune.records import EpisodeRecord, Header, Run
-from vlaprune.stats import wilson
+from vlaprune.report import claims as ledger
+from vlaprune.report.claims import Claim
+from vlaprune.stats.paired import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ledger.load(ROOT / "results" / "claims")

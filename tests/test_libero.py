@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from vlaprune import config
-from vlaprune.bench import libero, libero_files
-from vlaprune.bench.libero import Libero
-from vlaprune.bench.libero_env import axis_angle
+from vlaprune.bench.libero import benchmark as libero
+from vlaprune.bench.libero import files
+from vlaprune.bench.libero.benchmark import Libero
+from vlaprune.bench.libero.env import axis_angle
 from vlaprune.models.tiny import tokenize
 
-SUITES = tuple(libero_files.LIMITS)
+SUITES = tuple(files.LIMITS)
 
 
 def saved(path, value):
@@ -54,7 +55,7 @@ def test_grid_instructions_are_words_of_the_names():
 
 
 def test_grid_is_that_of_the_package():
-    table = libero_files.package() / "benchmark" / "libero_suite_task_map.py"
+    table = files.package() / "benchmark" / "libero_suite_task_map.py"
     theirs = runpy.run_path(str(table))["libero_task_map"]
     for suite in SUITES:
         assert [t.name for t in Libero(suite=suite).tasks()] == theirs[suite]
@@ -63,18 +64,16 @@ def test_grid_is_that_of_the_package():
 def test_grid_of_initial_states():
     sizes = Counter()
     for suite in SUITES:
-        for task in libero_files.suite(suite):
-            states = libero_files.initial_states(suite, task.name)
+        for task in files.suite(suite):
+            states = files.initial_states(suite, task.name)
             assert states.shape[0] == 50 and states.dtype == np.float64 and np.isfinite(states).all()
             assert len(np.unique(states, axis=0)) > 1
             sizes[suite] += len(states)
-    assert sizes == {s: 50 * len(libero_files.suite(s)) for s in SUITES} and sizes.total() == 6500
+    assert sizes == {s: 50 * len(files.suite(s)) for s in SUITES} and sizes.total() == 6500
 
 
 def test_tasks_can_be_chosen_and_mistakes_are_named():
-    assert [t.name for t in Libero(only=[2, 0]).tasks()] == [
-        libero_files.suite("libero_spatial")[i].name for i in (2, 0)
-    ]
+    assert [t.name for t in Libero(only=[2, 0]).tasks()] == [files.suite("libero_spatial")[i].name for i in (2, 0)]
     with pytest.raises(ValueError, match=r"suite=libero_100; LIBERO has libero_spatial, .*libero_90"):
         Libero(suite="libero_100")
     with pytest.raises(ValueError, match=r"no tasks \[10\] in libero_goal; use 0..9"):
@@ -84,7 +83,7 @@ def test_tasks_can_be_chosen_and_mistakes_are_named():
 
 
 def test_initial_states_cannot_run_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(libero_files, "package", lambda: tmp_path)
+    monkeypatch.setattr(files, "package", lambda: tmp_path)
     folder = tmp_path / "init_files" / "libero_goal"
     folder.mkdir(parents=True)
 
@@ -94,20 +93,20 @@ def test_initial_states_cannot_run_code(tmp_path, monkeypatch):
 
     saved(folder / "trap.pruned_init", Trap())
     with pytest.raises(pickle.UnpicklingError, match="print has no place among initial states"):
-        libero_files.initial_states("libero_goal", "trap")
+        files.initial_states("libero_goal", "trap")
     saved(folder / "few.pruned_init", np.zeros((49, 92)))
     with pytest.raises(ValueError, match="does not hold 50 initial states"):
-        libero_files.initial_states("libero_goal", "few")
+        files.initial_states("libero_goal", "few")
     saved(folder / "good.pruned_init", np.arange(100.0).reshape(50, 2))
-    assert np.array_equal(libero_files.initial_states("libero_goal", "good"), np.arange(100.0).reshape(50, 2))
+    assert np.array_equal(files.initial_states("libero_goal", "good"), np.arange(100.0).reshape(50, 2))
     with pytest.raises(RuntimeError, match=r"missing.pruned_init cannot be read .*pip install"):
-        libero_files.initial_states("libero_goal", "missing")
+        files.initial_states("libero_goal", "missing")
 
 
 def test_what_is_missing_is_one_line_with_the_command(tmp_path, monkeypatch):
     task = Libero().tasks()[0]
     with pytest.raises(RuntimeError, match=rf"not in {tmp_path}; get them .*: hf download lerobot/libero-assets"):
-        libero_files.assets(str(tmp_path))
+        files.assets(str(tmp_path))
     wrong = Libero(mujoco="3.8.1", worker=False)
     with pytest.raises(RuntimeError, match=r"mujoco is 3.3.2, .*say bench.mujoco=3.3.2"), wrong.open(task):
         pass
@@ -135,9 +134,9 @@ def test_axis_angle_keeps_the_quaternions_sign():
 def test_reading_the_grid_imports_no_simulator_and_no_model():
     script = """
 import sys
-from vlaprune.bench.libero import Libero
-from vlaprune.bench import libero_files
-libero_files.initial_states("libero_goal", Libero(suite="libero_goal").tasks()[0].name)
+from vlaprune.bench.libero.benchmark import Libero
+from vlaprune.bench.libero import files
+files.initial_states("libero_goal", Libero(suite="libero_goal").tasks()[0].name)
 print([m for m in ("torch", "mujoco", "robosuite", "libero") if m in sys.modules])
 """
 
@@ -148,10 +147,10 @@ print([m for m in ("torch", "mujoco", "robosuite", "libero") if m in sys.modules
 def test_assets_are_told_apart_in_the_journal(tmp_path):
     for number in (1, 2):
         folder = tmp_path / str(number)
-        for place in libero_files.FOLDERS:
+        for place in files.FOLDERS:
             (folder / place).mkdir(parents=True)
         (folder / "scenes" / "a.xml").write_text("x" * number)
-    assert libero_files.assets(os.path.relpath(tmp_path / "1")) == (tmp_path / "1").resolve()
+    assert files.assets(os.path.relpath(tmp_path / "1")) == (tmp_path / "1").resolve()
     one, two = (Libero(assets=str(tmp_path / n)).provenance() for n in "12")
     assert one["assets"] != two["assets"] and one["assets"].endswith("1 files, 0 MB")
     assert one["simulator"] == {"hf-libero": "0.1.4"}
@@ -170,5 +169,5 @@ def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols
     assert look("model=tiny", "model.weights=random")[1].weights == "random"
     bench, _ = look("model=toy")
     assert (bench.image, bench.fast) == (256, False)
-    for task in (*libero_files.suite("libero_object"), *libero_files.suite("libero_spatial")):
+    for task in (*files.suite("libero_object"), *files.suite("libero_spatial")):
         assert 1 not in tokenize(task.instruction, 20), f"a word of {task.instruction!r} is unknown to model=tiny"

@@ -10,17 +10,17 @@ import libero_blocks
 import numpy as np
 import pytest
 
-from vlaprune import demos
-from vlaprune.bench.libero import Libero
-from vlaprune.bench.libero_env import TRAIN_EPISODE
+from vlaprune.bench.libero.benchmark import Libero
+from vlaprune.bench.libero.env import TRAIN_EPISODE
 from vlaprune.testing import check_benchmark
+from vlaprune.training import demos
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (6, 7))
 OFFICIAL = """
 import sys
 from pathlib import Path
 import numpy as np
-from vlaprune.bench.libero_files import import_libero, initial_states, package
+from vlaprune.bench.libero.files import import_libero, initial_states, package
 suite, task, assets, out = sys.argv[1:]
 import_libero(Path(assets))
 from libero.libero.envs import OffScreenRenderEnv

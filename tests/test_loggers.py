@@ -11,10 +11,11 @@ import pytest
 from doubles import Bench, play
 from omegaconf import OmegaConf
 
-from vlaprune.film import Film
-from vlaprune.loggers import CSV, Wandb, flat
+from vlaprune.evaluation.film import Film
+from vlaprune.evaluation.loggers import CSV, Wandb
+from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.fastv import FastV
-from vlaprune.rollout import Shard
+from vlaprune.records import episode_row
 
 
 def test_a_csv_rebuilt_from_the_journal_equals_the_one_written_live(tmp_path):
@@ -58,7 +59,7 @@ def test_shards_write_csv_files_of_their_own(tmp_path):
 
 def test_milliseconds_stay_empty_where_the_device_was_shared(tmp_path):
     run = play(tmp_path, slots=2, sinks=[CSV()])
-    first = flat(next(iter(run.episodes.values())))
+    first = episode_row(next(iter(run.episodes.values())))
     assert first["ms"] == first["ms_prompt"] == "" and first["gflops"] > 0
 
 

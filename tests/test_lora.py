@@ -22,8 +22,9 @@ from vlaprune.models.oft import OFT
 from vlaprune.nn.load import read, save, trained
 from vlaprune.nn.lora import LoRA, adapt, merge
 from vlaprune.policy import Policy
-from vlaprune.train import Frames, Trainer, suited
-from vlaprune.tuning import Student, Tuning, slim
+from vlaprune.training.cloning import suited
+from vlaprune.training.trainer import Frames, Trainer
+from vlaprune.training.tuning import Student, Tuning, slim
 
 STEPS = replace(RECIPE, steps=4, keep=2, batch=2, shift=0)
 

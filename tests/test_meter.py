@@ -20,7 +20,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
-from vlaprune.session import STAGES
+from vlaprune.records import STAGES
 from vlaprune.testing import scenes
 
 

@@ -10,7 +10,8 @@ from browser import look
 from test_report import DENSE, FASTV, TASKS, write
 
 from vlaprune import cli, report
-from vlaprune.records import EpisodeRecord, Header, Recorder, StepRecord, read
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.records import EpisodeRecord, Header, StepRecord, read
 from vlaprune.report import notes, plots
 from vlaprune.report import page as pages
 from vlaprune.report.flips import flips, shelve

@@ -23,7 +23,7 @@ from vlaprune.models.letterbox import resize_pil, resize_torch
 from vlaprune.models.paligemma import PaliGemma, Sizes, pieces
 from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.models.scaling import Scaling
-from vlaprune.models.words import Words, stand_in
+from vlaprune.models.tokenizer import Words, stand_in
 from vlaprune.nn.pour import fits
 from vlaprune.policy import Policy
 

@@ -9,7 +9,7 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.models.paligemma import pieces
 from vlaprune.models.pi0 import Pi0, Pi05
-from vlaprune.models.words import Text
+from vlaprune.models.tokenizer import Text
 from vlaprune.policy import Policy
 
 MODELS = {"pi0": Pi0, "pi05": Pi05}

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vlaprune import power, stats
+from vlaprune.stats import paired as stats
+from vlaprune.stats import power
 
 
 def test_power_gives_the_spec_table():

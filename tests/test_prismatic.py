@@ -5,9 +5,10 @@ from golden import prismatic as golden
 
 from vlaprune import config
 from vlaprune.benchmark import Interface
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.rollout import Rules, Shard, rollout
 from vlaprune.policy import Policy
-from vlaprune.records import Header, Recorder, read
-from vlaprune.rollout import Rules, Shard, rollout
+from vlaprune.records import Header, read
 
 METHODS = ("dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla")
 

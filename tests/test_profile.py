@@ -13,13 +13,13 @@ from vlaprune import cli
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
 from vlaprune.control import Control
-from vlaprune.kernels import kernel, missing, under
 from vlaprune.meter import Clock
-from vlaprune.methods.calibration import read
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
-from vlaprune.methods.ties import TIES
+from vlaprune.methods.ties.calibration import read
+from vlaprune.methods.ties.ties import TIES
+from vlaprune.models.backends import kernel, missing, under
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
@@ -28,9 +28,9 @@ from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page, interval
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Recording, actions, closes, numbers, phases, record, synthetic
+from vlaprune.profile.roofline import Device
 from vlaprune.profile.speed import COMPLETE, described
 from vlaprune.pruner import Budget, Plan
-from vlaprune.roofline import Device
 
 HERE = Device("here", 1e11, 1e10, "test")
 CPU = torch.device("cpu")

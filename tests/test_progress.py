@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vlaprune import progress
-from vlaprune.progress import SWEEP, Bar, Board, Job, Standing
+from vlaprune.evaluation import progress
+from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, Standing
 from vlaprune.records import EpisodeRecord
 
 

@@ -8,7 +8,8 @@ import resource
 import pytest
 from doubles import Bench, outcomes, play
 
-from vlaprune.records import EpisodeRecord, Header, Recorder, StepRecord, differences, read
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.records import EpisodeRecord, Header, StepRecord, differences, read
 
 HEADER = Header({"method": {"keep": 0.25, "layer": 3}, "seed": 7}, {"commit": "abc"}, {"t": 4})
 

@@ -7,8 +7,10 @@ import sys
 import pandas as pd
 import pytest
 
-from vlaprune import cli, report, stats
-from vlaprune.records import EpisodeRecord, Header, Recorder, StepRecord, read
+from vlaprune import cli, report
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.records import EpisodeRecord, Header, StepRecord, read
+from vlaprune.stats import paired as stats
 
 TASKS = {"near": 6, "far": 6}
 DENSE = {"near": "111111", "far": "111000"}  # 9 of 12
@@ -351,7 +353,7 @@ def test_the_command(runs, tmp_path, monkeypatch, capsys):
 
 
 def test_tables_need_no_torch():
-    check = "import sys, vlaprune.report, vlaprune.loggers; sys.exit('torch' in sys.modules)"
+    check = "import sys, vlaprune.report, vlaprune.evaluation.loggers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

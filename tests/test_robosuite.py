@@ -8,11 +8,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from vlaprune import demos
-from vlaprune.bench import robosuite
-from vlaprune.bench.gl import draws_with
-from vlaprune.bench.robosuite import TASKS, Robosuite, axis_angle
+from vlaprune.bench.mujoco.gl import draws_with
+from vlaprune.bench.robosuite import benchmark as robosuite
+from vlaprune.bench.robosuite.benchmark import TASKS, Robosuite, axis_angle
 from vlaprune.benchmark import Benchmark
+from vlaprune.training import demos
 
 BENCH = Robosuite()
 # not importorskip: mujoco chooses its renderer when it is imported, and that is for `open` to decide

@@ -15,10 +15,10 @@ import torch
 from doubles import Bench, outcomes, play
 
 from vlaprune.benchmark import Task
+from vlaprune.evaluation.rollout import Shard, attempt, watchdog
 from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
 from vlaprune.records import read
-from vlaprune.rollout import Shard, attempt, watchdog
 
 TESTS = Path(__file__).parent
 KEYS = {(t, e) for t in ("reach-red", "reach-blue") for e in range(3)}

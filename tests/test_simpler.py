@@ -14,10 +14,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vlaprune.bench.simpler import Judged, Simpler
-from vlaprune.bench.simpler_files import Interpreter, device, missing, needed
-from vlaprune.bench.simpler_grid import GOOGLE, SUITES, WIDOWX
-from vlaprune.bench.simpler_worlds import _state
+from vlaprune.bench.simpler.benchmark import Judged, Simpler
+from vlaprune.bench.simpler.files import Interpreter, device, missing, needed
+from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX
+from vlaprune.bench.simpler.worlds import _state
 from vlaprune.control import axis_angle
 
 COUNTS = {
@@ -270,7 +270,7 @@ def test_a_simulator_that_cannot_draw_is_said_in_one_line(tmp_path):
 
 def test_incomplete_assets_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Interpreter, "look", classmethod(lambda cls, python: there()))
-    monkeypatch.setattr("vlaprune.bench.simpler.device", lambda python, backend: "a device")
+    monkeypatch.setattr("vlaprune.bench.simpler.benchmark.device", lambda python, backend: "a device")
     furnish(tmp_path, "google_vm", "ms2")
     bench = Simpler(assets=str(tmp_path))
     bench.ready()

@@ -1,4 +1,4 @@
-"""Checks of vlaprune.stats against statsmodels, published vectors, likelihoods and simulation."""
+"""Checks of vlaprune.stats.paired against statsmodels, published vectors, likelihoods and simulation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from vlaprune import stats
-from vlaprune.stats import EProcess, Pairs, newcombe, pair, tango, verdict
+from vlaprune.stats import paired as stats
+from vlaprune.stats.paired import EProcess, Pairs, newcombe, pair, tango, verdict
 
 Z = sps.norm.ppf(0.975)
 tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any).map(lambda counts: Pairs(*counts))

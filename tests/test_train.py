@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from vlaprune.models.tiny import Tiny
 from vlaprune.nn.load import fill, read, save
-from vlaprune.train import Frames, Recipe, Trainer, quantiles, rate
+from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
 
 RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, keep=5)
 

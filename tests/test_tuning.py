@@ -9,7 +9,6 @@ import torch
 from omegaconf import OmegaConf
 from test_train import RECIPE, Stopped, frames, model, stop_at
 
-from vlaprune import demos
 from vlaprune.benchmark import Observation, Task
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.lightvla import LightVLA
@@ -17,8 +16,9 @@ from vlaprune.methods.lightvla_star import LightVLAStar
 from vlaprune.models.tiny import WORDS
 from vlaprune.nn.load import read
 from vlaprune.policy import Policy
-from vlaprune.train import Trainer
-from vlaprune.tuning import Curve, Student, Tuning, kept_by_phase, learnt, main, tune
+from vlaprune.training import demos
+from vlaprune.training.trainer import Trainer
+from vlaprune.training.tuning import Curve, Student, Tuning, kept_by_phase, learnt, main, tune
 
 STEPS = replace(RECIPE, shift=0)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from vlaprune.progress import Standing
+    from vlaprune.evaluation.progress import Standing
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
@@ -44,7 +44,7 @@ def serve() -> None:
 def doctor() -> None:
     """vlaprune-doctor: what is missing for a run, and what to do about it."""
     try:
-        from vlaprune.doctor import main
+        from vlaprune.doctor.main import main
 
         sys.exit(main())
     except USER_ERRORS as error:
@@ -112,7 +112,8 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     """Runs a job under Hydra. Exit code 2 for what the user can mend: one line says what came and what is allowed."""
     import hydra
 
-    from vlaprune import config, progress
+    from vlaprune import config
+    from vlaprune.evaluation import progress
 
     config.prepare()
     started, failed = [], []
@@ -149,9 +150,9 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 def _verdicts(standings: Sequence[Standing]) -> None:
     """The table of a finished sweep with the baseline where one was named: one for each suite, model or protocol."""
-    from vlaprune import floor
     from vlaprune import report as tables
     from vlaprune.records import differences, read
+    from vlaprune.stats import noise as floor
 
     try:
         runs = [read(f) for f in dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)]
@@ -169,8 +170,9 @@ def _verdicts(standings: Sequence[Standing]) -> None:
 
 
 def _evaluate(cfg: DictConfig) -> None:
-    from vlaprune import config, evaluate
-    from vlaprune.kernels import under
+    from vlaprune import config
+    from vlaprune.evaluation import run as evaluate
+    from vlaprune.models.backends import under
     from vlaprune.policy import Policy
 
     config.check(cfg)
@@ -208,7 +210,9 @@ def _serve(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    from vlaprune import config, train, tuning
+    from vlaprune import config
+    from vlaprune.training import cloning as train
+    from vlaprune.training import tuning
 
     bench = config.make(cfg.bench)
     learnt = cfg.tune if cfg.tune is not None else tuning.learnt(config.make(cfg.method))

@@ -12,10 +12,8 @@ from torch import Tensor
 from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.nn.decoder import Cache, Shape, Tokens
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
-from vlaprune.records import StepRecord
+from vlaprune.records import STAGES, StepRecord
 from vlaprune.trace import Layout, Read, Rows, Runs, Trace
-
-STAGES = ("vision", "projector", "prompt", "decode", "head", "method")
 
 
 class Session:

@@ -9,7 +9,7 @@ import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Benchmark, Env, Observation
-from vlaprune.kernels import under
+from vlaprune.models.backends import under
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site

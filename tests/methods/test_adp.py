@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.adp import ADP
-from vlaprune.methods.choosing import split
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.shared.selecting import split
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
 from vlaprune.trace import Rows

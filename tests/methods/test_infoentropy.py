@@ -11,10 +11,10 @@ from scipy.special import softmax
 from scipy.stats import entropy, kendalltau
 
 from vlaprune.benchmark import Observation
-from vlaprune.methods.common import crossing, focus
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.infoentropy import InfoEntropy
-from vlaprune.methods.pixels import Patches, grey_entropy, patch_cosine, still
+from vlaprune.methods.shared.patches import Patches, grey_entropy, patch_cosine, still
+from vlaprune.methods.shared.scoring import crossing, focus
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site

@@ -4,8 +4,8 @@ import torch
 from handmade import INFO, check_memoryless, kept, look, site, tiny
 
 from vlaprune.meter import Clock
-from vlaprune.methods.choosing import elected, multiplicity, straight_through
 from vlaprune.methods.lightvla import LightVLA
+from vlaprune.methods.shared.selecting import elected, multiplicity, straight_through
 from vlaprune.models.tiny import TEXT, tokenize
 from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
 from vlaprune.session import Session

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
-from vlaprune.methods.common import matched, scaled
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.safe import SAFE
+from vlaprune.methods.shared.scoring import matched, scaled
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
 from vlaprune.trace import Rows

@@ -3,8 +3,8 @@ import pytest
 import torch
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
-from vlaprune.methods.common import standing
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.shared.scoring import standing
 from vlaprune.methods.specprune import SpecPrune
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner

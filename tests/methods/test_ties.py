@@ -12,11 +12,11 @@ import yaml
 from scipy.stats import kendalltau
 
 from vlaprune.benchmark import Observation
-from vlaprune.methods.agreement import Estimator, neighbours, tau_b
-from vlaprune.methods.calibration import Calibrate, read, weight, write
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
-from vlaprune.methods.ties import TIES
+from vlaprune.methods.ties.agreement import Estimator, neighbours, tau_b
+from vlaprune.methods.ties.calibration import Calibrate, read, weight, write
+from vlaprune.methods.ties.ties import TIES
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Info, Site

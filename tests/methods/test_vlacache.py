@@ -10,8 +10,8 @@ import yaml
 from scipy.stats import entropy
 
 from vlaprune.benchmark import Observation
-from vlaprune.methods.common import attention_entropy, sharpness
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.shared.scoring import attention_entropy, sharpness
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy

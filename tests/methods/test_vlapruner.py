@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
-from vlaprune.methods.choosing import share, spread
-from vlaprune.methods.common import smoothed
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.shared.scoring import smoothed
+from vlaprune.methods.shared.selecting import share, spread
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner

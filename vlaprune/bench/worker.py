@@ -73,7 +73,7 @@ def _told(error: Exception) -> tuple[str, str, str, str]:
 if __name__ == "__main__":
     pipe, shared, package = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     os.dup2(2, 1)  # what simulators print belongs to the log
-    own = Path(__file__).resolve().parent  # its robosuite.py must not stand for the simulator
+    own = Path(__file__).resolve().parent  # its folders robosuite, libero and mujoco must not hide the packages
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != own]
     load_package(package)
     serve(Connection(pipe), mmap.mmap(shared, 0))

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vlaprune.methods.choosing import best, split
-from vlaprune.methods.common import option
+from vlaprune.methods.shared.scoring import option
+from vlaprune.methods.shared.selecting import best, split
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
 

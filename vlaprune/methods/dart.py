@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.common import cosine
+from vlaprune.methods.shared.scoring import cosine
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 
 

@@ -8,7 +8,7 @@ twice); positions stay as they were (LLaVA's version renumbers them; the ports t
 
 from dataclasses import dataclass
 
-from vlaprune.methods.choosing import spread
+from vlaprune.methods.shared.selecting import spread
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from vlaprune.methods.common import between
+from vlaprune.methods.shared.scoring import between
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Rows
 

@@ -15,9 +15,9 @@ from math import floor
 
 from torch import Tensor
 
-from vlaprune.methods.choosing import shared
-from vlaprune.methods.common import between, crossing, focus, option, text_scores
-from vlaprune.methods.pixels import Patches, grey_entropy, still
+from vlaprune.methods.shared.patches import Patches, grey_entropy, still
+from vlaprune.methods.shared.scoring import between, crossing, focus, option, text_scores
+from vlaprune.methods.shared.selecting import shared
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 from vlaprune.trace import Rows, Trace
 

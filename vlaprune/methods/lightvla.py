@@ -14,8 +14,8 @@ the authors leave this gap, and so does the default. `multiplicity_bias` closes 
 import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.choosing import NOISES, elected, lots, multiplicity, noise, straight_through
-from vlaprune.methods.common import between, option, rms
+from vlaprune.methods.shared.scoring import between, option, rms
+from vlaprune.methods.shared.selecting import NOISES, elected, lots, multiplicity, noise, straight_through
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
 
 

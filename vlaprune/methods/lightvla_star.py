@@ -12,8 +12,8 @@ go on, and with random weights the choice means nothing: this method must be tra
 import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.common import rms
 from vlaprune.methods.lightvla import LightVLA
+from vlaprune.methods.shared.scoring import rms
 from vlaprune.nn.load import fill, read, save
 from vlaprune.pruner import Info, Plan
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import cosine
+from vlaprune.methods.shared.scoring import cosine
 from vlaprune.pruner import Info, Plan, Pruner, Selection, Site, ranking
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.choosing import lots
+from vlaprune.methods.shared.selecting import lots
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from vlaprune.methods.common import between, cameras, emitting, matched, option, resolved, scaled, voted
+from vlaprune.methods.shared.scoring import between, cameras, emitting, matched, option, resolved, scaled, voted
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.common import group_mean
+from vlaprune.methods.shared.scoring import group_mean
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 from vlaprune.trace import Rows
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.choosing import best, portions
-from vlaprune.methods.common import between, cameras, standing, voted
-from vlaprune.methods.pixels import Patches, still
+from vlaprune.methods.shared.patches import Patches, still
+from vlaprune.methods.shared.scoring import between, cameras, standing, voted
+from vlaprune.methods.shared.selecting import best, portions
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
 from vlaprune.trace import Layout, Rows, Trace
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.choosing import evenly, share
+from vlaprune.methods.shared.selecting import evenly, share
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 
 

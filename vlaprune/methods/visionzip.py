@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import share
-from vlaprune.methods.common import cosine, group_mean
+from vlaprune.methods.shared.scoring import cosine, group_mean
+from vlaprune.methods.shared.selecting import share
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.choosing import shared
-from vlaprune.methods.common import attention_entropy, between, option, sharpness, voted
-from vlaprune.methods.pixels import Patches, still
+from vlaprune.methods.shared.patches import Patches, still
+from vlaprune.methods.shared.scoring import attention_entropy, between, option, sharpness, voted
+from vlaprune.methods.shared.selecting import shared
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Rows, Trace
 

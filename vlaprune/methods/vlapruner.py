@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.choosing import by_camera, share, shared, spread_within
-from vlaprune.methods.common import between, emitting, option, smoothed, voted
+from vlaprune.methods.shared.scoring import between, emitting, option, smoothed, voted
+from vlaprune.methods.shared.selecting import by_camera, share, shared, spread_within
 from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
 from vlaprune.trace import Layout, Rows, Trace
 

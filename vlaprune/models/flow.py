@@ -28,7 +28,7 @@ from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, pieces
 from vlaprune.models.prismatic import images, place, precision
 from vlaprune.models.scaling import Scaling
-from vlaprune.models.words import Text, Words, tokenizer_of
+from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import RMSNorm, Shape, Tokens
 from vlaprune.nn.expert import Room, embed_time, flow_times

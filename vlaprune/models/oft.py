@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.images import pipeline
 from vlaprune.meter import linear_flops
+from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
     STOP,
     Sizes,
@@ -58,7 +58,7 @@ class OFT(nn.Module):
     weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
     suite    of the benchmark; names the statistics that numbers are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics; None for `suite`
-    images   how images are prepared, see vlaprune.images; None for `rlds_crop`, which the checkpoints were trained on
+    images   how images are prepared, see models/images.py; None for `rlds_crop`, which the checkpoints were trained on
     cameras  in the order of their tokens; the third-person one first
     state    layout of the state, the sum of whose digits is the number of its numbers; None for a policy without
     head     l1 (regression), tokens (the best of the vocabulary for each slot) or diffusion

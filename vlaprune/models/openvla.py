@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.images import pipeline
 from vlaprune.meter import linear_flops
+from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
     Sizes,
     closed,
@@ -43,7 +43,7 @@ class OpenVLA:
     weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
     suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics, such as bridge_orig; None for `suite`
-    images   how images are prepared, see vlaprune.images; None for `rlds_crop`, which the fine-tunes were trained on
+    images   how images are prepared, see models/images.py; None for `rlds_crop`, which the fine-tunes were trained on
     prompt   `question` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends
     cameras  the one camera that is read
     sizes    sizes other than the 7B model's, for tests with random weights

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vlaprune.models.flow import Flow
-from vlaprune.models.words import Text
+from vlaprune.models.tokenizer import Text
 
 
 class Pi0(Flow):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlaprune.fullsize import MODELS, Model
 from vlaprune.profile.page import Page, percent
-from vlaprune.roofline import DEVICES, Device, ceiling, total
+from vlaprune.profile.published import MODELS, Model
+from vlaprune.profile.roofline import DEVICES, Device, ceiling, total
 
 LAYERS = (0, 2)  # before which tokens are dropped
 

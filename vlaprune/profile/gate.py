@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune import report, stats
+from vlaprune import report
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile.fidelity import Fidelity, Foretold, Replay, foretells, overlap, replay, score
@@ -17,6 +17,7 @@ from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import PHASES, Recording
 from vlaprune.pruner import Pruner
 from vlaprune.records import Run
+from vlaprune.stats import paired as stats
 
 LEAST = 150  # episodes that an arm must share with dense before its loss says anything
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
-from vlaprune.methods.calibration import Calibrate
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.ties.calibration import Calibrate
 from vlaprune.nn.decoder import Shape
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import check, floors, gate, micro, overhead, speed

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlaprune import roofline
-from vlaprune.kernels import decoder_of, missing, under
 from vlaprune.methods.dense import Dense
+from vlaprune.models.backends import decoder_of, missing, under
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import micro, speed
+from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
 from vlaprune.profile.recording import Recording
+from vlaprune.profile.roofline import Device
 from vlaprune.pruner import Pruner
-from vlaprune.roofline import Device
 
 Methods = Sequence[tuple[str, Callable[[], Pruner]]]
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from vlaprune.kernels import kernel
+from vlaprune.models.backends import kernel
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.profile.machine import WINDOW, Nvml, Watch, forget_peak, held, peak_memory
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Frame
+from vlaprune.profile.roofline import Stages
 from vlaprune.records import StepRecord
-from vlaprune.roofline import Stages
 
 Block = Sequence[Frame]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vlaprune.benchmark import Benchmark, Interface, Observation
+from vlaprune.evaluation.rollout import attempt
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.rollout import attempt
 
 PHASES = ("approach", "switch", "carry", "after")
 

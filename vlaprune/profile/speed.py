@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune.flops import CONVENTIONS, rosetta
 from vlaprune.policy import VLA
+from vlaprune.profile.conventions import CONVENTIONS, rosetta
 from vlaprune.profile.micro import Arm, Pair
 from vlaprune.profile.page import Page, interval, percent
-from vlaprune.records import StepRecord
-from vlaprune.roofline import DEVICES, Device
-from vlaprune.session import STAGES
+from vlaprune.profile.roofline import DEVICES, Device
+from vlaprune.records import STAGES, StepRecord
 
 SHOWN = ("H100", "H200", "4090", "A100")
 COMPLETE = 0.95  # share of a call that its stages must explain

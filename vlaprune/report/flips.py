@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from vlaprune import stats
 from vlaprune.records import Run, film_name
 from vlaprune.report.runs import Arm, Comparison
 from vlaprune.report.tables import pairs, pooled
+from vlaprune.stats import paired as stats
 
 
 @dataclass(frozen=True)

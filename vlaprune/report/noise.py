@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlaprune.floor import lines, same_method
 from vlaprune.records import Header, Run, differences
-from vlaprune.stats import Interval, aa_floor
+from vlaprune.stats.noise import lines, same_method
+from vlaprune.stats.paired import Interval, aa_floor
 
 
 @dataclass(frozen=True)

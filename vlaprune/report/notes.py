@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from vlaprune import power
 from vlaprune.report.runs import Arm, Comparison, part
+from vlaprune.stats import power
 
 JUDGED = ("no worse", "worse", "undecided")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlaprune.anytime import said
 from vlaprune.records import Header, Run, differences, read
 from vlaprune.report.noise import Noise, noise
+from vlaprune.stats.anytime import said
 
 MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
 

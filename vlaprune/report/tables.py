@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from vlaprune import stats
-from vlaprune.loggers import flat
-from vlaprune.records import Run
+from vlaprune.records import Run, episode_row
 from vlaprune.report.notes import footnotes
 from vlaprune.report.runs import Arm, Comparison, compare, context
 from vlaprune.report.sources import shared, sources
+from vlaprune.stats import paired as stats
 
 
 def summarise(
@@ -35,7 +34,7 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     machine, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
     shared: why milliseconds do not compare, if they do not.
     """
-    frames = {a.label: pd.DataFrame([flat(r) for r in a.run.episodes.values()]) for a in comparison.arms}
+    frames = {a.label: pd.DataFrame([episode_row(r) for r in a.run.episodes.values()]) for a in comparison.arms}
     rows = []
     for task in [None, *comparison.tasks] if by_task else [None]:
         here = [a for a in comparison.arms if task is None or any(k[0] == task for k in a.run.episodes)]

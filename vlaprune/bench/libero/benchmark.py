@@ -1,0 +1,182 @@
+"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package hf-libero.
+
+Source: openvla/openvla@c8f03f4:experiments/robot/libero/run_libero_eval.py. Every rule of it that decides a number
+is kept: 50 initial states a task, ten settling steps, step limits, 256 px pictures turned by 180 degrees (so they are
+upright but mirrored), the state vector, and fixtures (cabinet, stove, rack) drawn anew at each reset from a generator
+seeded with 0 when the environment is made. Episode e's fixtures are those of that generator's reset number e, in
+whichever order episodes run here. An exception counts as a failure there; here the episode is run again.
+Episodes from 1000 on are this project's own, for training: LIBERO's placement rules with another seed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlaprune.bench import remote
+from vlaprune.bench.libero import expert as experts
+from vlaprune.bench.libero import files
+from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, drawing
+from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
+from vlaprune.benchmark import Env, Finding, Interface, Task
+
+MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
+INTERFACE = Interface(
+    rotation="axis_angle",
+    gripper="close_positive",
+    frame="delta",
+    cameras=tuple(CAMERAS),
+    state="eef_pos3_axisangle3_gripper2",
+)
+
+
+@dataclass(frozen=True)
+class Libero:
+    """A suite of LIBERO.
+
+    suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90
+    only      numbers of the chosen tasks in the suite's order; None for all
+    assets    folder of LIBERO's meshes and textures; None for hf-libero's own
+    image     side of the square images in pixels; the protocol's is 256
+    fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
+    renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
+    mujoco    its version; from 3.3.3 on libero_object is dark, from 3.4 on objects settle elsewhere
+    worker    each environment in a process of its own
+    python    that process's interpreter; None for this one
+    """
+
+    suite: str = "libero_spatial"
+    only: Sequence[int] | None = None
+    assets: str | None = None
+    image: int = 256
+    fast: bool = False
+    renderer: str = "egl"
+    mujoco: str = "3.3.2"
+    worker: bool = True
+    python: str | None = None
+    name: str = field(default="libero", init=False)
+    robot: str | None = field(default="libero", init=False)
+    interface: Interface = field(default=INTERFACE, init=False)
+    control_hz: float = field(default=20.0, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuses unknown suites, tasks and renderers before anything is started."""
+        count = len(files.suite(self.suite))
+        if unknown := [n for n in self.only or () if n not in range(count)]:
+            raise ValueError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
+        if self.renderer not in PACKAGES:
+            raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
+
+    def tasks(self) -> Sequence[Task]:
+        """The chosen tasks, in LIBERO's order or the one asked for."""
+        tasks = files.suite(self.suite)
+        return tasks if self.only is None else tuple(tasks[n] for n in self.only)
+
+    @contextmanager
+    def open(self, task: Task) -> Iterator[Env]:
+        """Starts LIBERO for one task (3 to 7 s)."""
+        if self.worker or self.python:
+            with remote.opened(replace(self, worker=False, python=None), task, self.python) as far:
+                yield far
+            return
+        env = self._start(task)
+        try:
+            yield env
+        finally:
+            env.close()
+
+    def expert(self, env: Any) -> Callable[[], np.ndarray]:
+        """A function that returns the scripted expert's [7] action for the present state of `env`."""
+        if not isinstance(env, LiberoEnv):
+            raise ValueError("experts look into the simulator; set bench.worker=false")
+        return experts.expert(env.world)
+
+    def ready(self) -> None:
+        """RuntimeError in one line where a package or the assets are missing."""
+        if self.python is None:
+            self._check()
+            files.assets(self.assets)
+
+    def provenance(self) -> dict[str, Any]:
+        """The package's version, and which assets these are: LIBERO's pictures are only as true as its meshes."""
+        if self.python is not None:
+            return {}
+        return {"simulator": {"hf-libero": version("hf-libero")}, "assets": files.fingerprint(self.assets)}
+
+    def findings(self) -> Iterator[Finding]:
+        """Whether the package, MuJoCo's version, the assets and every initial state are here."""
+        looks: dict[str, Callable[[], object]] = {
+            "hf-libero": self._check,
+            "assets": lambda: files.assets(self.assets),
+            "initial states": lambda: [files.initial_states(self.suite, t.name).shape for t in self.tasks()],
+        }
+        for about, look in looks.items():
+            try:
+                said = look()
+                yield Finding(about, str(said) if isinstance(said, Path) else "there")
+            except (RuntimeError, ValueError) as error:
+                yield Finding(about, str(error), ok=False)
+
+    def _check(self) -> None:
+        """RuntimeError where a package is missing or MuJoCo is another one."""
+        files.package()
+        if lacks := [module for module in MODULES if importlib.util.find_spec(module) is None]:
+            raise RuntimeError(f"LIBERO needs {', '.join(lacks)}; {files.INSTALL}")
+        try:
+            found = version("mujoco")
+        except PackageNotFoundError as error:
+            raise RuntimeError(f"mujoco is not installed; {files.INSTALL}") from error
+        if found != self.mujoco:
+            raise RuntimeError(
+                f"mujoco is {found}, and other versions than 3.3.2 change LIBERO's pictures and physics; "
+                f"pip install mujoco==3.3.2, or say bench.mujoco={found}"
+            )
+
+    def _start(self, task: Task) -> LiberoEnv:
+        """The open environment, or RuntimeError that says what to install."""
+        self._check()
+        states = files.initial_states(self.suite, task.name)
+        meshes = files.assets(self.assets)
+        gl = draws_with(self.renderer)
+        try:
+            with quiet():
+                files.import_libero(meshes)
+                world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
+        except (OSError, ValueError) as error:  # robosuite's and MuJoCo's ways to miss a file
+            raise RuntimeError(
+                f"{task.name} cannot be built from {meshes} ({error}); get all of it: {files.FETCH}"
+            ) from error
+        try:
+            return LiberoEnv(world, task, states, self.image, self.fast)
+        except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
+            need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
+            raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error
+
+
+def _world(problem: Path) -> Any:
+    """LIBERO's environment of a problem file, as OpenVLA's evaluation makes it, save that it does not render."""
+    import robosuite
+    from libero.libero.envs import TASK_MAPPING, bddl_utils
+
+    kind = TASK_MAPPING[bddl_utils.get_problem_info(str(problem))["problem_name"]]
+    with drawing(np.random.RandomState(0).get_state()):
+        return kind(
+            str(problem),
+            robots=["Panda"],
+            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+            gripper_types="default",
+            initialization_noise=None,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            control_freq=20,
+            horizon=1000,
+            hard_reset=False,
+        )

@@ -1,0 +1,160 @@
+"""One LIBERO task, open: what `vlaprune.bench.libero.benchmark` gives to a run."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from vlaprune.bench.libero import expert
+from vlaprune.benchmark import Observation, Task, check_action
+
+TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
+SETTLE, NOTHING = 10, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
+PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
+
+
+class LiberoEnv:
+    """One LIBERO task, open; made by `Libero.open`.
+
+    world  LIBERO's own environment, for experts that may look at privileged state
+    """
+
+    def __init__(self, world: Any, task: Task, states: np.ndarray, image: int, fast: bool) -> None:
+        """Wraps `world`; `states` [50, n] are its initial states, `image` the side of the square pictures in pixels."""
+        import mujoco
+        from robosuite.utils.observables import Observable
+
+        self.world, self.task = world, task
+        self._states, self._mujoco = states, mujoco
+        self._model, self._data = world.sim.model._model, world.sim.data._data
+        self._lots = [np.random.RandomState(0).get_state()]
+        if fast:
+            self._model.vis.quality.offsamples = 0
+        self._renderer = mujoco.Renderer(self._model, image, image)
+        if fast:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                self._renderer.scene.flags[flag] = 0
+        self._look = mujoco.MjvOption()
+        self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        self._seen = mujoco.MjData(self._model)
+        self._sites = self._model.site_rgba.copy()
+        world.add_observable(Observable("seen", _sensor(self._sample), sampling_rate=world.control_freq))
+
+    def reset(self, episode: int) -> None:
+        """Official initial state `episode` (0 .. 49), or one of our own (1000 and on), after ten steps of nothing."""
+        if not (0 <= episode < len(self._states) or episode >= TRAIN_EPISODE):
+            raise ValueError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
+        if episode >= TRAIN_EPISODE:
+            seed = np.random.SeedSequence([zlib.crc32(self.task.name.encode()), episode]).generate_state(8)
+            self._reset(np.random.RandomState(seed).get_state())
+        else:
+            while len(self._lots) <= episode:
+                self._lots.append(self._reset(self._lots[-1]))
+            after = self._reset(self._lots[episode])
+            if len(self._lots) == episode + 1:
+                self._lots.append(after)
+            self.world.sim.set_state_from_flattened(self._states[episode])
+        self._data.qacc_warmstart[:] = 0  # would depend on where the placement rules had put things
+        self.world.sim.forward()
+        self.world._post_process()
+        self.world._update_observables(force=True)
+        for _ in range(SETTLE):
+            self.step(NOTHING)
+
+    def observe(self) -> Observation:
+        """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres) as robosuite samples them."""
+        images, sites = {}, self._model.site_rgba.copy()
+        self._model.site_rgba[:] = self._sites  # LIBERO recolours burners between sampling and now
+        for name, camera in CAMERAS.items():
+            self._renderer.update_scene(self._seen, camera, self._look)
+            images[name] = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+        self._model.site_rgba[:] = sites
+        return Observation(images, self._state(), self.task.instruction)
+
+    def step(self, action: np.ndarray) -> bool:
+        """Applies one [7] action; robosuite clips it to [-1, 1]. True while LIBERO's own goal predicate holds."""
+        _, _, success, _ = self.world.step(check_action(action, 7))
+        return bool(success)
+
+    def hint(self) -> np.ndarray:
+        """Where what is to be moved is, and what it goes onto: x and y from the hand in metres; [4] float32.
+
+        Privileged: for training, never for a policy that acts.
+        """
+        hand = self._data.site_xpos[self.world.robots[0].eef_site_id][:2]
+        spots = [place[:2] - hand for place in expert.places(self.world)]
+        return np.concatenate(spots).astype(np.float32)
+
+    def state_bits(self) -> bytes:
+        """All that decides what the simulator does next, for tests of repeatability."""
+        spec = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
+        out = np.empty(self._mujoco.mj_stateSize(self._model, spec))
+        self._mujoco.mj_getState(self._model, self._data, out, spec)
+        return out.tobytes() + np.asarray(self._model.body_pos).tobytes()
+
+    def close(self) -> None:
+        """Frees the renderer and the simulator."""
+        self._renderer.close()
+        self.world.close()
+
+    def _reset(self, lot: Any) -> Any:
+        """LIBERO's own reset with numpy's global generator in state `lot`; returns the generator's state afterwards."""
+        from robosuite.utils.errors import RandomizationError
+
+        gripper = self.world.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over from the episode before
+        with drawing(lot):
+            while True:
+                try:
+                    self.world.reset()
+                    return np.random.get_state()
+                except RandomizationError:  # no room for an object; LIBERO draws again
+                    continue
+
+    def _sample(self, _: Any) -> np.ndarray:
+        """What robosuite calls when it would render: remembers the scene, to be rendered if somebody looks."""
+        for name in PLACES:
+            getattr(self._seen, name)[:] = getattr(self._data, name)
+        self._sites = self._model.site_rgba.copy()
+        return np.zeros(1)
+
+    def _state(self) -> np.ndarray:
+        """Gripper position 3, axis-angle 3 and finger positions 2, as one [8] array."""
+        now = {k: self.world._observables[f"robot0_{k}"].obs for k in ("eef_pos", "eef_quat", "gripper_qpos")}
+        return np.concatenate([now["eef_pos"], axis_angle(now["eef_quat"]), now["gripper_qpos"]])
+
+
+def axis_angle(quat: np.ndarray) -> np.ndarray:
+    """Axis times angle [3] of a unit quaternion [4] (w last), the angle in [0, 2 pi] as the quaternion's sign has it.
+
+    OpenVLA's rule (openvla/openvla@c8f03f4:experiments/robot/libero/libero_utils.py, from robosuite): the quaternion is
+    not turned to the nearer of its two signs, so q and -q give different numbers.
+    """
+    cosine = float(np.clip(quat[3], -1.0, 1.0))
+    sine = np.sqrt(1.0 - cosine * cosine)
+    if sine == 0.0:
+        return np.zeros(3)
+    return np.asarray(quat[:3] * 2.0 * np.arccos(cosine) / sine)
+
+
+@contextmanager
+def drawing(lot: Any) -> Iterator[None]:
+    """Puts numpy's global generator, which LIBERO draws from, into state `lot`; outside it is as it was."""
+    before = np.random.get_state()
+    np.random.set_state(lot)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _sensor(function: Callable[[Any], np.ndarray]) -> Any:
+    """`function` as robosuite wants its sensors marked."""
+    from robosuite.utils.observables import sensor
+
+    return sensor(modality="seen")(lambda cache: function(cache))

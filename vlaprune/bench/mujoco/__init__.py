@@ -1,0 +1,1 @@
+"""What the MuJoCo benchmarks share: renderers, and the motions of scripted experts."""

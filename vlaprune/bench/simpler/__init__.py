@@ -1,0 +1,5 @@
+"""SIMPLER: the official episodes of the Google robot and the WidowX."""
+
+from vlaprune.bench.simpler.benchmark import Simpler
+
+__all__ = ["Simpler"]

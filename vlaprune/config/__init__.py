@@ -1,0 +1,33 @@
+"""From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
+
+from vlaprune.config.build import build, control, load, make, make_plain, model_for, model_node, ready, sinks
+from vlaprune.config.check import check, check_profile
+from vlaprune.config.compose import composed, config_path, options, plain, prepare
+from vlaprune.config.provenance import header, provenance, tasks
+from vlaprune.config.sweep import arms, every, job, methods
+
+__all__ = [
+    "arms",
+    "build",
+    "check",
+    "check_profile",
+    "composed",
+    "config_path",
+    "control",
+    "every",
+    "header",
+    "job",
+    "load",
+    "make",
+    "make_plain",
+    "methods",
+    "model_for",
+    "model_node",
+    "options",
+    "plain",
+    "prepare",
+    "provenance",
+    "ready",
+    "sinks",
+    "tasks",
+]

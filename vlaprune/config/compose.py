@@ -1,0 +1,72 @@
+"""From YAML files and overrides to one composed configuration: search paths, resolvers, the options of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+GROUPS = ("model", "method", "bench")  # what a run joins
+
+
+class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
+    """Lets installed packages add options to our config groups: entry points of the group `vlaprune.configs`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends pkg://<module> of every entry point."""
+        for point in entry_points(group="vlaprune.configs"):
+            search_path.append(provider=point.name, path=f"pkg://{point.value}")
+
+
+def prepare() -> None:
+    """Registers the search path of third parties and our one resolver; the command line calls it once."""
+    Plugins.instance().register(ThirdParty)
+    OmegaConf.register_new_resolver("vlaprune.suffix", lambda name: f",{name}" if name else "", replace=True)
+
+
+def config_path() -> str:
+    """Where the YAML files are: inside an installed wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = (package / "configs" / "eval.yaml").is_file()
+    return "pkg://vlaprune.configs" if installed else str(package.parent / "configs")
+
+
+def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, dict[str, str]]:
+    """What a command would run with these overrides, and the option chosen in each group. Else ValueError."""
+    with _search_path():
+        try:
+            cfg = compose(name, list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(" ".join(str(error).split())) from None
+    choices = cfg.hydra.runtime.choices
+    return cfg, {group: str(choices[group]) for group in GROUPS}
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, those of third parties included."""
+    with _search_path():
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as dictionaries and lists, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+
+
+def _search_path() -> AbstractContextManager[None]:
+    prepare()
+    path = config_path()
+    if path.startswith("pkg://"):
+        return initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")  # type: ignore[no-any-return]
+    return initialize_config_dir(path, version_base="1.3")  # type: ignore[no-any-return]

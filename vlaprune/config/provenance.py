@@ -1,0 +1,102 @@
+"""What a journal says of its run: identity, provenance, and the episodes asked for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from vlaprune.config.build import control, model_node
+from vlaprune.config.compose import plain
+
+if TYPE_CHECKING:
+    from vlaprune.benchmark import Benchmark
+    from vlaprune.policy import VLA
+    from vlaprune.records import Header
+
+PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
+WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which is no part of what is run
+
+
+def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
+    """Task name -> episodes asked for. ValueError outside 1 .. what the protocol has."""
+    for task in bench.tasks():
+        if episodes is not None and not 1 <= episodes <= task.episodes:
+            raise ValueError(f"episodes={episodes}; {bench.name} {task.name} has 1..{task.episodes}")
+    return {t.name: episodes or t.episodes for t in bench.tasks()}
+
+
+def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
+    """What the journal says of this run."""
+    from vlaprune.evaluation.rollout import Shard
+    from vlaprune.records import Header
+
+    shard = Shard(cfg.shard.index, cfg.shard.count).suffix
+
+    nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
+    said: dict[str, Any] = {k: plain(node) for k, node in nodes.items()}
+    for key in WHERE:
+        said["bench"].pop(key, None)
+    if hasattr(bench, "identity"):  # its own word on what decides numbers
+        said["bench"] = {"_target_": cfg.bench._target_, **bench.identity()}
+    driver = control(cfg, bench)
+    if replace(driver, execute=None) != type(driver)():
+        said["control"] = asdict(driver)
+    if cfg.kernel != "sdpa":
+        said["kernel"] = cfg.kernel
+    card: Mapping[str, Any] = getattr(model, "card", {})
+    identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
+    told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
+    known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
+    if "tuning" in card:
+        known["tuned_from"] = card["from"].get("sha256", "none")
+    return Header(identity, known, tasks(bench, cfg.episodes))
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Command, commit, versions and hardware of this process."""
+    import torch
+
+    cuda = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        "hardware": {
+            "device": cuda or device,
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a plus sign where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None

@@ -1,0 +1,73 @@
+"""Several methods and budgets of one command line, and which job of a Hydra sweep this process is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from vlaprune.evaluation.progress import Job
+
+
+def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Takes `method=a,b method.keep=0.5,0.25` out of a command line: what is left, and the arms, an override list each.
+
+    Unlike Hydra's multirun, which would give each arm a process and a time of its own, one job then sees them all.
+    """
+    parser = OverridesParser.create()
+    rest, axes = [], []
+    for text in argv:
+        if text.startswith("-") or text.partition("=")[0].split(".")[0] != "method":
+            rest.append(text)
+            continue
+        try:
+            one = parser.parse_override(text)
+        except OverrideParseException:
+            rest.append(text)  # Hydra says what is wrong with it
+            continue
+        key = one.get_key_element()
+        axes.append([f"{key}={v}" for v in one.sweep_string_iterator()] if one.is_sweep_override() else [text])
+    return rest, [list(arm) for arm in product(*axes)]
+
+
+def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
+    """The label and the configuration of each arm, composed with the other overrides of the running job."""
+    job = HydraConfig.get()
+    out = []
+    for arm in arms:
+        given = dict(text.partition("=")[::2] for text in arm)
+        called = given.pop("method", job.runtime.choices["method"])
+        label = " ".join([called, *(f"{k.removeprefix('method.')}={v}" for k, v in given.items())])
+        out.append((label, compose(job.job.config_name, [*job.overrides.task, *arm])["method"]))
+    return out
+
+
+def every(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tuple[str, DictConfig]]:
+    """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above."""
+    job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    out = []
+    for name in names or loader.get_group_options("method"):
+        own = compose(job.job.config_name, [*job.overrides.task, f"method={name}"])["method"]
+        if name == "dense":
+            continue
+        out.append((name, own))
+        if isinstance(own.get("keep"), float):
+            out += [(f"{name} keep={k}", OmegaConf.merge(own, {"keep": float(k)})) for k in keeps]
+    return out
+
+
+def job() -> Job | None:
+    """Which job of a sweep this is; None outside one."""
+    from vlaprune.evaluation.progress import Job
+
+    hydra = HydraConfig.get()
+    return Job(hydra.job.num, hydra.job.override_dirname) if hydra.mode == RunMode.MULTIRUN else None

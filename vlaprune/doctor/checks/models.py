@@ -1,0 +1,101 @@
+"""Whether the files of each model are here, whole, and would load: names and shapes are checked, no weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vlaprune.benchmark import Finding
+from vlaprune.doctor.checks.probe import ask
+
+Node = Mapping[str, Any]
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
+
+
+def models(nodes: Mapping[str, Node], hub: bool) -> Sequence[Finding]:
+    """One finding for each model configuration, by its name. The hub is asked only with `hub`.
+
+    They are looked at in a process of their own, where the hub's library is told to stay offline before it is loaded.
+    """
+    code = "import json; from vlaprune.doctor.checks.models import answer; "
+    code += f"print(answer(json.loads({json.dumps(nodes)!r})))"
+    try:
+        said = json.loads(ask(code, env={"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, seconds=600))
+    except RuntimeError as error:
+        return [Finding(name, f"cannot be looked at: {error}", ok=False) for name in nodes]
+    found = [Finding(name, text, ok) for name, (text, ok) in zip(nodes, said, strict=True)]
+    return [_asked(f) if hub and not f.ok else f for f in found]
+
+
+def answer(nodes: Mapping[str, Node]) -> str:
+    """JSON list of (what is said, whether it is fine) for each configuration."""
+    return json.dumps([model(node) for node in nodes.values()])
+
+
+def model(node: Node) -> tuple[str, bool]:
+    """Builds one model on torch's meta device: everything is checked, nothing is read but names, shapes and JSON."""
+    weights = node.get("weights")
+    if not local(weights):
+        return _absent("weights", str(weights)), False
+    module, _, name = str(node["_target_"]).rpartition(".")
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    if "device" in given:
+        given["device"] = "meta"
+    try:
+        getattr(import_module(module), name)(**given)
+    except Exception as error:  # whatever is wrong with the files is the finding
+        said = " ".join(str(error).split()) or type(error).__name__
+        gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
+        return _absent(gone[1], gone[2]) if gone else said, False
+    if "weights" not in node or weights == "random":
+        return "random weights, no files needed" if weights == "random" else "needs no files", True
+    return "complete, and would load" if weights is None else f"{weights} is complete and would load", True
+
+
+def _absent(option: str, name: str) -> str:
+    """What is said of a repository of which nothing is here."""
+    remedy = f"hf download {name.partition('@')[0]} --local-dir FOLDER, then model.{option}=FOLDER"
+    return f"{name} is not on this machine; {remedy}"
+
+
+def local(weights: object) -> bool:
+    """Whether this is no repository of the hub, or one whose files are in the hub's cache."""
+    found = HUB_ID.fullmatch(str(weights))
+    if not found or Path(str(weights)).expanduser().exists():
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(found[1], revision=found[2], local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
+def _asked(finding: Finding) -> Finding:
+    """The same finding with what the hub says of a repository that is not here."""
+    found = re.match(rf"{HUB_ID.pattern} is not on this machine", finding.said)
+    return Finding(finding.about, f"{finding.said} ({on_hub(found[1])})", ok=False) if found else finding
+
+
+def on_hub(name: str) -> str:
+    """What the hub says of a repository: open, gated, or not to be had; with its size."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        HfApi().auth_check(name)
+        info = HfApi().model_info(name, files_metadata=True)
+    except GatedRepoError:
+        return f"gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the hub shows no such repository; check the name, or run `hf auth login`"
+    except Exception as error:  # the network, in all its ways
+        return f"the hub cannot be reached: {type(error).__name__}"
+    sizes = [file.size or 0 for file in info.siblings or ()]
+    return f"open on the hub, {sum(sizes) / 1e9:.1f} GB in {len(sizes)} files"

@@ -1,0 +1,104 @@
+"""vlaprune-doctor: one line for each thing that a run needs, and what to do where it is missing.
+
+Checks are functions that answer a `Finding` and change nothing. A benchmark takes part by a method
+`findings() -> Iterable[Finding]` of its own, for packages and assets of its configured tasks, and by a config key
+`renderer` (egl or osmesa) where it draws by MuJoCo. Another interpreter that a simulator runs in is the benchmark's to
+look into: `bench.python=PATH`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from vlaprune.benchmark import Finding
+
+PARTS = ("model", "method", "bench")
+ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints findings by section; 0 where nothing is in the way of the chosen configuration, else 2."""
+    parser = argparse.ArgumentParser(
+        prog="vlaprune-doctor",
+        description="Says what is missing for a run, and what to do about it. Loads no weights.",
+        epilog="example: vlaprune-doctor model=cogact bench=simpler",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for vlaprune-eval: what is to be run")
+    parser.add_argument("--hub", action="store_true", help="ask the Hugging Face hub about models that are not here")
+    args = parser.parse_args(argv)
+
+    from vlaprune import config
+
+    _, chosen = config.composed(args.overrides)
+    problems = 0
+    for section, needed, findings in sections(args.overrides, args.hub):
+        print(section, flush=True)
+        for finding in findings:
+            counts = needed is None or finding.about in needed
+            print(finding.line(counts), flush=True)
+            problems += counts and not finding.ok
+    run = " ".join(f"{part}={chosen[part]}" for part in PARTS)
+    print(f"{problems or 'no'} problem{'' if problems == 1 else 's'} for {run}")
+    return 2 if problems else 0
+
+
+def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str, set[str] | None, Iterable[Finding]]]:
+    """Title, what the chosen configuration needs of it (None for all), and the findings, made as they are asked for."""
+    from vlaprune import config
+    from vlaprune.doctor.checks import graphics, machine
+
+    cfg, chosen = config.composed(overrides)
+    yield "machine", None, (check() for check in machine.CHECKS)
+    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], hub)
+    renderer, python = cfg.bench.get("renderer"), str(cfg.bench.get("python") or sys.executable)
+    looks = (look(python if name == renderer else sys.executable) for name, look in graphics.CHECKS.items())
+    yield "graphics", {graphics.ABOUT.get(str(renderer), "")}, looks
+    yield f"bench {chosen['bench']}", None, _bench(overrides)
+
+
+def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Iterator[Finding]:
+    """Every model configuration as it would be built for the chosen benchmark, or else for a robot that it knows."""
+    from vlaprune import config
+    from vlaprune.doctor.checks.models import models
+
+    others = [o for o in overrides if not o.lstrip("+~").startswith(("model=", "model."))]
+    nodes, own = {}, _robot(overrides)
+    for name in config.options("model"):
+        cfg = config.composed(overrides if name == chosen else [*others, f"model={name}"])[0]
+        known = list(cfg.model.get("settings") or ())
+        robot = own if own in known or name == chosen else next(iter(known), None)
+        nodes[name] = config.plain(config.model_for(cfg, robot))
+    yield from models(nodes, hub)
+
+
+def _robot(overrides: Sequence[str]) -> str | None:
+    """That of the chosen benchmark; None where it cannot be built."""
+    from vlaprune import config
+
+    try:
+        bench = config.make(config.composed(overrides)[0].bench)
+    except ERRORS:
+        return None
+    return bench.robot  # type: ignore[no-any-return]
+
+
+def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
+    """What the benchmark itself says, and whether the model can drive its robot; no simulator is started."""
+    from vlaprune import config
+
+    cfg = config.composed(overrides)[0]
+    try:
+        bench = config.make(cfg.bench)
+    except ERRORS as error:
+        yield Finding("options", " ".join(str(error).split()), ok=False)
+        return
+    yield Finding("options", f"{len(bench.tasks())} tasks")
+    try:
+        config.control(cfg, bench)
+    except ERRORS as error:
+        yield Finding("robot", " ".join(str(error).split()), ok=False)
+    else:
+        yield Finding("robot", f"{bench.robot or 'none of its own'}; the model has controls for it")
+    yield from getattr(bench, "findings", tuple)()

@@ -1,0 +1,1 @@
+"""Evaluation: episodes into a journal, films, progress, sinks."""

@@ -1,0 +1,116 @@
+"""Sinks that the recorder feeds: CSV and wandb. Both can be rebuilt from the journal; neither can end a run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean
+from vlaprune.stats.paired import wilson
+
+
+class CSV:
+    """episodes.csv in the run's folder, one row per episode, written anew from the journal when a run opens."""
+
+    def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
+        """Writes what is there."""
+        self._path = folder / f"episodes{header.provenance.get('shard', '')}.csv"
+        self._path.unlink(missing_ok=True)
+        for record in done:
+            self.episode(record)
+
+    def episode(self, record: EpisodeRecord) -> None:
+        """Appends a row."""
+        row = episode_row(record)
+        new = not self._path.exists()
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Wandb:
+    """A wandb run named after the folder; offline unless `mode` (or WANDB_MODE) says otherwise, so it needs no account.
+
+    Its id is kept in the run's folder: a run that was killed and goes on is the same wandb run, and its steps, the
+    model calls of all episodes, go on too. `wandb sync FOLDER/wandb/offline-run-*` uploads what was written offline.
+
+    calls  log tokens, FLOPs and milliseconds of every model call, not of episodes only
+    """
+
+    def __init__(self, project: str = "vlaprune", mode: str = "offline", calls: bool = True) -> None:
+        self.project, self.mode, self.calls = project, mode, calls
+
+    def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
+        """Starts wandb; RuntimeError where it is not installed."""
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            import wandb
+        except ImportError:
+            raise RuntimeError("wandb is not installed; pip install wandb, or use logger=csv") from None
+        self._wandb, self._folder = wandb, folder
+        self._run = wandb.init(
+            project=self.project,
+            mode=self.mode,  # type: ignore[arg-type]
+            id=_identity(folder / f"wandb-id{header.provenance.get('shard', '')}"),
+            resume="allow",
+            dir=folder,
+            name="/".join(folder.parts[-3:]),
+            config={**header.identity, "tasks": dict(header.tasks), "provenance": dict(header.provenance)},
+            settings=wandb.Settings(console="off"),
+        )
+        self._run.define_metric("call/*", step_metric="calls")
+        self._run.define_metric("episode/*", step_metric="episodes")
+        self._rows = [episode_row(record) for record in done]
+        self._calls = sum(len(record.calls) for record in done)
+
+    def episode(self, record: EpisodeRecord) -> None:
+        """Logs the calls of an episode, then the episode, the success rate so far and the film if there is one."""
+        self._rows.append(episode_row(record))
+        for call in record.calls[:-1]:
+            if self.calls:
+                self._run.log(self._call(call), step=self._calls)
+            self._calls += 1
+        row = {f"episode/{k}": v for k, v in self._rows[-1].items() if v != "" and k != "kept_layers"}
+        film = self._folder / film_name(record.task, record.episode)
+        if film.is_file():
+            row[f"film/{record.task}"] = self._wandb.Video(str(film), format="mp4")
+        self._run.log({**self._call(record.calls[-1]), **row, **self._standing()}, step=self._calls)
+        self._calls += 1
+
+    def close(self) -> None:
+        """Writes the summary and a table of all episodes, and ends the wandb run."""
+        if self._rows:
+            columns: list[Any] = list(self._rows[0])
+            data: list[list[Any]] = [[None if row[c] == "" else row[c] for c in columns] for row in self._rows]
+            table = self._wandb.Table(columns=columns, data=data)
+            self._run.log({"table": table}, step=self._calls - 1)
+            self._run.summary.update(self._standing())
+        self._run.finish()
+
+    def _call(self, call: StepRecord) -> dict[str, Any]:
+        row: dict[str, Any] = {"calls": self._calls, "call/kept": mean(call.visual), "call/visual": call.total}
+        row["call/gflops"] = sum(call.flops.values()) / 1e9
+        return row | ({"call/ms": sum(call.ms.values())} if call.ms else {})
+
+    def _standing(self) -> dict[str, float]:
+        won, n = sum(row["success"] for row in self._rows), len(self._rows)
+        interval = wilson(won, n)
+        return {"episodes": n, "success_rate": won / n, "success_low": interval.low, "success_high": interval.high}
+
+
+def _identity(path: Path) -> str:
+    """The id in a file; made and written there where it is not yet."""
+    if not path.is_file() or not path.read_text():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(secrets.token_hex(6))
+        os.replace(partial, path)
+    return path.read_text()

@@ -1,0 +1,244 @@
+"""How far a run is, and how far the arms of a sweep are: one line each, drawn by the process that started them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlaprune.records import EpisodeRecord
+from vlaprune.stats import paired as stats
+
+SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
+SAID = "said.log"
+QUIET = 300.0  # seconds between two standings where nobody looks on a terminal
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far one run is.
+
+    begun    episodes that were there when it started; seconds  since then
+    ended    whether it is over; error  why, if that was not as planned
+    baseline the folder of the run it is held against, if one was named
+    """
+
+    label: str
+    folder: str = ""
+    asked: int = 0
+    done: int = 0
+    won: int = 0
+    begun: int = 0
+    baseline: str = ""
+    seconds: float = 0.0
+    ended: bool = False
+    error: str = ""
+
+    @property
+    def rate(self) -> str:
+        """Success so far with its 95 % Wilson interval."""
+        if not self.done:
+            return "no episode yet"
+        found, rate = stats.wilson(self.won, self.done), self.won / self.done
+        return f"{self.won}/{self.done} = {100 * rate:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+    @property
+    def line(self) -> str:
+        """The run in one line: label, success, what is left."""
+        fresh = self.done - self.begun
+        left = self.error or ("done" if self.ended else "")
+        if not left:
+            seconds = self.seconds / fresh * (self.asked - self.done) if fresh else 0.0
+            left = f"{self.done}/{self.asked} episodes" + (f", {_clock(seconds)} left" if fresh else "")
+        return f"{self.label:<40} {self.rate:<34} {left}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = divmod(round(seconds), 60)[0], int(seconds // 3600)
+    return f"{hours}:{minutes % 60:02d}:{round(seconds) % 60:02d}"
+
+
+def _folder() -> Path | None:
+    """Where the board of this sweep looks; None without one, or where it is on another machine."""
+    folder = Path(os.environ.get(SWEEP, ""))
+    return folder if SWEEP in os.environ and folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its number, and what makes it different, as on the command line."""
+
+    number: int
+    choices: str
+
+    @property
+    def place(self) -> Path | None:
+        """The file in which it says how far it is; None where no board is looking."""
+        folder = _folder()
+        return folder and folder / f"{self.number}.json"
+
+    def fail(self, error: str) -> bool:
+        """Says that it failed; False where no board is looking."""
+        if self.place is None:
+            return False
+        known = self.place.is_file()
+        standing = Standing(**json.loads(self.place.read_text())) if known else Standing(self.choices)
+        _post(self.place, replace(standing, ended=True, error=error))
+        return True
+
+
+class Bar:
+    """Watches one run: a bar on the terminal, or, inside a sweep, a line of the sweep's board."""
+
+    def __init__(self, standing: Standing, job: Job | None = None) -> None:
+        from tqdm import tqdm
+
+        if job is not None and job.choices:
+            standing = replace(standing, label=f"{standing.label} {job.choices}")
+        self.standing, self._began = standing, time.monotonic()
+        self._place = job.place if job is not None else None
+        self._bar: Any = None
+        if self._place is None:
+            label, total, initial = standing.label, standing.asked, standing.begun
+            self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=standing.rate)
+        self._tell()
+
+    def look(self, task: str, episode: int, trace: object) -> None:
+        """A model call changes nothing here."""
+
+    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+        """Counts a finished episode."""
+        if record is None:
+            return
+        old = self.standing
+        self.standing = replace(
+            old, done=old.done + 1, won=old.won + record.success, seconds=time.monotonic() - self._began
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.standing.rate}, {task}", refresh=False)
+            self._bar.update()
+        self._tell()
+
+    def close(self) -> None:
+        """The run is over, one way or another."""
+        self.standing = replace(self.standing, ended=True)
+        if self._bar is not None:
+            self._bar.close()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._place is not None:
+            _post(self._place, self.standing)
+
+
+def _post(place: Path, standing: Standing) -> None:
+    partial = place.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(standing)))
+    os.replace(partial, place)
+
+
+def alone() -> None:
+    """This run is no job of a sweep: no board need look."""
+    os.environ.pop(SWEEP, None)
+
+
+def say(text: str) -> None:
+    """Prints a line; inside a sweep the board does, above its own lines."""
+    from tqdm import tqdm
+
+    folder = _folder()
+    if folder is None:
+        tqdm.write(text)
+        return
+    with (folder / SAID).open("a") as file:
+        file.write(text + "\n")
+
+
+def once(text: str) -> None:
+    """Says a line, but only for the first of a sweep's jobs that has it to say."""
+    folder = _folder()
+    if folder is not None:
+        try:
+            (folder / f"{zlib.crc32(text.encode())}.once").touch(exist_ok=False)
+        except FileExistsError:
+            return
+    say(text)
+
+
+class Board:
+    """Shows the standings of a sweep's jobs, whether they run in this process or in others on this machine.
+
+    On a terminal a line for each job, drawn anew every second; elsewhere a line when a job ends, and all now and then.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="vlaprune-sweep-"))
+        os.environ[SWEEP] = str(self.folder)
+        self._stop = threading.Event()
+        self._drawn, self._read = 0, 0  # lines on the terminal, characters of what was said
+        self._ended: set[str] = set()
+        self._next = time.monotonic() + QUIET
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def standings(self) -> Sequence[Standing]:
+        """Those of all jobs that have started, in their order."""
+        files = sorted(self.folder.glob("*.json"), key=lambda p: int(p.stem))
+        return [Standing(**json.loads(p.read_text())) for p in files]
+
+    def close(self) -> Sequence[Standing]:
+        """Draws the last state once more, gives it back and cleans up."""
+        self._stop.set()
+        self._thread.join()
+        self._draw()
+        standings = self.standings()
+        for standing in standings if sys.stderr.isatty() else ():
+            if len(standing.line) >= shutil.get_terminal_size().columns and standing.error:
+                print(f"{standing.label}: {standing.error}", file=sys.stderr)  # its line above was cut
+        alone()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return standings
+
+    def _watch(self) -> None:
+        while SWEEP in os.environ and not self._stop.wait(1.0):
+            self._draw()
+
+    def _draw(self) -> None:
+        said, standings = self._news(), self.standings()
+        if not said and not standings:
+            return
+        if sys.stderr.isatty():
+            width, height = shutil.get_terminal_size()
+            shown = [s.line[: width - 1] for s in standings][2 - height :]
+            up = f"\x1b[{self._drawn}F" if self._drawn else ""
+            self._drawn = len(shown)
+        else:
+            shown, up = [s.line for s in standings if self._due(s)], ""
+            self._next = time.monotonic() + QUIET if time.monotonic() > self._next else self._next
+        clear = "\x1b[J" if up else ""
+        sys.stderr.write(up + clear + "".join(f"{line}\n" for line in [*said, *shown]))
+        sys.stderr.flush()
+
+    def _due(self, standing: Standing) -> bool:
+        """Whether a line is due where nobody looks on a terminal."""
+        key = standing.label + standing.folder
+        due = key not in self._ended and (standing.ended or time.monotonic() > self._next)
+        self._ended |= {key} if standing.ended else set()
+        return due
+
+    def _news(self) -> list[str]:
+        """What the jobs have said since the last time."""
+        place = self.folder / SAID
+        text = place.read_text()[self._read :] if place.is_file() else ""
+        whole = text.rfind("\n") + 1
+        self._read += whole
+        return text[:whole].splitlines()

@@ -1,0 +1,131 @@
+"""Writes the journal: one JSON line per finished episode, on disk before the next episode starts. No torch."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from vlaprune.records import EpisodeRecord, Header, Sink, recorded
+
+
+class Recorder:
+    """Appends one JSON line per finished episode and feeds the sinks.
+
+    A run that stopped goes on where it stopped. An episode that raised is noted with its traceback, is not a failure,
+    and is run again next time. The line is on disk before the next episode starts; a torn last line is cut off.
+
+    Errors: ValueError if the folder holds a run with another identity, or another process is writing this journal.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        header: Header,
+        sinks: Sequence[Sink] = (),
+        shard: str = "",
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.header, self.say = Path(folder), header, say
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.raised = 0
+        done: dict[tuple[str, int], EpisodeRecord] = {}
+        if old := recorded(self.folder, header):
+            done = old.episodes
+        self._done = dict(done)
+        self._file = self._open(self.folder / f"journal{shard}.jsonl")
+        self._append({"kind": "header", **asdict(header)})
+        self._sinks = list(sinks)
+        asked = [r for key, r in done.items() if key[1] < header.tasks.get(key[0], 0)]
+        self._feed(lambda sink: sink.open(header, self.folder, asked))
+
+    @staticmethod
+    def _open(path: Path) -> FileIO:
+        file = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{path} is being written by another process; wait for it or use shard.index") from None
+        whole = path.read_bytes().rfind(b"\n") + 1
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+        return file
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise OSError(
+                f"cannot write {self._file.name}: {error.strerror}; free some space and run the same command again, "
+                "finished episodes are kept"
+            ) from error
+
+    def has(self, task: str, episode: int) -> bool:
+        """Whether the journal holds this episode."""
+        return (task, episode) in self._done
+
+    def done(self, task: str | None = None) -> list[EpisodeRecord]:
+        """The finished episodes that this run asks for, of one task or of all."""
+        wanted = self.header.tasks
+        return [r for (t, e), r in self._done.items() if task in (None, t) and e < wanted.get(t, 0)]
+
+    @contextmanager
+    def attempt(self, task: str, episode: int) -> Iterator[None]:
+        """Notes an exception of the world or the policy as an error line and goes on; disk errors and Ctrl-C pass."""
+        try:
+            yield
+        except Exception as error:
+            self.raised += 1
+            self._append(
+                {
+                    "kind": "error",
+                    "task": task,
+                    "episode": episode,
+                    "error": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                }
+            )
+            self.say(
+                f"{task} episode {episode} raised {type(error).__name__}: {error}; "
+                f"noted in {self._file.name}, it will be run again"
+            )
+
+    def write(self, record: EpisodeRecord) -> None:
+        """Journals one finished episode, then tells the sinks."""
+        self._append({"kind": "episode", **asdict(record)})
+        self._done[record.task, record.episode] = record
+        self._feed(lambda sink: sink.episode(record))
+
+    def stop(self, why: Mapping[str, Any]) -> None:
+        """Notes that a rule ended the run; it is complete by that rule."""
+        self._append({"kind": "stop", **why})
+
+    def close(self) -> None:
+        """Closes the sinks and the journal."""
+        self._feed(lambda sink: sink.close())
+        self._file.close()
+
+    def _feed(self, call: Callable[[Sink], None]) -> None:
+        """A sink that raises is dropped and named once; the journal has it all."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self.say(
+                    f"logger {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}; "
+                    "nothing is lost, the journal goes on"
+                )

@@ -1,0 +1,111 @@
+"""The job of vlaprune-eval: episodes into a journal, or, with `only`, recorded episodes once more for films."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlaprune import report
+from vlaprune.benchmark import Benchmark
+from vlaprune.evaluation.film import KINDS, Film
+from vlaprune.evaluation.progress import Bar, Job, Standing, once, say
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.replay import Replay, chosen
+from vlaprune.evaluation.rollout import Rules, Shard, rollout
+from vlaprune.models.backends import kernel
+from vlaprune.policy import Policy
+from vlaprune.records import Header, Sink, read, recorded
+from vlaprune.stats.anytime import Anytime, said
+from vlaprune.stats.power import power_line
+
+
+def main(
+    cfg: Any, policy: Policy, bench: Benchmark, header: Header, sinks: Sequence[Sink], job: Job | None = None
+) -> None:
+    """Runs what the configuration asks for, alone or as a job of a sweep."""
+    shard = Shard(cfg.shard.index, cfg.shard.count)
+    if cfg.only is not None:
+        _again(cfg, policy, bench, header, shard)
+        return
+    once(power_line(min(header.tasks.values()), len(header.tasks)))
+    rule = _rule(cfg, header)
+    recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
+    label = f"{policy.model.info.name} {report.label(header)} {bench.name}"
+    asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
+    mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
+    won = sum(r.success for r in mine)
+    base = str(cfg.baseline or "")
+    bar = Bar(Standing(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
+    try:
+        with _film(cfg, bench, header) as films:
+            rules = Rules(cfg.seed, cfg.time_limit)
+            if rule is not None:
+                rules = replace(rules, stop=rule)
+            if not any(map(rules.stop, mine)):
+                with kernel(cfg.kernel):
+                    rollout(policy, bench, recorder, shard, rules, [bar, *films])
+        if rule is not None and rule.state.stopped:
+            recorder.stop(rule.stop)
+            say(said(rule.stop))
+    except KeyboardInterrupt:
+        done = bar.standing.done
+        say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
+        raise
+    finally:
+        recorder.close()
+        bar.close()
+    if job is None:
+        print(report.summary(read(cfg.output)))
+    if recorder.raised:
+        raise RuntimeError(
+            f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
+            "to redo just these"
+        )
+
+
+def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Shard) -> None:
+    if cfg.video == "none":
+        raise ValueError("only= runs recorded episodes again for their films; add video=all")
+    run = recorded(Path(cfg.output), header)
+    if run is None:
+        raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
+    replay = Replay(run, chosen(run, cfg.only), say)
+    with _film(cfg, bench, header) as films, kernel(cfg.kernel):
+        rollout(policy, bench, replay, shard, Rules(cfg.seed, cfg.time_limit), films)
+    print(f"films are in {run.folder}/videos; the journal is as it was")
+    if replay.other:
+        raise RuntimeError(
+            f"{len(replay.other)} episodes did not end as recorded ({', '.join(replay.other)}); run them with the "
+            "slots, kernel and machine of the recorded run"
+        )
+
+
+def _rule(cfg: Any, header: Header) -> Anytime | None:
+    if cfg.stop not in (None, "anytime"):
+        raise ValueError(f"stop={cfg.stop}; use anytime, or leave it out")
+    if cfg.stop is None:
+        return None
+    if cfg.baseline is None:
+        raise ValueError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
+    if cfg.shard.count > 1:
+        raise ValueError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
+    return Anytime(read(cfg.baseline), header)
+
+
+@contextmanager
+def _film(cfg: Any, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
+    """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
+    if cfg.video not in KINDS:
+        raise ValueError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
+    if cfg.video == "none":
+        yield ()
+        return
+    fps = max(1.0, bench.control_hz / header.identity["execute"])
+    film = Film(Path(cfg.output), cfg.video, fps, cfg.video_megabytes, say)
+    try:
+        yield (film,)
+    finally:
+        film.close()

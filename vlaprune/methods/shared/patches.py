@@ -1,0 +1,122 @@
+"""What methods read from the image patches behind the tokens: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlaprune.methods.shared.selecting import shared
+from vlaprune.trace import Layout
+
+
+class Patches(NamedTuple):
+    """The patches [V, p, p, 3] of one frame, made ready to be compared with other frames more than once.
+
+    values  [V, c, m] pixel values, fp32; m is 256 wherever that divides a patch, so that sums of m products are exact
+    square  [V] sum of the squared pixel values of each patch
+    """
+
+    values: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Patches:
+        """Patches of [V, p, p, 3] uint8."""
+        size = pixels[0].numel()
+        values = pixels.reshape(len(pixels), -1, 256 if size % 256 == 0 else size).float()
+        return cls(values, _dot(values, values))
+
+    def alike(self, other: Patches) -> bool:
+        """Whether both are of as many pixels."""
+        return self.values.shape == other.values.shape
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(2).sum(1, dtype=torch.float64)
+
+
+def patch_cosine(now: Patches, before: Patches) -> Tensor:
+    """[V] cosine of the raw pixels of patches; 1 for patches that are equal, black ones included.
+
+    The sums are whole numbers, so a threshold cuts alike on every machine: 256 products are exact in fp32, and the
+    sums of those in float64.
+    """
+    dot, left, right = _dot(now.values, before.values), now.square, before.square
+    equal = (dot == left) & (dot == right)  # then the squared distance is 0
+    return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill(equal, 1.0)
+
+
+def still(now: Patches, before: Patches, threshold: float, layout: Layout, count: int) -> Tensor:
+    """[V] bool, patches that did not change: cosine at or above `threshold`, at most the `count` most similar."""
+    near = patch_cosine(now, before)
+    return shared(near, layout, count) & (near >= threshold)
+
+
+def grey_entropy(patches: Patches, levels: int) -> Tensor:
+    """[V] entropy of the grey levels of patches, over log2(levels): 0 if flat.
+
+    Grey is ITU-R 601 luma in 65536ths, exact in fp32, so every machine counts the same histogram.
+    """
+    count, device = patches.values[0].numel() // 3, patches.values.device
+    side = math.gcd(count, 16)
+    grey = (patches.values.view(-1, 3 * side) @ _luma(side, device)).add_(0.5).long().view(-1, count)
+    bins = grey if levels == 256 else grey * levels >> 8
+    ones = torch.ones_like(bins, dtype=torch.int32)
+    counts = torch.zeros(bins.shape[0], levels, dtype=torch.int32, device=device).scatter_add_(1, bins, ones)
+    bits = _entropies(count, device).index_select(0, counts.flatten()).view(counts.shape).sum(1)
+    return bits / math.log(levels)
+
+
+@cache
+def _luma(pixels: int, device: torch.device) -> Tensor:
+    """[3 pixels, pixels] from red, green, blue of neighbouring pixels to their grey."""
+    weights = torch.tensor([19595.0, 38470.0, 7471.0], device=device) / 65536
+    return torch.kron(torch.eye(pixels, device=device), weights[:, None])
+
+
+@cache
+def _entropies(pixels: int, device: torch.device) -> Tensor:
+    """[pixels + 1] what a grey level that 0, 1, ... of `pixels` pixels have adds to their entropy."""
+    return torch.special.entr(torch.arange(pixels + 1, dtype=torch.float64, device=device) / pixels)
+
+
+def patch_ssim(now: Tensor, before: Tensor) -> Tensor:
+    """[V] structural similarity (Wang et al. 2004) of patches [V, p, p, 3]: one window each, mean over colours."""
+    a, b = now.flatten(1, 2).double(), before.flatten(1, 2).double()
+    left, right = a.mean(1), b.mean(1)
+    spread_a, spread_b = a.var(1, correction=0), b.var(1, correction=0)
+    joint = ((a - left[:, None]) * (b - right[:, None])).mean(1)
+    small, large = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    light = (2 * left * right + small) / (left.square() + right.square() + small)
+    return (light * (2 * joint + large) / (spread_a + spread_b + large)).mean(1)
+
+
+class Resemblance(NamedTuple):
+    """How alike two frames are.
+
+    seen   what is kept of a frame, of its pixels [V, p, p, 3] and visual tokens [V, d]
+    alike  of what was kept of two frames, a number up to 1
+    """
+
+    seen: Callable[[Tensor, Tensor], Any]
+    alike: Callable[[Any, Any], Tensor]
+
+
+RESEMBLANCE = {
+    "patches": Resemblance(
+        lambda pixels, tokens: Patches.of(pixels), lambda a, b: (patch_cosine(a, b) >= 0.996).float().mean()
+    ),
+    "ssim": Resemblance(lambda pixels, tokens: pixels, lambda a, b: patch_ssim(a, b).mean()),
+    "embedding": Resemblance(
+        lambda pixels, tokens: tokens.float().mean(0), lambda a, b: F.cosine_similarity(a, b, dim=0)
+    ),
+    "embedding_patches": Resemblance(
+        lambda pixels, tokens: tokens.float(), lambda a, b: F.cosine_similarity(a, b).mean()
+    ),
+}

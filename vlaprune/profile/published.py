@@ -1,0 +1,121 @@
+"""One call of each published model at full size, as matrix products by stage: what a call must cost, without weights.
+
+Sizes from the models' public configurations; per model the prompt's length outside the visual tokens (`text`) is that
+of a typical LIBERO or SIMPLER instruction. Towers stop at the block whose output is used. Attention is counted as the
+whole rectangle, as everywhere in vlaprune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from vlaprune.nn.decoder import Shape
+from vlaprune.profile.roofline import Work, block, decoder, linear, vit
+
+LLAMA = Shape(width=4096, layers=32, heads=32, kv_heads=32, head_size=128, ffn=11008)
+GEMMA = Shape(width=2048, layers=18, heads=8, kv_heads=1, head_size=256, ffn=16384, causal=False)
+EXPERT = Shape(width=1024, layers=18, heads=8, kv_heads=1, head_size=256, ffn=4096, causal=False)
+BIDIRECTIONAL = replace(LLAMA, causal=False)  # as OFT runs it
+PATCHES, VOCABULARY = 256, 32064
+
+
+def prismatic(images: int) -> tuple[list[Work], list[Work]]:
+    """DINOv2-L to block 23 of 24 and SigLIP so400m to block 26 of 27, then the fused projector."""
+    towers = [*linear(PATCHES, 588, 1024), *vit(261, 1024, 16, 4096, 23)]
+    towers += [*linear(PATCHES, 588, 1152), *vit(256, 1152, 16, 4304, 26)]
+    return [w.times(images) for w in towers], linear(images * PATCHES, 2176, 8704, 4096, 4096)
+
+
+def siglip(images: int) -> tuple[list[Work], list[Work]]:
+    """PaliGemma's SigLIP so400m, all 27 blocks, and its linear projector."""
+    tower = [*linear(PATCHES, 588, 1152), *vit(256, 1152, 16, 4304, 27)]
+    return [w.times(images) for w in tower], linear(images * PATCHES, 1152, 2048)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model as far as its cost goes.
+
+    shape    the decoder that prunes
+    images   cameras
+    others   prompt positions that are no visual tokens: text, state, slots
+    build    stages of a call from the observed visual tokens of each layer
+    """
+
+    name: str
+    shape: Shape
+    images: int
+    others: int
+    build: Callable[[Model, list[int]], dict[str, list[Work]]]
+
+    @property
+    def visual(self) -> int:
+        """V, the visual tokens of a call."""
+        return self.images * PATCHES
+
+    def call(self, kept: int | None = None, layer: int = 0) -> dict[str, list[Work]]:
+        """Stages of a call that computes `kept` visual tokens from `layer` on; None for a dense one."""
+        kept = self.visual if kept is None else kept
+        return self.build(self, [self.visual if i < layer else kept for i in range(self.shape.layers)])
+
+    def counts(self, visual: list[int]) -> list[tuple[int, int]]:
+        """(rows, columns) of the prompt pass from the visual tokens of each layer."""
+        return [(n + self.others, n + self.others) for n in visual]
+
+
+def _openvla(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+    towers, projector = prismatic(model.images)
+    words = linear(1, LLAMA.width, VOCABULARY)
+    passes = [block(LLAMA, 1, n + model.others + i + 1) for i in range(6) for n in visual]
+    return {
+        "vision": towers,
+        "projector": projector,
+        "prompt": [*decoder(LLAMA, model.counts(visual)), *words],
+        "decode": [*(w for one in passes for w in one), *(w.times(6) for w in words)],
+    }
+
+
+def _oft(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+    towers, projector = prismatic(model.images)
+    return {
+        "vision": towers,
+        "projector": projector,
+        "prompt": decoder(LLAMA, model.counts(visual)),
+        "head": [*linear(1, 8, 4096, 4096), *linear(8, 28672, 4096, 4096, 4096, 7)],
+    }
+
+
+def _cogact(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+    towers, projector = prismatic(model.images)
+    step = vit(34, 768, 12, 3072, 12)  # classifier-free guidance: two sequences of 17 rows
+    return {
+        "vision": towers,
+        "projector": projector,
+        "prompt": decoder(LLAMA, model.counts(visual)),
+        "head": [w.times(10) for w in step],
+    }
+
+
+def _pi0(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+    tower, projector = siglip(model.images)
+    rows = 51  # a state token and 50 actions
+    step = [*linear(rows - 1, 32, 1024), *linear(rows - 1, 2048, 1024, 1024), *linear(rows - 1, 1024, 32)]
+    step += [w for n in visual for w in block(EXPERT, rows, n + model.others + rows)]
+    return {
+        "vision": tower,
+        "projector": projector,
+        "prompt": decoder(GEMMA, model.counts(visual)),
+        "head": [*linear(1, 32, 1024), *(w.times(10) for w in step)],
+    }
+
+
+MODELS = {
+    m.name: m
+    for m in (
+        Model("openvla", LLAMA, 1, 26, _openvla),
+        Model("oft", BIDIRECTIONAL, 2, 84, _oft),
+        Model("cogact", LLAMA, 1, 27, _cogact),
+        Model("pi0", GEMMA, 2, 48, _pi0),
+    )
+}

@@ -1,0 +1,141 @@
+"""The claims ledger: what papers say, where it stands, and what came out here. Made from data, never typed. No torch.
+
+A claim is a row of a CSV file. Its `run` names the run that would answer it, as on the command line: model=, bench= and
+method= by their short names, and any setting of theirs. Without `bench.suite` it speaks of all suites of LIBERO.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vlaprune.records import Run
+from vlaprune.stats.paired import Interval, wilson
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+EVIDENCE = {"P": "the authors' own page or abstract", "S": "a third party's notes of the paper"}
+NOT_RUN = "not run here"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number that a paper prints.
+
+    where     table or section; evidence  who was read (`EVIDENCE`)
+    preset    the experiment file that repeats it, if one does
+    run       the run that answers it, see above
+    quantity  what is counted, with its unit; value and spread in that unit, the spread as printed
+    """
+
+    paper: str
+    where: str
+    evidence: str
+    preset: str
+    run: str
+    quantity: str
+    value: float
+    spread: str
+    note: str
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """The settings of `run`."""
+        return dict(part.split("=", 1) for part in self.run.split())
+
+
+def load(folder: Path) -> list[Claim]:
+    """Every claim of a folder's CSV files. ValueError names the first line that is none."""
+    claims = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                try:
+                    claim = Claim(**{**row, "value": float(row["value"])})  # type: ignore[arg-type]
+                    if claim.evidence not in EVIDENCE or not {"model", "bench", "method"} <= claim.wanted.keys():
+                        raise ValueError("evidence or run")
+                except (ValueError, TypeError, KeyError) as error:
+                    names = ", ".join(f.name for f in fields(Claim))
+                    raise ValueError(f"{path} line {number} is no claim ({error}); it has {names}") from None
+                claims.append(claim)
+    if not claims:
+        raise ValueError(f"{folder} holds no claims; give a folder with CSV files of them")
+    return claims
+
+
+def answers(run: Run, wanted: Mapping[str, str]) -> bool:
+    """Whether a run is the one that a claim asks for."""
+    return all(_is(run.header.identity, key, value) for key, value in wanted.items())
+
+
+def _is(identity: Mapping[str, Any], key: str, value: str) -> bool:
+    group, *rest = key.split(".")
+    node: Any = identity[group]
+    if not rest:
+        *_, module, name = str(node["_target_"]).split(".")
+        return value in ((name.lower(),) if name.lower().startswith(module) else (module, name.lower()))
+    for part in rest:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return str(node) == value
+
+
+def ours(claim: Claim, runs: Sequence[Run]) -> str:
+    """Our number with its 95 % interval, or why there is none."""
+    if not claim.quantity.startswith("success %"):
+        return "not compared" if any(answers(r, claim.wanted) for r in runs) else NOT_RUN
+    asked = [claim.wanted]
+    if "libero" in claim.run and "bench.suite" not in claim.wanted:
+        asked = [claim.wanted | {"bench.suite": suite} for suite in SUITES]
+    found = [next((r for r in runs if answers(r, wanted) and r.episodes), None) for wanted in asked]
+    if None in found:
+        return NOT_RUN
+    tasks = [task for run in found if run for task in _tasks(run)]
+    rate, interval = mean(tasks)
+    missing = sum(len(run.missing) for run in found if run)
+    counted = f"n = {sum(n for _, n in tasks)}" + (f", {missing} episodes missing" if missing else "")
+    return f"{100 * rate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] ({counted})"
+
+
+def _tasks(run: Run) -> Iterable[tuple[int, int]]:
+    for task in run.header.tasks:
+        own = [record.success for (name, _), record in run.episodes.items() if name == task]
+        if own:
+            yield sum(own), len(own)
+
+
+def mean(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
+    """Mean over tasks of (successes, episodes), as the protocols have it, with an interval for episodes.
+
+    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates.
+    """
+    rates = [won / n for won, n in tasks]
+    rate = sum(rates) / len(rates)
+    if len({n for _, n in tasks}) == 1:
+        return rate, wilson(sum(won for won, _ in tasks), sum(n for _, n in tasks))
+    error = math.sqrt(sum(p * (1 - p) / n for p, (_, n) in zip(rates, tasks, strict=True))) / len(rates)
+    return rate, Interval(max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error))
+
+
+def markdown(claims: Sequence[Claim], runs: Sequence[Run]) -> str:
+    """The ledger: a table for each paper."""
+    lines = [
+        "# Claims ledger",
+        "",
+        "Made by `scripts/ledger.py` from the CSV files in `claims/` and from recorded runs; do not edit.",
+        f"{len(claims)} numbers of {len({c.paper for c in claims})} papers; success is the mean over tasks with a 95 % "
+        "interval. Evidence: " + "; ".join(f"{k}, {v}" for k, v in EVIDENCE.items()) + ".",
+    ]
+    for paper in dict.fromkeys(c.paper for c in claims):
+        own = [c for c in claims if c.paper == paper]
+        done = sum(ours(c, runs) not in (NOT_RUN, "not compared") for c in own)
+        lines += ["", f"## {paper}", "", f"{done} of {len(own)} numbers have one of ours beside them.", ""]
+        lines += ["| run | quantity | paper | ours | where | conditions | preset |", "|---|---|---|---|---|---|---|"]
+        for c in own:
+            printed = f"{c.value:.1f}" if c.quantity.startswith("success") else f"{c.value:g}"
+            printed += f" ± {c.spread}" if c.spread else ""
+            cells = (f"`{c.run}`", c.quantity, printed, ours(c, runs), f"{c.where} ({c.evidence})", c.note, c.preset)
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

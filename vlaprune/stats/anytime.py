@@ -1,0 +1,68 @@
+"""Ends a run early, by rule: an e-process on the episodes that a method and its baseline end differently. No torch.
+
+The rule may be looked at after every episode: if losses and gains are equally likely, it ever stops with a chance of
+at most alpha (Ville 1939; `stats.EProcess`). Episodes are taken in the order of the run's list, however they finish:
+short, won episodes come out of parallel slots first, and a rule fed in that order would be fooled by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlaprune.records import EpisodeRecord, Header, Run, differences
+from vlaprune.stats.paired import EProcess, e_process
+
+
+class Anytime:
+    """The rule `stop=anytime` of one run against its baseline.
+
+    ValueError where the baseline is another protocol or lacks an episode that this run asks for.
+    """
+
+    def __init__(self, base: Run, header: Header, alpha: float = 0.05) -> None:
+        ours, theirs = (Header({**h.identity, "method": {}}, {}, {}) for h in (header, base.header))
+        if apart := differences(theirs, ours):
+            raise ValueError(f"baseline {base.folder} is no baseline of this run: it differs in {apart}")
+        self._order = [(task, episode) for task, count in header.tasks.items() for episode in range(count)]
+        if lacking := [key for key in self._order if key not in base.episodes]:
+            raise ValueError(
+                f"baseline {base.folder} lacks {len(lacking)} of the {len(self._order)} episodes of this run; "
+                "finish it first, or ask for fewer episodes"
+            )
+        self._base = base
+        self._ours: dict[tuple[str, int], bool] = {}
+        self.state, self.seen = EProcess(alpha), 0
+
+    def __call__(self, record: EpisodeRecord) -> bool:
+        """Takes a finished episode; whether the run may end."""
+        self._ours[record.task, record.episode] = record.success
+        while not self.state.stopped and self.seen < len(self._order) and self._order[self.seen] in self._ours:
+            key = self._order[self.seen]
+            self.state = self.state.after(self._base.episodes[key].success, self._ours[key])
+            self.seen += 1
+        return self.state.stopped
+
+    @property
+    def stop(self) -> Mapping[str, Any]:
+        """What the journal keeps: the rule, when it stopped and why."""
+        state = self.state
+        return {
+            "rule": "anytime",
+            "alpha": state.alpha,
+            "baseline": str(self._base.folder),
+            "after": self.seen,
+            "of": len(self._order),
+            "lost": state.lost,
+            "gained": state.gained,
+            "log_e": round(e_process(state.lost, state.gained), 3),
+            "verdict": "worse" if state.lost > state.gained else "better",
+        }
+
+
+def said(stop: Mapping[str, Any]) -> str:
+    """The same in words."""
+    return (
+        f"stopped by rule after {stop['after']} of {stop['of']} episodes: {stop['verdict']} than {stop['baseline']}, "
+        f"lost {stop['lost']}, gained {stop['gained']} (e-process, alpha {stop['alpha']:g})"
+    )

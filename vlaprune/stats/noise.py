@@ -1,0 +1,69 @@
+"""The A/A floor: how often a method, run again, ends an episode otherwise. Below it no difference means anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlaprune.records import Header, Run, differences
+from vlaprune.stats.paired import aa_floor
+
+
+def same_method(runs: Sequence[Run]) -> bool:
+    """Whether these runs are one method on the same tasks under several conditions: what a floor is made of."""
+    first = [(r.header.identity["method"], [*r.header.tasks]) for r in runs[:1]]
+    return len(runs) > 1 and all((r.header.identity["method"], [*r.header.tasks]) == first[0] for r in runs)
+
+
+def alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs in groups that differ in the method only, in the order in which they come."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        own = [g for g in groups if not differences(conditions(g[0].header), conditions(run.header))]
+        if own:
+            own[0].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def conditions(header: Header) -> Header:
+    """A header without its method."""
+    return Header({k: v for k, v in header.identity.items() if k != "method"}, {}, {})
+
+
+def lines(runs: Sequence[Run]) -> list[str]:
+    """The first run against each of the others, a line each. ValueError where two have no episode in common."""
+    first = runs[0]
+    out = [f"A/A: every run against {first.folder}, episodes that both have"]
+    for other in runs[1:]:
+        both = [key for key in first.episodes if key in other.episodes]
+        if not both:
+            raise ValueError(f"{other.folder} and {first.folder} have no episode in common")
+        then, now = ({key: run.episodes[key] for key in both} for run in (first, other))
+        rate, interval = aa_floor({k: r.success for k, r in then.items()}, {k: r.success for k, r in now.items()})
+        steps = sum(then[key].steps != now[key].steps for key in both)
+        won = [sum(r.success for r in rows.values()) / len(both) for rows in (then, now)]
+        out.append(
+            f"{_apart(first.header, other.header)}: {round(rate * len(both))} of {len(both)} episodes end otherwise = "
+            f"{100 * rate:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], {steps} take another number of "
+            f"steps; success {100 * won[0]:.1f} -> {100 * won[1]:.1f} %"
+        )
+    return out
+
+
+def _apart(old: Header, new: Header) -> str:
+    """Conditions in which two runs of a method differ: what decides numbers, slots, and the machine."""
+    told = [
+        Header(
+            {
+                "kernel": "sdpa",
+                **h.identity,
+                "slots": h.provenance.get("slots"),
+                "hardware": h.provenance.get("hardware"),
+            },
+            {},
+            {},
+        )
+        for h in (old, new)
+    ]
+    return differences(*told) or "nothing changed"

@@ -1,0 +1,1 @@
+"""Training: demonstrations, behaviour cloning, fine-tuning with a learned method."""

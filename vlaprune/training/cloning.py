@@ -1,0 +1,148 @@
+"""The job of vlaprune-train: expert demonstrations, behaviour cloning by mean absolute error, corrections (DAgger)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vlaprune.benchmark import Interface, Observation
+from vlaprune.control import taught
+from vlaprune.nn.load import save
+from vlaprune.policy import Policy
+from vlaprune.pruner import Pruner
+from vlaprune.training import demos
+from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
+
+
+def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
+    """The same demonstrations with the cameras that a model reads and the gripper that it says."""
+    missing = sorted(set(model.cameras) - set(world.cameras))
+    if missing:
+        raise ValueError(f"demonstrations lack cameras {missing} that the model reads; set model.cameras")
+    images, order = arrays["images"], [world.cameras.index(c) for c in model.cameras]
+    if order != list(range(images.shape[1])):
+        images = images[:, order]
+    return arrays | {"images": images, "labels": taught(arrays["labels"], world.gripper, model.gripper)}
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is demonstrated.
+
+    episodes, first  training episodes per task, and the number of the first
+    noises           standard deviations on the arm's actions, executed in turn
+    every            steps between two kept frames
+    workers          processes that record
+    rounds           further rounds: the policy acts, the expert labels where it gets to (DAgger, arXiv:1011.0686)
+    corrections      episodes per task of such a round
+    beta             share of the chunks that the expert executes in it
+    rewind           labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
+    """
+
+    episodes: int = 180
+    first: int = 1000
+    noises: tuple[float, ...] = (0.0, 0.2, 0.4)
+    every: int = 3
+    workers: int = 2
+    rounds: int = 1
+    corrections: int = 50
+    beta: float = 0.25
+    rewind: bool = True
+
+
+def teaching(cfg: Any) -> Teaching:
+    """The section `teaching` of a configuration."""
+    return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+
+
+def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
+    """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
+    if not hasattr(bench, "expert"):
+        raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
+    jobs = [demos.Job(t.name, e, plan.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
+    demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
+
+
+def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
+    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
+    first = teaching.first + teaching.episodes + (number - 1) * teaching.corrections
+
+    def act(observation: Observation) -> np.ndarray:
+        return policy.act({0: observation})[0]
+
+    def episodes() -> Iterator[int]:
+        for episode in range(first, first + teaching.corrections):
+            policy.reset(0, episode)
+            yield episode
+
+    for task in bench.tasks():
+        demos.record(
+            bench,
+            task,
+            episodes(),
+            folder,
+            every=teaching.every,
+            chunk=policy.model.chunk,
+            policy=act,
+            beta=teaching.beta,
+            rewind=teaching.rewind,
+        )
+
+
+def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The frames of several folders of demonstrations."""
+    parts = [demos.load(folder) for folder in folders]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
+    """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
+    recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
+    folder, data = Path(cfg.output), Path(cfg.data)
+    torch.manual_seed(recipe.seed)
+    model = make_model()
+    if not hasattr(model, "normalise"):
+        raise ValueError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
+    shown = [data / "demos"]
+    teach(bench, plan, shown[0], model.chunk)
+    losses: list[float] = []
+    for number in range(1 + plan.rounds):
+        if number:
+            shown.append(data / f"corrections{number}")
+            correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
+        arrays = load(shown)
+        learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
+        if not number:
+            model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))
+        losses += _run(Trainer(model, learnt, recipe, folder / f"round{number}"))
+    (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
+    card = {
+        "model": model.info.name,
+        "bench": bench.name,
+        "tasks": sorted(set(arrays["task"].tolist())),
+        "frames": len(learnt.images),
+        "recipe": asdict(recipe),
+        "teaching": asdict(plan),
+        "l1": float(np.mean(losses[-100:])),
+    }
+    path = folder / f"{model.info.name}-{bench.name}.safetensors"
+    save(path, model, card, torch.float16)
+    print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")
+
+
+def _run(trainer: Trainer) -> list[float]:
+    with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-100:]):.4f}")
+            bar.update()
+
+        trainer.run(progress)
+    return trainer.losses

@@ -1,0 +1,216 @@
+"""The training loop: frames, learning rate, checkpoints, weight average. Resumable, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlaprune.nn.load import fill, trained
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    steps, batch  optimiser steps and frames per step
+    lr            peak learning rate: linear warm-up over 3 % of the steps, then cosine to a hundredth
+    decay         AdamW weight decay
+    average       decay of the exponential moving average of the weights, which is what is saved
+    shift         pixels by which each image is moved at random; 0 where the cameras stand still, as they do here:
+                  a moved picture hides where things are
+    bf16          compute matrix products in bfloat16
+    keep          steps between two checkpoints
+    """
+
+    steps: int = 2500
+    batch: int = 64
+    lr: float = 1e-3
+    decay: float = 0.05
+    average: float = 0.998
+    shift: int = 0
+    bf16: bool = True
+    keep: int = 250
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Demonstrated frames: images [n, cameras, h, w, 3] uint8, state [n, s], words [n, w], labels [n, chunk, a].
+
+    hints [n, h] say where the objects are, NaN for what is not there.
+    task [n] is the number of the task a frame is from; batches have as many frames of each.
+    """
+
+    images: np.ndarray
+    state: np.ndarray
+    words: np.ndarray
+    labels: np.ndarray
+    hints: np.ndarray
+    task: np.ndarray
+
+    @cached_property
+    def by_task(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frame numbers sorted by task [n]; how many frames each task has, and where its first stands."""
+        counts = np.bincount(self.task)
+        return np.argsort(self.task, kind="stable"), counts, np.cumsum(counts) - counts
+
+    def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
+        """A random batch; every image moved by up to `shift` pixels, its edges repeated."""
+        order, counts, starts = self.by_task
+        which = lot.integers(0, len(counts), size)
+        pick = order[starts[which] + (lot.random(size) * counts[which]).astype(int)]
+        images = torch.from_numpy(self.images[pick])
+        if shift:
+            n, cameras, h, w, _ = images.shape
+            padded = F.pad(images.flatten(0, 1).permute(0, 3, 1, 2).float(), [shift] * 4, mode="replicate").byte()
+            corners = lot.integers(0, 2 * shift + 1, (n * cameras, 2))
+            moved = torch.stack([p[:, y : y + h, x : x + w] for p, (y, x) in zip(padded, corners, strict=True)])
+            images = moved.permute(0, 2, 3, 1).unflatten(0, (n, cameras))
+        rest = (torch.from_numpy(a[pick]) for a in (self.state, self.words, self.labels, self.hints))
+        return (images, *rest)
+
+
+def quantiles(values: np.ndarray, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """The 1 % and 99 % quantiles of each column of [n, c], apart by at least `floor`: what is normalised to [-1, 1]."""
+    low, high = np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0)
+    return torch.tensor(low).float(), torch.tensor(np.maximum(high, low + floor)).float()
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """The learning rate's factor at a step."""
+    warm = max(1, round(0.03 * recipe.steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+
+
+class Trainer:
+    """One training run in a folder; made again, it goes on from the last checkpoint, bit for bit on a CPU.
+
+    What is frozen in the model is neither trained, nor averaged, nor in a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frames: Frames,
+        recipe: Recipe,
+        folder: Path,
+        loss: Callable[..., Tensor] | None = None,
+        origin: str = "",
+    ) -> None:
+        """`loss` makes a number of a step and a batch; without it the model's own `train_loss` does, of the batch.
+
+        origin  the weights that training begins with; a checkpoint of a run that began with others is refused
+        """
+        self.model, self.frames, self.recipe, self.origin = model, frames, recipe, origin
+        self.loss = loss or (lambda step, *batch: model.train_loss(*batch))  # type: ignore[operator]
+        self.path = folder / "checkpoint.pt"
+        wanted = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+        rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+        groups = [{"params": wanted, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
+        self.average = {k: v.detach().clone() for k, v in trained(model).items()}
+        self.step, self.losses = 0, []  # type: tuple[int, list[float]]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            saved = torch.load(self.path, weights_only=True, map_location="cpu")
+            recipe = saved["recipe"]
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self.path} cannot be read ({type(error).__name__}); delete it to start anew"
+            ) from None
+        if recipe != asdict(self.recipe):
+            raise ValueError(
+                f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
+                "use the same settings, or another output="
+            )
+        if saved.get("origin", self.origin) != self.origin:
+            raise ValueError(
+                f"checkpoint {self.path} began with weights {saved['origin']}, now they are {self.origin}; "
+                "use the same, or another output="
+            )
+        if saved["frames"] != len(self.frames.images):
+            raise ValueError(
+                f"checkpoint {self.path} saw {saved['frames']} frames, now there are {len(self.frames.images)}; "
+                "bring the demonstrations back, or use another output="
+            )
+        fill(self.model, saved["model"], f"of checkpoint {self.path}")
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.average, self.step, self.losses = saved["average"], saved["step"], saved["losses"]
+
+    def save(self) -> None:
+        """Writes the checkpoint, at once or not at all."""
+        part = self.path.with_suffix(".part")
+        torch.save(
+            {
+                "recipe": asdict(self.recipe),
+                "origin": self.origin,
+                "model": trained(self.model),
+                "average": self.average,
+                "frames": len(self.frames.images),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "losses": self.losses,
+            },
+            part,
+        )
+        os.replace(part, self.path)
+
+    def run(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Mapping[str, Tensor]:
+        """Trains to the end; returns the averaged weights, which the model then also holds."""
+        self.model.train()
+        while self.step < self.recipe.steps:
+            loss = self._once()
+            self.step += 1
+            self.losses.append(loss)
+            progress(self.step, loss)
+            if self.step % self.recipe.keep == 0 or self.step == self.recipe.steps:
+                self.save()
+        fill(self.model, self.average, "of the average")
+        self.model.eval()
+        return self.average
+
+    def _once(self) -> float:
+        lot = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming changes nothing
+        device = next(self.model.parameters()).device
+        batch = [t.to(device) for t in self.frames.batch(lot, self.recipe.batch, self.recipe.shift)]
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.lr * rate(self.step, self.recipe)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            loss = self.loss(self.step, *batch)
+        if not torch.isfinite(loss):
+            raise ValueError(f"loss is {loss.item()} at step {self.step}; lower lr, or train with bf16=false")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            pull = 1 - min(self.recipe.average, (self.step + 1) / (self.step + 10))
+            for key, value in trained(self.model).items():
+                self.average[key].lerp_(value, pull) if value.is_floating_point() else self.average[key].copy_(value)
+        return float(loss.detach())
+
+
+def frames(
+    arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]
+) -> Frames:
+    """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
+    names = [name for name in instructions if (arrays["task"] == name).any()]
+    task = np.array([names.index(str(n)) for n in arrays["task"]])
+    rows = [words(instructions[n]) for n in names]
+    table = np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], arrays["hints"], task)

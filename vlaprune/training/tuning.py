@@ -1,0 +1,248 @@
+"""Fine-tuning with a method that is learnt (LightVLA): the policy comes to ask for the tokens that it needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vlaprune.meter import Clock
+from vlaprune.nn.load import save
+from vlaprune.nn.lora import adapt, identity
+from vlaprune.session import Session
+from vlaprune.training.cloning import load, suited, teach, teaching
+from vlaprune.training.datasets import load as datasets
+from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1.0 - done,
+    "constant": lambda done: 1.0,
+    "none": lambda done: 0.0,
+}
+THIRDS = ("begin", "middle", "end")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a policy is tuned together with a method.
+
+    weights   of the policy to begin with; None for the model's own
+    schedule  of the noise over training: linear (from 1 to 0, as published), constant, none
+    noise     what the schedule is multiplied by; 1 as published
+    probe     steps between two looks at what the method keeps without noise
+    lora      rank (0 trains the whole policy) and alpha of adapters, which are trained in place of the trunk
+    recipe    where it differs from the recipe of cloning
+    """
+
+    weights: str | None = None
+    schedule: str = "linear"
+    noise: float = 1.0
+    probe: int = 25
+    lora: Mapping[str, float] = field(default_factory=lambda: {"rank": 0, "alpha": 16})
+    recipe: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown schedule, or a rank below 0."""
+        if self.lora["rank"] < 0:
+            raise ValueError(f"tuning.lora.rank={self.lora['rank']}; use 0 for none, or 1 and more (32 as published)")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"tuning.schedule={self.schedule}; use one of {', '.join(SCHEDULES)}")
+
+
+def learnt(method: object) -> bool:
+    """Whether a method is trained together with a policy."""
+    return isinstance(method, nn.Module)
+
+
+class Student(nn.Module):
+    """A policy and one method, of which every sequence of a batch has its own copy with shared parameters.
+
+    The loss is the mean absolute error of the actions alone; nothing asks for few tokens.
+    """
+
+    def __init__(self, policy: Any, method: Any, tuning: Tuning, steps: int, seed: int) -> None:
+        super().__init__()
+        method.plan(policy.info)  # parameters of a method exist from here on
+        self.policy, self.steps, self.seed, self.tuning = policy, steps, seed, tuning
+        self.prototype = method
+        self._clock = Clock(str(policy.device))
+        self._sessions: list[Session] = []
+
+    def sessions(self, count: int, step: int, noise: float | None) -> Sequence[Session]:
+        """`count` sessions with noise of this step's own, or, with `noise` None, as at test."""
+        while len(self._sessions) < count:
+            method = copy.copy(self.prototype)
+            self._sessions.append(Session(method, self.policy.info, self.policy.shape, self._clock))
+        for i, session in enumerate(self._sessions[:count]):
+            session.reset((self.seed * 1_000_003 + step) * 4096 + i)
+            if isinstance(session.pruner, nn.Module):
+                session.pruner.train(noise is not None)
+                session.pruner.noise_scale = noise or 0.0  # type: ignore[assignment]
+        return self._sessions[:count]
+
+    def loss(self, step: int, *batch: Tensor) -> Tensor:
+        """Of one training step."""
+        return self._loss(batch, self.sessions(len(batch[0]), step, self.noise(step)))
+
+    def noise(self, step: int) -> float:
+        """The scale of the noise at a step."""
+        return self.tuning.noise * SCHEDULES[self.tuning.schedule](step / self.steps)
+
+    def _loss(self, batch: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:
+        blind = (*batch[:-1], torch.full_like(batch[-1], torch.nan))  # no hints on where the objects are
+        loss: Tensor = self.policy.train_loss(*blind, sessions)
+        self._clock.read()
+        return loss
+
+    @torch.no_grad()
+    def probe(self, *batch: Tensor) -> tuple[float, np.ndarray]:
+        """The loss as at test, and [B, V] bool: what of each frame goes on to the end."""
+        sessions = self.sessions(len(batch[0]), 0, None)
+        loss = float(self._loss(batch, sessions))
+        kept = np.ones((len(sessions), sessions[0].trace.layout.total), bool)
+        for row, session in zip(kept, sessions, strict=True):
+            if session.trace.kept:
+                row[:] = False
+                row[list(session.trace.kept.values())[-1].cpu().numpy()] = True
+        return loss, kept
+
+
+class Curve:
+    """A CSV file with a line per probe; made again, it goes on behind the last line that counts."""
+
+    head = "step,noise,l1_training,l1_test,tokens"
+
+    def __init__(self, path: Path, step: int) -> None:
+        old = path.read_text().splitlines()[1:] if path.is_file() else []
+        self.path, self.lines = path, [line for line in old if int(line.split(",")[0]) <= step]
+
+    def add(self, step: int, *values: float) -> None:
+        """One line more."""
+        self.lines.append(",".join([str(step), *(f"{v:.4f}" for v in values)]))
+        self.path.write_text("\n".join([self.head, *self.lines]) + "\n")
+
+
+def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tensor]) -> None:
+    """Trains to the end, looking at a fixed batch now and then."""
+    tuning = student.tuning
+
+    def look(step: int) -> float:
+        loss, kept = student.probe(*batch)
+        trained = float(np.mean(trainer.losses[-tuning.probe :])) if trainer.losses else loss
+        tokens = float(kept.sum(1).mean())
+        curve.add(step, student.noise(step), trained, loss, tokens)
+        return tokens
+
+    if not curve.lines:
+        look(0)
+    with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
+
+        def progress(step: int, loss: float) -> None:
+            if step % tuning.probe == 0:
+                bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-50:]):.4f}, {look(step):.1f} tokens at test")
+            bar.update()
+
+        trainer.run(progress)
+
+
+def kept_by_phase(student: Student, arrays: Mapping[str, np.ndarray], shown: Frames, most: int = 128) -> Iterator[str]:
+    """Lines of a CSV: tokens kept at test by task, third of the episode and camera, of at most `most` frames each."""
+    yield "task,third,camera,frames,tokens,of"
+    device = student.policy.device
+    place = np.concatenate([np.arange(n) / n for n in _runs(arrays["task"], arrays["episode"])])
+    for name in dict.fromkeys(arrays["task"].tolist()):
+        for i, third in enumerate(THIRDS):
+            pick = np.flatnonzero((arrays["task"] == name) & ((3 * place).astype(int) == i))
+            if not len(pick):
+                continue
+            pick = pick[np.linspace(0, len(pick) - 1, min(most, len(pick))).astype(int)]
+            parts = (shown.images, shown.state, shown.words, shown.labels, shown.hints)
+            kept = student.probe(*(torch.from_numpy(a[pick]).to(device) for a in parts))[1]
+            for view in student.sessions(1, 0, None)[0].trace.layout.views:
+                own = kept[:, view.tokens.start : view.tokens.stop].sum(1)
+                yield f"{name},{third},{view.camera},{len(pick)},{own.mean():.2f},{len(view.tokens)}"
+
+
+def _runs(*keys: np.ndarray) -> list[int]:
+    """Lengths of the runs of neighbours that agree in all keys."""
+    change = np.flatnonzero(np.any([k[1:] != k[:-1] for k in keys], axis=0)) + 1
+    return np.diff([0, *change, len(keys[0])]).tolist()  # type: ignore[no-any-return]
+
+
+def slim(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
+    """Freezes a policy's trunk beside adapters; the rest is trained in full, all of it in fp32. What a card says of it.
+
+    ValueError for a policy without a trunk of its own.
+    """
+    if not hasattr(policy, "trunk"):
+        raise ValueError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
+    adapt(policy.trunk, rank, alpha, seed)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return {"rank": rank, "alpha": alpha, "weights": identity(policy.card)}
+
+
+def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
+    """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts."""
+    data, plan = Path(cfg.data), teaching(cfg)
+    instructions = {t.name: t.instruction for t in bench.tasks()}
+    if datasets.files(data):
+        arrays = datasets.load(data, policy.chunk, plan.every)
+        foreign = sorted(set(arrays["task"].tolist()) - set(instructions.values()))
+        if foreign:
+            raise ValueError(
+                f"{data} demonstrates {foreign[:2]}, no task of bench {bench.name}; set bench.suite to theirs"
+            )
+        instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
+    else:
+        teach(bench, plan, data / "demos", policy.chunk)
+        arrays = load([data / "demos", *sorted(data.glob("corrections*"))])
+    arrays = suited(arrays, bench.interface, policy.interface)
+    return arrays, frames(arrays, instructions, policy.words)
+
+
+def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Callable[[], Any]) -> None:
+    """Demonstrations, fine-tuning, weights with cards, the curve and what is kept where. Run again, it goes on."""
+    tuning = Tuning(**cfg.tuning)
+    recipe = Recipe(**{**cfg.recipe, **tuning.recipe})
+    folder = Path(cfg.output)
+    torch.manual_seed(recipe.seed)
+    policy, method = make_model(), make_method()
+    if not hasattr(policy, "train_loss"):
+        raise ValueError(f"model {policy.info.name} cannot be trained; use model=tiny")
+    arrays, shown = lessons(cfg, bench, policy)
+    origin, lora = identity(policy.card), None
+    if tuning.lora["rank"]:
+        lora = slim(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
+    student = Student(policy, method, tuning, recipe.steps, recipe.seed)
+    trainer = Trainer(student, shown, recipe, folder, student.loss, f"{origin}, LoRA {lora and dict(tuning.lora)}")
+    look = min(128, 4 * recipe.batch)
+    probe = [t.to(policy.device) for t in shown.batch(np.random.default_rng(0), look, 0)]
+    tune(trainer, student, Curve(folder / "curve.csv", trainer.step), probe)
+    (folder / "kept.csv").write_text("\n".join(kept_by_phase(student, arrays, shown, look)) + "\n")
+    card = {
+        "model": policy.info.name,
+        "bench": bench.name,
+        "method": cfg.method._target_.rsplit(".", 1)[1],
+        "from": policy.card,
+        "frames": len(shown.images),
+        "recipe": asdict(recipe),
+        "tuning": {**asdict(tuning), "lora": dict(tuning.lora), "recipe": dict(tuning.recipe)},
+        **({"lora": lora} if lora else {}),
+        "l1": float(np.mean(trainer.losses[-100:])),
+    }
+    path = folder / ("adapter.safetensors" if lora else "policy.safetensors")
+    save(path, policy, card, torch.float32 if lora else torch.float16)
+    option = "adapter" if lora else "weights"
+    print(f"{path}\nvlaprune-eval model={policy.info.name} model.{option}={path} bench={bench.name} method=...")
+    if learnt(method) and list(method.parameters()):
+        method.save(str(folder / "method.safetensors"))
+        print(f"{folder / 'method.safetensors'}, for method.weights=")
