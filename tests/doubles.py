@@ -9,7 +9,7 @@ import torch
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.control import Control
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.evaluation.rollout import Rules, Shard, rollout
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
@@ -18,16 +18,16 @@ from vlaprune.records import Header, read
 
 
 class Scripted(Pruner):
-    """Answers `choose(site)`, remembers the traces of the calls it saw."""
+    """Answers `choose(context)`, remembers the traces of the calls it saw."""
 
-    def __init__(self, plan, choose=lambda site: None):
+    def __init__(self, plan, choose=lambda context: None):
         self._plan, self.choose, self.traces = plan, choose, []
 
     def plan(self, info):
         return self._plan
 
-    def select(self, site):
-        return self.choose(site)
+    def select(self, context):
+        return self.choose(context)
 
     def observe(self, trace):
         self.traces.append(trace)
@@ -39,7 +39,7 @@ class Blind(Pruner):
     def plan(self, info):
         return Plan((0,))
 
-    def select(self, site):
+    def select(self, context):
         return Selection(torch.zeros(1, dtype=torch.long))
 
 
@@ -52,8 +52,8 @@ class Reuser(Pruner):
     def plan(self, info):
         return Plan((self.layer,), reuses=True)
 
-    def select(self, site):
-        old = site.reusable & (site.alive % 2 == 0)
+    def select(self, context):
+        old = context.reusable & (context.alive % 2 == 0)
         return Selection((~old).nonzero().flatten(), old.nonzero().flatten())
 
 
@@ -65,7 +65,7 @@ class Bench(ToyBench):
         self.trouble, self.opened, self._limit, self._stop = trouble, 0, limit, stop
 
     def tasks(self):
-        return [replace(t, limit=self._limit, stop=self._stop) for t in super().tasks()]
+        return [replace(t, max_steps=self._limit, terminate_on_success=self._stop) for t in super().tasks()]
 
     @contextmanager
     def open(self, task):
@@ -137,7 +137,7 @@ def play(
     recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
         policy = Policy(model or Toy(), make, slots, Control(execute=execute))
-        rollout(policy, bench, recorder, shard, Rules(seed, time_limit), watchers)
+        rollout(policy, bench, recorder, shard, RolloutConfig(seed, time_limit), watchers)
     finally:
         recorder.close()
     return read(folder)

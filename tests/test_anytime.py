@@ -6,7 +6,7 @@ from doubles import Bench, play
 
 from vlaprune.control import Control
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.evaluation.rollout import Rules, Shard, rollout
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
@@ -112,7 +112,7 @@ def test_a_run_that_is_ruined_ends_early_and_its_journal_says_so(tmp_path, slots
     recorder = Recorder(tmp_path / "run", header)
     rule = Anytime(base, header)
     world = Bench(limit=1)  # too short to arrive
-    rollout(Policy(Toy(), Dense, slots, Control()), world, recorder, Shard(), Rules(7, stop=rule))
+    rollout(Policy(Toy(), Dense, slots, Control()), world, recorder, Shard(), RolloutConfig(7, stop=rule))
     recorder.stop(rule.stop)
     recorder.close()
     run = read(tmp_path / "run")

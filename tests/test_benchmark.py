@@ -14,7 +14,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.pruner import Budget, Plan, Pruner, Selection
 from vlaprune.testing import check_benchmark, check_pruner
-from vlaprune.trace import Layout, Read, Rows, Trace, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
 MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "position2")
 
@@ -138,16 +138,16 @@ class Leaky(Pruner):
     def plan(self, info):
         return Plan((2,))
 
-    def select(self, site):
+    def select(self, context):
         self.calls += 1
-        return Selection(torch.arange(min(8 + self.calls, len(site.alive))))
+        return Selection(torch.arange(min(8 + self.calls, len(context.alive))))
 
 
 class Writer(Leaky):
     """Scales the hidden states it was lent."""
 
-    def select(self, site):
-        site.visual.mul_(1.01)
+    def select(self, context):
+        context.visual.mul_(1.01)
         return None
 
 
@@ -159,13 +159,13 @@ class Global(Leaky):
     def reset(self):
         Global.last = 0
 
-    def select(self, site):
+    def select(self, context):
         Global.last += 1
         return Selection(torch.arange(8 + Global.last))
 
 
 class Wavering(Leaky):
-    """Plans another site each time."""
+    """Plans another context each time."""
 
     def plan(self, info):
         self.calls += 1
@@ -175,15 +175,15 @@ class Wavering(Leaky):
 class Lottery(Leaky):
     """Draws from a generator that nobody seeded."""
 
-    def select(self, site):
-        return Selection(torch.randperm(len(site.alive))[:16])
+    def select(self, context):
+        return Selection(torch.randperm(len(context.alive))[:16])
 
 
 @pytest.mark.parametrize(
     ("make", "law"),
     [
         (Leaky, "reset must forget"),
-        (Writer, "wrote to a tensor of its site"),
+        (Writer, "wrote to a tensor of its context"),
         (Global, "reset must forget|a neighbour in the pack"),
         (Wavering, "a plan is fixed"),
         (Lottery, "reset must forget|a neighbour in the pack"),
@@ -205,8 +205,8 @@ class Shared(Pruner):
     def reset(self):
         Shared.seen.clear()
 
-    def select(self, site):
-        Shared.seen.append(site.step)
+    def select(self, context):
+        Shared.seen.append(context.step)
         return Selection(torch.arange(1 + len(Shared.seen)))
 
 
@@ -217,7 +217,7 @@ def test_a_method_whose_neighbour_matters_is_caught():
 
 def test_a_budget_that_is_not_honoured_is_caught():
     with pytest.raises(ValueError, match="promised 32 of 64"):
-        check_pruner(lambda: Scripted(Plan((0,), budget={0: Budget(0.5)}), lambda site: Selection(torch.arange(5))))
+        check_pruner(lambda: Scripted(Plan((0,), budget={0: Budget(0.5)}), lambda context: Selection(torch.arange(5))))
 
 
 # layouts and traces
@@ -250,11 +250,11 @@ def test_pixels_are_the_patch_behind_each_token():
 
 def test_a_trace_names_what_was_not_read():
     trace = Trace(layout((View("a", 0, 2, 4),)), (), 0)
-    trace.add(2, Rows.LAST, Read.known(torch.rand(2, 1, 12)))
-    assert trace.has(2, Rows.LAST) and not trace.has(2, Rows.LAST | Rows.TEXT)
-    assert trace.rows(2, Rows.LAST).shape == (2, 1, 14) and trace.visual(2, Rows.LAST).shape == (2, 1, 8)
+    trace.add(2, QueryGroup.LAST, AttentionRows.known(torch.rand(2, 1, 12)))
+    assert trace.has(2, QueryGroup.LAST) and not trace.has(2, QueryGroup.LAST | QueryGroup.TEXT)
+    assert trace.rows(2, QueryGroup.LAST).shape == (2, 1, 14) and trace.visual(2, QueryGroup.LAST).shape == (2, 1, 8)
     with pytest.raises(KeyError, match=r"rows TEXT of layer 2 were not read in this call; read were \['LAST@2'\]"):
-        trace.rows(2, Rows.TEXT)
+        trace.rows(2, QueryGroup.TEXT)
 
 
 def test_the_toy_model_says_what_an_observation_lacks():

@@ -12,10 +12,10 @@ from manifests import manifest
 from safetensors.torch import save_file
 from torch import nn
 
-from vlaprune.models.prismatic import Prismatic, Sizes, pieces, unused
+from vlaprune.models.prismatic import Prismatic, Sizes, unused, weight_map
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.hub import locate
-from vlaprune.nn.pour import Piece, fits, pour, randomise
+from vlaprune.nn.weights import WeightMap, fits, load_weights, randomise
 
 
 class Net(nn.Module):
@@ -25,7 +25,7 @@ class Net(nn.Module):
         self.row = nn.Parameter(torch.zeros(3))
 
 
-PIECES = {"a": Piece("both.weight", (0, 2)), "b": Piece("both.weight", (2, 6)), "c": Piece("row", fold=2)}
+PIECES = {"a": WeightMap("both.weight", (0, 2)), "b": WeightMap("both.weight", (2, 6)), "c": WeightMap("row", fold=2)}
 
 
 def tensors():
@@ -67,13 +67,13 @@ def test_every_kind_of_file_pours_the_same_weights(tmp_path, write, within, stri
     checkpoint = Checkpoint(write(tmp_path, state), within, strip)
     assert checkpoint.shapes == {k: tuple(v.shape) for k, v in state.items()} and len(checkpoint.digest) == 64
     net = empty()
-    pour(net, checkpoint, PIECES, dtype=torch.float32)
+    load_weights(net, checkpoint, PIECES, dtype=torch.float32)
     assert torch.equal(net.both.weight, torch.cat((state["a"], state["b"]))) and torch.equal(net.row, state["c"][0, 0])
 
 
 def test_weights_take_the_dtype_that_is_asked_for(tmp_path):
     net = empty()
-    pour(net, Checkpoint(single(tmp_path, tensors())), PIECES)
+    load_weights(net, Checkpoint(single(tmp_path, tensors())), PIECES)
     assert net.both.weight.dtype == torch.bfloat16 and torch.equal(net.row, tensors()["c"][0, 0].bfloat16())
 
 
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded(tmp_path, 
     state, net = tensors(), empty()
     change(state)
     with pytest.raises(ValueError, match=said) as caught:
-        pour(net, Checkpoint(single(tmp_path, state)), PIECES, unused=("e",))
+        load_weights(net, Checkpoint(single(tmp_path, state)), PIECES, unused=("e",))
     assert "\n" not in str(caught.value) and net.row.is_meta
 
 
@@ -189,7 +189,7 @@ def test_every_tensor_of_openvla_has_its_place_and_none_is_left_over(trunk):
     tensors = manifest("openvla")
     assert len(tensors) == 982
     assert sum(math.prod(s) for s in tensors.values()) == pytest.approx(7.5412e9, rel=1e-5)
-    taken = pieces(trunk)
+    taken = weight_map(trunk)
     fits(trunk, Listed(tensors), taken, unused(trunk))
     passed_over = tensors.keys() - taken.keys()
     assert {k.split("featurizer.")[1].split(".")[0] for k in passed_over} == {"blocks", "norm", "attn_pool"}
@@ -202,14 +202,14 @@ def test_a_tensor_of_openvla_that_is_missing_or_too_much_is_named(trunk):
     del tensors["language_model.model.layers.7.mlp.up_proj.weight"]
     tensors["language_model.model.layers.32.mlp.up_proj.weight"] = (11008, 4096)
     with pytest.raises(ValueError, match=r"lacks 1 tensors: .*layers\.7\.mlp.*besides 1 tensors: .*layers\.32"):
-        fits(trunk, Listed(tensors), pieces(trunk), unused(trunk))
+        fits(trunk, Listed(tensors), weight_map(trunk), unused(trunk))
 
 
 MEMORY = """
 import sys, torch
 from torch import nn
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.pour import Piece, pour
+from vlaprune.nn.weights import WeightMap, load_weights
 def status(*names):
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return [int(lines[n].split()[0]) / 1024 for n in names]
@@ -221,7 +221,7 @@ class Watching(Checkpoint):
     def tensor(self, key):
         peaks.append(status("RssAnon", "RssFile"))
         return super().tensor(key)
-pour(net, Watching(sys.argv[1]), {f"{i}": Piece(f"{i}.weight") for i in range(count)})
+load_weights(net, Watching(sys.argv[1]), {f"{i}": WeightMap(f"{i}.weight") for i in range(count)})
 peaks.append(status("RssAnon", "RssFile"))
 print(max(p[0] for p in peaks) - before, max(p[1] for p in peaks), status("VmHWM")[0])
 """

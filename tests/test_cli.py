@@ -76,7 +76,7 @@ def test_an_unknown_key_is_named(call):
         ("method.keep=0", ["keep=0 is no budget"]),
         ("method.keep=1000", ["keep=1000 asks for more than the 64 visual tokens"]),
         ("method.keep=half", ["keep=half is no budget"]),
-        ("method.layer=99", ["FastV acts before layers [99]", "toy has layers 0..5"]),
+        ("method.layer=99", ["FastV prunes before layers [99]", "toy has layers 0..5"]),
         ("method.rows=nosuch", ["rows=nosuch", "use one of last"]),
         ("+method.nosuch=1", ["FastV", "nosuch=1"]),
         ("method._target_=no.such.Method", ["no.such.Method"]),
@@ -172,7 +172,7 @@ def test_a_world_that_raises_leaves_the_rest_and_ctrl_c_what_is_done(call, tmp_p
 def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):
     output = "output=sweep/${method.layer}"
     code, out, errors = call("-m", *TOY, "method=fastv", "method.layer=1,99,2", output)
-    assert code == 2 and sum("FastV acts before layers [99]" in e for e in errors) == 1
+    assert code == 2 and sum("FastV prunes before layers [99]" in e for e in errors) == 1
     arms = [e for e in errors if "4/4 = 100.0 % [51.0, 100.0]" in e]  # a line for each, and a table of all
     assert len(arms) == 2 and all(e.endswith("done") for e in arms) and "method.layer=2" in arms[1]
     assert out.count("| 4/4 ") == 2 and "Traceback" not in "".join(errors)
@@ -198,7 +198,7 @@ def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 2, said.stderr
-    assert said.stderr.count("Random acts before layers [99]") == 1 and "Traceback" not in said.stderr
+    assert said.stderr.count("Random prunes before layers [99]") == 1 and "Traceback" not in said.stderr
     assert said.stdout.count("| 4/4 ") == 2
     for layer in "01":
         assert not read(tmp_path / "sweep" / layer).missing

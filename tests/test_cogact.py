@@ -14,8 +14,8 @@ from vlaprune import config
 from vlaprune.benchmark import Observation
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
-from vlaprune.models.cogact import CogACT, pieces
-from vlaprune.models.prismatic import EMPTY, STOP, question
+from vlaprune.models.cogact import CogACT, weight_map
+from vlaprune.models.prismatic import EMPTY, STOP, format_prompt
 from vlaprune.policy import Policy
 from vlaprune.session import Session
 
@@ -52,9 +52,9 @@ def act(model, *looks, seed=3, make=Dense):
 def test_every_tensor_of_the_checkpoint_has_its_place_at_full_size(head, parameters):
     model = CogACT(weights="random", head=head, device="meta")
     own = dict(model.trunk.named_parameters())
-    shapes = {key: piece.shape(own[piece.name]) for key, piece in pieces(model.trunk).items()}
+    shapes = {key: piece.shape(own[piece.name]) for key, piece in weight_map(model.trunk).items()}
     shapes |= {f"action_model.{key}": tuple(p.shape) for key, p in model.action.named_parameters()}
-    assert {p.name for p in pieces(model.trunk).values()} == own.keys()
+    assert {p.name for p in weight_map(model.trunk).values()} == own.keys()
     published = manifest("cogact")
     unread = {k for k in published if k.startswith(model.unused)}
     total = sum(np.prod(s) for s in shapes.values()) + sum(np.prod(published[k]) for k in unread)
@@ -69,7 +69,7 @@ def test_every_tensor_of_the_checkpoint_has_its_place_at_full_size(head, paramet
 
 def test_the_prompt_ends_in_the_empty_and_the_end_token(model):
     asked = []
-    session = Session(Dense(), model.info, model.shape, Clock())
+    session = Session(Dense(), model.info, model.decoder.config, Clock())
     embed, model.trunk.embed = model.trunk.embed, lambda ids: asked.append(list(ids)) or embed(ids)
     try:
         model.predict([look()], [session])
@@ -85,12 +85,12 @@ def test_the_prompt_ends_in_the_empty_and_the_end_token(model):
 
 def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model, parity):
     seen, told = [], []
-    see, model.trunk.see = model.trunk.see, lambda *a: seen.append(see(*a)) or seen[0]
+    see, model.trunk.encode_images = model.trunk.encode_images, lambda *a: seen.append(see(*a)) or seen[0]
     handle = model.action.register_forward_pre_hook(lambda module, args: told.append(args))
     try:
         (actions,) = act(model, look())
     finally:
-        del model.trunk.see
+        del model.trunk.encode_images
         handle.remove()
     feature, noise = told[0]
     llama = LlamaModel(
@@ -111,7 +111,7 @@ def test_the_cognition_feature_is_the_last_row_of_transformers_llama(model, pari
             own[f"{b}down.weight"],
         )
     llama.load_state_dict(state)
-    words = model.trunk.embed([*model.tokenize(question(TEXT)), EMPTY, STOP])
+    words = model.trunk.embed([*model.tokenize(format_prompt(TEXT)), EMPTY, STOP])
     with torch.inference_mode():
         rows = llama(inputs_embeds=torch.cat((words[:1], seen[0][0], words[1:]))[None]).last_hidden_state
         unit = model.action(feature, noise)[0].clamp(-1, 1)
@@ -167,7 +167,7 @@ def test_wrong_options_are_named(wrong):
 def tokenizer(folder):
     """A tokenizer.json with the ids that Llama-2's has."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, "\u2581": EMPTY}
-    words |= {w: 100 + i for i, w in enumerate(sorted(set(question(TEXT).split())))}
+    words |= {w: 100 + i for i, w in enumerate(sorted(set(format_prompt(TEXT).split())))}
     made = Tokenizer(models.WordLevel(words, "<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
@@ -179,7 +179,7 @@ def tokenizer(folder):
 def native(model):
     """A model's tensors under the names of a checkpoint, with some that nothing reads."""
     own, out = dict(model.trunk.named_parameters()), {}
-    for key, piece in pieces(model.trunk).items():
+    for key, piece in weight_map(model.trunk).items():
         rows = slice(None) if piece.rows is None else slice(*piece.rows)
         out[key] = own[piece.name][rows].reshape(piece.shape(own[piece.name])).clone()
     out |= {f"action_model.{name}": tensor for name, tensor in model.action.state_dict().items()}
@@ -292,7 +292,7 @@ def theirs(tmp_path_factory):
     sizes = {"sizes": golden.COGACT, "head": "DiT-tiny"}
     empty = CogACT(weights="random", **sizes, device="meta")
     own = dict(empty.trunk.named_parameters())
-    shapes = {key: piece.shape(own[piece.name]) for key, piece in pieces(empty.trunk).items()}
+    shapes = {key: piece.shape(own[piece.name]) for key, piece in weight_map(empty.trunk).items()}
     shapes |= {f"action_model.{name}": tuple(p.shape) for name, p in empty.action.named_parameters()}
     made = {key: torch.from_numpy(array) for key, array in golden.weights(shapes).items()}
     run = run_folder(folder / "run", made)

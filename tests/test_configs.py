@@ -20,7 +20,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Pruner
+from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.testing import scenes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -109,7 +109,7 @@ def test_a_budget_is_called_keep_and_checked_before_any_weights_are_loaded(name)
     given = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
     if not isinstance(given.get("keep"), float):
         return
-    plan = config.make(OmegaConf.create(given)).plan(Info("it", 6, 2, 32, 16))
+    plan = config.make(OmegaConf.create(given)).plan(ModelInfo("it", 6, 2, 32, 16))
     for wrong in ("1.5", "-0.25", "0.0")[: 3 if plan.budget else 2]:  # of a method with a floor, keep=0 is the floor
         with pytest.raises(ValueError, match=f"keep={float(wrong)}"):
             config.build(composed(*TOY, "model._target_=nothing.There", f"method={name}", f"method.keep={wrong}"))
@@ -214,7 +214,7 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     OmegaConf.set_struct(cfg, False)
     cfg = OmegaConf.merge(cfg, {"model": {**group, **settings, "layers": None}})
     model, _, bench = config.build(cfg)
-    assert model.info.layers == 3 and model.chunk == 4  # a setting stands in for null only
+    assert model.info.num_layers == 3 and model.chunk == 4  # a setting stands in for null only
     assert config.control(cfg, bench).calls(model.chunk) == 2
     identity = config.header(cfg, model, bench).identity
     assert identity["execute"] == 2 and identity["control"]["gripper"] == "flip" and identity["model"]["layers"] == 3

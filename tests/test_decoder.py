@@ -4,10 +4,12 @@ import pytest
 import torch
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
-from vlaprune.nn.decoder import Cache, Decoder, Shape, Tokens, Unwatched, from_llama
+from vlaprune.nn.decoder import Cache, Decoder, DecoderConfig, NullSession, Tokens, from_llama
 from vlaprune.trace import attention_rows
 
-SHAPE = Shape(width=64, layers=4, heads=4, kv_heads=2, head_size=16, ffn=96, eps=1e-5)
+SHAPE = DecoderConfig(
+    hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96, rms_norm_eps=1e-5
+)
 
 
 def pair(causal=True):
@@ -27,12 +29,14 @@ def pair(causal=True):
     llama = LlamaModel(config).eval()
     for p in llama.parameters():  # norms too, so that a forgotten weight shows
         torch.nn.init.normal_(p, std=0.2)
-    ours = Decoder(Shape(**{**vars(SHAPE), "causal": causal})).eval()
+    ours = Decoder(DecoderConfig(**{**vars(SHAPE), "causal": causal})).eval()
     ours.load_state_dict(from_llama(llama.state_dict(), 4, prefix=""))
     return llama, ours
 
 
-GEMMA = Shape(48, 3, 4, 1, 24, 96, activation="gelu_tanh", shifted=True)  # heads wider than the model, one for keys
+GEMMA = DecoderConfig(
+    48, 3, 4, 1, 24, 96, hidden_act="gelu_tanh", norm_plus_one=True
+)  # heads wider than the model, one for keys
 
 
 def gemma_pair(causal=True):
@@ -50,7 +54,7 @@ def gemma_pair(causal=True):
     gemma = GemmaModel(config).eval()
     for p in gemma.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    ours = Decoder(Shape(**{**vars(GEMMA), "causal": causal})).eval()
+    ours = Decoder(DecoderConfig(**{**vars(GEMMA), "causal": causal})).eval()
     ours.load_state_dict(from_llama(gemma.state_dict(), 3, prefix=""))
     return gemma, ours
 
@@ -58,7 +62,7 @@ def gemma_pair(causal=True):
 PAIRS = {"llama": pair, "gemma": gemma_pair}
 
 
-class Remembering(Unwatched):
+class Remembering(NullSession):
     """Keeps keys and values and, after the first pass, lets every row attend to all of them."""
 
     def __init__(self, shape, room=32):
@@ -79,9 +83,9 @@ class Remembering(Unwatched):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_prompt_and_two_decode_steps_equal_the_library(kind, parity):
     llama, ours = PAIRS[kind]()
-    x = torch.randn(1, 11, ours.shape.width)
+    x = torch.randn(1, 11, ours.config.hidden_size)
     out = llama(inputs_embeds=x[:, :9], use_cache=True)
-    session = Remembering(ours.shape)
+    session = Remembering(ours.config)
     rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
     parity(f"{kind} decoder", "prompt: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
     for step in (9, 10):
@@ -95,9 +99,9 @@ def test_prompt_and_two_decode_steps_equal_the_library(kind, parity):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_bidirectional_equals_the_library_under_an_open_mask(kind, parity):
     llama, ours = PAIRS[kind](causal=False)
-    x = torch.randn(1, 9, ours.shape.width)
+    x = torch.randn(1, 9, ours.config.hidden_size)
     out = llama(inputs_embeds=x, attention_mask=torch.zeros(1, 1, 9, 9)).last_hidden_state[0]
-    rows = ours([Tokens(x[0], torch.arange(9))], [Unwatched()])[0]
+    rows = ours([Tokens(x[0], torch.arange(9))], [NullSession()])[0]
     parity(f"{kind} decoder", "bidirectional: hidden rows of transformers under an open mask", rows, out, 1e-5)
 
 
@@ -105,9 +109,9 @@ def test_bidirectional_equals_the_library_under_an_open_mask(kind, parity):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_attention_rows_equal_eager_attention(kind, parity):
     llama, ours = PAIRS[kind]()
-    x = torch.randn(1, 9, ours.shape.width)
+    x = torch.randn(1, 9, ours.config.hidden_size)
     eager = llama(inputs_embeds=x, output_attentions=True).attentions
-    session = Remembering(ours.shape)
+    session = Remembering(ours.config)
     ours([Tokens(x[0], torch.arange(9))], [session])
     for layer, (queries, keys, columns) in session.read.items():
         visible = torch.arange(9)[:, None] >= columns[None]
@@ -123,7 +127,7 @@ def test_rows_left_out_leave_no_trace(causal):
     x, keep = torch.randn(1, 9, 64), torch.tensor([0, 2, 3, 7, 8])
     mask = torch.full((5, 5), float("-inf")).triu(1) if causal else torch.zeros(5, 5)
     out = llama(inputs_embeds=x[:, keep], position_ids=keep[None], attention_mask=mask[None, None])
-    rows = ours([Tokens(x[0, keep], keep)], [Unwatched()])[0]
+    rows = ours([Tokens(x[0, keep], keep)], [NullSession()])[0]
     assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
 
 
@@ -133,10 +137,10 @@ def test_rows_left_out_leave_no_trace(causal):
 def test_packed_sequences_equal_single_runs(lengths, causal):
     _, ours = pair(causal)
     tokens = [Tokens(torch.randn(n, 64), torch.arange(n) * 2) for n in lengths]
-    packed = ours(tokens, [Unwatched()] * len(tokens))
+    packed = ours(tokens, [NullSession()] * len(tokens))
     for one, rows in zip(tokens, packed, strict=True):
-        assert torch.allclose(ours([one], [Unwatched()])[0], rows, atol=1e-5)
-    turned = ours(tokens[::-1], [Unwatched()] * len(tokens))[::-1]
+        assert torch.allclose(ours([one], [NullSession()])[0], rows, atol=1e-5)
+    turned = ours(tokens[::-1], [NullSession()] * len(tokens))[::-1]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(packed, turned, strict=True))
 
 
@@ -153,5 +157,5 @@ def test_reused_columns_of_an_unchanged_prompt_change_nothing():
 
 
 def test_an_activation_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="activation=relu; use one of silu, gelu_tanh"):
-        Shape(8, 1, 1, 1, 8, 8, activation="relu")
+    with pytest.raises(ValueError, match="hidden_act=relu; use one of silu, gelu_tanh"):
+        DecoderConfig(8, 1, 1, 1, 8, 8, hidden_act="relu")

@@ -24,7 +24,7 @@ LAYOUT = Layout(14, range(1, 11), range(11, 13), range(13, 14), 13, VIEWS)
 
 def trace(kept=None, reused=None, step=0):
     images = [torch.full((9, 8, 3), 200, dtype=torch.uint8), torch.full((8, 12, 3), 200, dtype=torch.uint8)]
-    given = [{site: torch.tensor(rows) for site, rows in (d or {}).items()} for d in (kept, reused)]
+    given = [{context: torch.tensor(rows) for context, rows in (d or {}).items()} for d in (kept, reused)]
     return Trace(LAYOUT, images, step, *given)
 
 
@@ -36,10 +36,10 @@ def frames(path):
 
 
 def test_fates_are_those_at_the_deepest_site():
-    site, computed, reused = fates(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]}))  # position 1 is patch 0
-    assert site == 3 and list(computed.nonzero()[0]) == [1, 5] and list(reused.nonzero()[0]) == [0]
-    site, computed, reused = fates(trace())
-    assert site is None and computed.all() and not reused.any()
+    context, computed, reused = fates(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]}))  # position 1 is patch 0
+    assert context == 3 and list(computed.nonzero()[0]) == [1, 5] and list(reused.nonzero()[0]) == [0]
+    context, computed, reused = fates(trace())
+    assert context is None and computed.all() and not reused.any()
 
 
 @pytest.mark.parametrize(("make", "layer"), [(lambda: FastV(keep=0.25), 3), (Reuser, 0)])
@@ -47,24 +47,24 @@ def test_fates_agree_with_the_rows_that_were_computed(make, layer):
     policy = Policy(Toy(), make)
     for look in scenes(0, 0, 3):
         policy.act({0: look})
-    site, computed, reused = fates(policy.trace(0))
+    context, computed, reused = fates(policy.trace(0))
     rows, columns = policy.trace(0).counts[-1]
     others = policy.trace(0).layout.length - 64
-    assert site == layer and rows - others == computed.sum() and columns - rows == reused.sum()
+    assert context == layer and rows - others == computed.sum() and columns - rows == reused.sum()
     assert not (computed & reused).any() and reused.any() == (make is Reuser)
 
 
 def test_reuse_that_a_deeper_site_leaves_alone_is_still_shown():
-    def choose(site):
-        if site.layer == 4 or not site.step:
-            return Selection.all(site, {})
+    def choose(context):
+        if context.layer == 4 or not context.step:
+            return Selection.all(context, {})
         return Selection(torch.arange(10, 64), torch.arange(10))
 
     policy = Policy(Toy(), lambda: Scripted(Plan((1, 4), reuses=True), choose))
     for look in scenes(0, 0, 2):
         policy.act({0: look})
-    site, computed, reused = fates(policy.trace(0))
-    assert site == 4 and computed.sum() == 54 and list(reused.nonzero()[0]) == list(range(10))
+    context, computed, reused = fates(policy.trace(0))
+    assert context == 4 and computed.sum() == 54 and list(reused.nonzero()[0]) == list(range(10))
 
 
 def test_each_patch_is_drawn_by_its_fate():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlaprune.meter import block_flops, decoder_flops, vit_block_flops
-from vlaprune.nn.decoder import Shape
+from vlaprune.nn.decoder import DecoderConfig
 from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, prompt_length, rosetta
 from vlaprune.profile.published import LLAMA, MODELS, PATCHES, prismatic, siglip
 from vlaprune.profile.roofline import (
@@ -100,7 +100,7 @@ WHOLE = {  # 100 / 50 / 35 / 22 % before layer 0, then before layer 2, in TFLOP
 def whole(model, kept, layer):
     """FLOPs of a call, the first pass of a causal model with half its attention, as that table counts."""
     flops = total(model.call(kept, layer)).flops
-    if model.shape.causal:
+    if model.config.causal:
         visual = [model.visual if i < layer else kept for i in range(32)]
         flops -= 0.5 * sum(attention(n, n, 32, 32, 128).flops for n, _ in model.counts(visual))
     return flops / T
@@ -149,7 +149,7 @@ def test_below_the_ridge_fewer_tokens_save_no_time():
 
 
 def test_works_count_the_flops_that_the_meter_counts():
-    shape = Shape(width=64, layers=2, heads=4, kv_heads=2, head_size=24, ffn=96)
+    shape = DecoderConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24, intermediate_size=96)
     assert sum(w.flops for w in block(shape, 7, 11)) == block_flops(shape, 7, 11)
     assert sum(w.flops for w in decoder(shape, [(7, 7), (5, 7)])) == decoder_flops(shape, [(7, 7), (5, 7)])
     assert sum(w.flops for w in vit(9, 32, 4, 64, 3)) == 3 * vit_block_flops(9, 32, 64)
@@ -175,7 +175,7 @@ def test_this_machine_is_measured_not_looked_up():
 
 
 def test_a_call_in_every_convention():
-    shape = Shape(width=64, layers=2, heads=4, kv_heads=4, head_size=16, ffn=96)
+    shape = DecoderConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=16, intermediate_size=96)
     stages = {"vision": 5.0, "prompt": decoder_flops(shape, [(10, 10), (6, 6)]), "method": 1.0}
     said = rosetta(shape, StepRecord((10, 6), (10, 6), 8, (8, 4), 0, stages, {}))
     assert said.keys() == CONVENTIONS.keys()

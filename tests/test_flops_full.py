@@ -31,7 +31,7 @@ class Trusting(Session):
 
 def call(model, words, method=None):
     """The record of one call with an instruction of so many words."""
-    session = Trusting(method or Dense(), model.info, model.shape, Clock())
+    session = Trusting(method or Dense(), model.info, model.decoder.config, Clock())
     image = np.zeros((224, 224, 3), np.uint8)
     state = None if model.interface.state is None else np.zeros(8)
     look = Observation(dict.fromkeys(model.interface.cameras, image), state, " ".join(["it"] * words))
@@ -72,4 +72,6 @@ def test_a_call_costs_what_torch_counts_and_what_is_published(name):
 def test_papers_count_the_first_pass_in_multiply_accumulates(kind, published):
     model = kind("random", device="meta")
     for words, macs in published.items():
-        assert rosetta(model.shape, call(model, words))["macs_prefill_paper"] == pytest.approx(macs * T, rel=0.002)
+        assert rosetta(model.decoder.config, call(model, words))["macs_prefill_paper"] == pytest.approx(
+            macs * T, rel=0.002
+        )

@@ -41,7 +41,7 @@ def saved(path, value):
 def test_grid_of_each_suite(suite, tasks, limit):
     found = Libero(suite=suite).tasks()
     assert len(found) == len({t.name for t in found}) == tasks
-    assert {(t.limit, t.episodes, t.stop) for t in found} == {(limit, 50, True)}
+    assert {(t.max_steps, t.episodes, t.terminate_on_success) for t in found} == {(limit, 50, True)}
     assert sum(t.episodes for t in found) == 50 * tasks
 
 

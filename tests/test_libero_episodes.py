@@ -130,7 +130,7 @@ def test_an_episode_is_solved_by_the_expert_and_shown_to_learners(blocks, tmp_pa
     shown = demos.load(tmp_path)
     n = len(shown["state"])
     assert shown["labels"].shape == (n, 4, 7) and shown["hints"].shape == (n, 4)
-    assert 60 < shown["steps"][0] < task.limit
+    assert 60 < shown["steps"][0] < task.max_steps
     np.testing.assert_allclose(shown["hints"][-1][:2], 0, atol=0.05)  # at the end the object is in the hand,
     np.testing.assert_allclose(shown["hints"][-1][2:], 0, atol=0.05)  # over the basket
 

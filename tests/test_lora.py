@@ -24,7 +24,7 @@ from vlaprune.nn.lora import LoRA, adapt, merge
 from vlaprune.policy import Policy
 from vlaprune.training.cloning import suited
 from vlaprune.training.trainer import Frames, Trainer
-from vlaprune.training.tuning import Student, Tuning, slim
+from vlaprune.training.tuning import Student, Tuning, add_lora
 
 STEPS = replace(RECIPE, steps=4, keep=2, batch=2, shift=0)
 
@@ -53,7 +53,7 @@ def batch(model, number=2):
 
 def tuned(**options):
     model = policy(**options)
-    said = slim(model, 4, 16, 7)
+    said = add_lora(model, 4, 16, 7)
     return model, said
 
 
@@ -93,7 +93,7 @@ def test_fused_rows_have_pairs_of_their_own_and_the_output_layer_has_none():
     adapt(model.trunk, 4, 16)
     adapters = {n: m for n, m in model.trunk.named_modules() if isinstance(m, LoRA)}
     assert len(adapters) == layers - 1 and "head" not in adapters
-    width, ffn = model.shape.width, model.shape.ffn
+    width, ffn = model.decoder.config.hidden_size, model.decoder.config.intermediate_size
     block = model.trunk.decoder.blocks[0]
     assert [tuple(b.shape) for b in block.qkv.b] == [(width, 4)] * 3 and block.qkv.a.shape == (12, width)
     assert [tuple(b.shape) for b in block.gate_up.b] == [(ffn, 4)] * 2
@@ -232,7 +232,7 @@ def test_adapters_come_back_and_other_weights_refuse_them(tmp_path):
 
 def test_a_model_without_a_trunk_and_a_rank_below_zero_are_refused():
     with pytest.raises(ValueError, match=r"model x has no trunk for LoRA; set tuning.lora.rank=0"):
-        slim(SimpleNamespace(info=SimpleNamespace(name="x")), 4, 16, 7)
+        add_lora(SimpleNamespace(info=SimpleNamespace(name="x")), 4, 16, 7)
     with pytest.raises(ValueError, match=r"tuning.lora.rank=-1; use 0"):
         Tuning(lora={"rank": -1, "alpha": 16})
 

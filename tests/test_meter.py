@@ -17,7 +17,7 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.methods.random import Random
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
-from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
+from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
 from vlaprune.records import STAGES
@@ -59,7 +59,8 @@ def test_a_whole_call_of_tiny_counts_what_torch_counts(tiny, make):
     total, (record,) = counted(Policy(tiny, make), {0: look()})
     assert sum(record.flops.values()) == total
     assert set(record.flops) == set(STAGES) and record.flops["decode"] == record.flops["method"] == 0
-    assert record.flops["prompt"] == decoder_flops(tiny.shape, list(zip(record.rows, record.columns, strict=True)))
+    counts = list(zip(record.rows, record.columns, strict=True))
+    assert record.flops["prompt"] == decoder_flops(tiny.decoder.config, counts)
 
 
 def test_packed_and_reusing_calls_count_what_torch_counts(tiny):
@@ -73,7 +74,9 @@ def test_packed_and_reusing_calls_count_what_torch_counts(tiny):
 def test_attention_rows_read_for_a_method_are_charged_to_it(tiny):
     total, (record,) = counted(Policy(tiny, lambda: FastV(layer=2, keep=0.25)), {0: look()})
     assert sum(record.flops.values()) == total
-    assert record.flops["method"] == 2 * 1 * record.columns[1] * tiny.shape.width  # one row of queries, all heads
+    assert (
+        record.flops["method"] == 2 * 1 * record.columns[1] * tiny.decoder.config.hidden_size
+    )  # one row of queries, all heads
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -87,7 +90,9 @@ def test_prompt_and_decode_of_the_toy_count_what_torch_counts(style, make):
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_decoder_formula_with_grouped_keys(causal):
-    shape = Shape(width=64, layers=3, heads=4, kv_heads=2, head_size=24, ffn=96, causal=causal)
+    shape = DecoderConfig(
+        hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=24, intermediate_size=96, causal=causal
+    )
     decoder, session = Decoder(shape), Remembering(shape)
     with counter() as prompt:
         decoder([Tokens(torch.randn(9, 64), torch.arange(9))], [session])
@@ -97,7 +102,7 @@ def test_the_decoder_formula_with_grouped_keys(causal):
         decoder([Tokens(torch.randn(1, 64), torch.tensor([9]))], [session])
     assert step.get_total_flops() == decoder_flops(shape, [(1, 10)] * 3)
     with counter() as packed:
-        decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [Unwatched()] * 2)
+        decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullSession()] * 2)
     assert packed.get_total_flops() == decoder_flops(shape, [(5, 5)] * 3) + decoder_flops(shape, [(7, 7)] * 3)
 
 

@@ -13,9 +13,9 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.oft import OFT, PUBLISHED
 from vlaprune.models.prismatic import STOP
-from vlaprune.nn.decoder import Tokens, Unwatched
-from vlaprune.nn.oft import Lift, ResNet, Schedule, plain_pieces
-from vlaprune.pruner import Plan, Rows, Selection
+from vlaprune.nn.decoder import NullSession, Tokens
+from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map
+from vlaprune.pruner import Plan, QueryGroup, Selection
 from vlaprune.testing import Watched
 
 OPTIONS = {"weights": "random", "sizes": SMALL, "device": "cpu", "dtype": "float32"}
@@ -108,7 +108,7 @@ def test_the_head_reads_the_rows_of_the_lone_space_to_the_last_slot_but_one(mode
     kept = set((session.trace.kept[2] + 1).tolist())
     assert len(kept) == 32 * keep
 
-    class Hiding(Unwatched):
+    class Hiding(NullSession):
         def enter(self, layer, tokens):
             if layer < 2:
                 return tokens
@@ -127,7 +127,7 @@ def test_everything_attends_to_everything(model):
     tokens = prompt_of(model, seen())
     moved = tokens.hidden.clone()
     moved[-1] += 1
-    before, after = (model.trunk.decoder([Tokens(h, tokens.index)], [Unwatched()])[0] for h in (tokens.hidden, moved))
+    before, after = (model.trunk.decoder([Tokens(h, tokens.index)], [NullSession()])[0] for h in (tokens.hidden, moved))
     assert (before[52] - after[52]).abs().max() > 1e-3
 
 
@@ -192,10 +192,10 @@ def test_noise_is_a_function_of_seed_and_call(model):
 def test_a_method_that_merges_inside_cannot_be_repeated(model):
     class Merger(FastV):
         def plan(self, info):
-            return Plan((2,), {1: Rows.LAST})
+            return Plan((2,), {1: QueryGroup.LAST})
 
-        def select(self, site):
-            return Selection(torch.arange(4), values=site.visual[:4] * 2)
+        def select(self, context):
+            return Selection(torch.arange(4), values=context.visual[:4] * 2)
 
     diffusing = OFT(**OPTIONS, head="diffusion", steps=2)
     with pytest.raises(
@@ -211,10 +211,10 @@ def test_head_and_projector_take_every_tensor_of_their_files():
     with torch.device("meta"):
         modules = {
             "oft_action_head": (ResNet(7 * 4096, 4096, 7), "model."),
-            "oft_proprio_projector": (Lift(8, 4096), ""),
+            "oft_proprio_projector": (MLPProjector(8, 4096), ""),
         }
     for name, (module, prefix) in modules.items():
-        pieces, own = plain_pieces(module, prefix), dict(module.named_parameters())
+        pieces, own = plain_weight_map(module, prefix), dict(module.named_parameters())
         assert {k: p.shape(own[p.name]) for k, p in pieces.items()} == manifest(name)
     counts = [sum(math.prod(s) for s in manifest(name).values()) for name in modules]
     assert counts == [pytest.approx(151.1e6, rel=1e-3), pytest.approx(16.8e6, rel=2e-3)]

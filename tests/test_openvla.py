@@ -12,9 +12,9 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.openvla import OpenVLA
-from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, images, pieces, question, stand_in
+from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, format_prompt, images, stand_in, weight_map
 from vlaprune.policy import Policy
-from vlaprune.pruner import Plan, Rows
+from vlaprune.pruner import Plan, QueryGroup
 
 SMALL = {
     **{"image": 56, "dino_width": 32, "dino_depth": 3, "dino_heads": 2, "siglip_width": 32, "siglip_depth": 3},
@@ -40,9 +40,9 @@ def sessions(model, make=Dense, count=1):
 
 def test_the_prompt_is_as_published(model):
     """begin | visual | text that ends in 29871; 15 ids around the instruction, as Llama-2's tokenizer gives."""
-    ids = closed(stand_in(question("Pick UP the cup")))
+    ids = closed(stand_in(format_prompt("Pick UP the cup")))
     assert ids[0] == 1 and ids[-1] == EMPTY and closed(ids) == ids and len(ids) == 15 + 4
-    assert question("Pick UP") == "In: What action should the robot take to pick up?\nOut:"
+    assert format_prompt("Pick UP") == "In: What action should the robot take to pick up?\nOut:"
     layout = model.layout(len(ids))
     assert (layout.visual, layout.text, layout.last) == (range(1, 17), range(17, 35), 34)
     assert layout.action == range(35, 41) and layout.views[0].camera == "primary"
@@ -55,19 +55,19 @@ def test_bins_are_the_middles_of_255_and_the_highest_id_is_the_lowest_number():
 
 def llama(model):
     """transformers' Llama with the model's decoder."""
-    s = model.shape
+    s = model.decoder.config
     config = LlamaConfig(
-        hidden_size=s.width,
-        num_hidden_layers=s.layers,
-        num_attention_heads=s.heads,
-        num_key_value_heads=s.heads,
-        intermediate_size=s.ffn,
+        hidden_size=s.hidden_size,
+        num_hidden_layers=s.num_layers,
+        num_attention_heads=s.num_heads,
+        num_key_value_heads=s.num_heads,
+        intermediate_size=s.intermediate_size,
         vocab_size=32064,
-        rms_norm_eps=s.eps,
+        rms_norm_eps=s.rms_norm_eps,
         attn_implementation="eager",
     )
     own, state = model.trunk.state_dict(), {}
-    for key, piece in pieces(model.trunk).items():
+    for key, piece in weight_map(model.trunk).items():
         if key.startswith("language_model."):
             tensor = own[piece.name]
             state[key.removeprefix("language_model.")] = tensor if piece.rows is None else tensor[slice(*piece.rows)]
@@ -82,7 +82,7 @@ def oracle(model, observation, drop=None, layer=0):
     library = llama(model)
     seen = images([observation], ("primary",), lambda i: model._prepare(i, 56), "it")
     visual = model.trunk.projector(model.trunk.vision(seen[0]))[0]
-    ids = closed(stand_in(question(observation.instruction)))
+    ids = closed(stand_in(format_prompt(observation.instruction)))
     hidden = model.trunk.prompt(visual, ids).hidden[None]
     out = []
     for _ in range(7):
@@ -146,25 +146,29 @@ def test_packed_prompts_of_different_length_decode_as_each_alone(model):
 def test_action_rows_are_read_while_decoding(model):
     class Reader(Dense):
         def plan(self, info):
-            return Plan(reads={5: Rows.LAST | Rows.ACTION | Rows.TEXT})
+            return Plan(reads={5: QueryGroup.LAST | QueryGroup.ACTION | QueryGroup.TEXT})
 
     session = sessions(model, Reader)[0]
     model.tokens([look()], [session])
     trace = session.trace
     end = trace.layout.end
-    assert trace.rows(5, Rows.ACTION).shape == (4, 6, end)
-    assert trace.rows(5, Rows.TEXT).shape == (4, len(trace.layout.text), end)
-    assert torch.allclose(trace.rows(5, Rows.ACTION).sum(-1), torch.ones(4, 6), atol=1e-5)
+    assert trace.rows(5, QueryGroup.ACTION).shape == (4, 6, end)
+    assert trace.rows(5, QueryGroup.TEXT).shape == (4, len(trace.layout.text), end)
+    assert torch.allclose(trace.rows(5, QueryGroup.ACTION).sum(-1), torch.ones(4, 6), atol=1e-5)
 
 
 def test_the_tower_is_told_only_to_who_asks(model):
     class Asker(Dense):
         def plan(self, info):
-            return Plan(tower=True)
+            return Plan(vision_attention=True)
 
     asking, quiet = sessions(model, Asker)[0], sessions(model)[0]
     model.tokens([look(), look(3)], [asking, quiet])
-    assert asking.trace.tower.shape == (16,) and 0 < asking.trace.tower.sum() <= 1 and quiet.trace.tower is None
+    assert (
+        asking.trace.vision_attention.shape == (16,)
+        and 0 < asking.trace.vision_attention.sum() <= 1
+        and quiet.trace.vision_attention is None
+    )
     assert asking.finish().flops["method"] > 0 == quiet.finish().flops["method"]
 
 
@@ -200,7 +204,7 @@ def statistics(**change):
 def publish(model, folder, norms=None):
     """Writes the model as its authors would."""
     own, state = model.trunk.state_dict(), {}
-    for key, piece in pieces(model.trunk).items():
+    for key, piece in weight_map(model.trunk).items():
         part = own[piece.name] if piece.rows is None else own[piece.name][slice(*piece.rows)]
         state[key] = part.reshape(piece.shape(own[piece.name])).contiguous()
     state["vision_backbone.featurizer.norm.weight"] = torch.zeros(32)
@@ -219,7 +223,7 @@ def opened(folder, **options):
 
 def test_a_published_folder_loads_with_its_own_norms_tokenizer_and_statistics(model, tmp_path):
     ours = opened(publish(model, tmp_path), dtype="float32")
-    assert ours.shape.eps == 1e-5 and ours.trunk.vision.stats[0] == ((0.5,) * 3, (0.25,) * 3)
+    assert ours.decoder.config.rms_norm_eps == 1e-5 and ours.trunk.vision.stats[0] == ((0.5,) * 3, (0.25,) * 3)
     assert torch.equal(ours.trunk.decoder.blocks[3].qkv.weight, model.trunk.decoder.blocks[3].qkv.weight)
     assert torch.equal(ours.trunk.vision.dino.prefix, model.trunk.vision.dino.prefix)
     assert len(ours.card["sha256"]) == 64
@@ -297,7 +301,7 @@ def test_random_weights_differ_by_seed_and_not_by_run():
     assert torch.equal(a.trunk.head.weight, b.trunk.head.weight)
     assert not torch.equal(a.trunk.head.weight, c.trunk.head.weight)
     assert a.card == {"weights": "random", "seed": 1, "tokenizer": "stand-in, one id a word"}
-    assert Sizes.of(SMALL).info("x").layers == 6
+    assert Sizes.of(SMALL).info("x").num_layers == 6
 
 
 @torch.no_grad()

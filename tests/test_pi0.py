@@ -12,11 +12,11 @@ from transformers import DynamicCache, PI0Config, PI0ForConditionalGeneration
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
-from vlaprune.models.paligemma import pieces
+from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, Selection
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 SIZES = {
     "image": 56,
@@ -98,7 +98,7 @@ def ours(cameras=("primary", "wrist")):
     sizes = {**SIZES, "vocabulary": S["vocabulary"] + 1}
     model = Pi0(**{**OPTIONS, "sizes": sizes, "cameras": cameras})
     state = {k.removeprefix("model."): v for k, v in library().state_dict().items()}
-    where, unused = pieces(model.net, state)
+    where, unused = weight_map(model.net, state)
     own = dict(model.net.named_parameters())
     left = {k for k in state if k not in where and not k.startswith(unused)}
     assert not left and not where.keys() - state.keys(), (left, where.keys() - state.keys())
@@ -237,16 +237,18 @@ GONE = {1: sorted(set(range(32)) - set(STAGES[1])), 3: [STAGES[1][i] for i in ra
 def staged(sizes=None):
     """Prunes before layers 1 and 3, and reads what the action rows attend to."""
 
-    def choose(site):
-        own = None if sizes is None else torch.arange(1.0, len(STAGES[site.layer]) + 1)
-        return Selection(torch.tensor(STAGES[site.layer]), sizes=own)
+    def choose(context):
+        own = None if sizes is None else torch.arange(1.0, len(STAGES[context.layer]) + 1)
+        return Selection(torch.tensor(STAGES[context.layer]), multiplicity=own)
 
     class Looking(Scripted):
         def observe(self, trace):
             for layer, rows in self._plan.reads.items():
                 trace.rows(layer, rows)
 
-    return lambda: Looking(Plan((1, 3), {0: Rows.ACTION, 2: Rows.ACTION, 3: Rows.ACTION | Rows.LAST}), choose)
+    return lambda: Looking(
+        Plan((1, 3), {0: QueryGroup.ACTION, 2: QueryGroup.ACTION, 3: QueryGroup.ACTION | QueryGroup.LAST}), choose
+    )
 
 
 @pytest.mark.parametrize("sizes", [None, {1: {p: i + 1.0 for i, p in enumerate(STAGES[1])}}])
@@ -267,7 +269,7 @@ def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_tim
     words = len(model._text(observation.instruction, None).ids)
     assert session.trace.expert == [[n + words + 1 + CHUNK for n in record.visual]] * 10
     for layer in (0, 2, 3):
-        rows = session.trace.rows(layer, Rows.ACTION)
+        rows = session.trace.rows(layer, QueryGroup.ACTION)
         assert (rows - attention[layer][:, 1:]).abs().max() < 1e-5
 
 

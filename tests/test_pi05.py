@@ -20,11 +20,11 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.letterbox import resize_pil, resize_torch
-from vlaprune.models.paligemma import PaliGemma, Sizes, pieces
+from vlaprune.models.paligemma import PaliGemma, Sizes, weight_map
 from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.models.scaling import Scaling
 from vlaprune.models.tokenizer import Words, stand_in
-from vlaprune.nn.pour import fits
+from vlaprune.nn.weights import fits
 from vlaprune.policy import Policy
 
 MODELS = {"pi0": Pi0, "pi05": Pi05}
@@ -199,7 +199,7 @@ def test_every_stage_counts_what_torch_counts(models):
     model, (vision, head) = models["pi0"], (counter(), counter())
     pictures = torch.rand(1, 2, 56, 56, 3)
     with vision:
-        model.net.see(pictures, ())
+        model.net.encode_images(pictures, ())
     with head:
         model.net.suffix(torch.rand(1, CHUNK, 32), torch.rand(32), torch.rand(1, 32))
         model.net.action_out(torch.rand(1, CHUNK, 32))
@@ -215,13 +215,13 @@ def test_reading_the_tower_is_charged_and_equals_attention_by_hand(models):
 
     class Reader(Dense):
         def plan(self, info):
-            return Plan(tower=True)
+            return Plan(vision_attention=True)
 
     with counter() as flops:
         _, record, session = played(models["pi0"], look(), Reader)
     assert sum(record.flops.values()) == flops.get_total_flops()
-    assert session.trace.tower.shape == (2 * TOKENS,)
-    assert session.trace.tower[:TOKENS].sum().item() == pytest.approx(1, abs=1e-5)
+    assert session.trace.vision_attention.shape == (2 * TOKENS,)
+    assert session.trace.vision_attention[:TOKENS].sum().item() == pytest.approx(1, abs=1e-5)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place(name, count, total
     with torch.device("meta"):
         net = PaliGemma(Sizes(), name.startswith("pi05"))
     checkpoint = Listed(tensors)
-    where, unused = pieces(net, checkpoint.shapes)
+    where, unused = weight_map(net, checkpoint.shapes)
     fits(net, checkpoint, where, unused)
     over = {k: s for k, s in checkpoint.shapes.items() if k not in where}
     assert len(over) == 1 and math.prod(*over.values()) == 257152 * 1024  # the expert's word table: it reads no words
@@ -267,7 +267,7 @@ def norms(state=8, action=7):
 
 def saved(folder, model, lerobot=False):
     """A checkpoint of a small model in the names of openpi and lerobot, with statistics and a tokenizer."""
-    where, _ = pieces(model.net, {})
+    where, _ = weight_map(model.net, {})
     own, state = dict(model.net.named_parameters()), {}
     for key, piece in where.items():
         rows = slice(None) if piece.rows is None else slice(*piece.rows)

@@ -7,7 +7,7 @@ from golden import PI, load, pi_weight, scene, uniform
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
-from vlaprune.models.paligemma import pieces
+from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.models.tokenizer import Text
 from vlaprune.policy import Policy
@@ -20,7 +20,7 @@ def recorded(name):
     """Our model with the recorded one's weights, text and noise."""
     sizes = {k: v for k, v in PI.items() if k not in NOT_SIZES}
     model = MODELS[name]("random", sizes=sizes, chunk=PI["chunk"], device="cpu", dtype="float32")
-    where, _ = pieces(model.net, {})
+    where, _ = weight_map(model.net, {})
     own = dict(model.net.named_parameters())
     with torch.no_grad():
         for key, piece in where.items():
@@ -65,8 +65,8 @@ def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):
         return (answered(model)[0] - golden).abs().max()
 
     def shifted(model):
-        rooms = model.net.expert.rooms
-        model.net.expert.rooms = lambda hosts, starts, rows: rooms(hosts, [s - 4 for s in starts], rows)
+        rooms = model.net.expert.kv_buffers
+        model.net.expert.kv_buffers = lambda hosts, starts, rows: rooms(hosts, [s - 4 for s in starts], rows)
 
     def narrow(model):
         model.net.embedding.weight.data.mul_(PI["width"] ** -0.5)

@@ -38,7 +38,8 @@ def installed(folder):
 
 
 def test_a_third_partys_method_runs_sweeps_and_is_listed(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(installed(tmp_path / "site")), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(installed(tmp_path / "site")), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     said = subprocess.run(
         [sys.executable, "-c", COMMANDS], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -6,7 +6,7 @@ from golden import prismatic as golden
 from vlaprune import config
 from vlaprune.benchmark import Interface
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.evaluation.rollout import Rules, Shard, rollout
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.policy import Policy
 from vlaprune.records import Header, read
 
@@ -18,7 +18,9 @@ def run(cfg, folder):
     model, make, bench = config.build(cfg)
     recorder = Recorder(folder, Header({}, {}, {bench.tasks()[1].name: 1}), ())
     try:
-        rollout(Policy(model, make, control=config.control(cfg, bench)), bench, recorder, Shard(), Rules(seed=7))
+        rollout(
+            Policy(model, make, control=config.control(cfg, bench)), bench, recorder, Shard(), RolloutConfig(seed=7)
+        )
     finally:
         recorder.close()
     (episode,) = read(folder).episodes.values()

@@ -19,7 +19,7 @@ from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.ties.calibration import read
 from vlaprune.methods.ties.ties import TIES
-from vlaprune.models.backends import kernel, missing, under
+from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
@@ -107,7 +107,7 @@ def arm(model, make, label="arm", rung="sdpa"):
     return micro.Arm(label, Policy(model, make), rung)
 
 
-RULES = micro.Rules(warmup=2, calls=8, seconds=0.0, block=4)
+RULES = micro.TimingConfig(warmup=2, calls=8, seconds=0.0, block=4)
 
 
 def test_every_block_of_a_method_has_a_dense_block_of_the_same_calls(tiny):
@@ -168,7 +168,7 @@ def test_rungs_of_the_ladder_act_alike(tiny):
     chunks = []
     for rung, backend in (("sdpa", None), ("eager", None), ("compile", None), ("compile", "eager")):
         with kernel(rung):
-            policy = Policy(under(tiny, rung, backend), Dense)
+            policy = Policy(with_backend(tiny, rung, backend), Dense)
             chunks.append(actions(policy, frames, 0))
         assert sum(policy.drain(0)[-1].flops.values()) == sum(policy.drain(0)[0].flops.values()) > 0
     for other in chunks[1:]:
@@ -180,7 +180,7 @@ def test_rungs_of_the_ladder_act_alike(tiny):
 
 def test_a_compiled_prompt_pass_leaves_a_cache_that_decoding_can_use():
     frames = synthetic(Toy().interface, 64, 1, 2).frames
-    plain, compiled = (Policy(under(Toy("autoregressive"), r, "eager"), Dense) for r in ("sdpa", "compile"))
+    plain, compiled = (Policy(with_backend(Toy("autoregressive"), r, "eager"), Dense) for r in ("sdpa", "compile"))
     for a, b in zip(actions(plain, frames, 0), actions(compiled, frames, 0), strict=True):
         assert np.allclose(a, b, atol=1e-5)
     assert [r.flops for r in plain.drain(0)] == [r.flops for r in compiled.drain(0)]

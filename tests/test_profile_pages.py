@@ -13,13 +13,13 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.methods.infoentropy import InfoEntropy
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import Toy
-from vlaprune.nn.decoder import Shape
+from vlaprune.nn.decoder import DecoderConfig
 from vlaprune.policy import Policy
 from vlaprune.profile import check, overhead
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import actions, synthetic
 
-SMALL = Shape(width=32, layers=2, heads=2, kv_heads=2, head_size=16, ffn=48)
+SMALL = DecoderConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, intermediate_size=48)
 
 
 def page(monkeypatch, tmp_path, *argv):
@@ -66,7 +66,7 @@ def test_calls_in_turns_are_all_timed():
 
 def test_the_overhead_page_has_every_method_once(tmp_path, monkeypatch):
     quick = ("calls=4", "seconds=0", "block=2", "warmup=1", "rounds=2", "lengths=[4]", "observations=noise")
-    small = "decoder={width: 32, layers: 2, heads: 2, ffn: 48}"
+    small = "decoder={hidden_size: 32, num_layers: 2, num_heads: 2, intermediate_size: 48}"
     few = "methods=[fastv,divprune,vlacache,sparsevlm]"
     table, text = page(monkeypatch, tmp_path, "model=toy", "mode=overhead", few, small, *quick)
     assert list(table["arm"]) == [

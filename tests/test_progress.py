@@ -5,7 +5,7 @@ import os
 import pytest
 
 from vlaprune.evaluation import progress
-from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, Standing
+from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, RunStatus
 from vlaprune.records import EpisodeRecord
 
 
@@ -23,20 +23,20 @@ def end(bar, *outcomes):
 
 
 def test_a_line_says_success_with_its_interval_and_what_is_left():
-    assert Standing("dense", asked=20).line.split() == ["dense", "no", "episode", "yet", "0/20", "episodes"]
-    half = Standing("dense", asked=20, done=10, won=7, begun=5, seconds=50.0)
+    assert RunStatus("dense", asked=20).line.split() == ["dense", "no", "episode", "yet", "0/20", "episodes"]
+    half = RunStatus("dense", asked=20, done=10, won=7, begun=5, seconds=50.0)
     assert "7/10 = 70.0 % [39.7, 89.2]" in half.line and half.line.endswith("10/20 episodes, 0:01:40 left")
-    assert Standing("dense", asked=2, done=2, won=2, ended=True).line.endswith("done")
-    assert Standing("dense", ended=True, error="ValueError: no").line.endswith("ValueError: no")
-    assert Standing("x", asked=9000, done=1, seconds=10.0).line.endswith("24:59:50 left")
+    assert RunStatus("dense", asked=2, done=2, won=2, ended=True).line.endswith("done")
+    assert RunStatus("dense", ended=True, error="ValueError: no").line.endswith("ValueError: no")
+    assert RunStatus("x", asked=9000, done=1, seconds=10.0).line.endswith("24:59:50 left")
 
 
 def test_jobs_stand_on_the_board_in_their_order(board):
-    second, first = (Bar(Standing(f"arm {n}", asked=3), Job(n, f"seed={n}")) for n in (1, 0))
+    second, first = (Bar(RunStatus(f"arm {n}", asked=3), Job(n, f"seed={n}")) for n in (1, 0))
     end(first, True, False)
     end(second, True)
     first.end("t", 2, None)  # it raised: no outcome
-    assert [(s.label, s.done, s.won) for s in board.standings()] == [("arm 0 seed=0", 2, 1), ("arm 1 seed=1", 1, 1)]
+    assert [(s.label, s.done, s.won) for s in board.statuses()] == [("arm 0 seed=0", 2, 1), ("arm 1 seed=1", 1, 1)]
     assert Job(1, "seed=1").fail("ValueError: late") and Job(7, "method=x").fail("ValueError: at once")
     first.close()
     early, late, never = board.close()
@@ -48,7 +48,7 @@ def test_jobs_stand_on_the_board_in_their_order(board):
 def test_a_line_comes_once_when_a_job_ends_and_what_jobs_say_once_each(board, capfd):
     for n in range(3):
         progress.once("what can be seen")
-        Bar(Standing(f"arm {n}", asked=1), Job(n, "")).close()
+        Bar(RunStatus(f"arm {n}", asked=1), Job(n, "")).close()
         board._draw()
     progress.say("and this")
     board.close()
@@ -60,7 +60,7 @@ def test_a_line_comes_once_when_a_job_ends_and_what_jobs_say_once_each(board, ca
 def test_on_a_terminal_lines_are_drawn_over_each_other_and_cut(board, capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
-    bar = Bar(Standing("a long label " * 9, asked=2), Job(0, ""))
+    bar = Bar(RunStatus("a long label " * 9, asked=2), Job(0, ""))
     board._draw()
     end(bar, True)
     board._draw()
@@ -78,7 +78,7 @@ def test_without_a_board_a_job_that_fails_says_so_itself(monkeypatch):
 def test_alone_a_run_has_a_bar_and_speaks_for_itself(board, capfd):
     progress.alone()
     progress.once("what can be seen")
-    bar = Bar(Standing("dense", asked=2))
+    bar = Bar(RunStatus("dense", asked=2))
     end(bar, True, False)
     bar.close()
     out, err = capfd.readouterr()

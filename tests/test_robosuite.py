@@ -52,7 +52,7 @@ def fingerprint(env, episode, steps=12):
 
 def test_tasks_need_no_simulator_and_can_be_chosen():
     assert [task.name for task in Robosuite(names=["Stack", "Lift"]).tasks()] == ["Stack", "Lift"]
-    assert all(task.episodes == 50 and task.stop for task in BENCH.tasks())
+    assert all(task.episodes == 50 and task.terminate_on_success for task in BENCH.tasks())
     bench: Benchmark = BENCH
     assert bench.interface.state == "eef_pos3_axisangle3_gripper2"
     with pytest.raises(ValueError, match="Fold"):
@@ -148,7 +148,7 @@ def test_restore_is_exact(env):
 def test_expert_solves(env, episode):
     env.reset(episode)
     expert = BENCH.expert(env)
-    assert any(env.step(expert()) for _ in range(env.task.limit))
+    assert any(env.step(expert()) for _ in range(env.task.max_steps))
 
 
 @needs_robosuite

@@ -16,12 +16,12 @@ from vlaprune.methods.uniform import Uniform
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.decoder import Tokens
 from vlaprune.policy import Policy
-from vlaprune.pruner import Budget, Info, Plan, Selection
+from vlaprune.pruner import Budget, ModelInfo, Plan, Selection
 from vlaprune.session import Session
 from vlaprune.testing import scenes
-from vlaprune.trace import Layout, Rows, View
+from vlaprune.trace import Layout, QueryGroup, View
 
-INFO = Info("llama", 4, 4, 64, 16)
+INFO = ModelInfo("llama", 4, 4, 64, 16)
 V, P, D = 8, 12, 2  # visual tokens 1..8 of a prompt of 12, two decoded actions
 
 
@@ -76,13 +76,21 @@ GONE = {1: [3, 6], 3: [1, 5, 8]}  # the positions that leave thereby
 
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("rows", [Rows.ALL, Rows.VISUAL | Rows.TEXT, Rows.TEXT | Rows.LAST, Rows.VISUAL | Rows.LAST])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        QueryGroup.ALL,
+        QueryGroup.VISUAL | QueryGroup.TEXT,
+        QueryGroup.TEXT | QueryGroup.LAST,
+        QueryGroup.VISUAL | QueryGroup.LAST,
+    ],
+)
 def test_rows_that_are_read_together_are_those_read_alone(rows, causal):
     _, ours = pair(causal)
     x = torch.randn(P, 64)
 
     def read(wanted):
-        session = open_session(Plan((1,), {2: wanted}), lambda site: Selection(STAGES[1]), causal)
+        session = open_session(Plan((1,), {2: wanted}), lambda context: Selection(STAGES[1]), causal)
         forward(ours, session, x)
         return session
 
@@ -98,7 +106,9 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     """Decoding goes on at the ORIGINAL length and attends, at each layer, to the columns that layer ended with."""
     llama, ours = pair()
     x = torch.randn(P + D, 64)
-    session = open_session(Plan((1, 3), {2: Rows.ALL, 3: Rows.ALL}), lambda site: Selection(STAGES[site.layer]))
+    session = open_session(
+        Plan((1, 3), {2: QueryGroup.ALL, 3: QueryGroup.ALL}), lambda context: Selection(STAGES[context.layer])
+    )
     rows = forward(ours, session, x)
     expected, attentions = masked(llama, x, GONE)
     stay = [i for i in range(P + D) if i not in (*GONE[1], *GONE[3])]
@@ -108,9 +118,9 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     record = session.finish()
     assert record.visual == (8, 6, 6, 3) and record.rows == (12, 10, 10, 7) and record.decoded == D
     assert trace.decode[:D] == [[13, 11, 11, 8], [14, 12, 12, 9]]
-    same(trace.rows(2, Rows.TEXT | Rows.LAST), attentions[2][0][:, [11, 9, 10]], 1e-6)
-    same(trace.rows(3, Rows.VISUAL), attentions[3][0][:, [2, 4, 7]], 1e-6)
-    same(trace.rows(3, Rows.ACTION), attentions[3][0][:, [12, 13]], 1e-6)
+    same(trace.rows(2, QueryGroup.TEXT | QueryGroup.LAST), attentions[2][0][:, [11, 9, 10]], 1e-6)
+    same(trace.rows(3, QueryGroup.VISUAL), attentions[3][0][:, [2, 4, 7]], 1e-6)
+    same(trace.rows(3, QueryGroup.ACTION), attentions[3][0][:, [12, 13]], 1e-6)
 
 
 SIZES = {1: torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0, 5.0]), 3: torch.tensor([4.0, 1.0, 7.0])}  # of the rows in STAGES
@@ -123,18 +133,18 @@ def test_sizes_make_keys_count_so_often_from_their_layer_on(causal, sized):
     llama, ours = pair(causal)
     x = torch.randn(P + D * causal, 64)
 
-    def choose(site):
-        order = torch.arange(len(STAGES[site.layer])).flip(0)  # any order, as for values
-        sizes = SIZES[site.layer][order] if site.layer in sized else None
-        return Selection(STAGES[site.layer][order], sizes=sizes)
+    def choose(context):
+        order = torch.arange(len(STAGES[context.layer])).flip(0)  # any order, as for values
+        sizes = SIZES[context.layer][order] if context.layer in sized else None
+        return Selection(STAGES[context.layer][order], multiplicity=sizes)
 
-    session = open_session(Plan((1, 3), {3: Rows.LAST}), choose, causal=causal)
+    session = open_session(Plan((1, 3), {3: QueryGroup.LAST}), choose, causal=causal)
     rows = forward(ours, session, x)
     positions = {1: [1, 2, 4, 5, 7, 8], 3: [2, 4, 7]}
     sizes = {n: dict(zip(positions[n], SIZES[n].tolist(), strict=True)) for n in sized}
     expected, attentions = masked(llama, x, GONE, causal, sizes)
     same(rows, expected[[i for i in range(len(x)) if i not in (*GONE[1], *GONE[3])]])
-    same(session.trace.rows(3, Rows.LAST), attentions[3][0][:, [11]], 1e-6)
+    same(session.trace.rows(3, QueryGroup.LAST), attentions[3][0][:, [11]], 1e-6)
 
 
 @torch.no_grad()
@@ -145,11 +155,11 @@ def test_sizes_of_one_change_nothing_before_beside_or_after_reuse(causal, order)
     x = torch.randn(P + D * causal, 64)
 
     def choose(sizing):
-        def select(site):
-            keep = torch.arange(len(site.alive))
-            old = (site.alive % 2 == 0) if site.step and site.layer == order[0] else keep < 0
-            sizes = torch.ones(int((~old).sum())) if sizing and site.layer == order[1] else None
-            return Selection(keep[~old], keep[old], sizes=sizes)
+        def select(context):
+            keep = torch.arange(len(context.alive))
+            old = (context.alive % 2 == 0) if context.step and context.layer == order[0] else keep < 0
+            sizes = torch.ones(int((~old).sum())) if sizing and context.layer == order[1] else None
+            return Selection(keep[~old], keep[old], multiplicity=sizes)
 
         return select
 
@@ -167,7 +177,7 @@ def test_sizes_of_one_change_nothing_before_beside_or_after_reuse(causal, order)
 def test_bidirectional_pruning_equals_llama_with_columns_masked():
     llama, ours = pair(causal=False)
     x = torch.randn(P, 64)
-    session = open_session(Plan((1, 3)), lambda site: Selection(STAGES[site.layer]), causal=False)
+    session = open_session(Plan((1, 3)), lambda context: Selection(STAGES[context.layer]), causal=False)
     expected, _ = masked(llama, x, GONE, causal=False)
     same(forward(ours, session, x), expected[[0, 2, 4, 7, 9, 10, 11]])
 
@@ -178,7 +188,7 @@ def test_bidirectional_pruning_equals_llama_with_columns_masked():
 def test_reuse_is_exact_on_a_frozen_world(causal, layer):
     _, ours = pair(causal)
     x = torch.randn(P + D * causal, 64)
-    session = Session(Reuser(layer), INFO, ours.shape, Clock())
+    session = Session(Reuser(layer), INFO, ours.config, Clock())
     dense = forward(ours, session, x)
     session.finish()
     rows = forward(ours, session, x)
@@ -192,10 +202,10 @@ def test_growing_reuse_is_exact_and_keeps_every_column():
     _, ours = pair(causal=False)
     x = torch.randn(P, 64)
 
-    def choose(site):
-        if site.step == 0:
+    def choose(context):
+        if context.step == 0:
             return None
-        old = site.alive < {1: 2, 2: 5, 3: 7}[site.layer]
+        old = context.alive < {1: 2, 2: 5, 3: 7}[context.layer]
         return Selection((~old).nonzero().flatten(), old.nonzero().flatten())
 
     session = open_session(Plan((1, 2, 3), reuses=True), choose, causal=False)
@@ -216,7 +226,7 @@ def test_reused_rows_speak_with_their_old_keys_and_values():
     now[[1, 3, 5, 7]] = torch.randn(4, 64)  # the rows that Reuser reuses
     found = []
     for second in (x, now):
-        session = Session(Reuser(), INFO, ours.shape, Clock())
+        session = Session(Reuser(), INFO, ours.config, Clock())
         forward(ours, session, x)
         session.finish()
         found.append(forward(ours, session, second))
@@ -229,8 +239,8 @@ def test_only_rows_that_ran_through_every_layer_are_reusable_and_a_reset_or_new_
     _, ours = pair(causal=False)
     seen = []
 
-    def choose(site):
-        seen.append(site.reusable.tolist())
+    def choose(context):
+        seen.append(context.reusable.tolist())
         return Selection(torch.tensor([0, 2, 5]))
 
     session = open_session(Plan((2,), reuses=True), choose, causal=False)
@@ -248,8 +258,8 @@ def refused(plan, selection, calls=1, match="", layer=0):
     """The message a selection is refused with, made on the last of some calls."""
     _, ours = pair(causal=False)
 
-    def choose(site):
-        return selection if site.step == calls - 1 and site.layer == layer else None
+    def choose(context):
+        return selection if context.step == calls - 1 and context.layer == layer else None
 
     session = open_session(plan, choose, causal=False)
     with torch.no_grad(), pytest.raises(ValueError, match=match) as error:
@@ -276,7 +286,7 @@ REUSES = Plan((0,), reuses=True)
         (REUSES, Selection(rows([0]), rows([9])), 2, r"outside 0\.\.7"),
         (Plan((0,)), Selection(rows([0, 0, 1, 2, 3, 4, 5, 6])), 1, "names a row twice"),
         (Plan((0,)), Selection(rows([0, 1]), values=torch.zeros(3, 64)), 1, "3 values for 2 kept rows"),
-        (Plan((0,)), Selection(rows([0, 1]), sizes=torch.ones(3)), 1, "3 sizes for 2 kept rows"),
+        (Plan((0,)), Selection(rows([0, 1]), multiplicity=torch.ones(3)), 1, "3 multiplicity for 2 kept rows"),
         (Plan((0,), budget={0: Budget(0.5)}), Selection(rows([0, 1, 2])), 1, "promised 4 of 8 .* but 3 were computed"),
         (Plan((0,), budget={0: Budget(2)}), Selection(rows([0, 1, 2])), 1, "promised 2 of 8 .* but 3 were computed"),
     ],
@@ -287,7 +297,7 @@ def test_refused_by_name(plan, selection, calls, match):
 
 @pytest.mark.parametrize("extra", [1, 4, -1])
 def test_reads_wanted_in_one_call_must_lie_ahead(extra):
-    everything = Selection(torch.arange(V), reads={extra: Rows.LAST})
+    everything = Selection(torch.arange(V), reads={extra: QueryGroup.LAST})
     refused(Plan((2,)), everything, match=rf"asks to read layer {extra}; layers still to run are 2\.\.3", layer=2)
 
 
@@ -295,8 +305,8 @@ def test_reads_wanted_in_one_call_must_lie_ahead(extra):
 def test_reads_wanted_in_one_call_are_made_in_that_call_only():
     _, ours = pair(causal=False)
     session = open_session(
-        Plan((1,), {1: Rows.TEXT}),
-        lambda site: Selection.all(site, {3: Rows.LAST, 1: Rows.LAST}) if site.step == 0 else None,
+        Plan((1,), {1: QueryGroup.TEXT}),
+        lambda context: Selection.all(context, {3: QueryGroup.LAST, 1: QueryGroup.LAST}) if context.step == 0 else None,
         causal=False,
     )
     x = torch.randn(P, 64)
@@ -305,17 +315,17 @@ def test_reads_wanted_in_one_call_are_made_in_that_call_only():
     session.finish()
     forward(ours, session, x)
     second = session.trace
-    assert first.has(3, Rows.LAST) and first.has(1, Rows.LAST | Rows.TEXT)
-    assert second.has(1, Rows.TEXT) and not second.has(3, Rows.LAST) and not second.has(1, Rows.LAST)
+    assert first.has(3, QueryGroup.LAST) and first.has(1, QueryGroup.LAST | QueryGroup.TEXT)
+    assert second.has(1, QueryGroup.TEXT) and not second.has(3, QueryGroup.LAST) and not second.has(1, QueryGroup.LAST)
     with pytest.raises(KeyError, match="LAST of layer 3 were not read"):
-        second.rows(3, Rows.LAST)
-    planned = open_session(Plan(reads={3: Rows.LAST}), None, causal=False)
+        second.rows(3, QueryGroup.LAST)
+    planned = open_session(Plan(reads={3: QueryGroup.LAST}), None, causal=False)
     forward(ours, planned, x)
-    assert torch.equal(first.rows(3, Rows.LAST), planned.trace.rows(3, Rows.LAST))
+    assert torch.equal(first.rows(3, QueryGroup.LAST), planned.trace.rows(3, QueryGroup.LAST))
 
 
 def test_values_stand_in_the_place_of_their_rows_whatever_the_order():
-    session = open_session(Plan((0,)), lambda site: Selection(rows([5, 0, 3]), values=values))
+    session = open_session(Plan((0,)), lambda context: Selection(rows([5, 0, 3]), values=values))
     values = torch.randn(3, 64)
     x = torch.randn(P, 64)
     session.begin(layout(), (), x)
@@ -330,13 +340,13 @@ def test_values_equal_to_the_rows_change_nothing_and_others_do():
     x, keep = torch.randn(P + D, 64), rows([6, 1, 2])
 
     def run(values):
-        session = open_session(Plan((1,)), lambda site: Selection(keep, values=values(site.visual[keep])))
+        session = open_session(Plan((1,)), lambda context: Selection(keep, values=values(context.visual[keep])))
         return forward(ours, session, x)
 
     plain = run(lambda old: None)
     assert torch.equal(plain, run(lambda old: old))
     assert not torch.allclose(plain, run(lambda old: old + 1))
-    everything = open_session(Plan((1,)), lambda site: Selection(torch.arange(V), values=site.visual * 2))
+    everything = open_session(Plan((1,)), lambda context: Selection(torch.arange(V), values=context.visual * 2))
     assert not torch.allclose(forward(ours, everything, x), forward(ours, open_session(Plan(), None), x))
 
 
@@ -349,7 +359,7 @@ def test_values_equal_to_the_rows_change_nothing_and_others_do():
         lambda: Random(layer=2, keep=1.0),
         lambda: DivPrune(keep=1.0),
         lambda: Uniform(keep=1.0),
-        lambda: Scripted(Plan(reads=dict.fromkeys(range(6), Rows.ALL), reuses=True)),
+        lambda: Scripted(Plan(reads=dict.fromkeys(range(6), QueryGroup.ALL), reuses=True)),
     ],
 )
 def test_keeping_everything_is_bit_identical_to_dense(make, style):
@@ -382,12 +392,12 @@ def test_another_instruction_in_mid_episode_clears_what_could_be_reused(style):
 @pytest.mark.parametrize(
     ("plan", "match"),
     [
-        (Plan((4,)), r"it acts before layers \[4\], but llama has layers 0\.\.3; lower the layer"),
-        (Plan((-1, 2)), r"acts before layers \[-1\]"),
-        (Plan((1,), {7: Rows.LAST}), r"it reads layers \[7\]"),
+        (Plan((4,)), r"it prunes before layers \[4\], but llama has layers 0\.\.3; lower the layer"),
+        (Plan((-1, 2)), r"prunes before layers \[-1\]"),
+        (Plan((1,), {7: QueryGroup.LAST}), r"it reads layers \[7\]"),
         (Plan((1,), budget={9: Budget(0.5)}), r"it budgets layers \[9\]"),
-        (Plan((2, 1)), r"sites \[2, 1\]; they must ascend without repeats"),
-        (Plan((1, 1)), r"sites \[1, 1\]"),
+        (Plan((2, 1)), r"layers \[2, 1\]; they must be sorted and unique"),
+        (Plan((1, 1)), r"layers \[1, 1\]"),
     ],
 )
 def test_a_plan_the_model_cannot_give_is_refused(plan, match):
@@ -395,7 +405,7 @@ def test_a_plan_the_model_cannot_give_is_refused(plan, match):
         plan.check(INFO, "it")
     with pytest.raises(ValueError, match="Scripted"):
         open_session(plan, None)
-    Plan((0, 3), {0: Rows.ALL, 3: Rows.LAST}, {0: Budget(1.0)}).check(INFO, "it")
+    Plan((0, 3), {0: QueryGroup.ALL, 3: QueryGroup.LAST}, {0: Budget(1.0)}).check(INFO, "it")
 
 
 @pytest.mark.parametrize("amount", [0, 0.0, -1, -0.5, 1.5, 2.0, float("nan"), float("inf"), True, "0.5", None])
@@ -412,13 +422,15 @@ def test_a_budget_is_a_fraction_or_a_count():
 
 
 def test_a_tower_that_was_not_read_is_refused():
-    session = open_session(Plan((0,)), lambda site: Selection.top(site.tower, Budget(2), of=site.total))
+    session = open_session(
+        Plan((0,)), lambda context: Selection.top(context.vision_attention, Budget(2), of=context.total)
+    )
     x = torch.randn(P, 64)
     session.begin(layout(), (), x)
-    with pytest.raises(ValueError, match=r"Plan\.tower is off"):
+    with pytest.raises(ValueError, match=r"Plan.vision_attention is off"):
         session.enter(0, Tokens(x, torch.arange(P)))
     with pytest.raises(ValueError, match="give one number for each of the 8"):
-        session.tower(torch.zeros(5))
+        session.record_vision_attention(torch.zeros(5))
 
 
 @pytest.mark.parametrize("make", [Dense, lambda: FastV(layer=2, keep=5), Reuser])

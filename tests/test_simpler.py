@@ -116,7 +116,7 @@ def test_grid_of_the_widowx_numbers_its_arrangements():
         (0.127, 0.06),
         "bridge_table_1_v2",
     )
-    assert [t.limit for t in Simpler("widowx").tasks()] == [60, 60, 60, 120]
+    assert [t.max_steps for t in Simpler("widowx").tasks()] == [60, 60, 60, 120]
 
 
 def test_grid_rotations_are_a_half_turn_and_the_yaw():
@@ -146,8 +146,10 @@ def test_what_a_suite_says_of_its_robot():
     google, widowx = Simpler("google_va"), Simpler("widowx", "ms3")
     assert (google.robot, google.control_hz, google.interface.gripper) == ("google_robot", 3.0, "close_delta")
     assert (widowx.robot, widowx.control_hz, widowx.interface.gripper) == ("widowx", 5.0, "open_positive")
-    assert google.name != widowx.name and not any(t.stop for t in google.tasks())
-    assert all(t.stop and t.limit == 120 for t in Simpler("widowx", success="stop", limit=120).tasks())
+    assert google.name != widowx.name and not any(t.terminate_on_success for t in google.tasks())
+    assert all(
+        t.terminate_on_success and t.max_steps == 120 for t in Simpler("widowx", success="stop", limit=120).tasks()
+    )
 
 
 class Course:

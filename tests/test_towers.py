@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, SiglipVisionConfig, SiglipVisionModel
 
-from vlaprune.nn.pour import randomise
-from vlaprune.nn.towers import FusedTower, Tower, TowerShape, dino, siglip, timm_pieces, timm_unused
+from vlaprune.nn.towers import FusedTower, Tower, TowerShape, dino, siglip, timm_unused, timm_weight_map
+from vlaprune.nn.weights import randomise
 
 DINO, SIGLIP = dino(64, 4, 4), siglip(48, 4, 4, 80)
 
@@ -152,11 +152,11 @@ def test_flops_are_those_that_torch_counts():
 def test_names_of_timm_cover_the_tower_and_nothing_twice():
     with torch.device("meta"):
         tower = FusedTower(DINO, SIGLIP, 56)
-    pieces = timm_pieces(DINO, "a.", "dino.") | timm_pieces(SIGLIP, "b.", "siglip.")
+    pieces = timm_weight_map(DINO, "a.", "dino.") | timm_weight_map(SIGLIP, "b.", "siglip.")
     named = [p.name for p in pieces.values() if p.rows is None or p.rows[0] == 0]
     assert sorted(named) == sorted(name for name, _ in tower.named_parameters())
     assert timm_unused(DINO, "a.") == ("a.blocks.3.", "a.attn_pool.", "a.norm.")
-    assert "a.blocks.0.ls1.gamma" in timm_pieces(DINO, "a.", "dino.", gamma="gamma")
+    assert "a.blocks.0.ls1.gamma" in timm_weight_map(DINO, "a.", "dino.", gamma="gamma")
 
 
 def test_sizes_that_cannot_be_are_refused():

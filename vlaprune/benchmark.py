@@ -76,16 +76,16 @@ class Task:
 
     name         unique within the benchmark; part of every record
     instruction  given to the policy with every observation
-    limit        control steps after which an attempt ends
+    max_steps        control steps after which an attempt ends
     episodes     how many initial states the official protocol has; ids are 0 .. episodes - 1
-    stop         end at the first success; if False (SIMPLER) the last step decides
+    terminate_on_success         end at the first success; if False (SIMPLER) the last step decides
     """
 
     name: str
     instruction: str
-    limit: int
+    max_steps: int
     episodes: int
-    stop: bool = True
+    terminate_on_success: bool = True
 
 
 class Env(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from vlaprune.evaluation.progress import Standing
+    from vlaprune.evaluation.progress import RunStatus
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
@@ -141,21 +141,21 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        standings = board.close()
-    if standings:
-        _verdicts(standings)
-    if failed or any(s.error for s in standings):
+        statuses = board.close()
+    if statuses:
+        _verdicts(statuses)
+    if failed or any(s.error for s in statuses):
         sys.exit(2)
 
 
-def _verdicts(standings: Sequence[Standing]) -> None:
+def _verdicts(statuses: Sequence[RunStatus]) -> None:
     """The table of a finished sweep with the baseline where one was named: one for each suite, model or protocol."""
     from vlaprune import report as tables
     from vlaprune.records import differences, read
     from vlaprune.stats import noise as floor
 
     try:
-        runs = [read(f) for f in dict.fromkeys(f for s in standings for f in (s.baseline, s.folder) if f)]
+        runs = [read(f) for f in dict.fromkeys(f for s in statuses for f in (s.baseline, s.folder) if f)]
         if floor.same_method(runs):
             print(*floor.lines(runs), sep="\n")
             return
@@ -172,14 +172,14 @@ def _verdicts(standings: Sequence[Standing]) -> None:
 def _evaluate(cfg: DictConfig) -> None:
     from vlaprune import config
     from vlaprune.evaluation import run as evaluate
-    from vlaprune.models.backends import under
+    from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
 
     config.check(cfg)
     config.ready(cfg)
     model, make_pruner, bench = config.build(cfg)
     header = config.header(cfg, model, bench)
-    policy = Policy(under(model, cfg.kernel), make_pruner, cfg.slots, config.control(cfg, bench))
+    policy = Policy(with_backend(model, cfg.kernel), make_pruner, cfg.slots, config.control(cfg, bench))
     evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlaprune.nn.decoder import Shape
+    from vlaprune.nn.decoder import DecoderConfig
 
 
 def linear_flops(rows: int, *widths: int) -> float:
@@ -26,16 +26,20 @@ def attention_flops(queries: int, columns: int, inner: int) -> float:
     return 4.0 * queries * columns * inner
 
 
-def block_flops(shape: Shape, rows: int, columns: int) -> float:
+def block_flops(config: DecoderConfig, rows: int, columns: int) -> float:
     """One decoder layer that computes `rows` tokens attending to `columns`."""
-    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    linear = linear_flops(rows, shape.width, inner + 2 * kv) + linear_flops(rows, inner, shape.width)
-    return linear + 3 * linear_flops(rows, shape.width, shape.ffn) + attention_flops(rows, columns, inner)
+    inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    linear = linear_flops(rows, config.hidden_size, inner + 2 * kv) + linear_flops(rows, inner, config.hidden_size)
+    return (
+        linear
+        + 3 * linear_flops(rows, config.hidden_size, config.intermediate_size)
+        + attention_flops(rows, columns, inner)
+    )
 
 
-def decoder_flops(shape: Shape, counts: Sequence[tuple[int, int]]) -> float:
+def decoder_flops(config: DecoderConfig, counts: Sequence[tuple[int, int]]) -> float:
     """All layers, from the observed (rows, columns) of each."""
-    return sum(block_flops(shape, rows, columns) for rows, columns in counts)
+    return sum(block_flops(config, rows, columns) for rows, columns in counts)
 
 
 def vit_block_flops(tokens: int, width: int, ffn: int) -> float:

@@ -14,8 +14,8 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
 from vlaprune.meter import Clock
-from vlaprune.nn.decoder import Shape
-from vlaprune.pruner import Info, Pruner
+from vlaprune.nn.decoder import Decoder
+from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.records import StepRecord
 from vlaprune.session import Session
 from vlaprune.trace import Trace
@@ -25,14 +25,14 @@ class VLA(Protocol):
     """A vision-language-action model: one observation in, one chunk of actions out.
 
     info       what methods may know of it
-    shape      its decoder
+    decoder    its language decoder, which pruning shortens
     interface  the cameras and state it wants, the conventions of what it emits
     chunk      actions per call
     device     where it computes
     """
 
-    info: Info
-    shape: Shape
+    info: ModelInfo
+    decoder: Decoder
     interface: Interface
     chunk: int
     device: torch.device
@@ -88,7 +88,7 @@ class Policy:
             raise ValueError(f"slots={slots}; use at least 1")
         self.model = model
         self.clock = Clock(str(model.device))
-        self.sessions = [Session(make_pruner(), model.info, model.shape, self.clock) for _ in range(slots)]
+        self.sessions = [Session(make_pruner(), model.info, model.decoder.config, self.clock) for _ in range(slots)]
         self.controllers = [Controller(control or Control()) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
         self._told: list[str | None] = [None] * slots

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.trace import Layout, QueryGroup, Trace
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a method may know of the model: its name and the decoder's layers, heads, width and head size."""
+class ModelInfo:
+    """What a method may know about the model: its name and the sizes of its decoder."""
 
     name: str
-    layers: int
-    heads: int
-    width: int
-    head_size: int
+    num_layers: int
+    num_heads: int
+    hidden_size: int
+    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -54,35 +54,36 @@ class Budget:
 class Plan:
     """Where a method acts and what it reads; asked for once, checked against the model, then fixed.
 
-    sites   layers before which it is asked; 0 is straight from the projector
+    layers  layers before which `select` is called; 0 is straight from the projector
     reads   layer -> query rows. Only these attention rows are ever computed outside the fused kernel,
             and their cost is charged to the method
-    budget  site -> visual tokens that go on computing whenever the method selects there; the observed number is
-            held against it. A site without an entry has a data-dependent count
+    budget  layer -> visual tokens that go on computing whenever the method selects there; the observed number is
+            held against it. A layer without an entry has a data-dependent count
     reuses  the method names reused rows, so keys and values are kept from call to call
-    tower   it reads Site.tower, the attention inside the vision tower
+    vision_attention  it reads PruneContext.vision_attention, the attention inside the vision tower
     """
 
-    sites: Sequence[int] = ()
-    reads: Mapping[int, Rows] = field(default_factory=dict)
+    layers: Sequence[int] = ()
+    reads: Mapping[int, QueryGroup] = field(default_factory=dict)
     budget: Mapping[int, Budget] = field(default_factory=dict)
     reuses: bool = False
-    tower: bool = False
+    vision_attention: bool = False
 
-    def check(self, info: Info, method: str) -> None:
+    def check(self, info: ModelInfo, method: str) -> None:
         """ValueError that names the first thing the model cannot give."""
-        for what, layers in (("acts before", self.sites), ("reads", self.reads), ("budgets", self.budget)):
-            wrong = [n for n in layers if not 0 <= n < info.layers]
+        for what, layers in (("prunes before", self.layers), ("reads", self.reads), ("budgets", self.budget)):
+            wrong = [n for n in layers if not 0 <= n < info.num_layers]
             if wrong:
                 raise ValueError(
-                    f"{method} {what} layers {wrong}, but {info.name} has layers 0..{info.layers - 1}; lower the layer"
+                    f"{method} {what} layers {wrong}, but {info.name} has layers "
+                    f"0..{info.num_layers - 1}; lower the layer"
                 )
-        if list(self.sites) != sorted(set(self.sites)):
-            raise ValueError(f"{method} names sites {list(self.sites)}; they must ascend without repeats")
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"{method} names layers {list(self.layers)}; they must be sorted and unique")
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class PruneContext:
     """What a method sees when asked: n of the V visual tokens, about to enter `layer`.
 
     One observation, one sequence: nothing here has a batch axis. Tensors are views; do not write to them.
@@ -126,13 +127,13 @@ class Site:
         return self.trace.pixels[self.alive]
 
     @property
-    def tower(self) -> Tensor:
-        """[n] attention each row received in the vision tower; see Trace.tower. Needs Plan.tower."""
-        if self.trace.tower is None:
-            raise ValueError("the vision tower was not read: Plan.tower is off, or the model cannot read it")
-        return self.trace.tower[self.alive]
+    def vision_attention(self) -> Tensor:
+        """[n] attention that each row received in the vision tower, see Trace. Needs Plan.vision_attention."""
+        if self.trace.vision_attention is None:
+            raise ValueError("the vision tower was not read: Plan.vision_attention is off, or the model cannot read it")
+        return self.trace.vision_attention[self.alive]
 
-    def attention(self, layer: int, rows: Rows) -> Tensor:
+    def attention(self, layer: int, rows: QueryGroup) -> Tensor:
         """[H, q, n] softmax weights on the rows of this site, read at an earlier layer of this call."""
         weights = self.trace.visual(layer, rows)
         return weights if self.alive.shape[0] == self.total else weights[..., self.alive]
@@ -140,21 +141,21 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The fate of every row of a Site: kept, reused, or (if named in neither) dropped.
+    """The fate of every row of a PruneContext: kept, reused, or (if named in neither) dropped.
 
     keep    [k] rows computed from this layer on, any order
     reuse   [r] rows not computed from this layer on but still attended to, with an earlier call's keys and values
     values  [k, d] hidden states to put in place of the kept rows: merged tokens, straight-through gradients
-    sizes   [k] how many tokens each kept row stands for: from here on its key counts so often, that is, log(size) is
-            added to its attention logits (merged tokens, duplicates that were dropped)
+    multiplicity  [k] how many tokens each kept row stands for (merged tokens, dropped duplicates): log(multiplicity) is
+            added to the attention logits of its key from here on
     reads   attention rows wanted in this call only, at layers not yet run
     """
 
     keep: Tensor
     reuse: Tensor | None = None
     values: Tensor | None = None
-    sizes: Tensor | None = None
-    reads: Mapping[int, Rows] = field(default_factory=dict)
+    multiplicity: Tensor | None = None
+    reads: Mapping[int, QueryGroup] = field(default_factory=dict)
 
     @classmethod
     def top(cls, score: Tensor, budget: Budget, of: int) -> Selection:
@@ -162,9 +163,9 @@ class Selection:
         return cls(top(score, min(budget.count(of), score.shape[0])))
 
     @classmethod
-    def all(cls, site: Site, reads: Mapping[int, Rows]) -> Selection:
+    def all(cls, context: PruneContext, reads: Mapping[int, QueryGroup]) -> Selection:
         """Everything goes on, and this call also reads `reads`."""
-        return cls(torch.arange(site.alive.shape[0], device=site.alive.device), reads=reads)
+        return cls(torch.arange(context.alive.shape[0], device=context.alive.device), reads=reads)
 
 
 def ranking(score: Tensor) -> Tensor:
@@ -187,11 +188,11 @@ class Pruner(ABC):
     """
 
     @abstractmethod
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Where it acts and what it reads. Called once, when the policy is built."""
 
     @abstractmethod
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """What goes on. Called at every planned site of every model call; None leaves the tokens as they are."""
 
     def reset(self) -> None:  # noqa: B027 - most methods remember nothing

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vlaprune.meter import Clock, block_flops, decoder_flops
-from vlaprune.nn.decoder import Cache, Shape, Tokens
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.nn.decoder import Cache, DecoderConfig, Tokens
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.records import STAGES, StepRecord
-from vlaprune.trace import Layout, Read, Rows, Runs, Trace
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Runs, Trace
 
 
 class Session:
@@ -26,13 +26,13 @@ class Session:
     are made when the call is over, so that no call waits for them.
     """
 
-    def __init__(self, pruner: Pruner, info: Info, shape: Shape, clock: Clock) -> None:
-        self.pruner, self.info, self.shape, self.clock = pruner, info, shape, clock
+    def __init__(self, pruner: Pruner, info: ModelInfo, config: DecoderConfig, clock: Clock) -> None:
+        self.pruner, self.info, self.config, self.clock = pruner, info, config, clock
         self.name = type(pruner).__name__
         self.plan: Plan = pruner.plan(info)
         self.plan.check(info, self.name)
         self.cache: Cache | None = None
-        self._store = Cache(shape)
+        self._store = Cache(config)
         self._layout: Layout | None = None
         self._numbers = torch.arange(0)
         self.reset(0)
@@ -63,7 +63,7 @@ class Session:
         self._suspect: list[tuple[int, Tensor, Selection]] = []  # layer, what was alive, what was made of it
         self._selected: set[int] = set()
         self._decoding = False
-        self._spans: dict[tuple[Rows, int, bool], Runs] = {}  # see _runs
+        self._spans: dict[tuple[QueryGroup, int, bool], Runs] = {}  # see _runs
         self._live: list[Tensor] = []
         self._biases: list[Tensor | None] = []
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
@@ -76,12 +76,12 @@ class Session:
         if self._filled is None:
             self._filled = torch.zeros(layout.total, dtype=torch.bool, device=like.device)
 
-    def again(self) -> None:
+    def repeat_pass(self) -> None:
         """Opens another pass of the same prompt in the same call, such as a step of diffusion.
 
         The method is not asked a second time: what it selected in the first pass goes on, and nothing more is read.
         """
-        self._flops["prompt"] += decoder_flops(self.shape, self.trace.counts)
+        self._flops["prompt"] += decoder_flops(self.config, self.trace.counts)
         self.trace.counts.clear()
         self.trace.decode.clear()
         self._alive = self._numbers[: self.trace.layout.total]
@@ -92,20 +92,20 @@ class Session:
         self._flops[stage] += flops
 
     @property
-    def wants_tower(self) -> bool:
+    def wants_vision_attention(self) -> bool:
         """Whether the method reads the vision tower. If not, the model computes no attention for it."""
-        return self.plan.tower
+        return self.plan.vision_attention
 
-    def tower(self, attention: Tensor) -> None:
-        """Takes the attention [V] inside the vision tower, as described at Trace.tower."""
+    def record_vision_attention(self, attention: Tensor) -> None:
+        """Takes the attention [V] inside the vision tower, as described at Trace.vision_attention."""
         if attention.shape != (self.trace.layout.total,):
             raise ValueError(
                 f"tower attention has shape {tuple(attention.shape)}; give one number for each of the "
                 f"{self.trace.layout.total} visual tokens"
             )
-        self.trace.tower = attention
+        self.trace.vision_attention = attention
 
-    def left(self, layer: int) -> tuple[Tensor, Tensor | None]:
+    def kv_positions(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """Positions [m] that rows after the prompt attend to at `layer`, and what is added to their logits, if any.
 
         Their keys and values are in `cache`.
@@ -113,7 +113,7 @@ class Session:
         bias = self._biases[layer]
         return self._live[layer], None if bias is None else bias[1:]
 
-    def look(self, layer: int, queries: Tensor, keys: Tensor, columns: Tensor, bias: Tensor | None) -> None:
+    def record_attention(self, layer: int, queries: Tensor, keys: Tensor, columns: Tensor, bias: Tensor | None) -> None:
         """Shows the action rows of an action expert: as `leave`, but what it computes the model itself charges.
 
         queries  [H, n, hd] rotated, every column visible to every row
@@ -122,11 +122,11 @@ class Session:
 
         Nobody writes to these tensors again before the call is over.
         """
-        if self._reads.get(layer, Rows(0)) & Rows.ACTION:
-            self.trace.add(layer, Rows.ACTION, Read(queries, keys, columns, None, bias))
+        if self._reads.get(layer, QueryGroup(0)) & QueryGroup.ACTION:
+            self.trace.add(layer, QueryGroup.ACTION, AttentionRows(queries, keys, columns, None, bias))
             self.charge("method", 2.0 * queries.numel() * keys.shape[1])
 
-    def passed(self, columns: Sequence[int]) -> None:
+    def record_expert_pass(self, columns: Sequence[int]) -> None:
         """Notes a pass of an action expert: the columns it attended to at each layer."""
         self.trace.expert.append(list(columns))
 
@@ -136,7 +136,7 @@ class Session:
         """The rows that go on into `layer`."""
         if self._decoding:
             return replace(tokens, columns=self._grown(tokens.index, self._live[layer]), bias=self._biases[layer])
-        if layer not in self.plan.sites:
+        if layer not in self.plan.layers:
             return tokens
         with self.clock.span("method"):
             selection = self._chosen[layer] if self._repeats else self.pruner.select(self._site(layer, tokens))
@@ -153,11 +153,11 @@ class Session:
                 self.trace.reused[layer] = tokens.columns[tokens.index.shape[0] :]
             return tokens
 
-    def until(self, layer: int) -> int:
+    def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one before which the method is asked."""
-        return next((site for site in self.plan.sites if site > layer), self.info.layers)
+        return next((site for site in self.plan.layers if site > layer), self.info.num_layers)
 
-    def looks(self, layer: int) -> bool:
+    def records_attention(self, layer: int) -> bool:
         """Whether attention rows of this layer are read in this call."""
         return bool(self._reads.get(layer))
 
@@ -177,7 +177,7 @@ class Session:
             self._live[layer : layer + 1] = [columns]
             bias = tokens.bias
             self._biases[layer : layer + 1] = [None if bias is None else torch.cat((bias.new_zeros(1), bias))]
-        last = layer == self.info.layers - 1
+        last = layer == self.info.num_layers - 1
         if self._decoding:
             self.trace.decode[-1].append(seen)
             if last:
@@ -188,24 +188,26 @@ class Session:
             self._decoding = True
             self.trace.decode.append([])
 
-    def _rows_of(self, group: Rows) -> range:
+    def _rows_of(self, group: QueryGroup) -> range:
         """Row numbers of a group of query rows at this moment; all but the visual ones are always there."""
         layout, span = self.trace.layout, self.trace.layout.group(group)
         if self._decoding:
-            return range(1) if group is Rows.ACTION else range(0)
-        if group is Rows.VISUAL:
+            return range(1) if group is QueryGroup.ACTION else range(0)
+        if group is QueryGroup.VISUAL:
             return range(span.start, span.start + self._alive.shape[0])
         gone = layout.total - self._alive.shape[0] if span.start >= layout.visual.stop else 0
         return range(span.start - gone, min(span.stop, layout.length) - gone)
 
-    def _read(self, layer: int, wanted: Rows, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
+    def _read(
+        self, layer: int, wanted: QueryGroup, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor
+    ) -> None:
         whole = not self._decoding and tokens.columns is None and columns.shape[0] == self.trace.layout.length
-        index = tokens.index if self.shape.causal else None
+        index = tokens.index if self.config.causal else None
         runs, (heads, _, size) = self._runs(wanted), queries.shape
-        self.trace.note(layer, runs, Read(queries, keys, None if whole else columns, index, tokens.bias))
+        self.trace.note(layer, runs, AttentionRows(queries, keys, None if whole else columns, index, tokens.bias))
         self._flops["method"] += 2.0 * heads * size * keys.shape[1] * sum(len(rows) for rows, _ in runs)
 
-    def _runs(self, wanted: Rows) -> Runs:
+    def _runs(self, wanted: QueryGroup) -> Runs:
         """Runs of rows to compute together, and where in each the groups stand; all in one where that wastes little."""
         key = wanted, self._alive.shape[0], self._decoding
         if key not in self._spans:
@@ -218,10 +220,10 @@ class Session:
             ]
         return self._spans[key]
 
-    def _site(self, layer: int, tokens: Tokens) -> Site:
-        visual, text = self._rows_of(Rows.VISUAL), self._rows_of(Rows.TEXT)
+    def _site(self, layer: int, tokens: Tokens) -> PruneContext:
+        visual, text = self._rows_of(QueryGroup.VISUAL), self._rows_of(QueryGroup.TEXT)
         assert self._filled is not None
-        return Site(
+        return PruneContext(
             layer=layer,
             seed=self.seed,
             visual=tokens.hidden[visual.start : visual.stop],
@@ -234,16 +236,16 @@ class Session:
 
     def _apply(self, layer: int, tokens: Tokens, chosen: Selection) -> Tokens:
         for extra, rows in chosen.reads.items():
-            if not layer <= extra < self.info.layers:
+            if not layer <= extra < self.info.num_layers:
                 raise ValueError(
                     f"{self.name} at layer {layer} asks to read layer {extra}; layers still to run are "
-                    f"{layer}..{self.info.layers - 1}"
+                    f"{layer}..{self.info.num_layers - 1}"
                 )
-            self._reads[extra] = self._reads.get(extra, Rows(0)) | rows
+            self._reads[extra] = self._reads.get(extra, QueryGroup(0)) | rows
         self._selected.add(layer)
         alive, count = self._alive, self._alive.shape[0]
         self._promise(layer, chosen)
-        if chosen.keep.shape[0] == count and chosen.values is None and chosen.sizes is None:
+        if chosen.keep.shape[0] == count and chosen.values is None and chosen.multiplicity is None:
             self.trace.kept[layer] = alive
             return tokens
         keep, order = chosen.keep.clamp(0, count - 1).sort()
@@ -263,20 +265,20 @@ class Session:
 
     def _weighed(self, tokens: Tokens, stay: Tensor, order: Tensor, chosen: Selection) -> Tensor | None:
         """The bias [n + m] of the rows that go on and the columns that stay, where there is one."""
-        if tokens.bias is None and chosen.sizes is None:
+        if tokens.bias is None and chosen.multiplicity is None:
             return None
         start, own = self.trace.layout.visual.start, tokens.index.shape[0]
         gone = 0 if chosen.reuse is None else chosen.reuse.shape[0]
         seen = own if tokens.columns is None else tokens.columns.shape[0]
         old = tokens.hidden.new_zeros(seen) if tokens.bias is None else tokens.bias
         bias = torch.cat((old.index_select(0, stay), old[own:], old.new_zeros(gone)))
-        if chosen.sizes is not None:
-            bias[start : start + order.shape[0]] = chosen.sizes.index_select(0, order).to(bias).log()
+        if chosen.multiplicity is not None:
+            bias[start : start + order.shape[0]] = chosen.multiplicity.index_select(0, order).to(bias).log()
         return bias
 
     def _promise(self, layer: int, chosen: Selection) -> None:
         """Refuses what can be refused at once, and notes the rest of a selection for `_verify`."""
-        for what, given in (("values", chosen.values), ("sizes", chosen.sizes)):
+        for what, given in (("values", chosen.values), ("multiplicity", chosen.multiplicity)):
             if given is not None and given.shape[0] != chosen.keep.shape[0]:
                 raise ValueError(
                     f"{self.name} at layer {layer} gives {given.shape[0]} {what} for "
@@ -299,7 +301,7 @@ class Session:
             if not self._filled[alive[reuse]].all():
                 raise ValueError(
                     f"{self.name} reuses rows at layer {layer} that no earlier call has cached; "
-                    "intersect with site.reusable"
+                    "intersect with context.reusable"
                 )
 
     # -- the policy's side -----------------------------------------------------------------------------------
@@ -316,8 +318,8 @@ class Session:
         if self.plan.reuses:
             self._filled = self._filled.index_fill(0, self._alive, True)
         passes = [p for p in trace.decode if p]
-        self._flops["prompt"] += decoder_flops(self.shape, trace.counts)
-        self._flops["decode"] += sum(block_flops(self.shape, 1, columns) for p in passes for columns in p)
+        self._flops["prompt"] += decoder_flops(self.config, trace.counts)
+        self._flops["decode"] += sum(block_flops(self.config, 1, columns) for p in passes for columns in p)
         self._step += 1
         others = trace.layout.length - trace.layout.total
         return StepRecord(

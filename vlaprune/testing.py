@@ -9,10 +9,10 @@ import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Benchmark, Env, Observation
-from vlaprune.models.backends import under
+from vlaprune.models.backends import with_backend
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Trace
 
 
@@ -23,18 +23,18 @@ class Watched(Pruner):
         self.inner = inner
         self.kept: list[tuple[tuple[int, tuple[int, ...]], ...]] = []
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """The inner plan, asked for twice: it must not change."""
         first, second = self.inner.plan(info), self.inner.plan(info)
         assert first == second, f"plan() answers {first}, then {second}; a plan is fixed"
         return first
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """The inner selection."""
-        before = [t.clone() for t in (site.visual, site.alive, site.text)]
-        chosen = self.inner.select(site)
-        for old, new in zip(before, (site.visual, site.alive, site.text), strict=True):
-            assert torch.equal(old, new), f"{type(self.inner).__name__} wrote to a tensor of its site"
+        before = [t.clone() for t in (context.visual, context.alive, context.text)]
+        chosen = self.inner.select(context)
+        for old, new in zip(before, (context.visual, context.alive, context.text), strict=True):
+            assert torch.equal(old, new), f"{type(self.inner).__name__} wrote to a tensor of its context"
         return chosen
 
     def reset(self) -> None:
@@ -43,7 +43,7 @@ class Watched(Pruner):
 
     def observe(self, trace: Trace) -> None:
         """Notes what was kept at every site of the call."""
-        self.kept.append(tuple((site, tuple(kept.tolist())) for site, kept in sorted(trace.kept.items())))
+        self.kept.append(tuple((context, tuple(kept.tolist())) for context, kept in sorted(trace.kept.items())))
         self.inner.observe(trace)
 
 
@@ -69,7 +69,7 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
 
     A plan is fixed; select writes to nothing; dropped tokens never come back within a call; reset forgets the episode;
     several episodes in different phases, packed into one call, choose what each chooses alone; the fast path, running
-    layers in stretches, chooses what the layer loop chooses.
+    layers in segments, chooses what the layer loop chooses.
     """
     for style in styles:
         first, second = scenes(0, 1), scenes(1, 2)
@@ -77,7 +77,7 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
         again = _run(make, style, [first], earlier=second)
         _same(again[0], alone_first[0], f"{style}: reset must forget the previous episode")
         fast = _run(make, style, [first], fast=True)
-        _same(fast[0], alone_first[0], f"{style}: layers run in stretches changed the choice")
+        _same(fast[0], alone_first[0], f"{style}: layers run in segments changed the choice")
         packed = _run(make, style, [first, second], lag=2)
         _same(packed[0], alone_first[0], f"{style}: a neighbour in the pack changed the choice")
         _same(packed[1], alone_second[0], f"{style}: a neighbour in the pack changed the choice")
@@ -101,7 +101,7 @@ def _run(
     fast: bool = False,
 ) -> list[Outcome]:
     """Each episode in its own slot; slot i starts i * lag calls late."""
-    model = under(Toy(style), "compile", None) if fast else Toy(style)
+    model = with_backend(Toy(style), "compile", None) if fast else Toy(style)
     policy = Policy(model, lambda: Watched(make()), slots=len(episodes))
     if earlier:
         policy.reset(0, seed=1)

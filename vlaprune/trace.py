@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Rows(enum.Flag):
+class QueryGroup(enum.Flag):
     """Which query rows of an attention matrix a method reads."""
 
     LAST = enum.auto()  # the last prompt token (in OFT the stop token)
@@ -22,13 +22,13 @@ class Rows(enum.Flag):
     ALL = LAST | TEXT | VISUAL | ACTION
 
     @property
-    def groups(self) -> tuple[Rows, ...]:
+    def groups(self) -> tuple[QueryGroup, ...]:
         """The single groups, in the order above."""
         return _groups(self)
 
 
 @cache
-def _groups(rows: Rows) -> tuple[Rows, ...]:
+def _groups(rows: QueryGroup) -> tuple[QueryGroup, ...]:
     return tuple(rows)  # to iterate over a flag costs more than a small matrix product
 
 
@@ -90,11 +90,16 @@ class Layout:
         return max(self.length, self.action.stop)
 
     @cached_property
-    def _groups(self) -> dict[Rows, range]:
+    def _groups(self) -> dict[QueryGroup, range]:
         last = range(self.last, self.last + 1)
-        return {Rows.LAST: last, Rows.TEXT: self.text, Rows.VISUAL: self.visual, Rows.ACTION: self.action}
+        return {
+            QueryGroup.LAST: last,
+            QueryGroup.TEXT: self.text,
+            QueryGroup.VISUAL: self.visual,
+            QueryGroup.ACTION: self.action,
+        }
 
-    def group(self, rows: Rows) -> range:
+    def group(self, rows: QueryGroup) -> range:
         """Prompt positions of one group of query rows, as if no token had been dropped."""
         return self._groups[rows]
 
@@ -131,7 +136,7 @@ def unfolded(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class AttentionRows:
     """Query rows of one layer that a method may look at; their weights are computed when it does.
 
     queries  [H, q, hd] rotated
@@ -147,21 +152,21 @@ class Read:
     columns: Tensor | None = None
     index: Tensor | None = None
     bias: Tensor | None = None
-    whole: tuple[Read, int] | None = None
+    whole: tuple[AttentionRows, int] | None = None
 
     @classmethod
-    def known(cls, weights: Tensor, columns: Tensor | None = None) -> Read:
+    def known(cls, weights: Tensor, columns: Tensor | None = None) -> AttentionRows:
         """A read whose weights [H, q, c] somebody has computed already."""
         read = cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns)
         read.__dict__["weights"] = weights
         return read
 
-    def cut(self, start: int, stop: int) -> Read:
+    def cut(self, start: int, stop: int) -> AttentionRows:
         """Rows start .. stop - 1 of it as a read of their own."""
         index = None if self.index is None else self.index[start:stop]
-        return Read(self.queries[:, start:stop], self.keys, self.columns, index, self.bias)
+        return AttentionRows(self.queries[:, start:stop], self.keys, self.columns, index, self.bias)
 
-    def part(self, start: int, stop: int) -> Read:
+    def part(self, start: int, stop: int) -> AttentionRows:
         """The same, but the first part that is looked at has all of it computed."""
         if stop - start == self.queries.shape[1]:
             return self
@@ -197,7 +202,7 @@ class Read:
         return self.index[:, None] >= columns[None, :]
 
     @classmethod
-    def together(cls, reads: Sequence[Read]) -> Tensor:
+    def together(cls, reads: Sequence[AttentionRows]) -> Tensor:
         """[n, H, q, c] weights of n reads of one shape; those that wait are computed in one product."""
         if len(reads) == 1 or not all(read.waits for read in reads):
             return torch.stack([read.weights for read in reads])
@@ -215,12 +220,12 @@ class Read:
         return weights
 
 
-def _alike(reads: Iterable[Read], key: Callable[[Read], object]) -> list[list[Read]]:
+def _alike(reads: Iterable[AttentionRows], key: Callable[[AttentionRows], object]) -> list[list[AttentionRows]]:
     """Runs of neighbours with the same key."""
     return [list(run) for _, run in groupby(reads, key)]
 
 
-Runs = list[tuple[range, list[tuple[Rows, int, int]]]]  # rows computed together, where in them each group stands
+Runs = list[tuple[range, list[tuple[QueryGroup, int, int]]]]  # rows computed together, where in them each group stands
 
 
 @dataclass
@@ -234,8 +239,9 @@ class Trace:
     counts  per layer (rows computed, columns attended to) of the prompt pass
     decode  per decode pass, the columns attended to at each layer
     expert  per pass of an action expert (a step of its flow), the columns attended to at each layer
-    tower   [V] attention each visual token received in the vision tower's last attention layer: mean over heads and
-            over the query tokens of its own image (the CLS row alone, where a tower has one); None if nobody asked
+    vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
+            mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
+            None if the method does not read it
     """
 
     layout: Layout
@@ -246,9 +252,9 @@ class Trace:
     counts: list[tuple[int, int]] = field(default_factory=list)
     decode: list[list[int]] = field(default_factory=list)
     expert: list[list[int]] = field(default_factory=list)
-    tower: Tensor | None = None
-    _reads: dict[tuple[int, Rows], list[Read]] = field(default_factory=dict, repr=False)
-    _noted: list[tuple[int, Runs, Read]] = field(default_factory=list, repr=False)
+    vision_attention: Tensor | None = None
+    _reads: dict[tuple[int, QueryGroup], list[AttentionRows]] = field(default_factory=dict, repr=False)
+    _noted: list[tuple[int, Runs, AttentionRows]] = field(default_factory=list, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -261,11 +267,11 @@ class Trace:
             patches.append(grid.reshape(-1, h, w, 3))
         return torch.cat(patches)
 
-    def add(self, layer: int, group: Rows, read: Read) -> None:
+    def add(self, layer: int, group: QueryGroup, read: AttentionRows) -> None:
         """Takes one group of query rows of a layer."""
         self._reads.setdefault((layer, group), []).append(read)
 
-    def note(self, layer: int, runs: Runs, read: Read) -> None:
+    def note(self, layer: int, runs: Runs, read: AttentionRows) -> None:
         """Takes all rows of a layer, of which only `runs` are meant; they are cut out when somebody looks at any."""
         self._noted.append((layer, runs, read))
 
@@ -277,12 +283,12 @@ class Trace:
                     self.add(layer, group, run.part(start, stop))
         self._noted.clear()
 
-    def has(self, layer: int, rows: Rows) -> bool:
+    def has(self, layer: int, rows: QueryGroup) -> bool:
         """Whether all groups of `rows` were read at `layer`."""
         self._settle()
         return all((layer, g) in self._reads for g in rows.groups)
 
-    def rows(self, layer: int, rows: Rows) -> Tensor:
+    def rows(self, layer: int, rows: QueryGroup) -> Tensor:
         """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
 
         KeyError names what was not read.
@@ -290,9 +296,9 @@ class Trace:
         parts = [unfolded(read.weights, read.columns, self.layout.end) for read in self._found(layer, rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _found(self, layer: int, rows: Rows) -> list[Read]:
+    def _found(self, layer: int, rows: QueryGroup) -> list[AttentionRows]:
         self._settle()
-        found: list[Read] = []
+        found: list[AttentionRows] = []
         for group in rows.groups:
             if (layer, group) not in self._reads:
                 read = sorted(f"{g.name}@{i}" for i, g in self._reads)
@@ -300,12 +306,12 @@ class Trace:
             found += self._reads[layer, group]
         return found
 
-    def visual(self, layer: int, rows: Rows) -> Tensor:
+    def visual(self, layer: int, rows: QueryGroup) -> Tensor:
         """[H, q, V]: the same, on all V visual tokens."""
         span = self.layout.visual
         return self.rows(layer, rows)[..., span.start : span.stop]
 
-    def received(self, layer: int, rows: Rows) -> Tensor:
+    def received(self, layer: int, rows: QueryGroup) -> Tensor:
         """[V] mean over heads and query rows of what `visual` gives, in fp32, without ever joining the rows."""
         reads = self._found(layer, rows)
         count = sum(read.queries.shape[1] for read in reads)
@@ -316,7 +322,7 @@ class Trace:
         span, scale = self.layout.visual, 1 / (count * reads[0].queries.shape[0])
         return reduce(torch.add, parts)[span.start : span.stop] * scale
 
-    def per_row(self, layers: Iterable[int], group: Rows) -> Tensor:
+    def per_row(self, layers: Iterable[int], group: QueryGroup) -> Tensor:
         """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
 
         Neighbouring layers of one shape are computed together. KeyError as in `rows`.
@@ -324,14 +330,14 @@ class Trace:
         reads = [read for layer in layers for read in self._found(layer, group)]
         parts = []
         for run in _alike(reads, lambda read: (read.queries.shape, read.keys.shape)):
-            weights = Read.together(run)
+            weights = AttentionRows.together(run)
             for same in _alike(run, lambda read: id(read.columns)):
                 own, weights = weights[: len(same)], weights[len(same) :]
                 parts.append(unfolded(own.sum((0, 1)), same[0].columns, self.layout.end))
         scale = 1 / (len(reads) * reads[0].queries.shape[0])
         return reduce(torch.add, parts)[:, self.layout.visual.start : self.layout.visual.stop] * scale
 
-    def per_head(self, layers: Sequence[int], group: Rows) -> Tensor:
+    def per_head(self, layers: Sequence[int], group: QueryGroup) -> Tensor:
         """[L, H, V] weights of one group of query rows on all visual tokens, mean over its rows, in fp32.
 
         Computed together where the layers are of one shape. KeyError as in `rows`.
@@ -340,5 +346,5 @@ class Trace:
         reads = [read for each in found for read in each]
         if len(reads) > len(found) or len(_alike(reads, lambda r: (r.queries.shape, r.keys.shape, id(r.columns)))) > 1:
             return torch.stack([self.visual(layer, group).float().mean(1) for layer in layers])
-        mean = unfolded(Read.together(reads).mean(2), reads[0].columns, self.layout.end)
+        mean = unfolded(AttentionRows.together(reads).mean(2), reads[0].columns, self.layout.end)
         return mean[..., self.layout.visual.start : self.layout.visual.stop]

@@ -10,9 +10,9 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA
-from vlaprune.models.prismatic import pieces
-from vlaprune.nn.oft import plain_pieces
-from vlaprune.nn.pour import pour
+from vlaprune.models.prismatic import weight_map
+from vlaprune.nn.oft import plain_weight_map
+from vlaprune.nn.weights import load_weights
 from vlaprune.policy import Policy
 
 OPTIONS = {"weights": "random", "images": "rlds", "sizes": PRISMATIC, "device": "cpu", "dtype": "float32"}
@@ -37,7 +37,7 @@ class Formula:
 
 def formulated(model):
     """The model with the formula's weights and the fixed token ids."""
-    modules = {"trunk": pieces(model.trunk)}
+    modules = {"trunk": weight_map(model.trunk)}
     if isinstance(model, OFT):
         for name, prefix in (
             ("proprio_projector", "proprio."),
@@ -45,11 +45,11 @@ def formulated(model):
             ("action_head", PREFIXES["action_head"].get(model._head)),
         ):
             if hasattr(model, name):
-                modules[name] = plain_pieces(getattr(model, name), prefix)
+                modules[name] = plain_weight_map(getattr(model, name), prefix)
         model._noise = lambda sessions: torch.from_numpy(uniform("noise", 56).reshape(1, 8, 7)).float()
     for name, own in modules.items():
         module = getattr(model, name)
-        pour(module, Formula(module, own), own, dtype=torch.float32)
+        load_weights(module, Formula(module, own), own, dtype=torch.float32)
     model._tokenize = lambda text: list(IDS[:-1])
     return model
 

@@ -7,14 +7,14 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Site
-from vlaprune.trace import Layout, Read, Trace, View
+from vlaprune.pruner import ModelInfo, PruneContext
+from vlaprune.trace import AttentionRows, Layout, Trace, View
 
-INFO = Info("handmade", 6, 2, 16, 8)
+INFO = ModelInfo("handmade", 6, 2, 16, 8)
 
 
-def site(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=None, alive=None, seed=0, step=0):
-    """A Site whose cameras have grids `cameras` (height, width); `read` is (layer, Rows, [H, q, V])."""
+def prune_context(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=None, alive=None, seed=0, step=0):
+    """A PruneContext whose cameras have grids `cameras` (height, width); `read` is (layer, QueryGroup, [H, q, V])."""
     views, total = [], 0
     for i, (height, width) in enumerate(cameras):
         views.append(View(f"camera{i}", total, height, width))
@@ -22,13 +22,13 @@ def site(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=None, ali
     text = torch.randn(3, visual.shape[1]) if text is None else text
     last = 1 + total + len(text)
     layout = Layout(last + 1, range(1, 1 + total), range(1 + total, last), range(last, last + 1), last, tuple(views))
-    trace = Trace(layout, (), step, tower=tower)
+    trace = Trace(layout, (), step, vision_attention=tower)
     for at, rows, attention in read:
         full = torch.zeros(*attention.shape[:2], layout.length)
         full[..., 1 : 1 + total] = attention
-        trace.add(at, rows, Read.known(full))
+        trace.add(at, rows, AttentionRows.known(full))
     alive = torch.arange(total) if alive is None else alive
-    return Site(layer, seed, visual, alive, text, text, torch.zeros(len(alive), dtype=torch.bool), trace)
+    return PruneContext(layer, seed, visual, alive, text, text, torch.zeros(len(alive), dtype=torch.bool), trace)
 
 
 def kept(pruner, at):

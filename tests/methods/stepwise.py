@@ -8,9 +8,9 @@ import yaml
 
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Site
+from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import scenes
-from vlaprune.trace import Layout, Read, Rows, Trace, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
@@ -52,7 +52,7 @@ class Episode:
 
     def __init__(self, pruner, layout, layers=6):
         self.pruner, self.layout = pruner, layout
-        self.info = Info("handmade", layers, 2, 16, 8)
+        self.info = ModelInfo("handmade", layers, 2, 16, 8)
         self.plan = pruner.plan(self.info)
         self.plan.check(self.info, "it")
         self.reset()
@@ -68,37 +68,39 @@ class Episode:
         self.trace, alive = Trace(layout, images, self.number), torch.arange(layout.total)
         self.reads, chosen = dict(self.plan.reads), {}
         decoded = layout.action.start >= layout.length
-        for layer in range(self.info.layers):
-            if layer in self.plan.sites:
+        for layer in range(self.info.num_layers):
+            if layer in self.plan.layers:
                 reusable = torch.zeros(len(alive), dtype=torch.bool)
-                picked = self.pruner.select(Site(layer, 0, visual[alive], alive, text, text, reusable, self.trace))
+                picked = self.pruner.select(
+                    PruneContext(layer, 0, visual[alive], alive, text, text, reusable, self.trace)
+                )
                 chosen[layer] = None
                 if picked is not None:
                     for extra, rows in picked.reads.items():
                         assert extra >= layer
-                        self.reads[extra] = self.reads.get(extra, Rows(0)) | rows
+                        self.reads[extra] = self.reads.get(extra, QueryGroup(0)) | rows
                     keep = picked.keep.sort().values
                     assert len(keep) and len(keep.unique()) == len(keep) and keep[0] >= 0 and keep[-1] < len(alive)
                     alive = self.trace.kept[layer] = alive[keep]
                     chosen[layer] = alive.tolist()
-            for group in self.reads.get(layer, Rows(0)):
-                if not (decoded and group is Rows.ACTION):
+            for group in self.reads.get(layer, QueryGroup(0)):
+                if not (decoded and group is QueryGroup.ACTION):
                     self._read(layer, group, attention, alive)
         for layer, rows in self.reads.items():
-            if decoded and Rows.ACTION in rows:
-                self._read(layer, Rows.ACTION, attention, self.trace.kept.get(layer, alive))
+            if decoded and QueryGroup.ACTION in rows:
+                self._read(layer, QueryGroup.ACTION, attention, self.trace.kept.get(layer, alive))
         self.pruner.observe(self.trace)
         self.number += 1
         return chosen
 
     def _read(self, layer, group, attention, alive):
         layout = self.trace.layout
-        count = len(alive) if group is Rows.VISUAL else len(layout.group(group))
+        count = len(alive) if group is QueryGroup.VISUAL else len(layout.group(group))
         if count:
             probs = attention(layer, group, count)
             full = torch.zeros(probs.shape[0], count, layout.end)
             full[..., layout.visual.start + alive] = probs[..., alive]
-            self.trace.add(layer, group, Read.known(full))
+            self.trace.add(layer, group, AttentionRows.known(full))
 
 
 def check_config(cls):

@@ -10,7 +10,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.shared.selecting import split
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 def course(pruner, motion, attention=None, layout=None):
@@ -60,7 +60,7 @@ def test_gate():
 
 def reference(attention, layout, counts):
     """Mean logit over heads and words; softmax is undone up to a number that is the same for every token of a row."""
-    rows = attention(0, Rows.TEXT, len(layout.text)).double().numpy()
+    rows = attention(0, QueryGroup.TEXT, len(layout.text)).double().numpy()
     logits = np.log(rows / rows[..., :1]).mean((0, 1))
     kept = []
     for view, k in zip(layout.views, counts, strict=True):

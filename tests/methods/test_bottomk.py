@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_keeps_all, check_memoryless, kept, site
+from handmade import INFO, check_keeps_all, check_memoryless, kept, prune_context
 
 from vlaprune.methods.bottomk import BottomK
 from vlaprune.methods.fastv import FastV
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 def read(attention, cameras=((2, 4),), alive=None):
     visual = torch.randn(attention.shape[-1] if alive is None else len(alive), 16)
-    return site(visual, layer=3, cameras=cameras, read=[(2, Rows.LAST, attention)], alive=alive)
+    return prune_context(visual, layer=3, cameras=cameras, read=[(2, QueryGroup.LAST, attention)], alive=alive)
 
 
 def test_laws():

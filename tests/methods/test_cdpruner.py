@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import check_keeps_all, check_memoryless, kept, site
+from handmade import check_keeps_all, check_memoryless, kept, prune_context
 
 from vlaprune.methods.cdpruner import CDPruner, dpp
 from vlaprune.testing import check_pruner
@@ -42,26 +42,26 @@ def test_each_pick_adds_most_to_the_determinant(seed, relevance):
     visual, text = torch.randn(21, 16), torch.randn(4, 16)
     features = relevant(visual, text, {"similar": 1, "dissimilar": -1}[relevance])
     assert dpp(torch.tensor(features), 10).tolist() == greedy(features, 10)
-    at = site(visual, text, cameras=((3, 5), (2, 3)))
+    at = prune_context(visual, text, cameras=((3, 5), (2, 3)))
     assert kept(CDPruner(10, relevance), at) == sorted(greedy(features, 10))
 
 
 def test_relevance_and_diversity():
     visual, text = torch.eye(8, 16), torch.eye(16)[[3]]
-    assert kept(CDPruner(1), site(visual, text)) == [3]
-    assert 3 not in kept(CDPruner(7, "dissimilar"), site(visual, text))
+    assert kept(CDPruner(1), prune_context(visual, text)) == [3]
+    assert 3 not in kept(CDPruner(7, "dissimilar"), prune_context(visual, text))
     visual = torch.eye(8, 16)
     visual[1] = visual[0]
-    assert len({0, 1} & set(kept(CDPruner(7), site(visual, torch.ones(2, 16))))) == 1
+    assert len({0, 1} & set(kept(CDPruner(7), prune_context(visual, torch.ones(2, 16))))) == 1
 
 
 def test_degenerate_inputs():
     for visual in (torch.ones(8, 16), torch.zeros(8, 16), torch.full((8, 16), float("nan")), torch.randn(8, 2)):
         for count in (1, 5, 8):
-            assert len(kept(CDPruner(count), site(visual))) == count
-    assert kept(CDPruner(2), site(torch.eye(8, 16), torch.zeros(0, 16))) == [0, 1]
+            assert len(kept(CDPruner(count), prune_context(visual))) == count
+    assert kept(CDPruner(2), prune_context(torch.eye(8, 16), torch.zeros(0, 16))) == [0, 1]
     with pytest.raises(ValueError, match="more than the 8"):
-        CDPruner(9).select(site(torch.randn(8, 16)))
+        CDPruner(9).select(prune_context(torch.randn(8, 16)))
 
 
 @pytest.mark.parametrize("wrong", [{"keep": -1}, {"relevance": "minus"}])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_keeps_all, check_memoryless, kept, site
+from handmade import INFO, check_keeps_all, check_memoryless, kept, prune_context
 
 from vlaprune.methods.dart import DART
 from vlaprune.testing import check_pruner
@@ -35,7 +35,7 @@ def test_remembers_nothing_and_keeps_its_budget(cameras):
 def test_equals_the_loop(count, words):
     torch.manual_seed(count)
     visual, text = torch.randn(35, 16), torch.randn(3, 16)
-    at = site(visual, text, layer=2, cameras=((3, 5), (4, 5)))
+    at = prune_context(visual, text, layer=2, cameras=((3, 5), (4, 5)))
     rows = kept(DART(keep=count, text_pivots=words), at)
     assert rows == reference(visual, text, count, 4, min(words, 3)) and len(rows) == count
 
@@ -43,15 +43,15 @@ def test_equals_the_loop(count, words):
 def test_contains_the_visual_pivots():
     visual = torch.randn(8, 16)
     visual[[2, 6]] *= 50
-    assert {2, 6} <= set(kept(DART(keep=3, pivots=2), site(visual, layer=2)))
+    assert {2, 6} <= set(kept(DART(keep=3, pivots=2), prune_context(visual, layer=2)))
 
 
 def test_degenerate_inputs():
-    assert len(kept(DART(keep=5), site(torch.ones(8, 16), layer=2))) == 5
-    assert len(kept(DART(keep=5), site(torch.full((8, 16), float("nan")), layer=2))) == 5
-    assert len(kept(DART(keep=5), site(torch.randn(8, 16), torch.zeros(0, 16), layer=2))) == 5
+    assert len(kept(DART(keep=5), prune_context(torch.ones(8, 16), layer=2))) == 5
+    assert len(kept(DART(keep=5), prune_context(torch.full((8, 16), float("nan")), layer=2))) == 5
+    assert len(kept(DART(keep=5), prune_context(torch.randn(8, 16), torch.zeros(0, 16), layer=2))) == 5
     with pytest.raises(ValueError, match="more than the 8"):
-        DART(keep=9).select(site(torch.randn(8, 16), layer=2))
+        DART(keep=9).select(prune_context(torch.randn(8, 16), layer=2))
 
 
 @pytest.mark.parametrize("wrong", [{"pivots": 0}, {"text_pivots": -1}, {"keep": 0.0}])

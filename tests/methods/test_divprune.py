@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import check_keeps_all, check_memoryless, kept, site
+from handmade import check_keeps_all, check_memoryless, kept, prune_context
 
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.testing import check_pruner
@@ -33,27 +33,27 @@ def test_remembers_nothing_and_keeps_its_budget(cameras):
 def test_equals_the_loop(count):
     torch.manual_seed(count)
     visual = torch.randn(35, 16)
-    assert kept(DivPrune(count), site(visual, cameras=((3, 5), (4, 5)))) == reference(visual, count)
+    assert kept(DivPrune(count), prune_context(visual, cameras=((3, 5), (4, 5)))) == reference(visual, count)
 
 
 def test_length_of_features_and_text_do_not_matter():
     visual = torch.randn(8, 16)
-    rows = kept(DivPrune(4), site(visual))
-    assert kept(DivPrune(4), site(visual * (0.5 + torch.rand(8, 1)), torch.zeros(0, 16))) == rows
+    rows = kept(DivPrune(4), prune_context(visual))
+    assert kept(DivPrune(4), prune_context(visual * (0.5 + torch.rand(8, 1)), torch.zeros(0, 16))) == rows
 
 
 def test_duplicates_come_last():
     visual = torch.eye(8, 16)
     visual[4:] = visual[:4]
-    assert sorted(i % 4 for i in kept(DivPrune(4), site(visual))) == [0, 1, 2, 3]
+    assert sorted(i % 4 for i in kept(DivPrune(4), prune_context(visual))) == [0, 1, 2, 3]
 
 
 def test_degenerate_inputs():
     for visual in (torch.ones(8, 16), torch.zeros(8, 16), torch.full((8, 16), float("nan"))):
         for count in (1, 5, 8):
-            assert len(kept(DivPrune(count), site(visual))) == count
-    assert kept(DivPrune(1), site(torch.randn(1, 16), cameras=((1, 1),))) == [0]
+            assert len(kept(DivPrune(count), prune_context(visual))) == count
+    assert kept(DivPrune(1), prune_context(torch.randn(1, 16), cameras=((1, 1),))) == [0]
     with pytest.raises(ValueError, match="more than the 8"):
-        DivPrune(9).select(site(torch.randn(8, 16)))
+        DivPrune(9).select(prune_context(torch.randn(8, 16)))
     with pytest.raises(ValueError, match="budget"):
         DivPrune(1.01)

@@ -9,7 +9,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.efficientvla import EfficientVLA
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 def reference(score, features, count, key, alpha):
@@ -36,7 +36,7 @@ def test_agrees_with_the_reference(seed, grids, keep, key, alpha):
     features = torch.randn(layout.total, 16, generator=torch.Generator().manual_seed(seed))
     attention = attend(seed, layout.total)
     got = Episode(EfficientVLA(keep=keep, key=key, alpha=alpha), layout).call(attention, features)[2]
-    score = attention(1, Rows.TEXT, len(layout.text)).mean((0, 1)).numpy()
+    score = attention(1, QueryGroup.TEXT, len(layout.text)).mean((0, 1)).numpy()
     assert got == reference(score, features.numpy(), keep, key, alpha)
 
 

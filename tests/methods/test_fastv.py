@@ -1,21 +1,21 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_keeps_all, check_memoryless, kept, site
+from handmade import INFO, check_keeps_all, check_memoryless, kept, prune_context
 from transformers import LlamaConfig, LlamaModel
 
 from vlaprune.meter import Clock
 from vlaprune.methods.fastv import FastV
-from vlaprune.nn.decoder import Decoder, Shape, Tokens, from_llama
-from vlaprune.pruner import Info
+from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens, from_llama
+from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Layout, Rows, View
+from vlaprune.trace import Layout, QueryGroup, View
 
 
 def read(rows, attention, cameras=((2, 4),), alive=None):
     visual = torch.randn(attention.shape[-1] if alive is None else len(alive), 16)
-    return site(visual, layer=3, cameras=cameras, read=[(2, rows, attention)], alive=alive)
+    return prune_context(visual, layer=3, cameras=cameras, read=[(2, rows, attention)], alive=alive)
 
 
 @pytest.mark.parametrize("rows", ["last", "prefix_mean", "text", "action"])
@@ -35,33 +35,35 @@ def test_remembers_nothing_and_keeps_its_budget(cameras):
 
 def test_hand_made_attention():
     attention = torch.tensor([[[0, 5, 1, 0, 3, 0, 2, 0.0]], [[0, 0, 0, 9, 3, 0, 0, 0.0]]])
-    at = read(Rows.LAST, attention)
+    at = read(QueryGroup.LAST, attention)
     assert kept(FastV(keep=3), at) == [1, 3, 4]
     assert kept(FastV(keep=0.25), at) == [3, 4]
     attention = torch.tensor([[[9, 0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 1.0]]])
-    assert kept(FastV(keep=3, rows="text"), read(Rows.TEXT, attention)) == [0, 1, 2]
+    assert kept(FastV(keep=3, rows="text"), read(QueryGroup.TEXT, attention)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("rows", [Rows.LAST, Rows.TEXT, Rows.ACTION])
+@pytest.mark.parametrize("rows", [QueryGroup.LAST, QueryGroup.TEXT, QueryGroup.ACTION])
 def test_equals_a_sort(rows):
-    attention = torch.rand(2, 1 if rows is not Rows.TEXT else 3, 35)
+    attention = torch.rand(2, 1 if rows is not QueryGroup.TEXT else 3, 35)
     at = read(rows, attention, ((3, 5), (4, 5)))
     best = np.argsort(-attention.mean((0, 1)).numpy(), kind="stable")[:9]
     assert kept(FastV(keep=9, rows=rows.name.lower()), at) == sorted(best.tolist())
 
 
 def test_degenerate_inputs():
-    assert kept(FastV(keep=3), read(Rows.LAST, torch.ones(2, 1, 8))) == [0, 1, 2]
-    assert kept(FastV(keep=1), read(Rows.LAST, torch.full((2, 1, 8), float("nan")))) == [0]
+    assert kept(FastV(keep=3), read(QueryGroup.LAST, torch.ones(2, 1, 8))) == [0, 1, 2]
+    assert kept(FastV(keep=1), read(QueryGroup.LAST, torch.full((2, 1, 8), float("nan")))) == [0]
     some = torch.ones(2, 1, 8)
     some[..., 1] = float("nan")
-    assert kept(FastV(keep=7), read(Rows.LAST, some)) == [0, 2, 3, 4, 5, 6, 7]
-    assert kept(FastV(keep=2), read(Rows.LAST, torch.arange(8.0).expand(2, 1, 8), alive=torch.tensor([2, 5, 7]))) == [
+    assert kept(FastV(keep=7), read(QueryGroup.LAST, some)) == [0, 2, 3, 4, 5, 6, 7]
+    assert kept(
+        FastV(keep=2), read(QueryGroup.LAST, torch.arange(8.0).expand(2, 1, 8), alive=torch.tensor([2, 5, 7]))
+    ) == [
         1,
         2,
     ]
     with pytest.raises(ValueError, match="more than the 8"):
-        FastV(keep=9).select(read(Rows.LAST, torch.ones(2, 1, 8)))
+        FastV(keep=9).select(read(QueryGroup.LAST, torch.ones(2, 1, 8)))
 
 
 @pytest.mark.parametrize("wrong", [{"layer": 0}, {"keep": True}, {"rows": "all"}])
@@ -113,12 +115,14 @@ def test_equals_hooks_on_llama(layer):
     llama = LlamaModel(config).eval()
     for p in llama.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    shape = Shape(width=64, layers=4, heads=4, kv_heads=2, head_size=16, ffn=96, eps=1e-5)
+    shape = DecoderConfig(
+        hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96, rms_norm_eps=1e-5
+    )
     ours = Decoder(shape).eval()
     ours.load_state_dict(from_llama(llama.state_dict(), 4, prefix=""))
     x, visual = torch.randn(1, 19, 64), range(1, 16)
     want, keep = guest(llama, x, visual, layer, 6)
-    session = Session(FastV(layer, 6), Info("llama", 4, 4, 64, 16), shape, Clock())
+    session = Session(FastV(layer, 6), ModelInfo("llama", 4, 4, 64, 16), shape, Clock())
     session.begin(Layout(19, visual, range(16, 19), range(18, 19), 18, (View("main", 0, 3, 5),)), (), x)
     rows = ours([Tokens(x[0], torch.arange(19))], [session])[0]
     assert torch.equal(session.trace.kept[layer] + 1, keep[1:7])

@@ -17,11 +17,11 @@ from vlaprune.methods.shared.patches import Patches, grey_entropy, patch_cosine,
 from vlaprune.methods.shared.scoring import crossing, focus
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Site
+from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import Layout, Read, Rows, Trace, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
-INFO = Info("hand", 3, 2, 8, 4)
+INFO = ModelInfo("hand", 3, 2, 8, 4)
 
 
 def hand(patches, probs, grid=((4, 4),), step=0):
@@ -40,7 +40,7 @@ def hand(patches, probs, grid=((4, 4),), step=0):
         rows = torch.zeros(weights.shape[0], words, layout.end)
         rows[..., 1 : 1 + total] = weights
         if words:
-            trace.add(layer, Rows.TEXT, Read.known(rows))
+            trace.add(layer, QueryGroup.TEXT, AttentionRows.known(rows))
     return trace
 
 
@@ -48,10 +48,10 @@ def call(method, trace, reusable=True):
     """One model call; (kept, reused), or None for everything."""
     total = trace.layout.total
     filled = torch.full((total,), reusable) if isinstance(reusable, bool) else reusable
-    site = Site(
+    context = PruneContext(
         method.layer, 5, torch.zeros(total, 8), torch.arange(total), torch.zeros(3, 8), torch.zeros(3, 8), filled, trace
     )
-    chosen = method.select(site)
+    chosen = method.select(context)
     method.observe(trace)
     if chosen is None:
         return None

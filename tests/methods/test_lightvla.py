@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_memoryless, kept, look, site, tiny
+from handmade import INFO, check_memoryless, kept, look, prune_context, tiny
 
 from vlaprune.meter import Clock
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.selecting import elected, multiplicity, straight_through
 from vlaprune.models.tiny import TEXT, tokenize
-from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
+from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
 
@@ -39,25 +39,28 @@ def test_keeps_the_distinct_winners(seed):
     visual, text = torch.randn(21, 16), torch.randn(4, 16)
     score = reference(visual, text)
     assert np.allclose(LightVLA().scores(visual, text), score, atol=1e-5)
-    at = site(visual, text, cameras=((3, 5), (2, 3)))
+    at = prune_context(visual, text, cameras=((3, 5), (2, 3)))
     assert kept(LightVLA(), at) == sorted(set(score.argmax(1).tolist()))
     assert LightVLA().select(at).values is None
 
 
 def test_moves_with_the_patches_and_ignores_word_order_and_length():
     visual, text = torch.randn(24, 16), torch.randn(5, 16)
-    rows = kept(LightVLA(), site(visual, text, cameras=((4, 6),)))
+    rows = kept(LightVLA(), prune_context(visual, text, cameras=((4, 6),)))
     order = torch.randperm(24)
-    moved = kept(LightVLA(), site(visual[order], text, cameras=((4, 6),)))
+    moved = kept(LightVLA(), prune_context(visual[order], text, cameras=((4, 6),)))
     assert sorted(order[moved].tolist()) == rows
-    assert kept(LightVLA(), site(visual, text[[3, 1, 4, 0, 2]], cameras=((4, 6),))) == rows
-    assert kept(LightVLA(), site(visual * (0.5 + torch.rand(24, 1)), text, cameras=((4, 6),))) == rows
+    assert kept(LightVLA(), prune_context(visual, text[[3, 1, 4, 0, 2]], cameras=((4, 6),))) == rows
+    assert kept(LightVLA(), prune_context(visual * (0.5 + torch.rand(24, 1)), text, cameras=((4, 6),))) == rows
 
 
 @pytest.mark.parametrize("least", [1, 3, 8, 50])
 def test_floor(least):
     visual, text = torch.randn(1, 16).repeat(8, 1) + 1e-3 * torch.randn(8, 16), torch.randn(2, 16)
-    winners, rows = kept(LightVLA(), site(visual, text)), kept(LightVLA(min_keep=least), site(visual, text))
+    winners, rows = (
+        kept(LightVLA(), prune_context(visual, text)),
+        kept(LightVLA(min_keep=least), prune_context(visual, text)),
+    )
     assert set(winners) <= set(rows) and len(rows) == max(len(winners), min(least, 8))
     best = np.argsort(-reference(visual, text).max(0), kind="stable")
     assert rows == sorted(winners + [i for i in best if i not in winners][: len(rows) - len(winners)])
@@ -69,13 +72,13 @@ def test_the_floor_never_pushes_a_winner_out():
 
 
 def test_degenerate_inputs():
-    assert kept(LightVLA(), site(torch.ones(8, 16))) == [0]
-    assert kept(LightVLA(), site(torch.full((8, 16), float("nan")))) == [0]
-    assert kept(LightVLA(), site(torch.randn(8, 16), torch.zeros(0, 16))) == [0]
-    assert kept(LightVLA(), site(torch.randn(1, 16), cameras=((1, 1),))) == [0]
+    assert kept(LightVLA(), prune_context(torch.ones(8, 16))) == [0]
+    assert kept(LightVLA(), prune_context(torch.full((8, 16), float("nan")))) == [0]
+    assert kept(LightVLA(), prune_context(torch.randn(8, 16), torch.zeros(0, 16))) == [0]
+    assert kept(LightVLA(), prune_context(torch.randn(1, 16), cameras=((1, 1),))) == [0]
     broken = torch.randn(8, 16)
     broken[2] = float("nan")
-    assert 2 not in kept(LightVLA(), site(broken))
+    assert 2 not in kept(LightVLA(), prune_context(broken))
 
 
 def trained(noise="uniform", scale=1.0):
@@ -87,7 +90,7 @@ def trained(noise="uniform", scale=1.0):
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_training_is_the_hard_gather_with_the_gradient_of_the_softmax(scale):
     visual, text = torch.randn(8, 16), torch.randn(3, 16, requires_grad=True)
-    at, weight = site(visual, text), torch.randn(8, 16)
+    at, weight = prune_context(visual, text), torch.randn(8, 16)
     chosen = trained(scale=scale).select(at)
     assert chosen.keep.shape == (8,) and torch.equal(chosen.values, visual[chosen.keep])
     (got,) = torch.autograd.grad((chosen.values * weight).sum(), text)
@@ -107,7 +110,7 @@ def test_patches_get_the_gradient_of_the_gather():
 def test_without_noise_training_picks_what_inference_picks():
     for seed in range(5):
         torch.manual_seed(seed)
-        at = site(torch.randn(8, 16))
+        at = prune_context(torch.randn(8, 16))
         assert sorted(set(trained(scale=0.0).select(at).keep.tolist())) == kept(LightVLA(), at)
 
 
@@ -122,13 +125,13 @@ def test_schedule_falls_in_a_line():
 @pytest.mark.parametrize("kind", ["uniform", "gumbel"])
 def test_loud_noise_picks_by_lot(kind):
     total = 400
-    at = site(torch.randn(total, 16), cameras=((20, 20),))
+    at = prune_context(torch.randn(total, 16), cameras=((20, 20),))
     picks = trained(kind, 1e6).select(at).keep
     assert abs(len(picks.unique()) / total - (1 - np.exp(-1))) < 0.06
 
 
 def test_noise_is_a_function_of_seed_and_draw():
-    at, other = site(torch.randn(8, 16), seed=1), site(torch.randn(8, 16), seed=2)
+    at, other = prune_context(torch.randn(8, 16), seed=1), prune_context(torch.randn(8, 16), seed=2)
     pruner = trained(scale=1e6)
     first, second = pruner.select(at).keep, pruner.select(at).keep
     assert not torch.equal(first, second)
@@ -138,7 +141,7 @@ def test_noise_is_a_function_of_seed_and_draw():
 
 
 def training_session(model, words, pruner):
-    session = Session(pruner, model.info, model.shape, Clock())
+    session = Session(pruner, model.info, model.decoder.config, Clock())
     session.begin(model.layout(len(words)), (), model.special)
     return session
 
@@ -148,7 +151,7 @@ def test_training_in_a_model():
     model, words = tiny(), tokenize("lift the cube")
     images = torch.from_numpy(np.stack([*look(0, "").images.values()]))[None]
     numbers = torch.tensor([words + [0] * (TEXT - len(words))])
-    (prompt,) = model.embed(model.see(images), torch.zeros(1, 8), numbers)
+    (prompt,) = model.embed(model.encode_images(images), torch.zeros(1, 8), numbers)
     session = training_session(model, words, trained())
     after, span = session.enter(0, prompt), session.trace.layout.visual
     assert len(after.index) == len(prompt.index)
@@ -181,7 +184,7 @@ def test_bad_parameters(wrong):
 def test_multiplicity_bias_is_the_training_pass_without_noise():
     """Dropped duplicates with log(count) on the winner's key give the rows that stay what duplicates give them."""
     torch.manual_seed(0)
-    decoder = Decoder(Shape(16, 3, 2, 2, 8, 32, causal=False)).eval()
+    decoder = Decoder(DecoderConfig(16, 3, 2, 2, 8, 32, causal=False)).eval()
     visual, ask = torch.randn(8, 16), torch.randn(4, 16)
     score = torch.randn(8, 8)
     winners = score.argmax(1)
@@ -189,14 +192,14 @@ def test_multiplicity_bias_is_the_training_pass_without_noise():
     doubled = Tokens(torch.cat((visual[winners], ask)), torch.cat((winners, torch.arange(8, 12))))
     bias = torch.cat((multiplicity(score, picks).log(), torch.zeros(4)))
     once = Tokens(torch.cat((visual[picks], ask)), torch.cat((picks, torch.arange(8, 12))), None, bias)
-    rows = [decoder([t], [Unwatched()])[0][-4:] for t in (doubled, once)]
+    rows = [decoder([t], [NullSession()])[0][-4:] for t in (doubled, once)]
     assert torch.allclose(*rows, atol=1e-5)
     plain = Tokens(once.hidden, once.index)
-    assert not torch.allclose(rows[0], decoder([plain], [Unwatched()])[0][-4:], atol=1e-3)
+    assert not torch.allclose(rows[0], decoder([plain], [NullSession()])[0][-4:], atol=1e-3)
 
 
 def test_multiplicities_sum_to_the_number_of_rows():
-    at = site(torch.randn(8, 16))
+    at = prune_context(torch.randn(8, 16))
     chosen = LightVLA(multiplicity_bias=True).select(at)
-    assert chosen.sizes.sum() == 8 and (chosen.sizes >= 1).all()
-    assert LightVLA().select(at).sizes is None
+    assert chosen.multiplicity.sum() == 8 and (chosen.multiplicity >= 1).all()
+    assert LightVLA().select(at).multiplicity is None

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_memoryless, kept, site
+from handmade import INFO, check_memoryless, kept, prune_context
 
 from vlaprune.methods.lightvla_star import LightVLAStar
 from vlaprune.testing import check_pruner
@@ -36,7 +36,7 @@ def test_remembers_nothing(cameras):
 def test_keeps_the_winner_of_each_query(seed):
     torch.manual_seed(seed)
     pruner, visual = planned(size=6), torch.randn(15, 16)
-    assert kept(pruner, site(visual, cameras=((3, 5),))) == reference(pruner.query, visual)
+    assert kept(pruner, prune_context(visual, cameras=((3, 5),))) == reference(pruner.query, visual)
 
 
 def test_plans_once_and_alike():
@@ -61,7 +61,7 @@ def test_saved_queries_come_back(tmp_path):
 def test_the_queries_learn():
     """The gradient is that of the softmax; a few steps make the one query pick the token that is wanted."""
     pruner, visual = planned(size=1).train(), torch.randn(8, 16)
-    pruner.noise_scale, at = 0.0, site(visual)
+    pruner.noise_scale, at = 0.0, prune_context(visual)
     chosen = pruner.select(at)
     assert torch.equal(chosen.values, visual[chosen.keep])
     (got,) = torch.autograd.grad(chosen.values.sum(), pruner.query)
@@ -76,7 +76,7 @@ def test_the_queries_learn():
 
 
 def test_noise_repeats_with_the_seed_and_sharing_works():
-    pruner, at = planned().train(), site(torch.randn(8, 16))
+    pruner, at = planned().train(), prune_context(torch.randn(8, 16))
     pruner.noise_scale = 1e6
     first = pruner.select(at).keep
     assert not torch.equal(pruner.select(at).keep, first)
@@ -91,11 +91,11 @@ def test_noise_repeats_with_the_seed_and_sharing_works():
 
 
 def test_degenerate_inputs():
-    assert kept(planned(), site(torch.ones(8, 16))) == [0]
-    assert kept(planned(min_keep=4), site(torch.ones(8, 16))) == [0, 1, 2, 3]
-    assert kept(planned(), site(torch.full((8, 16), float("nan")))) == [0]
-    assert kept(planned(size=1), site(torch.randn(8, 16), torch.zeros(0, 16)))
-    assert kept(planned(), site(torch.randn(1, 16), cameras=((1, 1),))) == [0]
+    assert kept(planned(), prune_context(torch.ones(8, 16))) == [0]
+    assert kept(planned(min_keep=4), prune_context(torch.ones(8, 16))) == [0, 1, 2, 3]
+    assert kept(planned(), prune_context(torch.full((8, 16), float("nan")))) == [0]
+    assert kept(planned(size=1), prune_context(torch.randn(8, 16), torch.zeros(0, 16)))
+    assert kept(planned(), prune_context(torch.randn(1, 16), cameras=((1, 1),))) == [0]
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"noise": "loud"}, {"min_keep": 0}])

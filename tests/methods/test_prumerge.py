@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_memoryless, kept, merged, site
+from handmade import INFO, check_memoryless, kept, merged, prune_context
 
 from vlaprune.methods.prumerge import PruMerge, outliers
 from vlaprune.testing import check_pruner
@@ -39,7 +39,7 @@ def test_remembers_nothing_and_promises_nothing(cameras):
     record = check_memoryless(PruMerge, cameras)
     assert len(set(record.visual)) == 1 and 2 * len(cameras) <= record.visual[0] <= 16 * len(cameras)
     plan = PruMerge().plan(INFO)
-    assert plan.tower and not plan.budget
+    assert plan.vision_attention and not plan.budget
 
 
 @pytest.mark.parametrize("loud", [0, 1, 3])
@@ -48,7 +48,7 @@ def test_remembers_nothing_and_promises_nothing(cameras):
 def test_equals_the_loop_on_each_camera(loud, plus, neighbours):
     torch.manual_seed(loud)
     tower = torch.cat((peaked(15, loud, 1), peaked(20, loud, 2)))
-    at = site(torch.randn(35, 16), cameras=((3, 5), (4, 5)), tower=tower)
+    at = prune_context(torch.randn(35, 16), cameras=((3, 5), (4, 5)), tower=tower)
     x, score, want = at.visual.double().numpy(), tower.numpy(), {}
     for start, stop in ((0, 15), (15, 35)):
         part = reference(x[start:stop], score[start:stop], plus, neighbours)
@@ -64,7 +64,8 @@ def test_the_count_follows_the_outliers(loud):
     tower = peaked(64, loud)
     assert outliers(tower) == loud
     assert (
-        len(kept(PruMerge(plus=False), site(torch.randn(64, 16), cameras=((8, 8),), tower=tower))) == max(1, loud) + 1
+        len(kept(PruMerge(plus=False), prune_context(torch.randn(64, 16), cameras=((8, 8),), tower=tower)))
+        == max(1, loud) + 1
     )
 
 
@@ -77,11 +78,11 @@ def test_outliers_by_the_quartiles(seed):
 
 def test_degenerate_inputs():
     for tower in (torch.full((8,), 1 / 8), torch.full((8,), float("nan"))):
-        at = site(torch.ones(8, 16), torch.zeros(0, 16), tower=tower)
+        at = prune_context(torch.ones(8, 16), torch.zeros(0, 16), tower=tower)
         assert kept(PruMerge(plus=False), at) == [0, 1]
         assert kept(PruMerge(), at) == [0, 1, 2, 4, 6]
-    assert kept(PruMerge(), site(torch.randn(1, 16), cameras=((1, 1),), tower=torch.ones(1))) == [0]
+    assert kept(PruMerge(), prune_context(torch.randn(1, 16), cameras=((1, 1),), tower=torch.ones(1))) == [0]
     with pytest.raises(ValueError, match="vision tower was not read"):
-        PruMerge().select(site(torch.randn(8, 16)))
+        PruMerge().select(prune_context(torch.randn(8, 16)))
     with pytest.raises(ValueError, match="prumerge"):
         PruMerge(neighbours=-1)

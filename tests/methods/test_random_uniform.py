@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_keeps_all, check_memoryless, kept, look, site, tiny
+from handmade import INFO, check_keeps_all, check_memoryless, kept, look, prune_context, tiny
 
 from vlaprune.methods.random import Random
 from vlaprune.methods.uniform import Uniform
@@ -30,7 +30,10 @@ def test_budget(make, cameras):
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 20, 35])
 def test_any_count(make, count):
-    assert len(kept(make(0, count), site(torch.randn(35, 4), torch.zeros(0, 4), cameras=((3, 5), (4, 5))))) == count
+    assert (
+        len(kept(make(0, count), prune_context(torch.randn(35, 4), torch.zeros(0, 4), cameras=((3, 5), (4, 5)))))
+        == count
+    )
 
 
 @BOTH
@@ -39,26 +42,31 @@ def test_bad_parameters(make):
         with pytest.raises(ValueError, match="budget"):
             make(keep=keep)
     with pytest.raises(ValueError, match="more than the 8"):
-        make(keep=9).select(site(torch.randn(8, 4)))
+        make(keep=9).select(prune_context(torch.randn(8, 4)))
     with pytest.raises(ValueError, match="layers"):
         make(layer=6).plan(INFO).check(INFO, "it")
 
 
 def test_random_is_a_function_of_seed_and_call():
     draws = {
-        (seed, step): tuple(kept(Random(keep=4), site(torch.randn(20, 4), cameras=((4, 5),), seed=seed, step=step)))
+        (seed, step): tuple(
+            kept(Random(keep=4), prune_context(torch.randn(20, 4), cameras=((4, 5),), seed=seed, step=step))
+        )
         for seed in range(5)
         for step in range(5)
     }
     assert len(set(draws.values())) > 20
     for (seed, step), rows in draws.items():
-        assert tuple(kept(Random(keep=4), site(torch.randn(20, 4), cameras=((4, 5),), seed=seed, step=step))) == rows
+        assert (
+            tuple(kept(Random(keep=4), prune_context(torch.randn(20, 4), cameras=((4, 5),), seed=seed, step=step)))
+            == rows
+        )
 
 
 def test_random_draws_every_token_equally_often():
     pruner, seen = Random(keep=5), np.zeros(20)
     for step in range(2000):
-        seen[kept(pruner, site(torch.zeros(20, 4), cameras=((4, 5),), seed=3, step=step))] += 1
+        seen[kept(pruner, prune_context(torch.zeros(20, 4), cameras=((4, 5),), seed=3, step=step))] += 1
     assert ((seen - 500) ** 2 / 500).sum() < 45  # chi-squared, 19 degrees of freedom, p < 0.001
 
 
@@ -68,8 +76,8 @@ def test_uniform_remembers_nothing():
 
 @pytest.mark.parametrize("count", [1, 7, 12, 20])
 def test_uniform_is_even_in_each_camera(count):
-    rows = kept(Uniform(keep=count), site(torch.randn(20, 4), cameras=((4, 5),)))
+    rows = kept(Uniform(keep=count), prune_context(torch.randn(20, 4), cameras=((4, 5),)))
     assert rows == [int((i + 0.5) * 20 / count + 1e-9) for i in range(count)]
-    rows = np.array(kept(Uniform(keep=count), site(torch.randn(40, 4), cameras=((4, 5), (2, 10)))))
+    rows = np.array(kept(Uniform(keep=count), prune_context(torch.randn(40, 4), cameras=((4, 5), (2, 10)))))
     assert abs((rows < 20).sum() - (rows >= 20).sum()) <= 1
     assert set(np.diff(rows[rows < 20])) <= {np.floor(20 / -(-count // 2)), np.ceil(20 / -(-count // 2))}

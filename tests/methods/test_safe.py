@@ -10,7 +10,7 @@ from vlaprune.methods.safe import SAFE
 from vlaprune.methods.shared.scoring import matched, scaled
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 class Reference:
@@ -47,14 +47,14 @@ def mean(attention, layer, group, layout):
 )
 def test_agrees_with_the_reference(seed, grids, keep, lam, decoded):
     layout = prompt(grids, decoded=decoded)
-    acting = Rows.LAST if decoded else Rows.ACTION
+    acting = QueryGroup.LAST if decoded else QueryGroup.ACTION
     episode, reference = Episode(SAFE(keep=keep, gamma=0.6, fusion=lam), layout), Reference(keep, 0.6, lam)
     lot = torch.Generator().manual_seed(seed)
     features = torch.randn(layout.total, 16, generator=lot)
     for step in range(6):
         features = features + 0.3 * torch.randn(layout.total, 16, generator=lot)
         attention = attend(seed + step // 2, layout.total)
-        maps = [mean(attention, n, g, layout) for n, g in ((0, Rows.LAST), (2, acting), (5, acting))]
+        maps = [mean(attention, n, g, layout) for n, g in ((0, QueryGroup.LAST), (2, acting), (5, acting))]
         assert episode.call(attention, features)[3] == reference.act(features.numpy(), *maps)
 
 
@@ -121,9 +121,9 @@ def test_fusion_zero_is_attention_alone_and_one_is_the_forecast():
 def test_reads_are_no_more_than_needed():
     episode = Episode(SAFE(deep=[0, 4, -1]), prompt())
     episode.call(constant(torch.ones(16)))
-    assert episode.reads == {0: Rows.LAST, 4: Rows.ACTION, 5: Rows.ACTION}
+    assert episode.reads == {0: QueryGroup.LAST, 4: QueryGroup.ACTION, 5: QueryGroup.ACTION}
     episode.call(constant(torch.ones(16)))
-    assert episode.reads == {0: Rows.LAST, 2: Rows.ACTION}
+    assert episode.reads == {0: QueryGroup.LAST, 2: QueryGroup.ACTION}
 
 
 def test_deep_maps_are_averaged_and_layer_0_gives_the_detector():

@@ -1,20 +1,22 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_memoryless, kept, merged, site
+from handmade import INFO, check_memoryless, kept, merged, prune_context
 
 from vlaprune.methods.sparsevlm import SparseVLM, density_peaks, raters
-from vlaprune.pruner import Info
+from vlaprune.pruner import ModelInfo
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 def stage(pruner, visual, text, attention, layer=3, alive=None, cameras=((8, 5),)):
     """The site of a stage, after the raters were chosen at site 0."""
     pruner.plan(INFO)
     first = torch.randn(attention.shape[2], visual.shape[1]) if alive is not None else visual
-    assert pruner.select(site(first, text, cameras=cameras)) is None
-    return site(visual, text, layer=layer, cameras=cameras, read=[(layer - 1, Rows.TEXT, attention)], alive=alive)
+    assert pruner.select(prune_context(first, text, cameras=cameras)) is None
+    return prune_context(
+        visual, text, layer=layer, cameras=cameras, read=[(layer - 1, QueryGroup.TEXT, attention)], alive=alive
+    )
 
 
 def random_stage(pruner, seed, cameras=((8, 5),)):
@@ -57,8 +59,8 @@ def test_remembers_nothing():
 
 def test_stages_follow_the_depth():
     for layers, sites in ((32, (0, 3, 7, 16)), (6, (0, 1, 2, 3)), (24, (0, 3, 6, 12))):
-        plan = SparseVLM().plan(Info("x", layers, 2, 16, 8))
-        assert tuple(plan.sites) == sites and set(plan.reads) == {n - 1 for n in sites[1:]} and not plan.budget
+        plan = SparseVLM().plan(ModelInfo("x", layers, 2, 16, 8))
+        assert tuple(plan.layers) == sites and set(plan.reads) == {n - 1 for n in sites[1:]} and not plan.budget
     assert set(SparseVLM(recycle=0.0).plan(INFO).budget) == {1, 2, 3}
 
 
@@ -81,7 +83,7 @@ def test_a_stage_keeps_the_best_and_recycles(seed, cameras):
     pruner = SparseVLM((3,), (10,), 0.6)
     at = random_stage(pruner, seed, cameras)
     vote = rating(at.visual, at.text)
-    score = at.attention(2, Rows.TEXT).mean(0).numpy()[vote].mean(0)
+    score = at.attention(2, QueryGroup.TEXT).mean(0).numpy()[vote].mean(0)
     order = np.argsort(-score, kind="stable")
     got = merged(pruner, at)
     assert all(torch.equal(got[i], at.visual[i]) for i in order[:10])
@@ -128,8 +130,8 @@ def test_degenerate_inputs():
     with pytest.raises(KeyError, match="TEXT"):  # an instruction without words has no rows to read
         pruner = SparseVLM((3,), (2,))
         pruner.plan(INFO)
-        pruner.select(site(torch.randn(8, 16), torch.zeros(0, 16)))
-        pruner.select(site(torch.randn(8, 16), torch.zeros(0, 16), layer=3))
+        pruner.select(prune_context(torch.randn(8, 16), torch.zeros(0, 16)))
+        pruner.select(prune_context(torch.randn(8, 16), torch.zeros(0, 16), layer=3))
 
 
 def test_reset_forgets_the_raters():

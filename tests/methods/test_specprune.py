@@ -8,7 +8,7 @@ from vlaprune.methods.shared.scoring import standing
 from vlaprune.methods.specprune import SpecPrune
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 GRIDS = [((4, 4),), ((3, 5), (2, 4)), ((1, 7),)]
 
@@ -36,7 +36,7 @@ def reference(layout, attention, static, acted, counts, keep=0.8, alpha=0.2, flo
     """Token by token: what is left after sites 1, 2 and the stages 3, 4, 5 of 6 layers, ranks of layers 0, 1 and 2."""
     every, others, left = set(range(layout.total)), layout.length - layout.total, []
     cameras = [set(v.tokens) for v in layout.views]
-    text = [attention(n, Rows.TEXT, len(layout.text)).mean((0, 1)).numpy() for n in (0, 1)]
+    text = [attention(n, QueryGroup.TEXT, len(layout.text)).mean((0, 1)).numpy() for n in (0, 1)]
     alive, core = every, set()
     for n in (0, 1):
         counted = [c * (3 if n == 0 else 1) for c in counts]
@@ -45,7 +45,7 @@ def reference(layout, attention, static, acted, counts, keep=0.8, alpha=0.2, flo
             alive = alive & ((every - static) | acted | best | core)
             core = set().union(*(highest(text[0], c, k) for c, k in zip(cameras, counts, strict=True)))
         left.append(sorted(alive))
-    groups = [(g, len(layout.group(g))) for g in (Rows.TEXT, Rows.ACTION)]
+    groups = [(g, len(layout.group(g))) for g in (QueryGroup.TEXT, QueryGroup.ACTION)]
     score = np.zeros(layout.total)
     for n, there in enumerate((every, set(left[0]), set(left[1]))):
         seen = torch.cat([attention(n, g, q) for g, q in groups], 1).mean((0, 1)).numpy()
@@ -72,10 +72,10 @@ def test_agrees_with_the_reference(seed, grids):
         got = episode.call(attention, images=images)
         expected = reference(layout, attention, static, acted, counts)
         alive = sorted(range(layout.total))
-        for site, want in zip((1, 2, 3, 4, 5), expected, strict=True):
-            alive = got.get(site) or alive
-            assert alive == want, (step, site)
-        praise = attention(5, Rows.ACTION, 4).mean((0, 1)).numpy()
+        for context, want in zip((1, 2, 3, 4, 5), expected, strict=True):
+            alive = got.get(context) or alive
+            assert alive == want, (step, context)
+        praise = attention(5, QueryGroup.ACTION, 4).mean((0, 1)).numpy()
         acted = set().union(
             *(highest(praise, set(v.tokens) & set(alive), k) for v, k in zip(layout.views, counts, strict=True))
         )
@@ -123,7 +123,7 @@ def test_unchanged_patches_are_capped_and_moving_ones_stay():
 def test_what_the_last_action_looked_at_stays():
     layout = prompt()
     images = pictures(layout, torch.Generator().manual_seed(0))
-    maps = {None: torch.arange(16.0), (5, Rows.ACTION): torch.eye(16)[3]}
+    maps = {None: torch.arange(16.0), (5, QueryGroup.ACTION): torch.eye(16)[3]}
     episode = Episode(SpecPrune(stages=[], static=1.0), layout)
     episode.call(constant(maps), images=images)
     assert episode.call(constant(maps), images=images)[2] == [3, 15]
@@ -133,13 +133,17 @@ def test_stages_take_a_share_of_the_sequence_down_to_the_floor():
     layout = prompt(((16, 16), (16, 16)), words=20, slots=56)
     images = [torch.zeros(32, 32, 3, dtype=torch.uint8)] * 2
     episode = Episode(SpecPrune(), layout, layers=32)
-    assert episode.plan.sites == (1, 2, 6, 11, 16, 21, 26) and sorted(episode.plan.reads) == [0, 1, 12, 31]
+    assert episode.plan.layers == (1, 2, 6, 11, 16, 21, 26) and sorted(episode.plan.reads) == [0, 1, 12, 31]
     got, others, n = episode.call(attend(0, 512), images=images), layout.length - 512, 512
-    for site in (6, 11, 16, 21, 26):
+    for context in (6, 11, 16, 21, 26):
         n = int(0.8 * (n + others)) - others
-        assert len(got[site]) == n
+        assert len(got[context]) == n
     low = Episode(SpecPrune(keep=0.3), layout, layers=32).call(attend(0, 512), images=images)
-    assert [low[site] and len(low[site]) for site in (6, 11, 16)] == [int(0.3 * (512 + others)) - others, 60, None]
+    assert [low[context] and len(low[context]) for context in (6, 11, 16)] == [
+        int(0.3 * (512 + others)) - others,
+        60,
+        None,
+    ]
 
 
 def test_standing():

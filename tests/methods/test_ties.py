@@ -19,13 +19,13 @@ from vlaprune.methods.ties.calibration import Calibrate, read, weight, write
 from vlaprune.methods.ties.ties import TIES
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Site
+from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import Layout, Read, Rows, Trace, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
 pytestmark = pytest.mark.filterwarnings("ignore:ties runs without")
 TOKENS = ("topk_ref", "all", "topk_fixed", "topk_union", "topk_union_tied")
-INFO = Info("hand", 4, 2, 8, 4)
+INFO = ModelInfo("hand", 4, 2, 8, 4)
 
 
 def hand(probs, images=None, grid=((4, 4),), words=3, step=0):
@@ -41,14 +41,14 @@ def hand(probs, images=None, grid=((4, 4),), words=3, step=0):
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         row = torch.zeros(weights.shape[0], 1, layout.end)
         row[:, 0, 1 : 1 + total] = weights
-        trace.add(layer, Rows.LAST, Read.known(row))
+        trace.add(layer, QueryGroup.LAST, AttentionRows.known(row))
     return trace
 
 
 def site(trace, layer):
     total = trace.layout.total
     visual = torch.randn(total, 8, generator=torch.Generator().manual_seed(total))
-    return Site(
+    return PruneContext(
         layer,
         5,
         visual,
@@ -142,9 +142,9 @@ def test_a_layer_of_ties_is_left_out_of_the_mean():
 
 
 def test_auto_reads_the_rows_that_emit_the_action():
-    assert Estimator().group(hand(attention(0)).layout) is Rows.LAST
-    assert Estimator().group(Toy("parallel").layout(3)) is Rows.ACTION
-    assert Estimator(rows="text").group(Toy("parallel").layout(3)) is Rows.TEXT
+    assert Estimator().group(hand(attention(0)).layout) is QueryGroup.LAST
+    assert Estimator().group(Toy("parallel").layout(3)) is QueryGroup.ACTION
+    assert Estimator(rows="text").group(Toy("parallel").layout(3)) is QueryGroup.TEXT
 
 
 # -- weight ------------------------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_a_calibration_made_otherwise_is_refused_in_one_line(tmp_path):
     ):
         with pytest.raises(ValueError, match=said) as refusal:
             method = TIES(**{"heads": "max", "layers": [0, 2], "calibration": path, **options})
-            method.plan(Info(model, 4, 2, 8, 4))
+            method.plan(ModelInfo(model, 4, 2, 8, 4))
         assert "\n" not in str(refusal.value)
 
 
@@ -458,7 +458,7 @@ def test_layers_the_model_lacks_are_refused():
     with pytest.raises(ValueError, match=r"ties compares layers 2\.\.9, but hand has layers 0\.\.3"):
         TIES(layers=[2, 9]).plan(INFO)
     with pytest.raises(ValueError, match=r"ties compares layers 0\.\.0"):
-        TIES().plan(Info("hand", 1, 2, 8, 4))
+        TIES().plan(ModelInfo("hand", 1, 2, 8, 4))
 
 
 @pytest.mark.parametrize("name", ["ties", "ties_hard"])

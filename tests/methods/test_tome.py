@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import check_keeps_all, check_memoryless, kept, merged, site
+from handmade import check_keeps_all, check_memoryless, kept, merged, prune_context
 
 from vlaprune.methods.tome import ToMe, merge
 from vlaprune.testing import check_pruner
@@ -48,14 +48,17 @@ def test_rounds_conserve_size_and_weighted_mean():
 
 @pytest.mark.parametrize("count", [1, 2, 5, 17, 34, 35])
 def test_any_budget_is_met(count):
-    at = site(torch.randn(35, 16), cameras=((3, 5), (4, 5)))
+    at = prune_context(torch.randn(35, 16), cameras=((3, 5), (4, 5)))
     assert len(kept(ToMe(count), at)) == count
 
 
 @pytest.mark.parametrize("count", [10, 11, 17])
 def test_half_merge_in_one_round(count):
     visual = torch.randn(20, 16)
-    got, want = merged(ToMe(count), site(visual, cameras=((4, 5),))), reference(visual.numpy(), np.ones(20), 20 - count)
+    got, want = (
+        merged(ToMe(count), prune_context(visual, cameras=((4, 5),))),
+        reference(visual.numpy(), np.ones(20), 20 - count),
+    )
     assert sorted(got) == sorted(want)
     assert all(np.allclose(got[i], want[i][0], atol=1e-5) for i in want)
 
@@ -63,17 +66,17 @@ def test_half_merge_in_one_round(count):
 def test_twins_merge_first():
     visual = torch.eye(8, 16)
     visual[4] = visual[7]
-    got = merged(ToMe(7), site(visual))
+    got = merged(ToMe(7), prune_context(visual))
     assert 4 not in got and torch.equal(got[7], visual[7])
     assert all(torch.equal(got[i], visual[i]) for i in got)
 
 
 def test_degenerate_inputs():
     for visual in (torch.ones(8, 16), torch.zeros(8, 16), torch.full((8, 16), float("nan"))):
-        assert len(kept(ToMe(3), site(visual, torch.zeros(0, 16)))) == 3
-    everything = merged(ToMe(1), site(torch.arange(8.0)[:, None].repeat(1, 4)))
+        assert len(kept(ToMe(3), prune_context(visual, torch.zeros(0, 16)))) == 3
+    everything = merged(ToMe(1), prune_context(torch.arange(8.0)[:, None].repeat(1, 4)))
     assert torch.allclose(next(iter(everything.values())), torch.full((4,), 3.5))
     with pytest.raises(ValueError, match="more than the 8"):
-        ToMe(9).select(site(torch.randn(8, 16)))
+        ToMe(9).select(prune_context(torch.randn(8, 16)))
     with pytest.raises(ValueError, match="budget"):
         ToMe(0.0)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from handmade import INFO, check_keeps_all, check_memoryless, kept, look, merged, site, tiny
+from handmade import INFO, check_keeps_all, check_memoryless, kept, look, merged, prune_context, tiny
 
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.visionzip import VisionZip
@@ -39,8 +39,8 @@ def test_remembers_nothing_and_keeps_its_budget(cameras):
 )
 def test_equals_the_loop_on_each_camera(count, share):
     torch.manual_seed(count)
-    at = site(torch.randn(35, 16), cameras=((3, 5), (4, 5)), tower=torch.rand(35))
-    x, score, want = at.visual.double().numpy(), at.tower.numpy(), {}
+    at = prune_context(torch.randn(35, 16), cameras=((3, 5), (4, 5)), tower=torch.rand(35))
+    x, score, want = at.visual.double().numpy(), at.vision_attention.numpy(), {}
     first = -(-count * 15 // 35)
     for start, stop, k in ((0, 15, first), (15, 35, count - first)):
         part = reference(x[start:stop], score[start:stop], k, round(share * k))
@@ -53,14 +53,14 @@ def test_equals_the_loop_on_each_camera(count, share):
 
 def test_degenerate_inputs():
     for tower in (torch.ones(8), torch.full((8,), float("nan"))):
-        assert kept(VisionZip(3, 0.0), site(torch.ones(8, 16), torch.zeros(0, 16), tower=tower)) == [0, 1, 2]
-        assert len(kept(VisionZip(3, 0.5), site(torch.zeros(8, 16), tower=tower))) == 3
-    two = site(torch.randn(8, 16), cameras=((2, 2), (2, 2)), tower=torch.rand(8))
+        assert kept(VisionZip(3, 0.0), prune_context(torch.ones(8, 16), torch.zeros(0, 16), tower=tower)) == [0, 1, 2]
+        assert len(kept(VisionZip(3, 0.5), prune_context(torch.zeros(8, 16), tower=tower))) == 3
+    two = prune_context(torch.randn(8, 16), cameras=((2, 2), (2, 2)), tower=torch.rand(8))
     assert len(kept(VisionZip(1, 1.0), two)) == len(kept(VisionZip(1, 0.0), two)) == 1
     with pytest.raises(ValueError, match="more than the 8"):
         VisionZip(9).select(two)
     with pytest.raises(ValueError, match="vision tower was not read"):
-        VisionZip(3).select(site(torch.randn(8, 16)))
+        VisionZip(3).select(prune_context(torch.randn(8, 16)))
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"contextual": 1.1}])
@@ -75,8 +75,8 @@ class Peek(Pruner):
     def plan(self, info):
         return VisionZip().plan(info)
 
-    def select(self, site):
-        self.seen = site.tower
+    def select(self, context):
+        self.seen = context.vision_attention
         return None
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_read_unless_asked(monkeypatch):
     policy = Policy(tiny(), Dense)
     policy.act({0: look(0, "lift the cube")})
     assert not calls and policy.drain(0)[0].flops["method"] == 0
-    assert policy.sessions[0].trace.tower is None
+    assert policy.sessions[0].trace.vision_attention is None
     made = iter([Dense(), Peek()])
     mixed = Policy(tiny(), lambda: next(made), slots=2)
     mixed.act({0: look(0, "lift the cube"), 1: look(1, "lift the cube")})
@@ -116,5 +116,5 @@ def test_a_wrong_shape_is_refused():
     session = Policy(tiny(), Peek).sessions[0]
     session.begin(tiny().layout(3), (), torch.zeros(1))
     with pytest.raises(ValueError, match="one number for each"):
-        session.tower(torch.zeros(31))
-    assert VisionZip().plan(INFO).tower and not Dense().plan(INFO).tower
+        session.record_vision_attention(torch.zeros(31))
+    assert VisionZip().plan(INFO).vision_attention and not Dense().plan(INFO).vision_attention

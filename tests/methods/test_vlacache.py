@@ -15,12 +15,12 @@ from vlaprune.methods.shared.scoring import attention_entropy, sharpness
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import Info, Site
+from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import Layout, Read, Rows, Trace, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
 DEPTH = 5
-INFO = Info("hand", DEPTH, 2, 8, 4)
+INFO = ModelInfo("hand", DEPTH, 2, 8, 4)
 OPTIONS = {"static": 10, "relevant": 4, "layer": 1, "stages": [1, 2, 4], "threshold": 0.95}
 
 
@@ -38,9 +38,9 @@ def hand(patches, probs, grid=((4, 4),), words=3):
     trace = Trace(layout, images, 0)
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         trace.counts.append((end, end))
-        trace.add(layer, Rows.VISUAL, Read.known(weights[:, :total]))
+        trace.add(layer, QueryGroup.VISUAL, AttentionRows.known(weights[:, :total]))
         if words:
-            trace.add(layer, Rows.TEXT, Read.known(weights[:, total:]))
+            trace.add(layer, QueryGroup.TEXT, AttentionRows.known(weights[:, total:]))
     return trace
 
 
@@ -51,7 +51,7 @@ def call(method, trace, reusable=None):
     filled = filled if reusable is None else reusable
     for layer in method._stages:
         chosen = method.select(
-            Site(
+            PruneContext(
                 layer, 5, torch.zeros(len(alive), 8), alive, torch.zeros(3, 8), torch.zeros(3, 8), filled[alive], trace
             )
         )
@@ -111,10 +111,10 @@ def test_equal_layers_share_everything():
 def test_published_layers_scale_with_depth():
     for depth, stages, layer in ((32, (2, 6, 9, 11), 15), (64, (4, 12, 18, 22), 30), (6, (1, 2, 3), 3), (1, (1,), 1)):
         method = VLACache()
-        plan = method.plan(Info("hand", depth, 2, 8, 4))
-        assert plan.sites == stages and method._layer == layer and plan.reuses and not plan.budget
-    assert set(VLACache(entropy="text").plan(INFO).reads.values()) == {Rows.TEXT}
-    assert set(VLACache().plan(INFO).reads.values()) == {Rows.TEXT | Rows.VISUAL}
+        plan = method.plan(ModelInfo("hand", depth, 2, 8, 4))
+        assert plan.layers == stages and method._layer == layer and plan.reuses and not plan.budget
+    assert set(VLACache(entropy="text").plan(INFO).reads.values()) == {QueryGroup.TEXT}
+    assert set(VLACache().plan(INFO).reads.values()) == {QueryGroup.TEXT | QueryGroup.VISUAL}
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
@@ -269,8 +269,8 @@ def test_a_bad_option_is_refused_in_one_line(options):
     ("options", "said"),
     [
         ({"layer": 9}, r"reads layers \[9\]"),
-        ({"stages": [2, 7]}, r"acts before layers \[7\]"),
-        ({"stages": [3, 2]}, "ascend"),
+        ({"stages": [2, 7]}, r"prunes before layers \[7\]"),
+        ({"stages": [3, 2]}, "sorted and unique"),
     ],
 )
 def test_layers_the_model_lacks_are_refused(options, said):

@@ -11,7 +11,7 @@ from vlaprune.methods.shared.selecting import share, spread
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
-from vlaprune.trace import Rows
+from vlaprune.trace import QueryGroup
 
 
 def reference(semantic, history, features, spans, counts, gamma=0.8):
@@ -34,7 +34,7 @@ def reference(semantic, history, features, spans, counts, gamma=0.8):
 
 
 def mean(attention, layer, groups, layout):
-    rows = [attention(layer, g, layout.total if g is Rows.VISUAL else len(layout.group(g))) for g in groups]
+    rows = [attention(layer, g, layout.total if g is QueryGroup.VISUAL else len(layout.group(g))) for g in groups]
     return torch.cat(rows, 1).mean((0, 1)).numpy()
 
 
@@ -55,17 +55,17 @@ def test_agrees_with_the_reference(seed, grids, keep):
             assert got is None
         else:
             spans = [(v.start, v.tokens.stop) for v in layout.views]
-            semantic = mean(attention, 2, (Rows.TEXT, Rows.VISUAL), layout)
+            semantic = mean(attention, 2, (QueryGroup.TEXT, QueryGroup.VISUAL), layout)
             kept, unions = reference(semantic, history[-3:], features.numpy(), spans, share(keep, sizes))
             assert got == kept
             assert set(got) <= {i for union in unions for i in union}
-        history.append(mean(attention, 2, (Rows.ACTION,), layout))
+        history.append(mean(attention, 2, (QueryGroup.ACTION,), layout))
 
 
 def after_warmup(pruner, layout, guide, semantic, features=None):
     """What is kept once three calls have left `guide` as action rows."""
     episode = Episode(pruner, layout)
-    scores = {None: semantic, (2, Rows.ACTION): guide, (2, Rows.LAST): guide}
+    scores = {None: semantic, (2, QueryGroup.ACTION): guide, (2, QueryGroup.LAST): guide}
     for _ in range(3):
         assert episode.call(constant(scores))[3] is None
     return episode.call(constant(scores), features)[3]
@@ -120,11 +120,11 @@ def test_newest_weighs_most():
     for peak in (0, 1, 2):
         guide = torch.zeros(16)
         guide[peak] = 1
-        episode.call(constant({None: score, (2, Rows.ACTION): guide}))
+        episode.call(constant({None: score, (2, QueryGroup.ACTION): guide}))
     features = torch.zeros(16, 16)
     features[:, 0] = 1
     features[[2, 1]] = torch.eye(16)[1:3]  # the union is {15, 14, 2, 1}: guide 1.0 and 0.8 beat 0.64
-    kept = episode.call(constant({None: score, (2, Rows.ACTION): score}), features)[3]
+    kept = episode.call(constant({None: score, (2, QueryGroup.ACTION): score}), features)[3]
     assert kept == [1, 2]
 
 
@@ -146,7 +146,7 @@ def lock_in(fill):
     early, late = torch.arange(16.0).flip(0) / 136, torch.arange(16.0) / 120
     for i in range(9):
         guide = early if i < 3 else late
-        episode.call(constant({None: semantic, (4, Rows.ACTION): guide}))
+        episode.call(constant({None: semantic, (4, QueryGroup.ACTION): guide}))
     return episode.pruner._past[-1]
 
 

@@ -88,7 +88,7 @@ class Toy:
 
     def tasks(self) -> Sequence[Task]:
         """Reach the red light, reach the blue light."""
-        return [Task(f"reach-{c}", f"reach the {c} light", limit=12, episodes=50) for c in ("red", "blue")]
+        return [Task(f"reach-{c}", f"reach the {c} light", max_steps=12, episodes=50) for c in ("red", "blue")]
 
     @contextmanager
     def open(self, task: Task) -> Iterator[_World]:

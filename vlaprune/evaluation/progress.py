@@ -20,11 +20,11 @@ from vlaprune.stats import paired as stats
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
 SAID = "said.log"
-QUIET = 300.0  # seconds between two standings where nobody looks on a terminal
+QUIET = 300.0  # seconds between two statuses where nobody looks on a terminal
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """How far one run is.
 
     begun    episodes that were there when it started; seconds  since then
@@ -91,25 +91,25 @@ class Job:
         if self.place is None:
             return False
         known = self.place.is_file()
-        standing = Standing(**json.loads(self.place.read_text())) if known else Standing(self.choices)
-        _post(self.place, replace(standing, ended=True, error=error))
+        status = RunStatus(**json.loads(self.place.read_text())) if known else RunStatus(self.choices)
+        _post(self.place, replace(status, ended=True, error=error))
         return True
 
 
 class Bar:
     """Watches one run: a bar on the terminal, or, inside a sweep, a line of the sweep's board."""
 
-    def __init__(self, standing: Standing, job: Job | None = None) -> None:
+    def __init__(self, status: RunStatus, job: Job | None = None) -> None:
         from tqdm import tqdm
 
         if job is not None and job.choices:
-            standing = replace(standing, label=f"{standing.label} {job.choices}")
-        self.standing, self._began = standing, time.monotonic()
+            status = replace(status, label=f"{status.label} {job.choices}")
+        self.status, self._began = status, time.monotonic()
         self._place = job.place if job is not None else None
         self._bar: Any = None
         if self._place is None:
-            label, total, initial = standing.label, standing.asked, standing.begun
-            self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=standing.rate)
+            label, total, initial = status.label, status.asked, status.begun
+            self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=status.rate)
         self._tell()
 
     def look(self, task: str, episode: int, trace: object) -> None:
@@ -119,30 +119,30 @@ class Bar:
         """Counts a finished episode."""
         if record is None:
             return
-        old = self.standing
-        self.standing = replace(
+        old = self.status
+        self.status = replace(
             old, done=old.done + 1, won=old.won + record.success, seconds=time.monotonic() - self._began
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.standing.rate}, {task}", refresh=False)
+            self._bar.set_postfix_str(f"{self.status.rate}, {task}", refresh=False)
             self._bar.update()
         self._tell()
 
     def close(self) -> None:
         """The run is over, one way or another."""
-        self.standing = replace(self.standing, ended=True)
+        self.status = replace(self.status, ended=True)
         if self._bar is not None:
             self._bar.close()
         self._tell()
 
     def _tell(self) -> None:
         if self._place is not None:
-            _post(self._place, self.standing)
+            _post(self._place, self.status)
 
 
-def _post(place: Path, standing: Standing) -> None:
+def _post(place: Path, status: RunStatus) -> None:
     partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(standing)))
+    partial.write_text(json.dumps(asdict(status)))
     os.replace(partial, place)
 
 
@@ -175,7 +175,7 @@ def once(text: str) -> None:
 
 
 class Board:
-    """Shows the standings of a sweep's jobs, whether they run in this process or in others on this machine.
+    """Shows the statuses of a sweep's jobs, whether they run in this process or in others on this machine.
 
     On a terminal a line for each job, drawn anew every second; elsewhere a line when a job ends, and all now and then.
     """
@@ -190,49 +190,49 @@ class Board:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def standings(self) -> Sequence[Standing]:
+    def statuses(self) -> Sequence[RunStatus]:
         """Those of all jobs that have started, in their order."""
         files = sorted(self.folder.glob("*.json"), key=lambda p: int(p.stem))
-        return [Standing(**json.loads(p.read_text())) for p in files]
+        return [RunStatus(**json.loads(p.read_text())) for p in files]
 
-    def close(self) -> Sequence[Standing]:
+    def close(self) -> Sequence[RunStatus]:
         """Draws the last state once more, gives it back and cleans up."""
         self._stop.set()
         self._thread.join()
         self._draw()
-        standings = self.standings()
-        for standing in standings if sys.stderr.isatty() else ():
-            if len(standing.line) >= shutil.get_terminal_size().columns and standing.error:
-                print(f"{standing.label}: {standing.error}", file=sys.stderr)  # its line above was cut
+        statuses = self.statuses()
+        for status in statuses if sys.stderr.isatty() else ():
+            if len(status.line) >= shutil.get_terminal_size().columns and status.error:
+                print(f"{status.label}: {status.error}", file=sys.stderr)  # its line above was cut
         alone()
         shutil.rmtree(self.folder, ignore_errors=True)
-        return standings
+        return statuses
 
     def _watch(self) -> None:
         while SWEEP in os.environ and not self._stop.wait(1.0):
             self._draw()
 
     def _draw(self) -> None:
-        said, standings = self._news(), self.standings()
-        if not said and not standings:
+        said, statuses = self._news(), self.statuses()
+        if not said and not statuses:
             return
         if sys.stderr.isatty():
             width, height = shutil.get_terminal_size()
-            shown = [s.line[: width - 1] for s in standings][2 - height :]
+            shown = [s.line[: width - 1] for s in statuses][2 - height :]
             up = f"\x1b[{self._drawn}F" if self._drawn else ""
             self._drawn = len(shown)
         else:
-            shown, up = [s.line for s in standings if self._due(s)], ""
+            shown, up = [s.line for s in statuses if self._due(s)], ""
             self._next = time.monotonic() + QUIET if time.monotonic() > self._next else self._next
         clear = "\x1b[J" if up else ""
         sys.stderr.write(up + clear + "".join(f"{line}\n" for line in [*said, *shown]))
         sys.stderr.flush()
 
-    def _due(self, standing: Standing) -> bool:
+    def _due(self, status: RunStatus) -> bool:
         """Whether a line is due where nobody looks on a terminal."""
-        key = standing.label + standing.folder
-        due = key not in self._ended and (standing.ended or time.monotonic() > self._next)
-        self._ended |= {key} if standing.ended else set()
+        key = status.label + status.folder
+        due = key not in self._ended and (status.ended or time.monotonic() > self._next)
+        self._ended |= {key} if status.ended else set()
         return due
 
     def _news(self) -> list[str]:

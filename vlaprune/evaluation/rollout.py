@@ -33,7 +33,7 @@ def attempt(env: Env, task: Task, episode: int) -> Attempt:
         for action in actions:
             success = env.step(action)
             steps += 1
-            if steps == task.limit or (success and task.stop):
+            if steps == task.max_steps or (success and task.terminate_on_success):
                 return success, steps
 
 
@@ -79,7 +79,7 @@ def watchdog(seconds: float) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Rules:
+class RolloutConfig:
     """How episodes are run.
 
     seed        of the policy; the world's initial states do not depend on it
@@ -120,7 +120,7 @@ class Watcher(Protocol):
         """An episode is over; without a record the world raised."""
 
 
-class Lane:
+class EnvSlot:
     """One slot: its environment, opened anew after trouble, and the episode under way."""
 
     def __init__(self, slot: int, bench: Benchmark, task: Task) -> None:
@@ -181,7 +181,7 @@ def rollout(
     bench: Benchmark,
     journal: Journal,
     shard: Shard,
-    rules: Rules,
+    rules: RolloutConfig,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     """Runs every missing episode of the journal's tasks; a slot that finishes takes the next episode at once.
@@ -192,17 +192,17 @@ def rollout(
     for task in bench.tasks():
         asked = journal.header.tasks.get(task.name, 0)
         todo = deque(e for e in shard.of(asked) if not journal.has(task.name, e))
-        lanes = [Lane(slot, bench, task) for slot in range(min(policy.slots, len(todo)))]
+        slots = [EnvSlot(slot, bench, task) for slot in range(min(policy.slots, len(todo)))]
         try:
-            for lane in lanes:
-                lane.open(rules.time_limit)
-            for record in _Episodes(policy, task, lanes, todo, journal, rules, watchers):
+            for slot in slots:
+                slot.open(rules.time_limit)
+            for record in _Episodes(policy, task, slots, todo, journal, rules, watchers):
                 journal.write(record)
                 if rules.stop(record):
                     return
         finally:
-            for lane in lanes:
-                lane.close()
+            for slot in slots:
+                slot.close()
 
 
 @dataclass
@@ -211,10 +211,10 @@ class _Episodes:
 
     policy: Policy
     task: Task
-    lanes: Sequence[Lane]
+    slots: Sequence[EnvSlot]
     todo: deque[int]
     journal: Journal
-    rules: Rules
+    rules: RolloutConfig
     watchers: Sequence[Watcher]
     _in_a_row: int = 0  # episodes that raised
 
@@ -222,36 +222,36 @@ class _Episodes:
         actions: dict[int, np.ndarray] = {}
         while True:
             looks: dict[int, Observation] = {}
-            for lane in self.lanes:
-                while lane.slot not in looks and (lane.busy or self.todo):
-                    said = self._advance(lane, actions.pop(lane.slot, None))
+            for slot in self.slots:
+                while slot.slot not in looks and (slot.busy or self.todo):
+                    said = self._advance(slot, actions.pop(slot.slot, None))
                     if isinstance(said, Observation):
-                        looks[lane.slot] = said
+                        looks[slot.slot] = said
                     elif said is not None:
                         yield said
             if not looks:
                 return
             actions = self.policy.act(looks)
-            for lane in self.lanes if self.watchers else ():
-                if lane.slot in looks:
+            for slot in self.slots if self.watchers else ():
+                if slot.slot in looks:
                     for watcher in self.watchers:
-                        watcher.look(self.task.name, lane.episode, self.policy.trace(lane.slot))
+                        watcher.look(self.task.name, slot.episode, self.policy.trace(slot.slot))
 
-    def _advance(self, lane: Lane, actions: np.ndarray | None) -> Observation | EpisodeRecord | None:
-        """The next observation of a lane or its finished episode; None where the world raised."""
+    def _advance(self, slot: EnvSlot, actions: np.ndarray | None) -> Observation | EpisodeRecord | None:
+        """The next observation of a slot or its finished episode; None where the world raised."""
         name = self.task.name
-        if not lane.busy:
-            lane.start(self.todo.popleft())
-            self.policy.reset(lane.slot, episode_seed(self.rules.seed, name, lane.episode))
+        if not slot.busy:
+            slot.start(self.todo.popleft())
+            self.policy.reset(slot.slot, episode_seed(self.rules.seed, name, slot.episode))
         said: Observation | tuple[bool, int] | None = None
-        with self.journal.attempt(name, lane.episode):
-            said = lane.advance(actions, self.rules.time_limit)
+        with self.journal.attempt(name, slot.episode):
+            said = slot.advance(actions, self.rules.time_limit)
         if isinstance(said, Observation):
             return said
-        record = None if said is None else EpisodeRecord(name, lane.episode, *said, self.policy.drain(lane.slot))
+        record = None if said is None else EpisodeRecord(name, slot.episode, *said, self.policy.drain(slot.slot))
         self._in_a_row = self._in_a_row + 1 if record is None else 0
         for watcher in self.watchers:
-            watcher.end(name, lane.episode, record)
+            watcher.end(name, slot.episode, record)
         if self._in_a_row == self.rules.patience:
             raise RuntimeError(
                 f"{self._in_a_row} episodes of {name} raised one after the other; see the error "

@@ -11,10 +11,10 @@ from typing import Any
 from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.evaluation.film import KINDS, Film
-from vlaprune.evaluation.progress import Bar, Job, Standing, once, say
+from vlaprune.evaluation.progress import Bar, Job, RunStatus, once, say
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.replay import Replay, chosen
-from vlaprune.evaluation.rollout import Rules, Shard, rollout
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.models.backends import kernel
 from vlaprune.policy import Policy
 from vlaprune.records import Header, Sink, read, recorded
@@ -38,10 +38,10 @@ def main(
     mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
     won = sum(r.success for r in mine)
     base = str(cfg.baseline or "")
-    bar = Bar(Standing(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
+    bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
     try:
         with _film(cfg, bench, header) as films:
-            rules = Rules(cfg.seed, cfg.time_limit)
+            rules = RolloutConfig(cfg.seed, cfg.time_limit)
             if rule is not None:
                 rules = replace(rules, stop=rule)
             if not any(map(rules.stop, mine)):
@@ -51,7 +51,7 @@ def main(
             recorder.stop(rule.stop)
             say(said(rule.stop))
     except KeyboardInterrupt:
-        done = bar.standing.done
+        done = bar.status.done
         say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
         raise
     finally:
@@ -74,7 +74,7 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
         raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
     replay = Replay(run, chosen(run, cfg.only), say)
     with _film(cfg, bench, header) as films, kernel(cfg.kernel):
-        rollout(policy, bench, replay, shard, Rules(cfg.seed, cfg.time_limit), films)
+        rollout(policy, bench, replay, shard, RolloutConfig(cfg.seed, cfg.time_limit), films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
         raise RuntimeError(

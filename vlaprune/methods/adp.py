@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import best, split
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import Layout, QueryGroup, Trace
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ADP(Pruner):
             raise ValueError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
         self.reset()
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """The gate at 0, the choice at 1; text rows are read only when the gate is open."""
         return Plan((0, 1), budget={1: self.budget})
 
@@ -58,28 +58,28 @@ class ADP(Pruner):
         self._past, self._mean, self._run = deque[float](maxlen=2), 0.0, 0
         self._layout: Layout | None = None
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """The most asked for, camera by camera; None while the gate is closed."""
-        if site.layer == 0:
-            self._open = self._is_open(site)
-            return Selection.all(site, reads={0: Rows.TEXT}) if self._open else None
+        if context.layer == 0:
+            self._open = self._is_open(context)
+            return Selection.all(context, reads={0: QueryGroup.TEXT}) if self._open else None
         if not self._open:
             return None
-        sizes = site.layout.sizes
+        sizes = context.layout.sizes
         weights = self.weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
             raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
-        score = site.attention(0, Rows.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
-        chosen = best(score, site.layout, split(self.budget.count(site.total), sizes, weights))
+        score = context.attention(0, QueryGroup.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
+        chosen = best(score, context.layout, split(self.budget.count(context.total), sizes, weights))
         return Selection(chosen.nonzero().flatten())
 
-    def _is_open(self, site: Site) -> bool:
+    def _is_open(self, context: PruneContext) -> bool:
         """Whether this call prunes; notes its motion."""
-        if site.layout != self._layout:
+        if context.layout != self._layout:
             self.reset()
         ready, fast = len(self._past) == 2, True
         if self._frames:
-            pairs = zip(site.trace.images, self._frames, strict=True)
+            pairs = zip(context.trace.images, self._frames, strict=True)
             motion = float(sum((new.float() - old.float()).abs().mean() for new, old in pairs))
             fast = ready and motion >= (self._mean if self.gate == "mean" else min(self._past))
             self._mean = (self._mean + motion) / 2 if self._past else motion

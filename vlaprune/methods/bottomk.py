@@ -6,8 +6,8 @@ row, one pool for all cameras and the layer are FastV's here; what TIES used for
 
 from dataclasses import dataclass
 
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Rows
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import QueryGroup
 
 
 @dataclass
@@ -23,11 +23,11 @@ class BottomK(Pruner):
         if self.layer < 1:
             raise ValueError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """One site; the last row of the layer before it."""
-        return Plan((self.layer,), {self.layer - 1: Rows.LAST}, {self.layer: self.budget})
+        return Plan((self.layer,), {self.layer - 1: QueryGroup.LAST}, {self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """The least attended tokens."""
-        score = site.attention(self.layer - 1, Rows.LAST).mean(dim=(0, 1))
-        return Selection.top(-score, self.budget, of=site.total)
+        score = context.attention(self.layer - 1, QueryGroup.LAST).mean(dim=(0, 1))
+        return Selection.top(-score, self.budget, of=context.total)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 EPS = 1e-6
 SIGNS = {"similar": 1.0, "dissimilar": -1.0}
@@ -57,15 +57,15 @@ class CDPruner(Pruner):
         if self.relevance not in SIGNS:
             raise ValueError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
 
-    def plan(self, info: Info) -> Plan:
-        """Site 0, no reads."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """PruneContext 0, no reads."""
         return Plan((0,), budget={0: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """The greedy most probable subset."""
-        unit = F.normalize(site.visual.float(), dim=-1).nan_to_num(0.0)
-        words = F.normalize(site.text.float(), dim=-1)
+        unit = F.normalize(context.visual.float(), dim=-1).nan_to_num(0.0)
+        words = F.normalize(context.text.float(), dim=-1)
         relevance = SIGNS[self.relevance] * (unit @ words.mean(0)).nan_to_num(0.0)
         low, high = relevance.aminmax()
         relevance = (relevance - low + EPS) / (high - low + EPS)
-        return Selection(dpp(unit * relevance[:, None], self.budget.count(site.total)))
+        return Selection(dpp(unit * relevance[:, None], self.budget.count(context.total)))

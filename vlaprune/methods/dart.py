@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from vlaprune.methods.shared.scoring import cosine
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 
 
 @dataclass
@@ -37,16 +37,16 @@ class DART(Pruner):
         if self.pivots < 1 or self.text_pivots < 0:
             raise ValueError(f"dart pivots={self.pivots}, text_pivots={self.text_pivots}; use at least 1 and 0")
 
-    def plan(self, info: Info) -> Plan:
-        """One site, no reads."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """One context, no reads."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Pivots, then the least similar to each in turn, none twice."""
-        count = self.budget.count(site.total)
-        chosen = top(site.visual.float().abs().sum(1), min(self.pivots, count))
-        words = top(site.text.float().abs().sum(1), min(self.text_pivots, site.text.shape[0]))
-        unlike = -cosine(site.visual, torch.cat((site.visual[chosen], site.text[words]))).nan_to_num(2.0)
+        count = self.budget.count(context.total)
+        chosen = top(context.visual.float().abs().sum(1), min(self.pivots, count))
+        words = top(context.text.float().abs().sum(1), min(self.text_pivots, context.text.shape[0]))
+        unlike = -cosine(context.visual, torch.cat((context.visual[chosen], context.text[words]))).nan_to_num(2.0)
         unlike[chosen] = float("-inf")
         room = count - chosen.shape[0]
         share = -(-room // unlike.shape[1])

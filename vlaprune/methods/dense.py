@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 @dataclass
 class Dense(Pruner):
     """Keeps every token and reads nothing."""
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Acts nowhere."""
         return Plan()
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """Never asked."""
         return None

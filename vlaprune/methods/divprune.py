@@ -9,7 +9,7 @@ twice); positions stay as they were (LLaVA's version renumbers them; the ports t
 from dataclasses import dataclass
 
 from vlaprune.methods.shared.selecting import spread
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 @dataclass
@@ -26,10 +26,10 @@ class DivPrune(Pruner):
         """ValueError for what is no budget."""
         self.budget = Budget(self.keep)
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Straight from the projector."""
         return Plan((0,), budget={0: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """The diverse subset."""
-        return Selection(spread(site.visual, self.budget.count(site.total)))
+        return Selection(spread(context.visual, self.budget.count(context.total)))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from vlaprune.methods.shared.scoring import between
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
-from vlaprune.trace import Rows
+from vlaprune.methods.shared.scoring import check_range
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
+from vlaprune.trace import QueryGroup
 
 
 @dataclass
@@ -36,22 +36,22 @@ class EfficientVLA(Pruner):
     def __post_init__(self) -> None:
         """ValueError for a parameter out of range."""
         self.budget = Budget(self.keep)
-        between("efficientvla alpha", self.alpha, 0, 1)
+        check_range("efficientvla alpha", self.alpha, 0, 1)
         if self.layer < 1 or self.key < 1:
             raise ValueError(f"efficientvla layer={self.layer} key={self.key}; use 1 or more of each")
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """One site; the instruction's rows of the layer before it."""
-        return Plan((self.layer,), {self.layer - 1: Rows.TEXT}, {self.layer: self.budget})
+        return Plan((self.layer,), {self.layer - 1: QueryGroup.TEXT}, {self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Key set, relevant tokens, diverse tokens: each from what the former left."""
-        count = self.budget.count(site.total)
+        count = self.budget.count(context.total)
         key = min(self.key, count)
         relevant = key + int(self.alpha * (count - key) + 1e-9)
-        score = site.attention(self.layer - 1, Rows.TEXT).mean(dim=(0, 1))
+        score = context.attention(self.layer - 1, QueryGroup.TEXT).mean(dim=(0, 1))
         chosen = top(score, relevant)
-        unit = F.normalize(site.visual.float(), dim=-1)
+        unit = F.normalize(context.visual.float(), dim=-1)
         distance = 1 - (unit @ unit[top(score, key)].T).max(dim=1).values
         distance = distance.nan_to_num(nan=-1.0).index_fill(0, chosen, float("-inf"))
         return Selection(torch.cat((chosen, top(distance, count - relevant))))

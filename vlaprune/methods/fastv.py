@@ -11,10 +11,15 @@ ports to VLAs, not LLaVA's 2. One budget for all cameras together, as in the por
 
 from dataclasses import dataclass
 
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Rows
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import QueryGroup
 
-ROWS = {"last": Rows.LAST, "prefix_mean": Rows.VISUAL | Rows.TEXT, "text": Rows.TEXT, "action": Rows.ACTION}
+ROWS = {
+    "last": QueryGroup.LAST,
+    "prefix_mean": QueryGroup.VISUAL | QueryGroup.TEXT,
+    "text": QueryGroup.TEXT,
+    "action": QueryGroup.ACTION,
+}
 
 
 @dataclass
@@ -38,11 +43,11 @@ class FastV(Pruner):
         if self.layer < 1:
             raise ValueError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """One site; the rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: ROWS[self.rows]}, {self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """The most attended tokens."""
-        score = site.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
-        return Selection.top(score, self.budget, of=site.total)
+        score = context.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
+        return Selection.top(score, self.budget, of=context.total)

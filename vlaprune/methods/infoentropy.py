@@ -16,10 +16,10 @@ from math import floor
 from torch import Tensor
 
 from vlaprune.methods.shared.patches import Patches, grey_entropy, still
-from vlaprune.methods.shared.scoring import between, crossing, focus, option, text_scores
+from vlaprune.methods.shared.scoring import check_range, crossing, focus, option, text_scores
 from vlaprune.methods.shared.selecting import shared
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
-from vlaprune.trace import Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
+from vlaprune.trace import QueryGroup, Trace
 
 
 @dataclass
@@ -51,7 +51,7 @@ class InfoEntropy(Pruner):
         option("infoentropy mode", self.mode, ("reuse", "prune"))
         option("infoentropy norm", self.norm, ("softmax", "renorm"))
         for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256), ("stride", 1, 1000)):
-            between(f"infoentropy {name}", getattr(self, name), low, high)
+            check_range(f"infoentropy {name}", getattr(self, name), low, high)
         self._k1, self._k2, self._static, self._keep = map(Budget, (self.k1, self.k2, self.static, self.keep))
         self._prunes = self.mode == "prune"
         self.reset()
@@ -61,24 +61,24 @@ class InfoEntropy(Pruner):
         self._before: Patches | None = None
         self._score: Tensor | None = None
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Text rows: of all layers for the next call or, to prune, of those before the site for this one."""
-        every = range(self.layer if self._prunes else info.layers)
+        every = range(self.layer if self._prunes else info.num_layers)
         self._layers = tuple(every if self.layers is None else self.layers)
         if not self._layers or (self._prunes and max(self._layers) >= self.layer):
             raise ValueError(f"infoentropy mode={self.mode} layer={self.layer} cannot use layers={list(self._layers)}")
-        reads, budget = dict.fromkeys(self._layers, Rows.TEXT), {self.layer: self._keep} if self._prunes else {}
+        reads, budget = dict.fromkeys(self._layers, QueryGroup.TEXT), {self.layer: self._keep} if self._prunes else {}
         return Plan((self.layer,), reads, budget, reuses=not self._prunes)
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """All but the static, unimportant tokens; nothing leaves in the first call."""
-        layout, total, before = site.layout, site.total, self._before
-        self._now = Patches.of(site.trace.pixels)
+        layout, total, before = context.layout, context.total, self._before
+        self._now = Patches.of(context.trace.pixels)
         if not self._prunes and (before is None or not before.alike(self._now)):
             return None
         favoured = grey_entropy(self._now, self.levels)
-        score = text_scores(site.trace, self._layers) if self._prunes else self._score
-        alpha = min(1.0, site.step * self.stride / self.horizon) if self.horizon > 0 else 1.0
+        score = text_scores(context.trace, self._layers) if self._prunes else self._score
+        alpha = min(1.0, context.step * self.stride / self.horizon) if self.horizon > 0 else 1.0
         seen, told = crossing(alpha, self._k1.count(total), self._k2.count(total))
         if score is None or score.shape[0] < 2:
             important = shared(favoured, layout, seen + told)
@@ -90,7 +90,9 @@ class InfoEntropy(Pruner):
             order = ranking(favoured)
             return Selection(order[ranking(important[order])][: self._keep.count(total)])
         assert before is not None
-        found = site.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
+        found = (
+            context.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
+        )
         if self.share < 1:
             found &= found.cumsum(0) <= floor(self.share * int(found.sum()) + 1e-9)
         return Selection((~found).nonzero()[:, 0], found.nonzero()[:, 0])

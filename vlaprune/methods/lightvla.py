@@ -14,9 +14,9 @@ the authors leave this gap, and so does the default. `multiplicity_bias` closes 
 import torch
 from torch import Tensor, nn
 
-from vlaprune.methods.shared.scoring import between, option, rms
-from vlaprune.methods.shared.selecting import NOISES, elected, lots, multiplicity, noise, straight_through
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.methods.shared.scoring import check_range, option, rms
+from vlaprune.methods.shared.selecting import NOISES, elected, multiplicity, noise, random_subset, straight_through
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 class LightVLA(nn.Module, Pruner):
@@ -49,7 +49,7 @@ class LightVLA(nn.Module, Pruner):
         super().__init__()
         option(f"{self.name} noise", noise, NOISES)
         option(f"{self.name} queries", queries, ("task", "instruction"))
-        between(f"{self.name} drop", drop, 0, 1)
+        check_range(f"{self.name} drop", drop, 0, 1)
         if min_keep < 1 or extra < 0:
             raise ValueError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
         self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
@@ -61,7 +61,7 @@ class LightVLA(nn.Module, Pruner):
         """The authors' schedule: noise falls in a line from 1 at the first step to 0 at `steps`."""
         self.noise_scale = max(0.0, 1 - step / steps)
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Straight from the projector; how many go on depends on what is seen."""
         return Plan((0,))
 
@@ -73,25 +73,25 @@ class LightVLA(nn.Module, Pruner):
         score: Tensor = rms(queries) @ visual.T * scale
         return score
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """The distinct winners; in training all of them, noised, with gradients."""
-        with torch.autocast(site.visual.device.type, enabled=False):
-            score = self.scores(site.visual, site.task if self.queries == "task" else site.text)
-        seed = site.seed * 100_003 + (self.draws if self.training else site.step)
+        with torch.autocast(context.visual.device.type, enabled=False):
+            score = self.scores(context.visual, context.task if self.queries == "task" else context.text)
+        seed = context.seed * 100_003 + (self.draws if self.training else context.step)
         if not self.training:
-            picks = self._varied(elected(score, self.min_keep), site.alive.shape[0], seed)
-            return Selection(picks, sizes=multiplicity(score, picks) if self.multiplicity_bias else None)
+            picks = self._varied(elected(score, self.min_keep), context.alive.shape[0], seed)
+            return Selection(picks, multiplicity=multiplicity(score, picks) if self.multiplicity_bias else None)
         self.draws += 1
-        picks, values = straight_through(score + self.noise_scale * noise(self.noise, score, seed), site.visual)
+        picks, values = straight_through(score + self.noise_scale * noise(self.noise, score, seed), context.visual)
         return Selection(picks, values=values)
 
     def _varied(self, picks: Tensor, total: int, seed: int) -> Tensor:
         """The picks [k] of `total` rows, save for what the paper's ablations add and take away."""
         if self.drop:
-            picks = lots(picks, max(1, round((1 - self.drop) * picks.shape[0])), seed)
+            picks = random_subset(picks, max(1, round((1 - self.drop) * picks.shape[0])), seed)
         if self.extra:
             others = torch.ones(total, dtype=torch.bool, device=picks.device).index_fill(0, picks, False)
-            picks = torch.cat((picks, lots(others.nonzero()[:, 0], self.extra, seed)))
+            picks = torch.cat((picks, random_subset(others.nonzero()[:, 0], self.extra, seed)))
         return picks
 
     def reset(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.scoring import rms
 from vlaprune.nn.load import fill, read, save
-from vlaprune.pruner import Info, Plan
+from vlaprune.pruner import ModelInfo, Plan
 
 
 class LightVLAStar(LightVLA):
@@ -51,11 +51,11 @@ class LightVLAStar(LightVLA):
         self.size, self.layer, self.weights = size, layer, weights
         self.query: nn.Parameter | None = None
 
-    def plan(self, info: Info) -> Plan:
-        """One site. Makes the queries, or loads them: ValueError if they do not fit."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """One context. Makes the queries, or loads them: ValueError if they do not fit."""
         if self.query is None:
             lot = torch.Generator().manual_seed(0)
-            self.query = nn.Parameter(torch.randn(self.size, info.width, generator=lot))
+            self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=lot))
             if self.weights != "random":
                 fill(self, read(self.weights)[0], self.weights)
         return Plan((self.layer,))

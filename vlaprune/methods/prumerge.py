@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.shared.scoring import cosine
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site, ranking
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 
 
 def outliers(score: Tensor) -> int:
@@ -43,19 +43,19 @@ class PruMerge(Pruner):
         if self.neighbours < 0:
             raise ValueError(f"prumerge neighbours={self.neighbours}; use 0 or more")
 
-    def plan(self, info: Info) -> Plan:
-        """Site 0 and one look into the tower; no fixed count."""
-        return Plan((0,), tower=True)
+    def plan(self, info: ModelInfo) -> Plan:
+        """PruneContext 0 and one look into the tower; no fixed count."""
+        return Plan((0,), vision_attention=True)
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Camera by camera."""
-        keep, values, score = [], [], site.tower.float().nan_to_num(0.0)
-        for view in site.layout.views:
+        keep, values, score = [], [], context.vision_attention.float().nan_to_num(0.0)
+        for view in context.layout.views:
             own = slice(view.start, view.tokens.stop)
-            rows, new = self._merge(site.visual[own].float(), score[own])
+            rows, new = self._merge(context.visual[own].float(), score[own])
             keep.append(rows + view.start)
             values.append(new)
-        return Selection(torch.cat(keep), values=torch.cat(values).to(site.visual))
+        return Selection(torch.cat(keep), values=torch.cat(values).to(context.visual))
 
     def _merge(self, features: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Rows kept of features [n, d] and their new values."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.selecting import lots
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.methods.shared.selecting import random_subset
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Random(Pruner):
         """ValueError for what is no budget."""
         self.budget = Budget(self.keep)
 
-    def plan(self, info: Info) -> Plan:
-        """One site, no reads."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """One context, no reads."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """As many as the budget allows, by lot. Drawn on the CPU, so that a GPU draws the same."""
-        rows = torch.arange(site.alive.shape[0], device=site.alive.device)
-        return Selection(lots(rows, self.budget.count(site.total), site.seed * 100_003 + site.step))
+        rows = torch.arange(context.alive.shape[0], device=context.alive.device)
+        return Selection(random_subset(rows, self.budget.count(context.total), context.seed * 100_003 + context.step))

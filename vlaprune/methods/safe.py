@@ -18,9 +18,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from vlaprune.methods.shared.scoring import between, cameras, emitting, matched, option, resolved, scaled, voted
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.methods.shared.scoring import (
+    cameras,
+    check_range,
+    emitting,
+    matched,
+    mean_attention,
+    option,
+    resolved,
+    scaled,
+)
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import Layout, QueryGroup, Trace
 
 
 @dataclass
@@ -53,47 +62,52 @@ class SAFE(Pruner):
                 f"safe layer={self.layer} gamma={self.gamma} interval={self.interval}; use 2+, a number, 0+"
             )
         option("safe normalize", self.normalize, ("none", "sum1", "minmax"))
-        between("safe fusion", self.fusion, 0, 1)
+        check_range("safe fusion", self.fusion, 0, 1)
         self.reset()
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Features at 0, key or not at 1, the choice at `layer`; all reads but the detector's are asked for by call."""
-        self._deep = resolved("safe deep", self.deep, info.layers)
-        return Plan((0, 1, self.layer), {0: Rows.LAST}, {self.layer: self.budget})
+        self._deep = resolved("safe deep", self.deep, info.num_layers)
+        return Plan((0, 1, self.layer), {0: QueryGroup.LAST}, {self.layer: self.budget})
 
     def reset(self) -> None:
         """Forgets the key call: its layout, step, unit features [V, d], instruction [t, d] and maps [V]."""
         self._layout: Layout | None = None
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """None on key calls, else the highest fused saliency."""
-        if site.layer == 0:
-            self._now = F.normalize(site.visual.float(), dim=-1), site.text.clone()
+        if context.layer == 0:
+            self._now = F.normalize(context.visual.float(), dim=-1), context.text.clone()
             return None
-        rows = emitting(site.layout)
-        if site.layer == 1:
-            self._key = self._is_key(site)
+        rows = emitting(context.layout)
+        if context.layer == 1:
+            self._key = self._is_key(context)
             layers = [n for n in self._deep if n] if self._key else [self.layer - 1]
-            return Selection.all(site, reads=dict.fromkeys(layers, rows))
+            return Selection.all(context, reads=dict.fromkeys(layers, rows))
         if self._key:
             return None
-        shallow = scaled(voted(site.trace, self.layer - 1, rows), self.normalize)
+        shallow = scaled(mean_attention(context.trace, self.layer - 1, rows), self.normalize)
         score = (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
-        return Selection.top(score, self.budget, of=site.total)
+        return Selection.top(score, self.budget, of=context.total)
 
-    def _is_key(self, site: Site) -> bool:
+    def _is_key(self, context: PruneContext) -> bool:
         """Matches every token to the key call's most similar one, carries the detector map over and compares."""
-        if self._layout != site.layout or (self.interval and site.step - self._step >= self.interval):
+        if self._layout != context.layout or (self.interval and context.step - self._step >= self.interval):
             return True
-        camera = cameras(site.layout, site.alive.device) if self.within_camera else None
+        camera = cameras(context.layout, context.alive.device) if self.within_camera else None
         self._match: torch.Tensor = matched(self._now[0], self._then[0], camera)
-        agree = F.cosine_similarity(voted(site.trace, 0, Rows.LAST), self._maps[0][self._match], dim=0)
+        agree = F.cosine_similarity(
+            mean_attention(context.trace, 0, QueryGroup.LAST), self._maps[0][self._match], dim=0
+        )
         return not bool((agree >= self.gamma) & (self._now[1] == self._then[1]).all())  # NaN agrees with nothing
 
     def observe(self, trace: Trace) -> None:
         """After a key call: keeps its features and maps."""
         if self._key:
-            rows = [emitting(trace.layout) if n else Rows.LAST for n in self._deep]
-            maps = [scaled(voted(trace, n, r), self.normalize) for n, r in zip(self._deep, rows, strict=True)]
-            self._maps: tuple[torch.Tensor, torch.Tensor] = voted(trace, 0, Rows.LAST), torch.stack(maps).mean(0)
+            rows = [emitting(trace.layout) if n else QueryGroup.LAST for n in self._deep]
+            maps = [scaled(mean_attention(trace, n, r), self.normalize) for n, r in zip(self._deep, rows, strict=True)]
+            self._maps: tuple[torch.Tensor, torch.Tensor] = (
+                mean_attention(trace, 0, QueryGroup.LAST),
+                torch.stack(maps).mean(0),
+            )
             self._layout, self._step, self._then = trace.layout, trace.step, self._now

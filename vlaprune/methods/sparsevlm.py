@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.shared.scoring import group_mean
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
-from vlaprune.trace import Rows
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
+from vlaprune.trace import QueryGroup
 
 
 def raters(visual: Tensor, text: Tensor) -> Tensor:
@@ -64,28 +64,28 @@ class SparseVLM(Pruner):
             raise ValueError(f"sparsevlm recycle={self.recycle}; use a share in [0, 1]")
         self.reset()
 
-    def plan(self, info: Info) -> Plan:
-        """Site 0 to choose the raters, then the stages; the text rows of the layer before each."""
-        self.sites = [-(-info.layers * n // 32) for n in (3, 7, 16)] if self.layers is None else list(self.layers)
+    def plan(self, info: ModelInfo) -> Plan:
+        """PruneContext 0 to choose the raters, then the stages; the text rows of the layer before each."""
+        self.sites = [-(-info.num_layers * n // 32) for n in (3, 7, 16)] if self.layers is None else list(self.layers)
         budget = {} if self.recycle else dict(zip(self.sites, self.budgets, strict=True))
-        return Plan((0, *self.sites), {n - 1: Rows.TEXT for n in self.sites}, budget)
+        return Plan((0, *self.sites), {n - 1: QueryGroup.TEXT for n in self.sites}, budget)
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """Raters at the input; then the best by their vote, and the recycled ones."""
-        if site.layer == 0:
-            self.weights = raters(site.visual, site.text)
+        if context.layer == 0:
+            self.weights = raters(context.visual, context.text)
             return None
-        score = self.weights @ site.attention(site.layer - 1, Rows.TEXT).mean(0)
+        score = self.weights @ context.attention(context.layer - 1, QueryGroup.TEXT).mean(0)
         order = ranking(score)
-        best = self.budgets[self.sites.index(site.layer)].count(site.total)
+        best = self.budgets[self.sites.index(context.layer)].count(context.total)
         gone = score.shape[0] - best
         if not self.recycle or gone <= 0:
             return Selection(order[:best].sort().values)
         spare = order[best : best + min(gone, int(gone * self.recycle + 1e-9) + 1)]
-        rows = site.visual[spare]
+        rows = context.visual[spare]
         centres, label = density_peaks(rows, spare.shape[0] // 10 + 1)
-        merged = group_mean(rows, label, centres.shape[0]).to(site.visual)
-        values = torch.cat((site.visual[order[:best]], merged))
+        merged = group_mean(rows, label, centres.shape[0]).to(context.visual)
+        values = torch.cat((context.visual[order[:best]], merged))
         return Selection(torch.cat((order[:best], spare[centres])), values=values)
 
     def reset(self) -> None:

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 
 from vlaprune.methods.shared.patches import Patches, still
-from vlaprune.methods.shared.scoring import between, cameras, standing, voted
+from vlaprune.methods.shared.scoring import cameras, check_range, mean_attention, standing
 from vlaprune.methods.shared.selecting import best, portions
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
+from vlaprune.trace import Layout, QueryGroup, Trace
 
-OTHERS = Rows.TEXT | Rows.ACTION
+OTHERS = QueryGroup.TEXT | QueryGroup.ACTION
 
 
 @dataclass
@@ -51,53 +51,56 @@ class SpecPrune(Pruner):
     def __post_init__(self) -> None:
         """ValueError for a parameter out of range."""
         for name in ("similar", "static", "keep", "floor", "alpha"):
-            between(f"specprune {name}", getattr(self, name), 0, 1)
+            check_range(f"specprune {name}", getattr(self, name), 0, 1)
         for value in (*(self.attended or [-1]), *self.stages):
-            between("specprune attended and stages", value, 0, 1)
+            check_range("specprune attended and stages", value, 0, 1)
         Budget(self.keep)
         self.reset()
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Layers 1 and 2 and the stages; the rows of all but visual tokens at layers 0, 1 and 12 of 32."""
-        depths = {round(share * info.layers) for share in self.stages}
-        self._ranked, self._last = sorted({0, 1, round(0.375 * info.layers)}), info.layers - 1
+        depths = {round(share * info.num_layers) for share in self.stages}
+        self._ranked, self._last = sorted({0, 1, round(0.375 * info.num_layers)}), info.num_layers - 1
         reads = dict.fromkeys(self._ranked, OTHERS)
-        reads[self._last] = reads.get(self._last, Rows(0)) | Rows.ACTION
-        return Plan((1, 2, *sorted(d for d in depths if 2 < d < info.layers)), reads)
+        reads[self._last] = reads.get(self._last, QueryGroup(0)) | QueryGroup.ACTION
+        return Plan((1, 2, *sorted(d for d in depths if 2 < d < info.num_layers)), reads)
 
     def reset(self) -> None:
         """Forgets the last call."""
         self._layout: Layout | None = None
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """What changed or is attended to; later the best ranked."""
-        self._rank(site)
-        if site.layer > 2 or self._layout != site.layout:
-            return self._stage(site) if site.layer > 2 else None
-        if site.layer == 1:
-            count, now = round(self.static * site.total), Patches.of(site.trace.pixels)
-            self._kept = ~still(now, self._pixels, self.similar, site.layout, count) | self._acted
-        task, counts = voted(site.trace, site.layer - 1, Rows.TEXT), portions(site.layout, self.attended)
-        wide = best(task, site.layout, [3 * n for n in counts]) if site.layer == 1 else self._kept
-        self._kept = self._kept | best(task, site.layout, counts)
-        return Selection((self._kept | wide)[site.alive].nonzero().flatten())
+        self._rank(context)
+        if context.layer > 2 or self._layout != context.layout:
+            return self._stage(context) if context.layer > 2 else None
+        if context.layer == 1:
+            count, now = round(self.static * context.total), Patches.of(context.trace.pixels)
+            self._kept = ~still(now, self._pixels, self.similar, context.layout, count) | self._acted
+        task, counts = (
+            mean_attention(context.trace, context.layer - 1, QueryGroup.TEXT),
+            portions(context.layout, self.attended),
+        )
+        wide = best(task, context.layout, [3 * n for n in counts]) if context.layer == 1 else self._kept
+        self._kept = self._kept | best(task, context.layout, counts)
+        return Selection((self._kept | wide)[context.alive].nonzero().flatten())
 
-    def _rank(self, site: Site) -> None:
+    def _rank(self, context: PruneContext) -> None:
         """Adds the ranks of layers that ran since the site before, among the tokens they had."""
-        if site.layer == 1:
-            self._score, self._due = torch.zeros(site.total, device=site.alive.device), list(self._ranked)
-        while self._due and self._due[0] < site.layer:
-            seen = voted(site.trace, self._due.pop(0), OTHERS)[site.alive]
-            fresh = standing(seen, cameras(site.layout, seen.device)[site.alive])
-            self._score[site.alive] = self._score[site.alive].lerp(fresh, self.alpha)
+        if context.layer == 1:
+            self._score, self._due = torch.zeros(context.total, device=context.alive.device), list(self._ranked)
+        while self._due and self._due[0] < context.layer:
+            seen = mean_attention(context.trace, self._due.pop(0), OTHERS)[context.alive]
+            fresh = standing(seen, cameras(context.layout, seen.device)[context.alive])
+            self._score[context.alive] = self._score[context.alive].lerp(fresh, self.alpha)
 
-    def _stage(self, site: Site) -> Selection | None:
-        n, others = len(site.alive), site.layout.length - site.total
-        count = max(round(self.floor * site.total), int(self.keep * (n + others) + 1e-9) - others, 1)
-        return None if count >= n else Selection(top(self._score[site.alive], count))
+    def _stage(self, context: PruneContext) -> Selection | None:
+        n, others = len(context.alive), context.layout.length - context.total
+        count = max(round(self.floor * context.total), int(self.keep * (n + others) + 1e-9) - others, 1)
+        return None if count >= n else Selection(top(self._score[context.alive], count))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the patches and what the action attended to; a token that was gone has attention 0 and is left out."""
-        acted, self._layout = voted(trace, self._last, Rows.ACTION), trace.layout
+        acted, self._layout = mean_attention(trace, self._last, QueryGroup.ACTION), trace.layout
         self._pixels = Patches.of(trace.pixels)
         self._acted = best(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.shared.scoring import cosine
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 
 
 def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,14 +48,14 @@ class ToMe(Pruner):
         """ValueError for what is no budget."""
         self.budget = Budget(self.keep)
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Straight from the projector."""
         return Plan((0,), budget={0: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Size-weighted means in the rows that are left."""
-        values, rows = site.visual.float(), torch.arange(site.visual.shape[0], device=site.visual.device)
-        sizes, count = torch.ones_like(values[:, 0]), self.budget.count(site.total)
+        values, rows = context.visual.float(), torch.arange(context.visual.shape[0], device=context.visual.device)
+        sizes, count = torch.ones_like(values[:, 0]), self.budget.count(context.total)
         while (n := rows.shape[0]) > count:
             values, sizes, rows = merge(values, sizes, rows, min(n - count, n // 2))
-        return Selection(rows, values=values.to(site.visual), sizes=sizes if self.proportional else None)
+        return Selection(rows, values=values.to(context.visual), multiplicity=sizes if self.proportional else None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vlaprune.methods.shared.selecting import evenly, share
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Uniform(Pruner):
         """ValueError for what is no budget."""
         self.budget = Budget(self.keep)
 
-    def plan(self, info: Info) -> Plan:
-        """One site, no reads."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """One context, no reads."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Token number floor((i + 1/2) n / k) of each camera, in raster order."""
-        rows, views = torch.arange(site.total, device=site.alive.device), site.layout.views
-        counts = share(self.budget.count(site.total), site.layout.sizes)
+        rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
+        counts = share(self.budget.count(context.total), context.layout.sizes)
         each = [evenly(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
         return Selection(torch.cat(each))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlaprune.methods.shared.scoring import cosine, group_mean
 from vlaprune.methods.shared.selecting import share
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, ranking
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 
 
 def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tuple[Tensor, Tensor]:
@@ -50,17 +50,17 @@ class VisionZip(Pruner):
         if not 0 <= self.contextual <= 1:
             raise ValueError(f"visionzip contextual={self.contextual}; use a share in [0, 1]")
 
-    def plan(self, info: Info) -> Plan:
-        """Site 0 and one look into the tower."""
-        return Plan((0,), budget={0: self.budget}, tower=True)
+    def plan(self, info: ModelInfo) -> Plan:
+        """PruneContext 0 and one look into the tower."""
+        return Plan((0,), budget={0: self.budget}, vision_attention=True)
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Camera by camera."""
-        rows, values, views, score = [], [], site.layout.views, site.tower
-        for view, k in zip(views, share(self.budget.count(site.total), site.layout.sizes), strict=True):
+        rows, values, views, score = [], [], context.layout.views, context.vision_attention
+        for view, k in zip(views, share(self.budget.count(context.total), context.layout.sizes), strict=True):
             own = slice(view.start, view.tokens.stop)
-            context = round(self.contextual * k)
-            picks, new = zipped(site.visual[own], score[own], k - context, context)
+            merged = round(self.contextual * k)
+            picks, new = zipped(context.visual[own], score[own], k - merged, merged)
             rows.append(picks + view.start)
             values.append(new)
-        return Selection(torch.cat(rows), values=torch.cat(values).to(site.visual))
+        return Selection(torch.cat(rows), values=torch.cat(values).to(context.visual))

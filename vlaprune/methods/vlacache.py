@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.shared.patches import Patches, still
-from vlaprune.methods.shared.scoring import attention_entropy, between, option, sharpness, voted
+from vlaprune.methods.shared.scoring import attention_entropy, check_range, mean_attention, option, sharpness
 from vlaprune.methods.shared.selecting import shared
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import QueryGroup, Trace
 
-ENTROPY = {"all": Rows.TEXT | Rows.VISUAL, "text": Rows.TEXT}
+ENTROPY = {"all": QueryGroup.TEXT | QueryGroup.VISUAL, "text": QueryGroup.TEXT}
 
 
 @dataclass
@@ -49,8 +49,8 @@ class VLACache(Pruner):
     def __post_init__(self) -> None:
         """ValueError for what is no budget, share or kind of rows."""
         self._static, self._relevant = Budget(self.static), Budget(self.relevant)
-        between("vlacache threshold", self.threshold, -1, 1)
-        between("vlacache growth", self.growth, 0, 1)
+        check_range("vlacache threshold", self.threshold, -1, 1)
+        check_range("vlacache growth", self.growth, 0, 1)
         option("vlacache entropy", self.entropy, ENTROPY)
         self.reset()
 
@@ -59,23 +59,23 @@ class VLACache(Pruner):
         self._before: Patches | None = None
         self._score: Tensor | None = None
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """All layers are read, because the share of one is measured against the others."""
-        layer, *stages = (-(-n * info.layers // 32) for n in (15, 2, 6, 9, 11))
+        layer, *stages = (-(-n * info.num_layers // 32) for n in (15, 2, 6, 9, 11))
         self._layer = layer if self.layer is None else self.layer
         self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
-        reads = dict.fromkeys(range(info.layers), ENTROPY[self.entropy])
+        reads = dict.fromkeys(range(info.num_layers), ENTROPY[self.entropy])
         return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy]}, reuses=True)
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """At the first site the reuse set; at each its share, of which some have left before."""
-        if site.layer == self._stages[0]:
-            self._reuse = self._found(site).nonzero()[:, 0]
+        if context.layer == self._stages[0]:
+            self._reuse = self._found(context).nonzero()[:, 0]
         if not self._reuse.shape[0]:
             return None
-        count = max(1, int(self._shares[site.layer] * self._reuse.shape[0] + 1e-9))
-        gone = torch.zeros(site.total, dtype=torch.bool, device=site.alive.device)
-        gone = gone.index_fill(0, self._reuse[:count], True)[site.alive]
+        count = max(1, int(self._shares[context.layer] * self._reuse.shape[0] + 1e-9))
+        gone = torch.zeros(context.total, dtype=torch.bool, device=context.alive.device)
+        gone = gone.index_fill(0, self._reuse[:count], True)[context.alive]
         return Selection((~gone).nonzero()[:, 0], gone.nonzero()[:, 0])
 
     def observe(self, trace: Trace) -> None:
@@ -84,15 +84,17 @@ class VLACache(Pruner):
         there = [[trace.rows(n, group) for group in rows if trace.has(n, group)] for n in layers]
         sharp = [attention_entropy(torch.cat(probs, 1)) if probs else torch.zeros(()) for probs in there]
         self._shares = sharpness(torch.stack(sharp), self.growth)
-        self._score = voted(trace, self._layer, Rows.TEXT) if trace.has(self._layer, Rows.TEXT) else None
+        self._score = (
+            mean_attention(trace, self._layer, QueryGroup.TEXT) if trace.has(self._layer, QueryGroup.TEXT) else None
+        )
         self._before = self._now
 
-    def _found(self, site: Site) -> Tensor:
+    def _found(self, context: PruneContext) -> Tensor:
         """[V] bool, what may be reused; without an instruction nothing is relevant."""
-        self._now, before, layout = Patches.of(site.trace.pixels), self._before, site.layout
+        self._now, before, layout = Patches.of(context.trace.pixels), self._before, context.layout
         if before is None or not before.alike(self._now):
-            return torch.zeros_like(site.reusable)
-        found = site.reusable & still(self._now, before, self.threshold, layout, self._static.count(site.total))
+            return torch.zeros_like(context.reusable)
+        found = context.reusable & still(self._now, before, self.threshold, layout, self._static.count(context.total))
         if self._score is None:
             return found
-        return found & ~shared(self._score, layout, self._relevant.count(site.total))
+        return found & ~shared(self._score, layout, self._relevant.count(context.total))

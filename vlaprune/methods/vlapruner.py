@@ -16,12 +16,17 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.scoring import between, emitting, option, smoothed, voted
+from vlaprune.methods.shared.scoring import check_range, emitting, mean_attention, option, smoothed
 from vlaprune.methods.shared.selecting import by_camera, share, shared, spread_within
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import Layout, QueryGroup, Trace
 
-ROWS = {"prefix_mean": Rows.VISUAL | Rows.TEXT, "last": Rows.LAST, "text": Rows.TEXT, "all": Rows.ALL}
+ROWS = {
+    "prefix_mean": QueryGroup.VISUAL | QueryGroup.TEXT,
+    "last": QueryGroup.LAST,
+    "text": QueryGroup.TEXT,
+    "all": QueryGroup.ALL,
+}
 
 
 @dataclass
@@ -51,18 +56,18 @@ class VLAPruner(Pruner):
         option("vlapruner rows", self.rows, ROWS)
         option("vlapruner action", self.action, ("middle", "latter_half"))
         option("vlapruner fill", self.fill, ("zero", "carry"))
-        between("vlapruner gamma", self.gamma, 0, 1)
+        check_range("vlapruner gamma", self.gamma, 0, 1)
         if self.layer < 1 or self.window < 1:
             raise ValueError(f"vlapruner layer={self.layer} window={self.window}; use 1 or more of each")
         self.reset()
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Features at 0, the choice at `layer`; rows of the layer before it, and action rows for the next calls."""
-        first = (info.layers - 1) // 2 if self.action == "middle" else info.layers // 2
-        self._sources = range(first, first + 1 if self.action == "middle" else info.layers)
-        reads = dict.fromkeys(self._sources, Rows.LAST | Rows.ACTION)
-        also = Rows(0) if self.warmup else Rows.LAST | Rows.ACTION
-        reads[self.layer - 1] = reads.get(self.layer - 1, Rows(0)) | ROWS[self.rows] | also
+        first = (info.num_layers - 1) // 2 if self.action == "middle" else info.num_layers // 2
+        self._sources = range(first, first + 1 if self.action == "middle" else info.num_layers)
+        reads = dict.fromkeys(self._sources, QueryGroup.LAST | QueryGroup.ACTION)
+        also = QueryGroup(0) if self.warmup else QueryGroup.LAST | QueryGroup.ACTION
+        reads[self.layer - 1] = reads.get(self.layer - 1, QueryGroup(0)) | ROWS[self.rows] | also
         return Plan((0, self.layer), reads, {self.layer: self.budget})
 
     def reset(self) -> None:
@@ -70,17 +75,21 @@ class VLAPruner(Pruner):
         self._past = deque[torch.Tensor](maxlen=self.window)  # [V] each, newest last
         self._layout: Layout | None = None
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """The union of both top sets, thinned by max-min distance of the projector's features."""
-        if site.layer == 0:
-            self._features = site.visual
+        if context.layer == 0:
+            self._features = context.visual
             return None
-        layout, count = site.layout, self.budget.count(site.total)
+        layout, count = context.layout, self.budget.count(context.total)
         full = len(self._past) == self.window and self._layout == layout
         if self.warmup and not full:
             return None
-        semantic = voted(site.trace, self.layer - 1, ROWS[self.rows])
-        action = smoothed(self._past, self.gamma) if full else voted(site.trace, self.layer - 1, emitting(layout))
+        semantic = mean_attention(context.trace, self.layer - 1, ROWS[self.rows])
+        action = (
+            smoothed(self._past, self.gamma)
+            if full
+            else mean_attention(context.trace, self.layer - 1, emitting(layout))
+        )
         union = shared(torch.stack((semantic, action)), layout, count).any(0)
         counts = share(count, layout.sizes)
         picks = spread_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
@@ -91,7 +100,7 @@ class VLAPruner(Pruner):
         if trace.layout != self._layout:
             self.reset()
         self._layout = trace.layout
-        votes = [voted(trace, n, emitting(trace.layout) | Rows.ACTION) for n in self._sources]
+        votes = [mean_attention(trace, n, emitting(trace.layout) | QueryGroup.ACTION) for n in self._sources]
         seen = votes[0] if len(votes) == 1 else torch.stack(votes).mean(0)
         if self.fill == "carry" and self._past:
             seen = torch.where(seen > 0, seen, self._past[-1])

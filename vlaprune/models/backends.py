@@ -19,24 +19,24 @@ from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.fast import Fast
 from vlaprune.policy import VLA
 
-RUNGS = ("eager", "sdpa", "flash", "compile", "graph")
-BACKENDS = {"eager": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
+BACKENDS = ("eager", "sdpa", "flash", "compile", "graph")
+SDPA_BACKENDS = {"eager": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
 
 
 @contextmanager
 def kernel(rung: str) -> Iterator[None]:
     """Attention as this rung computes it: eager writes the weights out, flash never does, else torch chooses."""
     _known(rung)
-    if rung not in BACKENDS:
+    if rung not in SDPA_BACKENDS:
         yield
         return
-    with sdpa_kernel(BACKENDS[rung]):
+    with sdpa_kernel(SDPA_BACKENDS[rung]):
         yield
 
 
 def _known(rung: str) -> None:
-    if rung not in RUNGS:
-        raise ValueError(f"ladder rung {rung!r} is not one of {', '.join(RUNGS)}")
+    if rung not in BACKENDS:
+        raise ValueError(f"ladder rung {rung!r} is not one of {', '.join(BACKENDS)}")
 
 
 def missing(rung: str, device: torch.device) -> str | None:
@@ -56,7 +56,7 @@ def decoder_of(model: VLA) -> tuple[list[str], Decoder]:
     raise ValueError(f"{model.info.name} has no decoder of ours")
 
 
-def under(model: VLA, rung: str, backend: str | None = "inductor") -> VLA:
+def with_backend(model: VLA, rung: str, backend: str | None = "inductor") -> VLA:
     """The model to be run under `kernel(rung)`: itself, or a twin with its weights and the fast path's decoder.
 
     ValueError where the rung cannot be run on the model's device, or is none.

@@ -24,20 +24,21 @@ from vlaprune.models.prismatic import (
     STOP,
     Prismatic,
     Sizes,
+    format_prompt,
     images,
-    place,
     precision,
-    question,
     read_tokenizer,
+    resolve_device,
     restore,
     stand_in,
 )
 from vlaprune.nn.checkpoint import Checkpoint, read_json
+from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
 from vlaprune.nn.hub import locate
-from vlaprune.nn.pour import Piece, llama_pieces, pour, randomise
 from vlaprune.nn.statistics import Range, Statistics
-from vlaprune.nn.towers import MEAN, STD, timm_pieces, timm_unused
+from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
+from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout
 
@@ -91,8 +92,8 @@ class CogACT:
             del self.trunk.head
             shape = DiTShape(*SIZES[head], condition=own.width, chunk=chunk, action=ACTION)
             self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
-        self.device, self.chunk = place(device), chunk
-        self.shape, self.info = self.trunk.decoder.shape, own.info("cogact")
+        self.device, self.chunk = resolve_device(device), chunk
+        self.info = own.info("cogact")
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
         self.card: dict[str, object] = {"weights": weights}
         self.range = Range.identity(ACTION)
@@ -118,10 +119,10 @@ class CogACT:
         head = "ema_diffusion" if ema else "action_model"
         if ema and not any(key.startswith(HEADS[1]) for key in checkpoint.shapes):
             raise ValueError(f"checkpoint {file} has no averaged weights ({HEADS[1]}*); set model.ema=false")
-        own = {f"{head}.{name}": Piece(name) for name in self.action.state_dict()}
+        own = {f"{head}.{name}": WeightMap(name) for name in self.action.state_dict()}
         others = tuple(part for part in (*TRUNK, *HEADS) if part != f"{head}.")
-        pour(self.action, checkpoint, own, others, self.device, torch.float32)
-        pour(self.trunk, checkpoint, pieces(self.trunk), (*self.unused, *HEADS), self.device, dtype)
+        load_weights(self.action, checkpoint, own, others, self.device, torch.float32)
+        load_weights(self.trunk, checkpoint, weight_map(self.trunk), (*self.unused, *HEADS), self.device, dtype)
         self.card["sha256"] = checkpoint.digest
 
     @property
@@ -133,6 +134,11 @@ class CogACT:
             *timm_unused(vision.siglip.shape, "vision_backbone.siglip_featurizer."),
             "llm_backbone.llm.lm_head.",
         )
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that pruning shortens."""
+        return self.trunk.decoder
 
     def layout(self, words: int) -> Layout:
         """Positions of everything in a prompt of `words` token ids, the two at its end included."""
@@ -152,13 +158,13 @@ class CogACT:
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
         pictures = images(observations, self.interface.cameras, self._prepare, self.info.name).to(self.device)
-        texts = [[*self.tokenize(question(o.instruction)), EMPTY, STOP] for o in observations]
+        texts = [[*self.tokenize(format_prompt(o.instruction)), EMPTY, STOP] for o in observations]
         for session, own, text in zip(sessions, pictures, texts, strict=True):
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
-        visual = self.trunk.see(pictures, sessions)
+        visual = self.trunk.encode_images(pictures, sessions)
         prompts = [self.trunk.prompt(v, t) for v, t in zip(visual, texts, strict=True)]
         with stage(sessions, "prompt"):
-            rows = self.trunk.decoder(prompts, sessions)
+            rows = self.decoder(prompts, sessions)
         with stage(sessions, "head", self.action.flops()):
             unit = self.action(torch.stack([r[-1] for r in rows]), self._noise(sessions))
         return list(restore(self._decided(unit), self.range))
@@ -198,13 +204,13 @@ def checkpoint_of(path: Path) -> Path:
     return found[0]
 
 
-def pieces(trunk: Prismatic) -> dict[str, Piece]:
+def weight_map(trunk: Prismatic) -> dict[str, WeightMap]:
     """Where the trunk's tensors go, by the names of a native Prismatic checkpoint."""
-    out = timm_pieces(trunk.vision.dino.shape, "vision_backbone.dino_featurizer.", "vision.dino.", "gamma")
-    out |= timm_pieces(trunk.vision.siglip.shape, "vision_backbone.siglip_featurizer.", "vision.siglip.")
+    out = timm_weight_map(trunk.vision.dino.shape, "vision_backbone.dino_featurizer.", "vision.dino.", "gamma")
+    out |= timm_weight_map(trunk.vision.siglip.shape, "vision_backbone.siglip_featurizer.", "vision.siglip.")
     for number, layer in ((0, "fc1"), (2, "fc2"), (4, "fc3")):
         for kind in ("weight", "bias"):
-            out[f"projector.projector.{number}.{kind}"] = Piece(f"projector.{layer}.{kind}")
-    out |= llama_pieces(trunk.decoder.shape, "llm_backbone.llm.model.", "decoder.")
-    out["llm_backbone.llm.model.embed_tokens.weight"] = Piece("embedding.weight")
+            out[f"projector.projector.{number}.{kind}"] = WeightMap(f"projector.{layer}.{kind}")
+    out |= llama_weight_map(trunk.decoder.config, "llm_backbone.llm.model.", "decoder.")
+    out["llm_backbone.llm.model.embed_tokens.weight"] = WeightMap("embedding.weight")
     return out

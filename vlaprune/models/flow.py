@@ -8,8 +8,8 @@ Source: openpi@15a9616 (src/openpi/models_pytorch/pi0_pytorch.py, models/tokeniz
 for the checkpoints on the hub. arXiv:2410.24164, arXiv:2504.16054. Deliberate differences: a prompt that is too long
 raises and is not cut; noise comes from the episode's seed and the number of the call.
 
-Rows.ACTION are the expert's action rows in the LAST step of the flow. In the first they carry nothing but noise; in the
-last they are nearest to the actions that are sent.
+QueryGroup.ACTION are the expert's action rows in the LAST step of the flow. In the first step they carry only noise; in
+the last they are nearest to the actions that are sent.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.meter import block_flops, linear_flops
 from vlaprune.models.letterbox import RESIZE
-from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, pieces
-from vlaprune.models.prismatic import images, place, precision
+from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, weight_map
+from vlaprune.models.prismatic import images, precision, resolve_device
 from vlaprune.models.scaling import Scaling
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import RMSNorm, Shape, Tokens
-from vlaprune.nn.expert import Room, embed_time, flow_times
+from vlaprune.nn.decoder import Decoder, RMSNorm, Tokens
+from vlaprune.nn.expert import KVBuffer, embed_time, flow_times
 from vlaprune.nn.hub import locate
-from vlaprune.nn.pour import pour, randomise
-from vlaprune.pruner import Info
+from vlaprune.nn.weights import load_weights, randomise
+from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout, View
 
@@ -71,14 +71,12 @@ class Flow(ABC):
             raise ValueError(f"resize={resize}; use one of {', '.join(RESIZE)}")
         if steps < 1 or chunk < 1:
             raise ValueError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
-        self.device, kind = place(device), precision(dtype)
+        self.device, kind = resolve_device(device), precision(dtype)
         with torch.device("meta"):
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
         own = self.net.sizes
         self.resize, self.steps, self.chunk = resize, steps, chunk
-        self.decoder = self.net.decoder
-        self.shape: Shape = self.decoder.shape
-        self.info = Info(self.name, own.layers, own.heads, own.width, own.head_size)
+        self.info = ModelInfo(self.name, own.layers, own.heads, own.width, own.head_size)
         state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
         self.card: dict[str, object] = {"weights": weights, "seed": seed}
@@ -88,6 +86,11 @@ class Flow(ABC):
             self._random(seed)
         else:
             self._load(weights, tokenizer)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that pruning shortens."""
+        return self.net.decoder
 
     @property
     def reads_state(self) -> bool:
@@ -109,7 +112,7 @@ class Flow(ABC):
         if folder.is_file():
             folder = folder.parent
         self.scaling = Scaling.of(folder, self.adaptive, STATE, ACTION)
-        pour(self.net, checkpoint, *pieces(self.net, checkpoint.shapes), self.device, None)
+        load_weights(self.net, checkpoint, *weight_map(self.net, checkpoint.shapes), self.device, None)
         self.card["sha256"] = checkpoint.digest
 
     # -- what a subclass says ------------------------------------------------------------------------------------
@@ -130,7 +133,7 @@ class Flow(ABC):
         views = tuple(View(c, i * side**2, side, side) for i, c in enumerate(self.interface.cameras))
         total = len(views) * side**2
         length = total + len(text.ids)
-        start = length + self.lead
+        start = length + self.num_prefix
         return Layout(
             length=length,
             visual=range(total),
@@ -141,7 +144,7 @@ class Flow(ABC):
         )
 
     @property
-    def lead(self) -> int:
+    def num_prefix(self) -> int:
         """Rows of the expert in front of its action rows: pi0's state."""
         return 0 if self.adaptive else 1
 
@@ -156,7 +159,7 @@ class Flow(ABC):
             shown = tuple(own.round().to(torch.uint8).to(self.device))
             session.begin(self.layout(text), shown, self.net.projector.weight)
         with stage(sessions, "vision", pictures.shape[1] * self.net.tower.flops):
-            features = self.net.see(pictures.to(self.device), sessions)
+            features = self.net.encode_images(pictures.to(self.device), sessions)
         with stage(sessions, "projector", linear_flops(features[0, :, 0].numel(), *self.net.widths)):
             visual = self.net.projector(features)
         with stage(sessions, "prompt"):
@@ -174,8 +177,8 @@ class Flow(ABC):
         net, expert, chunk = self.net, self.net.expert, self.chunk
         kind = net.projector.weight.dtype
         starts = [s.trace.layout.length for s in sessions]
-        rooms = expert.rooms(sessions, starts, self.lead + chunk)
-        whole, tail = (expert.rotation(rooms, rows, kind) for rows in (self.lead + chunk, chunk))
+        buffers = expert.kv_buffers(sessions, starts, self.num_prefix + chunk)
+        whole, tail = (expert.rotation(buffers, rows, kind) for rows in (self.num_prefix + chunk, chunk))
         with stage(sessions, "head", net.head_flops(chunk, self.steps)):
             times = embed_time(flow_times(self.steps).to(self.device), net.sizes.expert_width).float()
             condition = net.condition(times) if self.adaptive else None
@@ -185,27 +188,29 @@ class Flow(ABC):
             first, last = step == 0, step == self.steps - 1
             with stage(sessions, "head"):
                 rows = net.suffix(actions, times[step], state if first else None).to(kind)
-            lead = rows.shape[1] - chunk
+            num_prefix = rows.shape[1] - chunk
             own = None if modulations is None else [m[step] for m in modulations]
-            rows = expert(rows, whole if lead else tail, rooms, lead, own, sessions if last else ())
+            rows = expert(rows, whole if num_prefix else tail, buffers, num_prefix, own, sessions if last else ())
             with stage(sessions, "head"):
-                actions = actions - net.action_out(rows[:, lead:].float()) / self.steps
-        self._count(sessions, rooms)
+                actions = actions - net.action_out(rows[:, num_prefix:].float()) / self.steps
+        self._count(sessions, buffers)
         return actions
 
-    def _count(self, sessions: Sequence[Session], rooms: Sequence[Sequence[Room]]) -> None:
+    def _count(self, sessions: Sequence[Session], buffers: Sequence[Sequence[KVBuffer]]) -> None:
         """Charges each session the passes of the expert over its own columns."""
-        shape, suffix = self.net.expert.shape, self.lead + self.chunk
+        shape, suffix = self.net.expert.config, self.num_prefix + self.chunk
         for i, session in enumerate(sessions):
-            columns = [layer[i].columns.shape[0] for layer in rooms]
+            columns = [layer[i].columns.shape[0] for layer in buffers]
             flops = self.steps * sum(block_flops(shape, self.chunk, c) for c in columns)
-            if self.lead:
-                flops += sum(block_flops(shape, self.lead, c - suffix + self.lead) for c in columns)
+            if self.num_prefix:
+                flops += sum(block_flops(shape, self.num_prefix, c - suffix + self.num_prefix) for c in columns)
             if self.adaptive:
-                flops += self.steps * (2 * shape.layers + 1) * linear_flops(1, shape.width, 3 * shape.width)
+                flops += (
+                    self.steps * (2 * shape.num_layers + 1) * linear_flops(1, shape.hidden_size, 3 * shape.hidden_size)
+                )
             session.charge("decode", flops)
             for _ in range(self.steps):
-                session.passed(columns)
+                session.record_expert_pass(columns)
 
     def _noise(self, sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, 32], drawn on the CPU from the episode's seed and the number of the call."""
@@ -217,7 +222,7 @@ class Flow(ABC):
 
     def _padded(self, states: Sequence[np.ndarray | None]) -> Tensor | None:
         """[B, 32] scaled states for the state row; None for a model without one."""
-        if not self.lead:
+        if not self.num_prefix:
             return None
         rows = np.stack([np.zeros(NUMBERS) if s is None else np.pad(s, (0, NUMBERS - len(s))) for s in states])
         return torch.from_numpy(rows).float().to(self.device)

@@ -29,18 +29,18 @@ from vlaprune.models.prismatic import (
     Sizes,
     closed,
     decode_bins,
+    format_prompt,
     images,
-    place,
     precision,
-    question,
+    resolve_device,
     restore,
 )
 from vlaprune.models.source import Source, published
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Tokens, Unwatched
-from vlaprune.nn.lora import wear
-from vlaprune.nn.oft import Lift, ResNet, Schedule, plain_pieces, time_row
-from vlaprune.nn.pour import pour, randomise
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.lora import load_adapter
+from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map, time_row
+from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout
 
@@ -73,8 +73,8 @@ class OFT(nn.Module):
     """
 
     action_head: ResNet
-    proprio_projector: Lift
-    noisy_action_projector: Lift
+    proprio_projector: MLPProjector
+    noisy_action_projector: MLPProjector
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class OFT(nn.Module):
         own, kind = Sizes.of(sizes or {}), precision(dtype)
         self.chunk, self._action, self._head = chunk, action, head
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
-        self.device = place(device)
+        self.device = resolve_device(device)
         self._schedule = Schedule(steps)
         source = Source.of(published(weights, suite, PUBLISHED, "oft"), PATTERNS)
         self._tokenize = source.tokenize
@@ -115,33 +115,38 @@ class OFT(nn.Module):
         self.trunk, self.card = source.trunk(own, False, seed, self.device, kind)
         for name, (module, prefix) in extras.items():
             if name in files:
-                self._pour(module, files[name], prefix, kind)
+                self._load_weights(module, files[name], prefix, kind)
             else:
                 randomise(module, seed, self.device, kind)
             setattr(self, name, module.eval())
         if adapter is not None:
-            wear(self, self.trunk, adapter, self.card)
-        self.shape, self.info = self.trunk.decoder.shape, own.info("oft")
+            load_adapter(self, self.trunk, adapter, self.card)
+        self.info = own.info("oft")
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
     def _extras(self, width: int, numbers: int) -> dict[str, tuple[nn.Module, str]]:
         """The modules beside the trunk, by the names of their files, and the prefix of their tensors."""
         out: dict[str, tuple[nn.Module, str]] = {}
         if numbers:
-            out["proprio_projector"] = Lift(numbers, width), ""
+            out["proprio_projector"] = MLPProjector(numbers, width), ""
         if self._head != "tokens":
             prefix = "model." if self._head == "l1" else "noise_predictor.mlp_resnet."
             out["action_head"] = ResNet(self._action * width, width, self._action), prefix
         if self._head == "diffusion":
-            out["noisy_action_projector"] = Lift(1, width), ""
+            out["noisy_action_projector"] = MLPProjector(1, width), ""
         return out
 
-    def _pour(self, module: nn.Module, file: Path, prefix: str, dtype: torch.dtype) -> None:
+    def _load_weights(self, module: nn.Module, file: Path, prefix: str, dtype: torch.dtype) -> None:
         """Fills a module from its file, which becomes part of what tells these weights from others."""
         checkpoint = Checkpoint(file, strip="module.")
-        pour(module, checkpoint, plain_pieces(module, prefix), (), self.device, dtype)
+        load_weights(module, checkpoint, plain_weight_map(module, prefix), (), self.device, dtype)
         both = f"{self.card['sha256']} {checkpoint.digest}"
         self.card["sha256"] = hashlib.sha256(both.encode()).hexdigest()
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that pruning shortens."""
+        return self.trunk.decoder
 
     def layout(self, words: int) -> Layout:
         """Positions of everything for a prompt of `words` token ids, the first and the last one included."""
@@ -171,7 +176,7 @@ class OFT(nn.Module):
 
     def words(self, instruction: str) -> list[int]:
         """Token ids of the prompt for an instruction."""
-        return closed(self._tokenize(question(instruction)))
+        return closed(self._tokenize(format_prompt(instruction)))
 
     def train_loss(
         self,
@@ -199,10 +204,10 @@ class OFT(nn.Module):
         for session, own, words in zip(sessions, seen, ids, strict=bool(sessions)):
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
             session.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
-        visual = self.trunk.see(seen, sessions)
+        visual = self.trunk.encode_images(seen, sessions)
         if self._head == "diffusion":
             return self._denoise(visual, state, ids, sessions)
-        slots = visual.new_zeros(len(ids), self.chunk * self._action, self.shape.width)
+        slots = visual.new_zeros(len(ids), self.chunk * self._action, self.decoder.config.hidden_size)
         rows = self._rows(self._prompts(visual, state, ids, slots), sessions)
         if self._head == "tokens":
             with stage(sessions, "head", linear_flops(rows.shape[1], *self.trunk.head.weight.T.shape)):
@@ -226,7 +231,7 @@ class OFT(nn.Module):
     def _rows(self, prompts: Sequence[Tokens], sessions: Sequence[Session]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
         with stage(sessions, "prompt"):
-            rows = self.trunk.decoder(prompts, sessions or [Unwatched()] * len(prompts))
+            rows = self.decoder(prompts, sessions or [NullSession()] * len(prompts))
         return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
 
     def _read(self, rows: Tensor, sessions: Sequence[Session]) -> Tensor:
@@ -243,8 +248,8 @@ class OFT(nn.Module):
         for step in self._schedule.steps:
             if step != self._schedule.steps[0]:
                 for session in sessions:
-                    session.again()
-            time, lift = time_row(step, self.shape.width).to(x), self.noisy_action_projector
+                    session.repeat_pass()
+            time, lift = time_row(step, self.decoder.config.hidden_size).to(x), self.noisy_action_projector
             with stage(sessions, "projector", linear_flops(x[0].numel(), *lift.widths)):
                 slots = lift(x.flatten(1)[..., None])
             prompts = self._prompts(visual, state, ids, slots, time)

@@ -19,19 +19,19 @@ from vlaprune.models.prismatic import (
     Sizes,
     closed,
     decode_bins,
+    format_prompt,
     images,
-    place,
     precision,
-    question,
+    resolve_device,
     restore,
 )
 from vlaprune.models.source import Source, published
-from vlaprune.nn.decoder import Tokens
+from vlaprune.nn.decoder import Decoder, Tokens
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout
 
 ACTION = 7
-PROMPTS: dict[str, Callable[[str], str]] = {"question": question, "bare": str}
+PROMPTS: dict[str, Callable[[str], str]] = {"question": format_prompt, "bare": str}
 PUBLISHED = {
     f"libero_{name}": f"openvla/openvla-7b-finetuned-libero-{name}" for name in ("spatial", "object", "goal", "10")
 }
@@ -44,7 +44,7 @@ class OpenVLA:
     suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics, such as bridge_orig; None for `suite`
     images   how images are prepared, see models/images.py; None for `rlds_crop`, which the fine-tunes were trained on
-    prompt   `question` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends
+    prompt   `format_prompt` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends
     cameras  the one camera that is read
     sizes    sizes other than the 7B model's, for tests with random weights
     seed     of random weights
@@ -73,13 +73,18 @@ class OpenVLA:
             raise ValueError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
         own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
-        self.device = place(device)
+        self.device = resolve_device(device)
         source = Source.of(published(weights, suite, PUBLISHED, "openvla"))
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
-        self.shape, self.info = self.trunk.decoder.shape, own.info("openvla")
+        self.info = own.info("openvla")
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that pruning shortens."""
+        return self.trunk.decoder
 
     def layout(self, words: int) -> Layout:
         """Positions of everything for a prompt of `words` token ids, the first and the last one included."""
@@ -107,10 +112,10 @@ class OpenVLA:
         ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
         for session, own, words in zip(sessions, seen, ids, strict=True):
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
-        visual = self.trunk.see(seen, sessions)
+        visual = self.trunk.encode_images(seen, sessions)
         prompts = [self.trunk.prompt(v, words) for v, words in zip(visual, ids, strict=True)]
         with stage(sessions, "prompt"):
-            rows = self.trunk.decoder(prompts, sessions)
+            rows = self.decoder(prompts, sessions)
         with stage(sessions, "decode"):
             return self._decode(rows, [len(p.index) for p in prompts], sessions)
 
@@ -121,7 +126,7 @@ class OpenVLA:
         for i in range(ACTION - 1):
             hidden = self.trunk.embedding(out[-1])
             steps = [Tokens(h[None], at[i : i + 1]) for h, at in zip(hidden, places, strict=True)]
-            out.append(self._best(self.trunk.decoder(steps, sessions), sessions))
+            out.append(self._best(self.decoder(steps, sessions), sessions))
         return torch.stack(out, 1)
 
     def _best(self, rows: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.meter import linear_flops
-from vlaprune.nn.decoder import Decoder, RMSNorm, Shape
+from vlaprune.nn.decoder import Decoder, DecoderConfig, RMSNorm
 from vlaprune.nn.expert import AdaNorm, Expert
-from vlaprune.nn.pour import Piece, llama_pieces
 from vlaprune.nn.towers import Tower, TowerShape
+from vlaprune.nn.weights import WeightMap, llama_weight_map
 from vlaprune.session import Session
 
 NUMBERS = 32  # of a state and of an action, padded with zeros
@@ -53,10 +53,18 @@ class Sizes:
             raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
         return cls(**given)
 
-    def shape(self, width: int, ffn: int) -> Shape:
+    def shape(self, width: int, ffn: int) -> DecoderConfig:
         """A Gemma of these layers and heads, one head for keys, attending both ways."""
-        return Shape(
-            width, self.layers, self.heads, 1, self.head_size, ffn, causal=False, activation="gelu_tanh", shifted=True
+        return DecoderConfig(
+            width,
+            self.layers,
+            self.heads,
+            1,
+            self.head_size,
+            ffn,
+            causal=False,
+            hidden_act="gelu_tanh",
+            norm_plus_one=True,
         )
 
     @property
@@ -67,7 +75,7 @@ class Sizes:
 
 
 class PaliGemma(nn.Module):
-    """The network. Build it under `torch.device("meta")` and give it weights with `pour` or `randomise`.
+    """The network. Build it under `torch.device("meta")` and give it weights with `load_weights` or `randomise`.
 
     adaptive  pi0.5: the expert's norms follow the time of the flow, and there is no state row
     """
@@ -97,10 +105,10 @@ class PaliGemma(nn.Module):
 
     # -- the prompt --------------------------------------------------------------------------------------------
 
-    def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
+    def encode_images(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
         """Features [B, V, dv] of images [B, cameras, h, w, 3] from 0 to 255; sessions that ask are shown the tower."""
         pixels = (images.flatten(0, 1).float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(self.projector.weight.dtype)
-        asked = any(s.wants_tower for s in sessions)
+        asked = any(s.wants_vision_attention for s in sessions)
         features = self.tower(pixels, (lambda q, k: self._tell(sessions, q, k)) if asked else None)
         return features.unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
 
@@ -108,9 +116,9 @@ class PaliGemma(nn.Module):
         """Hands over the attention that patches received in the last block, of [B * cameras, H, t, hd]."""
         received = self.tower.received(queries, keys).unflatten(0, (len(sessions), -1))
         for session, own in zip(sessions, received, strict=True):
-            if session.wants_tower:
+            if session.wants_vision_attention:
                 session.charge("method", own.shape[0] * 2.0 * queries[0].numel() * queries.shape[-2])
-                session.tower(own.flatten())
+                session.record_vision_attention(own.flatten())
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -156,37 +164,37 @@ VISION = {
 }
 
 
-def _siglip(shape: TowerShape, old: str) -> dict[str, Piece]:
+def _siglip(shape: TowerShape, old: str) -> dict[str, WeightMap]:
     """Where the tensors of transformers' SigLIP go."""
-    out = {f"{old}embeddings.position_embedding.weight": Piece("tower.position")}
+    out = {f"{old}embeddings.position_embedding.weight": WeightMap("tower.position")}
     for kind in ("weight", "bias"):
-        out[f"{old}embeddings.patch_embedding.{kind}"] = Piece(f"tower.embed.{kind}")
-        out[f"{old}post_layernorm.{kind}"] = Piece(f"tower.norm.{kind}")
+        out[f"{old}embeddings.patch_embedding.{kind}"] = WeightMap(f"tower.embed.{kind}")
+        out[f"{old}post_layernorm.{kind}"] = WeightMap(f"tower.norm.{kind}")
         for i in range(shape.used):
             a, b = f"{old}encoder.layers.{i}.", f"tower.blocks.{i}."
-            out |= {f"{a}{x}.{kind}": Piece(f"{b}{y}.{kind}") for x, y in VISION.items()}
+            out |= {f"{a}{x}.{kind}": WeightMap(f"{b}{y}.{kind}") for x, y in VISION.items()}
             for n, name in enumerate("qkv"):
                 rows = (n * shape.width, (n + 1) * shape.width)
-                out[f"{a}self_attn.{name}_proj.{kind}"] = Piece(f"{b}qkv.{kind}", rows)
+                out[f"{a}self_attn.{name}_proj.{kind}"] = WeightMap(f"{b}qkv.{kind}", rows)
     return out
 
 
-def _expert(net: PaliGemma, old: str) -> dict[str, Piece]:
+def _expert(net: PaliGemma, old: str) -> dict[str, WeightMap]:
     """Where the expert's tensors go; adaptive norms have a dense layer in place of a weight."""
-    out = llama_pieces(net.expert.shape, old, "expert.")
+    out = llama_weight_map(net.expert.config, old, "expert.")
     if not net.adaptive:
         return out
     dense = {k: p for k, p in out.items() if "norm" in k}
     for key, piece in dense.items():
         del out[key]
         for kind in ("weight", "bias"):
-            out[key.removesuffix("weight") + f"dense.{kind}"] = Piece(
+            out[key.removesuffix("weight") + f"dense.{kind}"] = WeightMap(
                 piece.name.removesuffix("weight") + f"dense.{kind}"
             )
     return out
 
 
-def pieces(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, Piece], tuple[str, ...]]:
+def weight_map(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, WeightMap], tuple[str, ...]]:
     """Where the tensors of a checkpoint go, and prefixes of those that nothing reads.
 
     names  those in the checkpoint, without a leading `model.`: transformers' own (`vlm.`, pi0 only), else those of
@@ -208,10 +216,10 @@ def pieces(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, Piece
         unused, table = ((*unused, tied), table) if table in names else (unused, tied)
         inner = "" if any(n.startswith(f"{vlm}vision_tower.encoder.") for n in names) else "vision_model."
         tower = f"{vlm}vision_tower.{inner}"  # transformers dropped the inner name between 5.5 and 5.17
-    out = _siglip(net.tower.shape, tower) | llama_pieces(net.decoder.shape, f"{vlm}language_model.", "decoder.")
-    out |= _expert(net, expert) | {table: Piece("embedding.weight")}
+    out = _siglip(net.tower.shape, tower) | llama_weight_map(net.decoder.config, f"{vlm}language_model.", "decoder.")
+    out |= _expert(net, expert) | {table: WeightMap("embedding.weight")}
     for kind in ("weight", "bias"):
-        out[f"{vlm}multi_modal_projector.linear.{kind}"] = Piece(f"projector.{kind}")
+        out[f"{vlm}multi_modal_projector.linear.{kind}"] = WeightMap(f"projector.{kind}")
         for a, b in own.items():
-            out[f"{'' if a == 'action_out_proj' else first}{a}.{kind}"] = Piece(f"{b}.{kind}")
+            out[f"{'' if a == 'action_out_proj' else first}{a}.{kind}"] = WeightMap(f"{b}.{kind}")
     return out, unused

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Observation
 from vlaprune.meter import linear_flops
-from vlaprune.nn.decoder import Decoder, Shape, Tokens
-from vlaprune.nn.pour import Piece, llama_pieces
+from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens
 from vlaprune.nn.statistics import Range
-from vlaprune.nn.towers import FusedTower, Projector, dino, siglip, timm_pieces, timm_unused
-from vlaprune.pruner import Info
+from vlaprune.nn.towers import FusedTower, Projector, dino, siglip, timm_unused, timm_weight_map
+from vlaprune.nn.weights import WeightMap, llama_weight_map
+from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
 from vlaprune.trace import View
 
@@ -65,19 +65,26 @@ class Sizes:
             raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
         return cls(**given)
 
-    def shape(self, causal: bool, eps: float = 1e-6) -> Shape:
+    def shape(self, causal: bool, eps: float = 1e-6) -> DecoderConfig:
         """Of the decoder; `eps` is that of its norms."""
-        return Shape(
-            self.width, self.layers, self.heads, self.heads, self.width // self.heads, self.ffn, eps=eps, causal=causal
+        return DecoderConfig(
+            self.width,
+            self.layers,
+            self.heads,
+            self.heads,
+            self.width // self.heads,
+            self.ffn,
+            rms_norm_eps=eps,
+            causal=causal,
         )
 
-    def info(self, name: str) -> Info:
+    def info(self, name: str) -> ModelInfo:
         """What methods may know."""
-        return Info(name, self.layers, self.heads, self.width, self.width // self.heads)
+        return ModelInfo(name, self.layers, self.heads, self.width, self.width // self.heads)
 
 
 class Prismatic(nn.Module):
-    """The trunk. Build it under `torch.device("meta")` and give it weights with `pour` or `randomise`.
+    """The trunk. Build it under `torch.device("meta")` and give it weights with `load_weights` or `randomise`.
 
     stats  (mean, std) that each tower's pixels are normalised by
     """
@@ -100,9 +107,9 @@ class Prismatic(nn.Module):
         side = self.vision.side
         return tuple(View(c, i * side**2, side, side) for i, c in enumerate(cameras))
 
-    def see(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
+    def encode_images(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; sessions that ask are shown the tower."""
-        wanted, cameras = any(s.wants_tower for s in sessions), images.shape[1]
+        wanted, cameras = any(s.wants_vision_attention for s in sessions), images.shape[1]
         with stage(sessions, "vision", cameras * self.vision.flops):
             features = self.vision(images.flatten(0, 1), (lambda a: self._tell(sessions, a)) if wanted else None)
         with stage(sessions, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
@@ -111,9 +118,9 @@ class Prismatic(nn.Module):
     def _tell(self, sessions: Sequence[Session], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
         for session, own in zip(sessions, attention.unflatten(0, (len(sessions), -1)), strict=True):
-            if session.wants_tower:
+            if session.wants_vision_attention:
                 session.charge("method", own.shape[0] * self.vision.watch_flops)
-                session.tower(own.flatten())
+                session.record_vision_attention(own.flatten())
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] embeddings of token ids."""
@@ -126,16 +133,16 @@ class Prismatic(nn.Module):
         return Tokens(hidden, torch.arange(len(hidden), device=hidden.device))
 
 
-def pieces(trunk: Prismatic) -> dict[str, Piece]:
+def weight_map(trunk: Prismatic) -> dict[str, WeightMap]:
     """Where the tensors of an OpenVLA checkpoint go, by their names on the hub."""
-    out = timm_pieces(trunk.vision.dino.shape, "vision_backbone.featurizer.", "vision.dino.")
-    out |= timm_pieces(trunk.vision.siglip.shape, "vision_backbone.fused_featurizer.", "vision.siglip.")
+    out = timm_weight_map(trunk.vision.dino.shape, "vision_backbone.featurizer.", "vision.dino.")
+    out |= timm_weight_map(trunk.vision.siglip.shape, "vision_backbone.fused_featurizer.", "vision.siglip.")
     for layer in ("fc1", "fc2", "fc3"):
         for kind in ("weight", "bias"):
-            out[f"projector.{layer}.{kind}"] = Piece(f"projector.{layer}.{kind}")
-    out |= llama_pieces(trunk.decoder.shape, "language_model.model.", "decoder.")
-    out["language_model.model.embed_tokens.weight"] = Piece("embedding.weight")
-    out["language_model.lm_head.weight"] = Piece("head.weight")
+            out[f"projector.{layer}.{kind}"] = WeightMap(f"projector.{layer}.{kind}")
+    out |= llama_weight_map(trunk.decoder.config, "language_model.model.", "decoder.")
+    out["language_model.model.embed_tokens.weight"] = WeightMap("embedding.weight")
+    out["language_model.lm_head.weight"] = WeightMap("head.weight")
     return out
 
 
@@ -174,7 +181,7 @@ def stand_in(text: str) -> list[int]:
     return [BEGIN, *(3 + zlib.crc32(p.encode()) % (EMPTY - 3) for p in parts)]
 
 
-def question(instruction: str) -> str:
+def format_prompt(instruction: str) -> str:
     """The prompt of OpenVLA, OpenVLA-OFT and CogACT."""
     return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
 
@@ -218,7 +225,7 @@ def decode_bins(tokens: Tensor) -> Tensor:
     return ((edges[:-1] + edges[1:]) / 2)[(TEXT - tokens - 1).clamp(0, 254)]
 
 
-def place(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     """`auto` is the accelerator if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 

@@ -14,15 +14,15 @@ from vlaprune.models.prismatic import (
     Prismatic,
     Sizes,
     Stats,
-    pieces,
     read_tokenizer,
     stand_in,
     unused,
+    weight_map,
 )
 from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.hub import locate
-from vlaprune.nn.pour import pour, randomise
 from vlaprune.nn.statistics import Range, Statistics
+from vlaprune.nn.weights import load_weights, randomise
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Source:
             randomise(trunk, seed, device, dtype)
             return trunk.eval(), {"weights": "random", "seed": seed, "tokenizer": "stand-in, one id a word"}
         checkpoint = Checkpoint(self.folder)
-        pour(trunk, checkpoint, pieces(trunk), unused(trunk), device, dtype)
+        load_weights(trunk, checkpoint, weight_map(trunk), unused(trunk), device, dtype)
         return trunk.eval(), {"weights": str(self.folder), "sha256": checkpoint.digest}
 
 

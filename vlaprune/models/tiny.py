@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.meter import linear_flops, vit_block_flops
-from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched
+from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
 from vlaprune.nn.decoder import Session as Watched
 from vlaprune.nn.load import fill, read
 from vlaprune.nn.vision import ViT, received
-from vlaprune.pruner import Info
+from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout, View
 
@@ -72,8 +72,7 @@ class Tiny(nn.Module):
         device: str = "auto",
     ) -> None:
         super().__init__()
-        self.shape = Shape(width, layers, heads, heads, width // heads, width * 2, causal=False)
-        self.info = Info("tiny", layers, heads, width, width // heads)
+        self.info = ModelInfo("tiny", layers, heads, width, width // heads)
         self.interface = Interface(
             "axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2"
         )
@@ -85,7 +84,7 @@ class Tiny(nn.Module):
         self.word = nn.Embedding(len(WORDS), width)
         self.special = nn.Parameter(torch.randn(2, width) * 0.02)  # begin, stop
         self.slot = nn.Parameter(torch.randn(chunk, width) * 0.02)
-        self.decoder = Decoder(self.shape)
+        self.decoder = Decoder(DecoderConfig(width, layers, heads, heads, width // heads, width * 2, causal=False))
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, ACTION))
         self.locate = nn.Linear(width, HINT)  # tells in training where the objects are; acting does not use it
         for name, size in (("state", STATE), ("action", ACTION)):
@@ -122,16 +121,18 @@ class Tiny(nn.Module):
             views=views,
         )
 
-    def see(self, images: Tensor, sessions: Sequence[Session] = ()) -> Tensor:
+    def encode_images(self, images: Tensor, sessions: Sequence[Session] = ()) -> Tensor:
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; `sessions` may read the tower."""
         count = images.shape[1]
         offset = self.camera.repeat(images.shape[0], 1)
-        watch = partial(self._tell, sessions) if any(s.wants_tower for s in sessions) else None
+        watch = partial(self._tell, sessions) if any(s.wants_vision_attention for s in sessions) else None
         tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset, watch)
         seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
         if not sessions:
             return self.projector(seen)  # type: ignore[no-any-return]
-        cost = linear_flops(seen.shape[1], self.vision.width, self.shape.width, self.shape.width)
+        cost = linear_flops(
+            seen.shape[1], self.vision.width, self.decoder.config.hidden_size, self.decoder.config.hidden_size
+        )
         with stage(sessions, "projector", cost):
             return self.projector(seen)  # type: ignore[no-any-return]
 
@@ -140,10 +141,10 @@ class Tiny(nn.Module):
         queries, keys = (t.unflatten(0, (len(sessions), -1)) for t in (queries, keys))
         flops = 2.0 * queries[0].numel() * queries.shape[-2]
         for session, q, k in zip(sessions, queries, keys, strict=True):
-            if session.wants_tower:
+            if session.wants_vision_attention:
                 session.charge("method", flops)
                 with session.clock.span("method"):
-                    session.tower(received(q, k).flatten())
+                    session.record_vision_attention(received(q, k).flatten())
 
     def embed(self, visual: Tensor, state: Tensor, words: Tensor) -> list[Tokens]:
         """Prompts from visual tokens [B, V, d], raw state [B, 8] and word numbers [B, 12]."""
@@ -185,9 +186,9 @@ class Tiny(nn.Module):
         """
         for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions)):
             session.begin(self.layout(count), tuple(own), self.special)
-        watching: Sequence[Watched] = sessions or [Unwatched()] * len(images)
+        watching: Sequence[Watched] = sessions or [NullSession()] * len(images)
         unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
-        rows = self.decoder(self.embed(self.see(images), state, words), watching)
+        rows = self.decoder(self.embed(self.encode_images(images), state, words), watching)
         loss = (self.act(rows).float() - unit).abs().mean()
         told = hints.isfinite()
         if told.any():
@@ -204,7 +205,7 @@ class Tiny(nn.Module):
         for session, own, n in zip(sessions, images, numbers, strict=True):
             session.begin(self.layout(len(n)), tuple(own), self.special)
         with stage(sessions, "vision", self._vision_flops()):
-            visual = self.see(images, sessions)
+            visual = self.encode_images(images, sessions)
         with stage(sessions, "prompt"):
             rows = self.decoder(self.embed(visual, state, words), sessions)
         with stage(sessions, "head", self._head_flops()):
@@ -237,5 +238,5 @@ class Tiny(nn.Module):
         return views * one
 
     def _head_flops(self) -> float:
-        d = self.shape.width
+        d = self.decoder.config.hidden_size
         return linear_flops(1, STATE, d, d) + linear_flops(self.chunk, d, d, ACTION)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.nn.decoder import Decoder, Shape, Tokens
-from vlaprune.pruner import Info
+from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens
+from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout, View
 
@@ -31,11 +31,10 @@ class Toy:
         if style not in STYLES:
             raise ValueError(f"toy style={style}; use one of {', '.join(STYLES)}")
         self.parallel = style == "parallel"
-        self.shape = Shape(32, layers, 2, 2, 16, 32, theta=1e6, causal=not self.parallel)
-        self.info = Info("toy", layers, 2, 32, 16)
+        self.info = ModelInfo("toy", layers, 2, 32, 16)
         self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
         self.chunk, self.side, self.device = chunk, side, torch.device("cpu")
-        self.decoder = Decoder(self.shape).eval()
+        self.decoder = Decoder(DecoderConfig(32, layers, 2, 2, 16, 32, rope_theta=1e6, causal=not self.parallel)).eval()
         self._wire()
 
     @torch.no_grad()
@@ -54,7 +53,7 @@ class Toy:
                 weight[16:32] = torch.randn(16, 32, generator=lot)
                 weight[48:64] = torch.randn(16, 32, generator=lot)
         for c in range(2):
-            weights[f"blocks.{self.info.layers - 1}.out.weight"][X + c, c] = NORM / 32**0.5
+            weights[f"blocks.{self.info.num_layers - 1}.out.weight"][X + c, c] = NORM / 32**0.5
 
     def layout(self, words: int) -> Layout:
         """Positions of begin, visual tokens, words and, in the parallel style, slots and stop."""
@@ -75,9 +74,9 @@ class Toy:
             session.begin(self.layout(len(words)), (image,), self.decoder.norm.weight)
             with stage([session], "vision"):
                 prompt = self._prompt(image, words)
-            if session.wants_tower:
+            if session.wants_vision_attention:
                 with session.clock.span("method"):
-                    session.tower(self._salience(prompt[1 : 1 + self.side**2]))
+                    session.record_vision_attention(self._salience(prompt[1 : 1 + self.side**2]))
             prompts.append(Tokens(prompt, torch.arange(len(prompt))))
             ends.append(len(prompt))
         with stage(sessions, "prompt"):

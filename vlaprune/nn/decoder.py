@@ -1,4 +1,4 @@
-"""The glass decoder: a Llama- or Gemma-shape transformer whose layer loop can be watched and cut.
+"""The glass decoder: a Llama- or Gemma-config transformer whose layer loop can be watched and cut.
 
 It computes packed rows of several sequences. Before every layer each sequence's session may change which rows go on;
 after every attention it is shown the rotated queries and keys. Positions are an argument, never a counter: a row's
@@ -21,29 +21,32 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a decoder: d width, L layers, query and key/value heads, head size, gated feed-forward width.
+class DecoderConfig:
+    """The architecture of a decoder, in the names of transformers' configurations.
 
-    activation  of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
-    shifted     norms multiply by one plus their weight (Gemma) and not by the weight itself (Llama)
+    causal         a row attends to positions up to its own; False for attention in both directions
+    hidden_act     activation of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
+    norm_plus_one  RMS norms multiply by one plus their weight (Gemma), not by the weight (Llama)
+
+    Errors: ValueError for an unknown activation.
     """
 
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    ffn: int
-    theta: float = 10000.0
-    eps: float = 1e-6
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
     causal: bool = True
-    activation: str = "silu"
-    shifted: bool = False
+    hidden_act: str = "silu"
+    norm_plus_one: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for an activation that is not there."""
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation}; use one of {', '.join(ACTIVATIONS)}")
+        """Refuses an activation that is not implemented."""
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,8 @@ class Tokens:
 class Cache:
     """Keys and values of one sequence, a slot per position and layer. A slot not written again keeps what it had."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
         self.clear()
 
     def clear(self) -> None:
@@ -79,8 +82,8 @@ class Cache:
         have = self._keys[0].shape[1] if self._keys else 0
         if have >= length:
             return
-        size = (self.shape.kv_heads, length - have, self.shape.head_size)
-        rooms = [[like.new_zeros(size) for _ in range(self.shape.layers)] for _ in "kv"]
+        size = (self.config.num_kv_heads, length - have, self.config.head_dim)
+        rooms = [[like.new_zeros(size) for _ in range(self.config.num_layers)] for _ in "kv"]
         if have:
             self._keys = [torch.cat((old, new), 1) for old, new in zip(self._keys, rooms[0], strict=True)]
             self._values = [torch.cat((old, new), 1) for old, new in zip(self._values, rooms[1], strict=True)]
@@ -119,14 +122,14 @@ class Session(Protocol):
         Nobody writes to these tensors again before the call is over. Both may be empty where it does not look.
         """
 
-    def until(self, layer: int) -> int:
+    def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one at which `enter` may change the rows."""
 
-    def looks(self, layer: int) -> bool:
+    def records_attention(self, layer: int) -> bool:
         """Whether `leave` keeps what it is shown of this layer."""
 
 
-class Unwatched:
+class NullSession:
     """A session that changes and sees nothing: plain dense computation, for training and for oracles."""
 
     cache: Cache | None = None
@@ -138,11 +141,11 @@ class Unwatched:
     def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
         """Nothing is looked at."""
 
-    def until(self, layer: int) -> int:
+    def next_prune_layer(self, layer: int) -> int:
         """At none."""
         return sys.maxsize
 
-    def looks(self, layer: int) -> bool:
+    def records_attention(self, layer: int) -> bool:
         """No."""
         return False
 
@@ -154,7 +157,7 @@ def per_head(t: Tensor, heads: int) -> Tensor:
     return t if t.shape[-3] == heads else t.repeat_interleave(heads // t.shape[-3], -3)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
@@ -185,10 +188,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
 
 
-def rope(shape: Shape, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines [N, hd] of the rotary phases at positions `index` [N], the first half of the sines negated."""
-    half = torch.arange(0, shape.head_size, 2, device=index.device, dtype=torch.float32)
-    phase = index[:, None].float() / shape.theta ** (half / shape.head_size)
+    half = torch.arange(0, config.head_dim, 2, device=index.device, dtype=torch.float32)
+    phase = index[:, None].float() / config.rope_theta ** (half / config.head_dim)
     cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
@@ -196,17 +199,20 @@ def rope(shape: Shape, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
 class Block(nn.Module):
     """One decoder layer: norm, rotary attention with grouped keys, norm, gated feed-forward; QKV, gate/up are fused."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.shape = shape
-        inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        self.parts = {"qkv": (inner, kv, kv), "gate_up": (shape.ffn, shape.ffn)}  # rows of what is fused
-        self.norm_attention = RMSNorm(shape.width, shape.eps, shape.shifted)
-        self.qkv = nn.Linear(shape.width, inner + 2 * kv, bias=False)
-        self.out = nn.Linear(inner, shape.width, bias=False)
-        self.norm_mlp = RMSNorm(shape.width, shape.eps, shape.shifted)
-        self.gate_up = nn.Linear(shape.width, 2 * shape.ffn, bias=False)
-        self.down = nn.Linear(shape.ffn, shape.width, bias=False)
+        self.config = config
+        inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.parts = {
+            "qkv": (inner, kv, kv),
+            "gate_up": (config.intermediate_size, config.intermediate_size),
+        }  # rows of what is fused
+        self.norm_attention = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
+        self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=False)
+        self.out = nn.Linear(inner, config.hidden_size, bias=False)
+        self.norm_mlp = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, layer: int, packed: Packed, rope: tuple[Tensor, Tensor], sessions: Sequence[Session]) -> Tensor:
         """[N, d] to [N, d] for the packed rows of all sessions; no row sees another sequence."""
@@ -218,15 +224,15 @@ class Block(nn.Module):
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [H, N, hd] and keys [kv, N, hd], and values [kv, N, hd], of normed rows [N, d]."""
-        s = self.shape
-        heads = self.qkv(x).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_size)).transpose(0, 1)
-        q, k = _rotate(heads[: -s.kv_heads], *rope).split((s.heads, s.kv_heads))
-        return q, k, heads[-s.kv_heads :]
+        s = self.config
+        heads = self.qkv(x).unflatten(-1, (s.num_heads + 2 * s.num_kv_heads, s.head_dim)).transpose(0, 1)
+        q, k = _rotate(heads[: -s.num_kv_heads], *rope).split((s.num_heads, s.num_kv_heads))
+        return q, k, heads[-s.num_kv_heads :]
 
     def feed(self, x: Tensor) -> Tensor:
         """The gated feed-forward [N, d] of normed rows [N, d]."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(ACTIVATIONS[self.shape.activation](gate).mul_(up))  # type: ignore[no-any-return]
+        return self.down(ACTIVATIONS[self.config.hidden_act](gate).mul_(up))  # type: ignore[no-any-return]
 
     def _attend_each(
         self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
@@ -242,7 +248,7 @@ class Block(nn.Module):
                 columns = tokens.columns
                 old_keys, old_values = session.cache.read(layer, columns[tokens.index.shape[0] :])  # type: ignore[union-attr]
                 keys, values = torch.cat((keys, old_keys), 1), torch.cat((values, old_values), 1)
-            outs.append(self._fused(queries[None], keys[None], values[None], tokens, columns)[0])
+            outs.append(self._sdpa(queries[None], keys[None], values[None], tokens, columns)[0])
             session.leave(layer, tokens, queries, keys, columns)
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
         return out.transpose(0, 1).flatten(1)
@@ -254,22 +260,22 @@ class Block(nn.Module):
         count = len(sessions)
         queries, keys, values = (t.unflatten(1, (count, -1)).transpose(0, 1) for t in (q, k, v))
         first = packed.sequences[0]
-        out = self._fused(queries, keys, values, first, first.index)
+        out = self._sdpa(queries, keys, values, first, first.index)
         for i, (session, tokens) in enumerate(zip(sessions, packed.sequences, strict=True)):
             session.leave(layer, tokens, queries[i], keys[i], tokens.index)
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, columns: Tensor) -> Tensor:
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, columns: Tensor) -> Tensor:
         """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
-        k, v = per_head(k, self.shape.heads), per_head(v, self.shape.heads)
-        causal = self.shape.causal and q.shape[2] > 1
+        k, v = per_head(k, self.config.num_heads), per_head(v, self.config.num_heads)
+        causal = self.config.causal and q.shape[2] > 1
         if tokens.columns is None and tokens.bias is None:
-            return fused(q, k, v, None, causal)
+            return sdpa(q, k, v, None, causal)
         mask = tokens.index[:, None] >= columns[None, :] if causal else None
         if tokens.bias is not None:
             bias = tokens.bias.to(q.dtype).expand(q.shape[2], -1)
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-        return fused(q, k, v, mask)
+        return sdpa(q, k, v, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,11 +328,11 @@ class Packed:
 class Decoder(nn.Module):
     """The layer loop."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.width, shape.eps, shape.shifted)
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
 
     def forward(self, sequences: Sequence[Tokens], sessions: Sequence[Session]) -> list[Tensor]:
         """Final hidden states [n, d] of the rows of each sequence that reached the end."""
@@ -344,7 +350,7 @@ class Decoder(nn.Module):
 
     def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The rotary tables [N, hd] of positions `index` [N]."""
-        return rope(self.shape, index, dtype)
+        return rope(self.config, index, dtype)
 
 
 def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.decoder import fused
+from vlaprune.nn.decoder import sdpa
 
 FREQUENCIES, TRAINED = 128, 100  # of a timestep's sinusoidal embedding; diffusion steps in training
 
@@ -91,7 +91,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, t, width] to the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(fused(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(sdpa(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):

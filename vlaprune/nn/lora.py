@@ -76,7 +76,7 @@ def identity(card: Mapping[str, object]) -> str:
     return str(card.get("sha256") or f"{card.get('weights')}, seed {card.get('seed')}")
 
 
-def wear(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
+def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
     """Fills a policy with what vlaprune-train saved of a tuning with LoRA, its adapters merged into `trunk`.
 
     `card` is that of the policy's weights and comes to name the adapters. ValueError for a file that is none, is

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.pour import Piece
+from vlaprune.nn.weights import WeightMap
 
 
 class ResBlock(nn.Module):
@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
 
 
-class Lift(nn.Module):
+class MLPProjector(nn.Module):
     """Two linear layers with GELU between them, from numbers to a row of the decoder."""
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -60,9 +60,9 @@ class Lift(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
-def plain_pieces(module: nn.Module, prefix: str = "") -> dict[str, Piece]:
+def plain_weight_map(module: nn.Module, prefix: str = "") -> dict[str, WeightMap]:
     """A file that names every parameter as `module` does, behind `prefix`."""
-    return {f"{prefix}{name}": Piece(name) for name, _ in module.named_parameters()}
+    return {f"{prefix}{name}": WeightMap(name) for name, _ in module.named_parameters()}
 
 
 def time_row(step: int, width: int) -> Tensor:

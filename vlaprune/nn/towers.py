@@ -1,7 +1,7 @@
 """The vision towers of published policies: DINOv2-L with registers and SigLIP so400m, alone or fused (Prismatic).
 
 Each stops at the block whose output its policy reads, so blocks and norms behind it are never computed. The names of a
-timm checkpoint (Prismatic's) are mapped by `timm_pieces`. Equal to transformers' Dinov2WithRegistersModel and
+timm checkpoint (Prismatic's) are mapped by `timm_weight_map`. Equal to transformers' Dinov2WithRegistersModel and
 SiglipVisionModel (tests/test_towers.py). Their modules are not used here: the attention of one block must be readable,
 queries, keys and values are one product, and parameter names of the library move between its releases.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlaprune.nn.pour import Piece
 from vlaprune.nn.vision import ViTBlock, Watch, received
+from vlaprune.nn.weights import WeightMap
 
 MEAN = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5)}
 STD = {"imagenet": (0.229, 0.224, 0.225), "half": (0.5, 0.5, 0.5)}
@@ -181,25 +181,25 @@ TIMM = {
 }
 
 
-def timm_pieces(shape: TowerShape, old: str, new: str, gamma: str = "scale_factor") -> dict[str, Piece]:
+def timm_weight_map(shape: TowerShape, old: str, new: str, gamma: str = "scale_factor") -> dict[str, WeightMap]:
     """Where the tensors of a timm tower under prefix `old` go in a `Tower` under prefix `new`.
 
     gamma  last part of the name of LayerScale's vector: `scale_factor` in Hugging Face files, `gamma` in timm's own
     """
-    out = {f"{old}pos_embed": Piece(f"{new}position", fold=1)}
+    out = {f"{old}pos_embed": WeightMap(f"{new}position", fold=1)}
     if shape.prefix:
-        out[f"{old}cls_token"] = Piece(f"{new}prefix", (0, 1), fold=1)
-        out[f"{old}reg_token"] = Piece(f"{new}prefix", (1, shape.prefix), fold=1)
+        out[f"{old}cls_token"] = WeightMap(f"{new}prefix", (0, 1), fold=1)
+        out[f"{old}reg_token"] = WeightMap(f"{new}prefix", (1, shape.prefix), fold=1)
     for kind in ("weight", "bias"):
-        out[f"{old}patch_embed.proj.{kind}"] = Piece(f"{new}embed.{kind}")
+        out[f"{old}patch_embed.proj.{kind}"] = WeightMap(f"{new}embed.{kind}")
         if shape.normed:
-            out[f"{old}norm.{kind}"] = Piece(f"{new}norm.{kind}")
+            out[f"{old}norm.{kind}"] = WeightMap(f"{new}norm.{kind}")
     for i in range(shape.used):
         names = {f"{old}blocks.{i}.{a}": f"{new}blocks.{i}.{b}" for a, b in TIMM.items()}
         if shape.scale:
             names[f"{old}blocks.{i}.ls1.{gamma}"] = f"{new}blocks.{i}.scale_attention"
             names[f"{old}blocks.{i}.ls2.{gamma}"] = f"{new}blocks.{i}.scale_mlp"
-        out |= {a: Piece(b) for a, b in names.items()}
+        out |= {a: WeightMap(b) for a, b in names.items()}
     return out
 
 

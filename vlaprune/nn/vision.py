@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.decoder import fused
+from vlaprune.nn.decoder import sdpa
 
 Watch = Callable[[Tensor, Tensor], None]
 
@@ -46,7 +46,7 @@ class ViTBlock(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if watch is not None:
             watch(q, k)
-        attended = self.out(fused(q, k, v).transpose(1, 2).flatten(2))
+        attended = self.out(sdpa(q, k, v).transpose(1, 2).flatten(2))
         x = x + (attended if self.scale_attention is None else attended * self.scale_attention)
         fed = self.down(F.gelu(self.up(self.norm_mlp(x)), approximate=self.gelu))
         return x + (fed if self.scale_mlp is None else fed * self.scale_mlp)

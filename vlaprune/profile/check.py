@@ -39,8 +39,8 @@ def one(
     page: Page, name: str, model: VLA, methods: Methods, recording: Recording, seconds: float, cfg: Any
 ) -> Measured:
     """Measures one model and adds its tables to the page."""
-    rules = micro.Rules(warmup=4, calls=10**6, seconds=0.0, block=4, seed=cfg.seed, windows=0, limit=seconds)
-    short = micro.Rules(warmup=4, calls=12, seconds=0.0, block=4, seed=cfg.seed)
+    rules = micro.TimingConfig(warmup=4, calls=10**6, seconds=0.0, block=4, seed=cfg.seed, windows=0, limit=seconds)
+    short = micro.TimingConfig(warmup=4, calls=12, seconds=0.0, block=4, seed=cfg.seed)
     ladder = LADDER if model.device.type == "cuda" else ("eager", "sdpa")
     found = measure(model, methods, recording, rules, ladder, climbing=short)
     page.parts.append(f"# {name}")

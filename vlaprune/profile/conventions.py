@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlaprune.nn.decoder import Shape
+    from vlaprune.nn.decoder import DecoderConfig
     from vlaprune.records import StepRecord
 
 CONVENTIONS: Mapping[str, str] = {
@@ -25,31 +25,31 @@ CONVENTIONS: Mapping[str, str] = {
 }
 
 
-def prefill_macs(shape: Shape, rows: Sequence[float], ffn: int = 3) -> float:
+def prefill_macs(config: DecoderConfig, rows: Sequence[float], ffn: int = 3) -> float:
     """Multiply-accumulates of the first pass as papers count them, from the rows computed at each layer.
 
     `ffn` is the coefficient of the feed-forward: 3 for the gated one that these models have, 2 as in VLA-Cache's
     Eq. 9. Reused columns are not counted, also by the papers that reuse. No vision, projector, head, decode.
     """
-    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    token = shape.width * (2 * inner + 2 * kv) + ffn * shape.width * shape.ffn
+    inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    token = config.hidden_size * (2 * inner + 2 * kv) + ffn * config.hidden_size * config.intermediate_size
     return sum(n * token + 2 * n * n * inner for n in rows)
 
 
-def prompt_length(shape: Shape, macs: float, ffn: int = 3) -> float:
+def prompt_length(config: DecoderConfig, macs: float, ffn: int = 3) -> float:
     """The dense prompt length behind a published number: `prefill_macs` solved for equal rows in all layers."""
-    square = 2.0 * shape.heads * shape.head_size
-    token = prefill_macs(shape, [1.0], ffn) - square
-    return (math.sqrt(token * token + 4 * square * macs / shape.layers) - token) / (2 * square)
+    square = 2.0 * config.num_heads * config.head_dim
+    token = prefill_macs(config, [1.0], ffn) - square
+    return (math.sqrt(token * token + 4 * square * macs / config.num_layers) - token) / (2 * square)
 
 
-def rosetta(shape: Shape, record: StepRecord) -> dict[str, float]:
+def rosetta(config: DecoderConfig, record: StepRecord) -> dict[str, float]:
     """One call in every convention; the keys are those of `CONVENTIONS`."""
-    paper = prefill_macs(shape, record.rows)
+    paper = prefill_macs(config, record.rows)
     return {
         "flops_call": sum(record.flops.values()),
         "flops_prefill": 2 * paper,
         "macs_prefill_paper": paper,
-        "macs_prefill_eq9": prefill_macs(shape, record.rows, ffn=2),
+        "macs_prefill_eq9": prefill_macs(config, record.rows, ffn=2),
         "visual_mean": sum(record.visual) / len(record.visual),
     }

@@ -15,7 +15,7 @@ from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.ties.calibration import Calibrate
-from vlaprune.nn.decoder import Shape
+from vlaprune.nn.decoder import DecoderConfig
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import check, floors, gate, micro, overhead, speed
 from vlaprune.profile.measured import Methods, measure
@@ -53,10 +53,10 @@ class Setting:
         return self.load(None)
 
     @property
-    def rules(self) -> micro.Rules:
+    def rules(self) -> micro.TimingConfig:
         """How long to measure."""
         cfg = self.cfg
-        return micro.Rules(cfg.warmup, cfg.calls, cfg.seconds, cfg.block, cfg.seed)
+        return micro.TimingConfig(cfg.warmup, cfg.calls, cfg.seconds, cfg.block, cfg.seed)
 
     def observations(self) -> Recording:
         """What is replayed: seeded noise, or a file, made by a dense rollout where it is not there yet."""
@@ -135,7 +135,11 @@ def overheads(setting: Setting) -> list[Path]:
     """What the instrument costs: our decoder against transformers', methods that keep everything against dense."""
     cfg, model = setting.cfg, setting.model
     page = Page("What the instrument costs")
-    decoder = Shape(kv_heads=cfg.decoder.heads, head_size=cfg.decoder.width // cfg.decoder.heads, **cfg.decoder)
+    decoder = DecoderConfig(
+        num_kv_heads=cfg.decoder.num_heads,
+        head_dim=cfg.decoder.hidden_size // cfg.decoder.num_heads,
+        **cfg.decoder,
+    )
     rows = overhead.decoders(page, decoder, cfg.lengths, cfg.rounds)
     with tqdm(desc="blocks", unit="block") as bar:
         rows += overhead.methods(

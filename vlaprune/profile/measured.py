@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaprune.methods.dense import Dense
-from vlaprune.models.backends import decoder_of, missing, under
+from vlaprune.models.backends import decoder_of, missing, with_backend
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
@@ -32,10 +32,10 @@ def measure(
     model: VLA,
     methods: Methods,
     recording: Recording,
-    rules: micro.Rules,
+    rules: micro.TimingConfig,
     ladder: Sequence[str],
     tell: Callable[[str], None] = lambda text: None,
-    climbing: micro.Rules | None = None,
+    climbing: micro.TimingConfig | None = None,
 ) -> Measured:
     """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
 
@@ -46,7 +46,7 @@ def measure(
     here = roofline.measure(model.device, next(decoder_of(model)[1].parameters()).dtype)
     skipped = {f"dense under {rung}": why for rung in ladder if (why := missing(rung, model.device))}
     here_too = [rung for rung in ladder if not missing(rung, model.device)]
-    rungs = [micro.Arm("dense", Policy(under(model, rung), Dense), rung) for rung in here_too]
+    rungs = [micro.Arm("dense", Policy(with_backend(model, rung), Dense), rung) for rung in here_too]
     if not rungs:
         raise ValueError(f"ladder={list(ladder)} has no rung that runs on {model.device}")
     best = micro.climb(rungs, recording.episodes, climbing or rules, watch)
@@ -79,7 +79,7 @@ def _arms(model: VLA, methods: Methods, rung: str, skipped: dict[str, str]) -> l
 def _notes(
     best: micro.Arm,
     recording: Recording,
-    rules: micro.Rules,
+    rules: micro.TimingConfig,
     watch: Watch,
     skipped: Mapping[str, str],
     idle: float | None,

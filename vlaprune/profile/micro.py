@@ -27,7 +27,7 @@ Block = Sequence[Frame]
 
 
 @dataclass(frozen=True)
-class Rules:
+class TimingConfig:
     """How long to measure.
 
     warmup   calls of each arm that are thrown away
@@ -107,7 +107,7 @@ class Arm:
         self.blocks.append(took)
         self.calls.append(records)
 
-    def warm(self, blocks: Iterator[Block], rules: Rules) -> None:
+    def warm(self, blocks: Iterator[Block], rules: TimingConfig) -> None:
         """Throws calls away, then looks at one block's products and memory."""
         device = self.policy.model.device
         done = 0
@@ -146,7 +146,7 @@ class Arm:
         """Median milliseconds of the calls right after a reset."""
         return float(np.median([block[0] for block in self.blocks]))
 
-    def enough(self, rules: Rules) -> bool:
+    def enough(self, rules: TimingConfig) -> bool:
         """Whether it was measured for long enough."""
         return self.refused is not None or (len(self.ms) >= rules.calls and self.ms.sum() >= 1e3 * rules.seconds)
 
@@ -185,7 +185,7 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
     return float(np.median([r.ms.get(name, 0.0) for r in records]))
 
 
-def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: Rules, watch: Watch) -> Arm:
+def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
     """Measures the rungs of the dense ladder in turn; gives the fastest."""
     for arm in arms:
         arm.warm(rules.blocks(episodes), rules)
@@ -204,7 +204,7 @@ def compare(
     dense: Arm,
     arms: Sequence[Arm],
     episodes: Sequence[Block],
-    rules: Rules,
+    rules: TimingConfig,
     watch: Watch,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Pair]:
@@ -234,7 +234,7 @@ def _beside(pair: Pair, block: Block, seed: int, first: bool) -> None:
         pair.beside.append(len(pair.dense.blocks) - 1)
 
 
-def energy(arm: Arm, episodes: Sequence[Block], rules: Rules, nvml: Nvml) -> None:
+def energy(arm: Arm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:
     """Joules of the board per call, over windows long enough for its counter; nothing where there is none."""
     if nvml.energy() is None or arm.refused:
         return

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.dense import Dense
-from vlaprune.nn.decoder import Decoder, Shape, Tokens, Unwatched, from_llama
+from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens, from_llama
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro
 from vlaprune.profile.machine import Nvml, Watch
 from vlaprune.profile.measured import Methods
 from vlaprune.profile.page import Page, interval, percent
 from vlaprune.profile.recording import Recording
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Trace
 
 ALLOWED = 1.03
@@ -32,15 +32,15 @@ class Unheeded(Pruner):
     def __init__(self, inner: Pruner) -> None:
         self.inner = inner
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """The method's own, without the promise of a count."""
         own = self.inner.plan(info)
-        return Plan(own.sites, own.reads, {}, own.reuses, own.tower)
+        return Plan(own.layers, own.reads, {}, own.reuses, own.vision_attention)
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """Chooses, and keeps everything; what it asks to read in this call is read."""
-        chosen = self.inner.select(site)
-        return None if chosen is None else Selection.all(site, chosen.reads)
+        chosen = self.inner.select(context)
+        return None if chosen is None else Selection.all(context, chosen.reads)
 
     def reset(self) -> None:
         """A new episode."""
@@ -52,11 +52,11 @@ class Unheeded(Pruner):
 
 
 @torch.inference_mode()
-def decoders(page: Page, shape: Shape, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """Our decoder and transformers' Llama under SDPA with the same weights, in turns."""
     rows = []
     for length in lengths:
-        theirs, ours = _both(shape, length)
+        theirs, ours = _both(config, length)
         apart = float((ours() - theirs()).abs().max())
         if apart > 1e-3:
             raise ValueError(f"our decoder and transformers' differ by {apart:.2g} at {length} tokens")
@@ -67,32 +67,34 @@ def decoders(page: Page, shape: Shape, lengths: Sequence[int], rounds: int) -> l
         "Dense: our decoder against transformers' Llama", [_shown(r, "transformers, ms", "ours, ms") for r in rows]
     )
     page.text(
-        f"The same random weights, width {shape.width}, {shape.layers} layers, {shape.heads} heads, feed-forward "
-        f"{shape.ffn}, fp32, SDPA in both, causal, batch 1, no cache; calls in turns. A ratio below 1 means that "
-        "ours is faster. Final hidden states differ by at most " + ", ".join(f"{r['apart']:.1g}" for r in rows) + "."
+        f"The same random weights, width {config.hidden_size}, {config.num_layers} layers, {config.num_heads} heads, "
+        f"feed-forward {config.intermediate_size}, fp32, SDPA in both, causal, batch 1, no cache. Calls take "
+        "turns. A ratio below 1 means that ours is faster. Final hidden states differ by at most "
+        + ", ".join(f"{r['apart']:.1g}" for r in rows)
+        + "."
     )
     return rows
 
 
-def _both(shape: Shape, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def _both(config: DecoderConfig, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Calls of transformers' model and of ours on one prompt."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.ffn,
-        rms_norm_eps=shape.eps,
+    theirs_config = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        intermediate_size=config.intermediate_size,
+        rms_norm_eps=config.rms_norm_eps,
         vocab_size=32,
         attn_implementation="sdpa",  # type: ignore[call-arg]
     )
-    model, decoder = LlamaModel(config).eval(), Decoder(shape).eval()
-    decoder.load_state_dict(from_llama(model.state_dict(), shape.layers, prefix=""))
-    prompt, index = torch.randn(length, shape.width), torch.arange(length)
-    sessions = [Unwatched()]
+    model, decoder = LlamaModel(theirs_config).eval(), Decoder(config).eval()
+    decoder.load_state_dict(from_llama(model.state_dict(), config.num_layers, prefix=""))
+    prompt, index = torch.randn(length, config.hidden_size), torch.arange(length)
+    sessions = [NullSession()]
 
     def theirs() -> Tensor:
         return model(inputs_embeds=prompt[None], use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
@@ -140,7 +142,7 @@ def _shown(row: dict[str, Any], base: str, other: str) -> dict[str, str]:
     }
 
 
-def kept(every: Methods, info: Info) -> list[tuple[str, Callable[[], Pruner]]]:
+def kept(every: Methods, info: ModelInfo) -> list[tuple[str, Callable[[], Pruner]]]:
     """Each method at keep=1.0; where that promises no count, at its own settings with its choice thrown away."""
     arms = dict(every)
     out = [(n, m) for n, m in arms.items() if n.endswith(" keep=1.0") and m().plan(info).budget]
@@ -161,7 +163,7 @@ def methods(
     model: VLA,
     every: Methods,
     recording: Recording,
-    rules: micro.Rules,
+    rules: micro.TimingConfig,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
@@ -182,13 +184,13 @@ def methods(
         row: dict[str, Any] = {"arm": arm.label, "calls": len(arm.ms)} | ratios(theirs, ours)
         rows.append(row | {"ms_method": float(np.median([r.ms.get("method", 0.0) for r in arm.records]))})
     page.table("Methods that keep everything, against dense", [_method(r) for r in rows])
-    shape = model.shape
+    config = model.decoder.config
     layout = base.policy.trace(0).layout
     page.text(
-        f"{model.info.name} of width {shape.width}, {shape.layers} layers, {layout.length} positions of which "
-        f"{layout.total} visual; {recording.card['bench']}. Blocks of {rules.block} calls in turns with dense, medians "
-        "of the blocks' ratios. *method* is the time in the method's own span: scoring, top-k and the attention rows "
-        f"it looked at. The aim is at most {ALLOWED:.2f}; *dense again* shows what noise makes of no difference at all."
+        f"{model.info.name}: width {config.hidden_size}, {config.num_layers} layers, {layout.length} positions, "
+        f"{layout.total} of them visual; {recording.card['bench']}. Blocks of {rules.block} calls take turns with "
+        "dense; a figure is the median of the blocks' ratios. *method* is the time in the method's own span: scoring, "
+        f"top-k and the attention rows it looked at. The aim is at most {ALLOWED:.2f}; *dense again* shows what noise makes of no difference at all."
     )
     page.text(*refused, *([f"- {watch.shared}"] if watch.shared else []))
     return rows

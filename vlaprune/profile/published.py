@@ -10,12 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vlaprune.nn.decoder import Shape
+from vlaprune.nn.decoder import DecoderConfig
 from vlaprune.profile.roofline import Work, block, decoder, linear, vit
 
-LLAMA = Shape(width=4096, layers=32, heads=32, kv_heads=32, head_size=128, ffn=11008)
-GEMMA = Shape(width=2048, layers=18, heads=8, kv_heads=1, head_size=256, ffn=16384, causal=False)
-EXPERT = Shape(width=1024, layers=18, heads=8, kv_heads=1, head_size=256, ffn=4096, causal=False)
+LLAMA = DecoderConfig(
+    hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128, intermediate_size=11008
+)
+GEMMA = DecoderConfig(
+    hidden_size=2048, num_layers=18, num_heads=8, num_kv_heads=1, head_dim=256, intermediate_size=16384, causal=False
+)
+EXPERT = DecoderConfig(
+    hidden_size=1024, num_layers=18, num_heads=8, num_kv_heads=1, head_dim=256, intermediate_size=4096, causal=False
+)
 BIDIRECTIONAL = replace(LLAMA, causal=False)  # as OFT runs it
 PATCHES, VOCABULARY = 256, 32064
 
@@ -44,7 +50,7 @@ class Model:
     """
 
     name: str
-    shape: Shape
+    config: DecoderConfig
     images: int
     others: int
     build: Callable[[Model, list[int]], dict[str, list[Work]]]
@@ -57,7 +63,7 @@ class Model:
     def call(self, kept: int | None = None, layer: int = 0) -> dict[str, list[Work]]:
         """Stages of a call that computes `kept` visual tokens from `layer` on; None for a dense one."""
         kept = self.visual if kept is None else kept
-        return self.build(self, [self.visual if i < layer else kept for i in range(self.shape.layers)])
+        return self.build(self, [self.visual if i < layer else kept for i in range(self.config.num_layers)])
 
     def counts(self, visual: list[int]) -> list[tuple[int, int]]:
         """(rows, columns) of the prompt pass from the visual tokens of each layer."""
@@ -66,7 +72,7 @@ class Model:
 
 def _openvla(model: Model, visual: list[int]) -> dict[str, list[Work]]:
     towers, projector = prismatic(model.images)
-    words = linear(1, LLAMA.width, VOCABULARY)
+    words = linear(1, LLAMA.hidden_size, VOCABULARY)
     passes = [block(LLAMA, 1, n + model.others + i + 1) for i in range(6) for n in visual]
     return {
         "vision": towers,

@@ -19,7 +19,7 @@ from vlaprune.meter import attention_flops, linear_flops
 if TYPE_CHECKING:
     import torch
 
-    from vlaprune.nn.decoder import Shape
+    from vlaprune.nn.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ def attention(queries: int, columns: int, heads: int, kv_heads: int, head_size: 
     return Work(attention_flops(queries, columns, heads * head_size), float(moved))
 
 
-def block(shape: Shape, rows: int, columns: int, size: int = 2) -> list[Work]:
+def block(config: DecoderConfig, rows: int, columns: int, size: int = 2) -> list[Work]:
     """One decoder layer that computes `rows` tokens attending to `columns`."""
-    inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return [
-        *linear(rows, shape.width, inner + 2 * kv, size=size),
-        attention(rows, columns, shape.heads, shape.kv_heads, shape.head_size, size),
-        *linear(rows, inner, shape.width, size=size),
-        *linear(rows, shape.width, 2 * shape.ffn, size=size),
-        *linear(rows, shape.ffn, shape.width, size=size),
+        *linear(rows, config.hidden_size, inner + 2 * kv, size=size),
+        attention(rows, columns, config.num_heads, config.num_kv_heads, config.head_dim, size),
+        *linear(rows, inner, config.hidden_size, size=size),
+        *linear(rows, config.hidden_size, 2 * config.intermediate_size, size=size),
+        *linear(rows, config.intermediate_size, config.hidden_size, size=size),
     ]
 
 
-def decoder(shape: Shape, counts: Iterable[tuple[int, int]], size: int = 2) -> list[Work]:
+def decoder(config: DecoderConfig, counts: Iterable[tuple[int, int]], size: int = 2) -> list[Work]:
     """All layers, from the observed (rows, columns) of each."""
-    return [work for rows, columns in counts for work in block(shape, rows, columns, size)]
+    return [work for rows, columns in counts for work in block(config, rows, columns, size)]
 
 
 def vit(tokens: int, width: int, heads: int, ffn: int, blocks: int, size: int = 2) -> list[Work]:

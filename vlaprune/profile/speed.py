@@ -46,7 +46,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row["spans_share"] = sum(row[f"ms_{s}"] for s in (*STAGES, "other")) / float(ms.mean())
     row |= {"other_share": row["ms_other"] / float(ms.mean()), "dense_share": dense_share(records)}
     row |= {f"flops_{s}": mean(records, s) for s in STAGES}
-    row |= {k: float(np.mean([rosetta(model.shape, r)[k] for r in records])) for k in CONVENTIONS}
+    row |= {k: float(np.mean([rosetta(model.decoder.config, r)[k] for r in records])) for k in CONVENTIONS}
     row["steady_flops"] = float(np.mean([sum(r.flops.values()) for r in pruned])) if pruned else row["flops_call"]
     row |= {"visual": records[0].total, "flops_method_seen": counted.get("method", 0.0)}
     row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted

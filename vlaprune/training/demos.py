@@ -114,7 +114,7 @@ def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, 
     told: list[np.ndarray] = []  # by the expert, of every step
     turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
     phase, step, done = int(rng.integers(style.every)), 0, False
-    while step < env.task.limit and not done:
+    while step < env.task.max_steps and not done:
         if step % style.every == phase:
             look = env.observe()
             pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])

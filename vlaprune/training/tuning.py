@@ -79,7 +79,7 @@ class Student(nn.Module):
         """`count` sessions with noise of this step's own, or, with `noise` None, as at test."""
         while len(self._sessions) < count:
             method = copy.copy(self.prototype)
-            self._sessions.append(Session(method, self.policy.info, self.policy.shape, self._clock))
+            self._sessions.append(Session(method, self.policy.info, self.policy.decoder.config, self._clock))
         for i, session in enumerate(self._sessions[:count]):
             session.reset((self.seed * 1_000_003 + step) * 4096 + i)
             if isinstance(session.pruner, nn.Module):
@@ -176,7 +176,7 @@ def _runs(*keys: np.ndarray) -> list[int]:
     return np.diff([0, *change, len(keys[0])]).tolist()  # type: ignore[no-any-return]
 
 
-def slim(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
+def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
     """Freezes a policy's trunk beside adapters; the rest is trained in full, all of it in fp32. What a card says of it.
 
     ValueError for a policy without a trunk of its own.
@@ -221,7 +221,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     arrays, shown = lessons(cfg, bench, policy)
     origin, lora = identity(policy.card), None
     if tuning.lora["rank"]:
-        lora = slim(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
+        lora = add_lora(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
     student = Student(policy, method, tuning, recipe.steps, recipe.seed)
     trainer = Trainer(student, shown, recipe, folder, student.loss, f"{origin}, LoRA {lora and dict(tuning.lora)}")
     look = min(128, 4 * recipe.batch)

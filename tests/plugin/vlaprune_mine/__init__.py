@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
 @dataclass
@@ -13,8 +13,8 @@ class Mine(Pruner):
 
     keep: float = 0.5
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         return Plan((0,), budget={0: Budget(self.keep)})
 
-    def select(self, site: Site) -> Selection:
-        return Selection(torch.arange(Budget(self.keep).count(site.total)))
+    def select(self, context: PruneContext) -> Selection:
+        return Selection(torch.arange(Budget(self.keep).count(context.total)))

@@ -177,9 +177,9 @@ class Simpler:
         assets = there.assets(self.backend, self.assets)
         os.environ[VARIABLE[self.backend]] = str(assets)  # read when the simulator is first imported
         if self.backend == "ms2":
-            world: Any = ManiSkill2(self.starts(task), task.limit, self.raytracing, assets)
+            world: Any = ManiSkill2(self.starts(task), task.max_steps, self.raytracing, assets)
         else:
-            world = ManiSkill3(self.starts(task), task.limit)
+            world = ManiSkill3(self.starts(task), task.max_steps)
         env = Judged(world, self.success == "any")
         try:
             yield env

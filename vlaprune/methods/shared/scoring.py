@@ -7,20 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.trace import Layout, QueryGroup, Trace
 
 
-def voted(trace: Trace, layer: int, rows: Rows) -> Tensor:
+def mean_attention(trace: Trace, layer: int, rows: QueryGroup) -> Tensor:
     """[V] attention at `layer`, mean over heads and those of `rows` read so far; KeyError where there are none."""
-    there = Rows(0)
+    there = QueryGroup(0)
     for group in rows.groups:
-        there |= group if trace.has(layer, group) else Rows(0)
+        there |= group if trace.has(layer, group) else QueryGroup(0)
     return trace.received(layer, there or rows)
 
 
-def emitting(layout: Layout) -> Rows:
+def emitting(layout: Layout) -> QueryGroup:
     """The prompt rows that emit the action: the action slots, or the last row where actions are decoded after it."""
-    return Rows.ACTION if layout.action.start < layout.length else Rows.LAST
+    return QueryGroup.ACTION if layout.action.start < layout.length else QueryGroup.LAST
 
 
 def cameras(layout: Layout, device: torch.device) -> Tensor:
@@ -28,7 +28,7 @@ def cameras(layout: Layout, device: torch.device) -> Tensor:
     return torch.cat([torch.full((len(v.tokens),), i, device=device) for i, v in enumerate(layout.views)])
 
 
-def between(what: str, value: float, low: float, high: float) -> None:
+def check_range(what: str, value: float, low: float, high: float) -> None:
     """ValueError unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{what}={value}; use a number from {low:g} to {high:g}")
@@ -140,5 +140,5 @@ def sharpness(entropies: Tensor, growth: float) -> list[float]:
 
 def text_scores(trace: Trace, layers: Iterable[int]) -> Tensor | None:
     """[W, V] attention of each text row, mean over `layers` and heads; None where there is no instruction."""
-    read = [n for n in layers if trace.has(n, Rows.TEXT)]
-    return trace.per_row(read, Rows.TEXT) if read else None
+    read = [n for n in layers if trace.has(n, QueryGroup.TEXT)]
+    return trace.per_row(read, QueryGroup.TEXT) if read else None

@@ -136,7 +136,7 @@ def evenly(rest: Tensor, count: int) -> Tensor:
     return rest[(2 * torch.arange(count, device=rest.device) + 1) * rest.shape[0] // (2 * max(count, 1))]
 
 
-def lots(rest: Tensor, count: int, seed: int) -> Tensor:
+def random_subset(rest: Tensor, count: int, seed: int) -> Tensor:
     """[count] of the rows `rest` [m], drawn without replacement on the CPU, so that a GPU draws the same."""
     order = torch.randperm(rest.shape[0], generator=torch.Generator().manual_seed(seed))
     return rest[order[:count].to(rest.device)]
@@ -144,7 +144,7 @@ def lots(rest: Tensor, count: int, seed: int) -> Tensor:
 
 FILL: dict[str, Callable[..., Tensor]] = {  # `count` of the rows `rest` [m] of tokens [n, d]
     "stride": lambda rest, count, tokens, seed: evenly(rest, count),
-    "random": lambda rest, count, tokens, seed: lots(rest, count, seed),
+    "random": lambda rest, count, tokens, seed: random_subset(rest, count, seed),
     "diverse": lambda rest, count, tokens, seed: rest[spread(tokens[rest], count)] if count else rest[:0],
 }
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.shared.scoring import emitting, option
-from vlaprune.pruner import Budget, Info, top
-from vlaprune.trace import Layout, Rows, Trace
+from vlaprune.pruner import Budget, ModelInfo, top
+from vlaprune.trace import Layout, QueryGroup, Trace
 
-ROWS = {"last": Rows.LAST, "text": Rows.TEXT, "action": Rows.ACTION}
+ROWS = {"last": QueryGroup.LAST, "text": QueryGroup.TEXT, "action": QueryGroup.ACTION}
 OPTIONS = {
     "rows": ("auto", *ROWS),
     "heads": ("mean", "max"),
@@ -38,14 +38,16 @@ class Estimator:
             if len(self.layers) != 2 or not 0 <= self.layers[0] < self.layers[1]:
                 raise ValueError(f"ties layers={self.layers}; use [first, last], 0 <= first < last, or null for all")
 
-    def span(self, info: Info) -> range:
+    def span(self, info: ModelInfo) -> range:
         """The layers compared. ValueError where the model does not have them, or has only one."""
-        first, last = self.layers or (0, info.layers - 1)
-        if not first < last < info.layers:
-            raise ValueError(f"ties compares layers {first}..{last}, but {info.name} has layers 0..{info.layers - 1}")
+        first, last = self.layers or (0, info.num_layers - 1)
+        if not first < last < info.num_layers:
+            raise ValueError(
+                f"ties compares layers {first}..{last}, but {info.name} has layers 0..{info.num_layers - 1}"
+            )
         return range(first, last + 1)
 
-    def group(self, layout: Layout) -> Rows:
+    def group(self, layout: Layout) -> QueryGroup:
         """The query rows; `auto` are the rows of the prompt pass that emit the action."""
         return ROWS.get(self.rows, emitting(layout))
 

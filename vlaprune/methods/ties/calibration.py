@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vlaprune.methods.ties.agreement import Estimator
-from vlaprune.pruner import Info, Plan, Pruner, Selection, Site
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
@@ -27,14 +27,14 @@ class Calibrate(Pruner):
     estimator: Estimator = field(default_factory=Estimator)
     taus: list[float] = field(default_factory=list)
 
-    def plan(self, info: Info) -> Plan:
+    def plan(self, info: ModelInfo) -> Plan:
         """Asked once per call, to name the rows that this prompt has."""
         self._span, self._model = self.estimator.span(info), info.name
         return Plan((0,))
 
-    def select(self, site: Site) -> Selection:
+    def select(self, context: PruneContext) -> Selection:
         """Everything, and the rows of every layer compared."""
-        return Selection.all(site, dict.fromkeys(self._span, self.estimator.group(site.layout)))
+        return Selection.all(context, dict.fromkeys(self._span, self.estimator.group(context.layout)))
 
     def observe(self, trace: Trace) -> None:
         """One more tau."""

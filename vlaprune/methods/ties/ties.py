@@ -20,7 +20,7 @@ from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import FILL
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.methods.ties.calibration import read, weight
-from vlaprune.pruner import Budget, Info, Plan, Pruner, Selection, Site, top
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 from vlaprune.trace import Layout, Trace
 
 
@@ -67,29 +67,31 @@ class TIES(Pruner):
         self._taus: list[float] = []
         self._anew, self.share = False, 0.5
 
-    def plan(self, info: Info) -> Plan:
-        """Site 0 names what to read: rows that this prompt has, and all layers on an anchor only."""
+    def plan(self, info: ModelInfo) -> Plan:
+        """PruneContext 0 names what to read: rows that this prompt has, and all layers on an anchor only."""
         self._span = self.estimator.span(info)
         self._known = read(self.calibration, self.estimator, info.name)
         return Plan((0, self.layer), budget={self.layer: self.budget})
 
-    def select(self, site: Site) -> Selection | None:
+    def select(self, context: PruneContext) -> Selection | None:
         """Everything at site 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
-        if site.layer == 0:
+        if context.layer == 0:
             resemblance, anchor = RESEMBLANCE[self.similarity], self._anchor
-            seen = resemblance.seen(site.trace.pixels, site.visual)
-            self._anew = not (anchor and anchor[0] == site.layout and resemblance.alike(seen, anchor[1]) >= self.gamma)
+            seen = resemblance.seen(context.trace.pixels, context.visual)
+            self._anew = not (
+                anchor and anchor[0] == context.layout and resemblance.alike(seen, anchor[1]) >= self.gamma
+            )
             if self._anew:
-                self._anchor = (site.layout, seen)
+                self._anchor = (context.layout, seen)
             layers = {self.layer - 1, *(self._span if self._anew else ())}
-            return Selection.all(site, dict.fromkeys(layers, self.estimator.group(site.layout)))
+            return Selection.all(context, dict.fromkeys(layers, self.estimator.group(context.layout)))
         if self._anew and self._span[-1] >= self.layer:
             return None
-        self.observe(site.trace)
-        score, count = self.estimator.scores(site.trace, [self.layer - 1])[0], self.budget.count(site.total)
+        self.observe(context.trace)
+        score, count = self.estimator.scores(context.trace, [self.layer - 1])[0], self.budget.count(context.total)
         first = top(score, floor(self.share * count + 1e-9))
-        rest = top(torch.ones_like(score).index_fill(0, first, 0), site.total - first.shape[0])
-        even = FILL[self.uniform](rest, count - first.shape[0], site.visual, site.seed * 100_003 + site.step)
+        rest = top(torch.ones_like(score).index_fill(0, first, 0), context.total - first.shape[0])
+        even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.seed * 100_003 + context.step)
         return Selection(torch.cat((first, even)))
 
     def observe(self, trace: Trace) -> None:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Shape
+from vlaprune.nn.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
-class Piece:
+class WeightMap:
     """Where a tensor of a checkpoint goes.
 
     name  parameter of the module
@@ -38,40 +38,42 @@ class Piece:
         return (*(1,) * self.fold, rows, *own.shape[1:])
 
 
-def pour(
+def load_weights(
     module: nn.Module,
     checkpoint: Checkpoint,
-    pieces: Mapping[str, Piece],
+    weights: Mapping[str, WeightMap],
     unused: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
     """Fills a module made on the meta device from a checkpoint, tensor by tensor; dtype None keeps its own dtypes.
 
-    pieces  name in the checkpoint -> where it goes; every one must be there, with its shape
+    weights  name in the checkpoint -> where it goes; every one must be there, with its shape
     unused  prefixes of names that may be there and are passed over
 
     ValueError names tensors that are missing, foreign or of another shape; nothing is loaded then. On the meta device
     nothing else is done: names and shapes are compared, no tensor is read.
     """
-    fits(module, checkpoint, pieces, unused)
+    fits(module, checkpoint, weights, unused)
     (module if dtype is None else module.to(dtype)).to_empty(device=device)
     own = dict(module.named_parameters())
     with torch.no_grad():
         for key in () if torch.device(device).type == "meta" else checkpoint.shapes:
-            if key in pieces:
-                piece = pieces[key]
-                place = own[piece.name] if piece.rows is None else own[piece.name][slice(*piece.rows)]
+            if key in weights:
+                target = weights[key]
+                place = own[target.name] if target.rows is None else own[target.name][slice(*target.rows)]
                 place.copy_(checkpoint.tensor(key).view(place.shape))
     checkpoint.close()
 
 
-def fits(module: nn.Module, checkpoint: Checkpoint, pieces: Mapping[str, Piece], unused: Sequence[str] = ()) -> None:
-    """ValueError that says in one line why a checkpoint does not fit a module: what `pour` checks first."""
+def fits(
+    module: nn.Module, checkpoint: Checkpoint, weights: Mapping[str, WeightMap], unused: Sequence[str] = ()
+) -> None:
+    """ValueError that says in one line why a checkpoint does not fit a module: what `load_weights` checks first."""
     own, name = dict(module.named_parameters()), type(module).__name__
-    short = own.keys() - {p.name for p in pieces.values()}
+    short = own.keys() - {p.name for p in weights.values()}
     assert not short, f"no tensor of a checkpoint goes to {sorted(short)[:3]}"
-    shapes = {key: piece.shape(own[piece.name]) for key, piece in pieces.items()}
+    shapes = {key: target.shape(own[target.name]) for key, target in weights.items()}
     there = shapes.keys() & checkpoint.shapes.keys()
     missing = sorted(shapes.keys() - there)
     surplus = sorted(k for k in checkpoint.shapes.keys() - there if not k.startswith(tuple(unused)))
@@ -112,18 +114,18 @@ def randomise(module: nn.Module, seed: int, device: torch.device | str, dtype: t
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def llama_pieces(shape: Shape, old: str, new: str) -> dict[str, Piece]:
+def llama_weight_map(config: DecoderConfig, old: str, new: str) -> dict[str, WeightMap]:
     """Where the tensors of a Llama under prefix `old` (that of `layers.0`) go in a `Decoder` under prefix `new`."""
-    inner, kv, ffn = shape.heads * shape.head_size, shape.kv_heads * shape.head_size, shape.ffn
-    out = {f"{old}norm.weight": Piece(f"{new}norm.weight")}
-    for i in range(shape.layers):
+    inner, kv, ffn = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.intermediate_size
+    out = {f"{old}norm.weight": WeightMap(f"{new}norm.weight")}
+    for i in range(config.num_layers):
         a, b = f"{old}layers.{i}.", f"{new}blocks.{i}."
-        out[f"{a}input_layernorm.weight"] = Piece(f"{b}norm_attention.weight")
-        out[f"{a}post_attention_layernorm.weight"] = Piece(f"{b}norm_mlp.weight")
+        out[f"{a}input_layernorm.weight"] = WeightMap(f"{b}norm_attention.weight")
+        out[f"{a}post_attention_layernorm.weight"] = WeightMap(f"{b}norm_mlp.weight")
         for name, start, size in (("q", 0, inner), ("k", inner, kv), ("v", inner + kv, kv)):
-            out[f"{a}self_attn.{name}_proj.weight"] = Piece(f"{b}qkv.weight", (start, start + size))
-        out[f"{a}self_attn.o_proj.weight"] = Piece(f"{b}out.weight")
-        out[f"{a}mlp.gate_proj.weight"] = Piece(f"{b}gate_up.weight", (0, ffn))
-        out[f"{a}mlp.up_proj.weight"] = Piece(f"{b}gate_up.weight", (ffn, 2 * ffn))
-        out[f"{a}mlp.down_proj.weight"] = Piece(f"{b}down.weight")
+            out[f"{a}self_attn.{name}_proj.weight"] = WeightMap(f"{b}qkv.weight", (start, start + size))
+        out[f"{a}self_attn.o_proj.weight"] = WeightMap(f"{b}out.weight")
+        out[f"{a}mlp.gate_proj.weight"] = WeightMap(f"{b}gate_up.weight", (0, ffn))
+        out[f"{a}mlp.up_proj.weight"] = WeightMap(f"{b}gate_up.weight", (ffn, 2 * ffn))
+        out[f"{a}mlp.down_proj.weight"] = WeightMap(f"{b}down.weight")
     return out
