@@ -11,7 +11,10 @@ from vlaprune.control import Control
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
+from vlaprune.models.suffix import record_action, record_passes, recorded_layers
 from vlaprune.models.toy import Toy
+from vlaprune.nn.backend import EAGER
+from vlaprune.nn.extend import Suffix, extend, part
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, Pruner, Selection
 from vlaprune.records import Header, read
@@ -155,3 +158,20 @@ def same(a, b, atol=1e-5):
     """Whether two tensors are close, with the largest difference in the message."""
     assert a.shape == b.shape, (a.shape, b.shape)
     assert torch.allclose(a, b, atol=atol), (a - b).abs().max()
+
+
+def decoded(decoder, call, rows):
+    """Final rows [n, d] of rows [n, d] behind the prompt of a call, one pass each."""
+    count, config = len(rows), decoder.config
+    suffix = Suffix.of(config, [call], [call.trace.layout.length], count)
+    out, queries = [], []
+    for i, row in enumerate(rows):
+        tables = part(suffix.tables, i, i + 1)
+        x, each = extend(decoder.blocks, row[None], tables, suffix.kv, (count, i, 0), EAGER)
+        out.append(decoder.norm(x))
+        queries.append(each)
+    layers = recorded_layers([call], config)
+    record_passes([call], suffix, count)
+    joined = [torch.cat([each[layer] for each in queries], 2) for layer in layers]
+    record_action([call], suffix, layers, joined, [[suffix.kv[layer][0][0]] for layer in layers])
+    return torch.cat(out)

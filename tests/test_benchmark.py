@@ -14,7 +14,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.pruner import Budget, Plan, Pruner, Selection
 from vlaprune.testing import check_benchmark, check_pruner
-from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
+from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "position2")
 
@@ -250,7 +250,7 @@ def test_pixels_are_the_patch_behind_each_token():
 
 def test_a_trace_names_what_was_not_read():
     trace = Trace(layout((View("a", 0, 2, 4),)), (), 0)
-    trace.add(2, QueryGroup.LAST, AttentionRows.known(torch.rand(2, 1, 12)))
+    trace.add_weights(2, QueryGroup.LAST, torch.rand(2, 1, 12))
     assert trace.has(2, QueryGroup.LAST) and not trace.has(2, QueryGroup.LAST | QueryGroup.TEXT)
     assert trace.rows(2, QueryGroup.LAST).shape == (2, 1, 14) and trace.visual(2, QueryGroup.LAST).shape == (2, 1, 8)
     with pytest.raises(KeyError, match=r"rows TEXT of layer 2 were not read in this call; read were \['LAST@2'\]"):

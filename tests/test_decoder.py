@@ -4,7 +4,10 @@ import pytest
 import torch
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
-from vlaprune.nn.decoder import Cache, Decoder, DecoderConfig, NullSession, Tokens, from_llama
+from vlaprune.nn.backend import EAGER
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens, from_llama
+from vlaprune.nn.extend import Suffix, extend, part
 from vlaprune.trace import attention_rows
 
 SHAPE = DecoderConfig(
@@ -63,20 +66,21 @@ PAIRS = {"llama": pair, "gemma": gemma_pair}
 
 
 class Remembering(NullSession):
-    """Keeps keys and values and, after the first pass, lets every row attend to all of them."""
+    """Keeps queries, keys and values of every layer."""
 
-    def __init__(self, shape, room=32):
-        self.cache = Cache(shape)
-        self.cache.reserve(room, torch.zeros(1))
-        self.columns = None
-        self.read = {}
+    keeps_kv = True
 
-    def enter(self, layer, tokens):
-        seen = None if self.columns is None else torch.cat((tokens.index, self.columns))
-        return Tokens(tokens.hidden, tokens.index, seen)
+    def __init__(self):
+        self.queries, self.found = {}, {}
 
-    def leave(self, layer, tokens, queries, keys, columns):
-        self.read[layer] = (queries, keys, columns)
+    def leave(self, layer, tokens, queries, kv, seen):
+        self.queries[layer], self.found[layer] = queries, kv
+
+    def records_attention(self, layer):
+        return True
+
+    def kv(self, layer):
+        return self.found[layer]
 
 
 @torch.no_grad()
@@ -85,13 +89,15 @@ def test_prompt_and_two_decode_steps_equal_the_library(kind, parity):
     llama, ours = PAIRS[kind]()
     x = torch.randn(1, 11, ours.config.hidden_size)
     out = llama(inputs_embeds=x[:, :9], use_cache=True)
-    session = Remembering(ours.config)
+    session = Remembering()
     rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
     parity(f"{kind} decoder", "prompt: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
-    for step in (9, 10):
-        out = llama(inputs_embeds=x[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
-        session.columns = torch.arange(step)
-        rows = ours([Tokens(x[0, step : step + 1], torch.tensor([step]))], [session])[0]
+    suffix = Suffix.of(ours.config, [session], [9], 2)
+    for i in range(2):
+        step = x[:, 9 + i : 10 + i]
+        out = llama(inputs_embeds=step, past_key_values=out.past_key_values, use_cache=True)
+        rows, _ = extend(ours.blocks, step[0], part(suffix.tables, i, i + 1), suffix.kv, (2, i, 0), EAGER)
+        rows = ours.norm(rows)
         parity(f"{kind} decoder", "decoding: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
 
 
@@ -111,11 +117,11 @@ def test_attention_rows_equal_eager_attention(kind, parity):
     llama, ours = PAIRS[kind]()
     x = torch.randn(1, 9, ours.config.hidden_size)
     eager = llama(inputs_embeds=x, output_attentions=True).attentions
-    session = Remembering(ours.config)
+    session = Remembering()
     ours([Tokens(x[0], torch.arange(9))], [session])
-    for layer, (queries, keys, columns) in session.read.items():
-        visible = torch.arange(9)[:, None] >= columns[None]
-        rows = attention_rows(queries, keys, visible)
+    for layer, queries in session.queries.items():
+        visible = torch.arange(9)[:, None] >= session.kv(layer).columns[None]
+        rows = attention_rows(queries, session.kv(layer).keys, visible)
         parity(f"{kind} decoder", "attention rows of transformers' eager attention", rows, eager[layer][0], 2e-6)
 
 
@@ -149,11 +155,14 @@ def test_reused_columns_of_an_unchanged_prompt_change_nothing():
     """Rows that are not computed but attended to from the cache give the other rows what computing them would."""
     _, ours = pair(causal=False)
     x = torch.randn(9, 64)
-    session = Remembering(SHAPE)
+    session = Remembering()
     dense = ours([Tokens(x, torch.arange(9))], [session])[0]
+    session.cache = Cache(SHAPE)
+    session.cache.reserve(9, x)
+    for layer, kv in session.found.items():
+        session.cache.write(layer, kv.columns, kv.keys, kv.values)
     own, old = torch.tensor([0, 1, 5, 8]), torch.tensor([2, 3, 4, 6, 7])
-    session.columns = old
-    assert torch.allclose(ours([Tokens(x[own], own)], [session])[0], dense[own], atol=1e-5)
+    assert torch.allclose(ours([Tokens(x[own], own, torch.cat((own, old)))], [session])[0], dense[own], atol=1e-5)
 
 
 def test_an_activation_that_is_not_there_is_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlaprune.meter import block_flops, decoder_flops, vit_block_flops
-from vlaprune.nn.decoder import DecoderConfig
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, prompt_length, rosetta
 from vlaprune.profile.published import LLAMA, MODELS, PATCHES, prismatic, siglip
 from vlaprune.profile.roofline import (

@@ -25,8 +25,9 @@ class Trusting(Session):
     """There are no numbers on the meta device, so the rows that a method names cannot be looked at."""
 
     def finish(self):
-        self._suspect.clear()
-        return super().finish()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vlaprune.session.verify", lambda *_: None)
+            return super().finish()
 
 
 def call(model, words, method=None):

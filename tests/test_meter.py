@@ -7,7 +7,6 @@ import pytest
 import torch
 from doubles import Reuser
 from test_decoder import Remembering
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vlaprune.benchmark import Observation
 from vlaprune.meter import Clock, decoder_flops
@@ -17,21 +16,14 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.methods.random import Random
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
-from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
+from vlaprune.nn.backend import EAGER
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.extend import Suffix, extend, part
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
 from vlaprune.records import STAGES
-from vlaprune.testing import scenes
-
-
-def counter():
-    """On a CPU, torch counts its fused attention as nothing unless told how."""
-
-    def flops(q, k, v, *_, out_shape=None, **__):
-        return sdpa_flop_count(q, k, v)
-
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: flops})
+from vlaprune.testing import flop_counter, scenes
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +39,7 @@ def look(instruction="lift the cube"):
 
 def counted(policy, frames):
     """What torch counts in a call and the call's records; methods' own arithmetic is not in either's product list."""
-    with counter() as flops:
+    with flop_counter() as flops:
         policy.act(frames)
     return flops.get_total_flops(), [policy.drain(slot)[-1] for slot in frames]
 
@@ -93,15 +85,15 @@ def test_the_decoder_formula_with_grouped_keys(causal):
     shape = DecoderConfig(
         hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=24, intermediate_size=96, causal=causal
     )
-    decoder, session = Decoder(shape), Remembering(shape)
-    with counter() as prompt:
+    decoder, session = Decoder(shape), Remembering()
+    with flop_counter() as prompt:
         decoder([Tokens(torch.randn(9, 64), torch.arange(9))], [session])
     assert prompt.get_total_flops() == decoder_flops(shape, [(9, 9)] * 3)
-    session.columns = torch.arange(9)
-    with counter() as step:
-        decoder([Tokens(torch.randn(1, 64), torch.tensor([9]))], [session])
+    suffix = Suffix.of(shape, [session], [9], 1)
+    with flop_counter() as step:
+        extend(decoder.blocks, torch.randn(1, 64), part(suffix.tables, 0, 1), suffix.kv, (1, 0, 0), EAGER)
     assert step.get_total_flops() == decoder_flops(shape, [(1, 10)] * 3)
-    with counter() as packed:
+    with flop_counter() as packed:
         decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullSession()] * 2)
     assert packed.get_total_flops() == decoder_flops(shape, [(5, 5)] * 3) + decoder_flops(shape, [(7, 7)] * 3)
 

@@ -81,7 +81,7 @@ def oracle(model, observation, drop=None, layer=0):
     """Token ids by transformers' Llama at full length; rows `drop` are hidden from layer `layer` on by a mask."""
     library = llama(model)
     seen = images([observation], ("primary",), lambda i: model._prepare(i, 56), "it")
-    visual = model.trunk.projector(model.trunk.vision(seen[0]))[0]
+    visual = model.trunk.projector(model.trunk.vision(seen[0])[0])[0]
     ids = closed(stand_in(format_prompt(observation.instruction)))
     hidden = model.trunk.prompt(visual, ids).hidden[None]
     out = []
@@ -118,7 +118,7 @@ def test_decoding_after_pruning_equals_a_run_that_hides_what_was_dropped(model, 
     what = "pruned before layer 2: 7 token ids of transformers' Llama under a mask"
     parity("openvla", what, said, oracle(model, look(), drop, 2), 0)
     assert session.finish().decoded == 6
-    assert session.trace.decode[0] == [37, 37, 25, 25, 25, 25] and session.trace.decode[5][2] == 30
+    assert session.trace.passes[0] == [37, 37, 25, 25, 25, 25] and session.trace.passes[5][2] == 30
 
 
 @torch.no_grad()

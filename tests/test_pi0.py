@@ -211,8 +211,11 @@ def library_time(monkeypatch):
         phase = times[:, None] * (1.0 / (4e-3 * 1000**fraction) * 2 * math.pi)
         return torch.cat((phase.sin(), phase.cos()), 1)
 
-    monkeypatch.setattr("vlaprune.models.flow.embed_time", embed)
-    monkeypatch.setattr("vlaprune.models.flow.flow_times", lambda n: torch.tensor([1 - i / n for i in range(n)]))
+    ours.cache_clear()  # a model computes its times once
+    monkeypatch.setattr("vlaprune.models.paligemma.embed_time", embed)
+    monkeypatch.setattr("vlaprune.models.paligemma.flow_times", lambda n: torch.tensor([1 - i / n for i in range(n)]))
+    yield
+    ours.cache_clear()
 
 
 @pytest.mark.parametrize("cameras", [("primary",), ("primary", "wrist"), ("a", "b", "c")])
@@ -267,7 +270,7 @@ def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_tim
     assert record.visual == (32, 12, 12, 5)
 
     words = len(model._text(observation.instruction, None).ids)
-    assert session.trace.expert == [[n + words + 1 + CHUNK for n in record.visual]] * 10
+    assert session.trace.passes == [[n + words + 1 + CHUNK for n in record.visual]] * 10
     for layer in (0, 2, 3):
         rows = session.trace.rows(layer, QueryGroup.ACTION)
         assert (rows - attention[layer][:, 1:]).abs().max() < 1e-5

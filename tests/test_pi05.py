@@ -11,7 +11,6 @@ from doubles import Reuser, play
 from hydra import compose, initialize_config_dir
 from manifests import manifest
 from safetensors.torch import save_file
-from test_meter import counter
 from test_pi0 import CHUNK, OPTIONS, SIZES, TOKENS, look, noise_of, played, staged
 
 from vlaprune import config
@@ -26,6 +25,7 @@ from vlaprune.models.scaling import Scaling
 from vlaprune.models.tokenizer import Words, stand_in
 from vlaprune.nn.weights import fits
 from vlaprune.policy import Policy
+from vlaprune.testing import flop_counter
 
 MODELS = {"pi0": Pi0, "pi05": Pi05}
 
@@ -78,7 +78,7 @@ def reference(model, observation, noise):
     """pi0.5 by the formulas of openpi@15a9616 (pi0_pytorch.py, gemma_pytorch.py, transformers_replace), dense."""
     net, cameras = model.net, model.interface.cameras
     pixels = torch.stack([torch.from_numpy(observation.images[c]).float() / 127.5 - 1 for c in cameras])
-    visual = net.projector(net.tower(pixels.permute(0, 3, 1, 2))).flatten(0, 1)
+    visual = net.projector(net.tower(pixels.permute(0, 3, 1, 2))[0]).flatten(0, 1)
     ids = model._text(observation.instruction, observation.state).ids
     text = net.embedding.weight[list(ids)] * math.sqrt(SIZES["width"])
     x, seen = torch.cat((visual, text)), []
@@ -189,17 +189,16 @@ def test_every_input_reaches_the_actions(models, name):
     "make", [Dense, staged(), lambda: FastV(layer=2, keep=0.25), lambda: FastV(layer=1, keep=0.5, rows="text")]
 )
 def test_a_whole_call_counts_what_torch_counts(models, name, make):
-    with counter() as flops:
+    with flop_counter() as flops:
         _, record, _ = played(models[name], look(), make)
     assert sum(record.flops.values()) == flops.get_total_flops()
     assert min(record.flops[s] for s in ("vision", "projector", "prompt", "decode", "head")) > 0
 
 
 def test_every_stage_counts_what_torch_counts(models):
-    model, (vision, head) = models["pi0"], (counter(), counter())
-    pictures = torch.rand(1, 2, 56, 56, 3)
+    model, (vision, head) = models["pi0"], (flop_counter(), flop_counter())
     with vision:
-        model.net.encode_images(pictures, ())
+        model.net.tower(torch.rand(2, 3, 56, 56))
     with head:
         model.net.suffix(torch.rand(1, CHUNK, 32), torch.rand(32), torch.rand(1, 32))
         model.net.action_out(torch.rand(1, CHUNK, 32))
@@ -217,7 +216,7 @@ def test_reading_the_tower_is_charged_and_equals_attention_by_hand(models):
         def plan(self, info):
             return Plan(vision_attention=True)
 
-    with counter() as flops:
+    with flop_counter() as flops:
         _, record, session = played(models["pi0"], look(), Reader)
     assert sum(record.flops.values()) == flops.get_total_flops()
     assert session.trace.vision_attention.shape == (2 * TOKENS,)

@@ -10,6 +10,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.models.tokenizer import Text
+from vlaprune.nn.extend import Suffix
 from vlaprune.policy import Policy
 
 MODELS = {"pi0": Pi0, "pi05": Pi05}
@@ -65,8 +66,9 @@ def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):
         return (answered(model)[0] - golden).abs().max()
 
     def shifted(model):
-        rooms = model.net.expert.kv_buffers
-        model.net.expert.kv_buffers = lambda hosts, starts, rows: rooms(hosts, [s - 4 for s in starts], rows)
+        of = Suffix.of
+        near = lambda config, calls, lengths, rows: of(config, calls, [n - 4 for n in lengths], rows)  # noqa: E731
+        monkeypatch.setattr(Suffix, "of", near)
 
     def narrow(model):
         model.net.embedding.weight.data.mul_(PI["width"] ** -0.5)
@@ -76,5 +78,5 @@ def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):
             if hasattr(norm, "dense"):
                 norm.dense.bias.data[-PI["expert_width"] :] += 1.0
 
-    assert min(off(shifted), off(narrow), off(ungated)) > 1e-3
+    assert min(off(narrow), off(ungated), off(shifted)) > 1e-3
     assert np.isfinite(golden).all()

@@ -13,7 +13,7 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.methods.infoentropy import InfoEntropy
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import Toy
-from vlaprune.nn.decoder import DecoderConfig
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import Policy
 from vlaprune.profile import check, overhead
 from vlaprune.profile.page import Page

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from doubles import Reuser, Scripted, same
+from doubles import Reuser, Scripted, decoded, same
 from test_decoder import SHAPE, pair
 
 from vlaprune.benchmark import Observation
@@ -15,6 +15,7 @@ from vlaprune.methods.random import Random
 from vlaprune.methods.uniform import Uniform
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.decoder import Tokens
+from vlaprune.nn.extend import Suffix
 from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, ModelInfo, Plan, Selection
 from vlaprune.session import Session
@@ -39,10 +40,9 @@ def open_session(plan, choose, causal=True):
 def forward(decoder, session, x, where=None):
     """One model call: the prompt's final rows, then one row for each further row of x [P + D, 64]."""
     where = where or layout(len(x) - P)
-    session.begin(where, (), x)
-    rows = decoder([Tokens(x[:P], torch.arange(P))], [session])[0]
-    steps = [decoder([Tokens(x[i : i + 1], torch.tensor([i]))], [session])[0] for i in range(P, len(x))]
-    return torch.cat([rows, *steps])
+    call = session.begin(where, (), x)
+    rows = decoder([Tokens(x[:P], torch.arange(P))], [call])[0]
+    return torch.cat([rows, decoded(decoder, call, x[P:])]) if len(x) > P else rows
 
 
 def masked(llama, x, gone, causal=True, sizes=None):
@@ -117,7 +117,7 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     trace = session.trace
     record = session.finish()
     assert record.visual == (8, 6, 6, 3) and record.rows == (12, 10, 10, 7) and record.decoded == D
-    assert trace.decode[:D] == [[13, 11, 11, 8], [14, 12, 12, 9]]
+    assert trace.passes[:D] == [[13, 11, 11, 8], [14, 12, 12, 9]]
     same(trace.rows(2, QueryGroup.TEXT | QueryGroup.LAST), attentions[2][0][:, [11, 9, 10]], 1e-6)
     same(trace.rows(3, QueryGroup.VISUAL), attentions[3][0][:, [2, 4, 7]], 1e-6)
     same(trace.rows(3, QueryGroup.ACTION), attentions[3][0][:, [12, 13]], 1e-6)
@@ -328,8 +328,7 @@ def test_values_stand_in_the_place_of_their_rows_whatever_the_order():
     session = open_session(Plan((0,)), lambda context: Selection(rows([5, 0, 3]), values=values))
     values = torch.randn(3, 64)
     x = torch.randn(P, 64)
-    session.begin(layout(), (), x)
-    out = session.enter(0, Tokens(x, torch.arange(P)))
+    out = session.begin(layout(), (), x).enter(0, Tokens(x, torch.arange(P)))
     assert out.index.tolist() == [0, 1, 4, 6, 9, 10, 11]  # ascending, original
     assert torch.equal(out.hidden, torch.cat((x[:1], values[[1, 2, 0]], x[9:])))
 
@@ -426,20 +425,21 @@ def test_a_tower_that_was_not_read_is_refused():
         Plan((0,)), lambda context: Selection.top(context.vision_attention, Budget(2), of=context.total)
     )
     x = torch.randn(P, 64)
-    session.begin(layout(), (), x)
+    call = session.begin(layout(), (), x)
     with pytest.raises(ValueError, match=r"Plan.vision_attention is off"):
-        session.enter(0, Tokens(x, torch.arange(P)))
+        call.enter(0, Tokens(x, torch.arange(P)))
     with pytest.raises(ValueError, match="give one number for each of the 8"):
-        session.record_vision_attention(torch.zeros(5))
+        call.record_vision_attention(torch.zeros(5))
 
 
 @pytest.mark.parametrize("make", [Dense, lambda: FastV(layer=2, keep=5), Reuser])
-def test_the_toy_decodes_on_at_the_original_length_whatever_was_pruned(make):
+def test_the_toy_decodes_on_at_the_original_length_whatever_was_pruned(make, monkeypatch):
     model, seen = Toy("autoregressive"), []
-    model.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].index.tolist()))
+    of = Suffix.of
+    monkeypatch.setattr(Suffix, "of", lambda *args: seen.append(of(*args)) or seen[-1])
     policy, frame = Policy(model, make), scenes(0, 0, 1)[0]
     for _ in range(2):
-        seen.clear()
         policy.act({0: frame})
         length = model.layout(len(frame.instruction.split())).length
-        assert seen == [list(range(length)), *([length + i] for i in range(len(seen) - 1))] and len(seen) > 2
+        for (buffer,) in seen.pop().buffers:
+            assert buffer.columns[-model.chunk :].tolist() == list(range(length, length + model.chunk))

@@ -93,7 +93,7 @@ def test_dino_equals_the_library_at_its_second_to_last_block_without_the_prefix(
     tower = filled(Tower(DINO, 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_dino(tower)(pixels, output_hidden_states=True).hidden_states[-1][:, 5:]
-    parity("DINOv2 tower", "second-to-last block of transformers' Dinov2WithRegisters", tower(pixels), theirs, 1e-5)
+    parity("DINOv2 tower", "second-to-last block of transformers' Dinov2WithRegisters", tower(pixels)[0], theirs, 1e-5)
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_siglip_equals_the_library_before_its_final_norm(parity):
     tower = filled(Tower(SIGLIP, 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_siglip(tower, "gelu")(pixels, output_hidden_states=True).hidden_states[-1]
-    parity("SigLIP tower", "second-to-last block of transformers' Siglip", tower(pixels), theirs, 1e-5)
+    parity("SigLIP tower", "second-to-last block of transformers' Siglip", tower(pixels)[0], theirs, 1e-5)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_a_whole_siglip_with_tanh_and_final_norm_equals_the_library(parity):
     tower = filled(Tower(TowerShape(48, 3, 3, 4, 80, tanh=True, normed=True), 56))
     pixels = torch.randn(2, 3, 56, 56)
     theirs = library_siglip(tower, "gelu_pytorch_tanh")(pixels).last_hidden_state
-    parity("PaliGemma tower", "features of transformers' Siglip", tower(pixels), theirs, 1e-5)
+    parity("PaliGemma tower", "features of transformers' Siglip", tower(pixels)[0], theirs, 1e-5)
 
 
 @torch.no_grad()
@@ -119,22 +119,23 @@ def test_the_fused_tower_puts_dino_first_and_normalises_each_its_own_way():
     images = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
     unit = images.permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(s)[:, None, None] for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    out = tower(images)
+    out, _ = tower(images)
     assert out.shape == (2, 16, 112)
-    assert torch.allclose(out[..., :64], tower.dino((unit - mean) / std), atol=1e-5)
-    assert torch.allclose(out[..., 64:], tower.siglip((unit - 0.5) / 0.5), atol=1e-5)
+    assert torch.allclose(out[..., :64], tower.dino((unit - mean) / std)[0], atol=1e-5)
+    assert torch.allclose(out[..., 64:], tower.siglip((unit - 0.5) / 0.5)[0], atol=1e-5)
 
 
 @torch.no_grad()
 def test_what_the_tower_tells_is_the_attention_of_the_cls_token():
     tower = filled(FusedTower(DINO, SIGLIP, 56))
-    images, told = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8), []
-    quiet = tower(images)
-    assert torch.equal(tower(images, told.append), quiet)
+    images = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
+    quiet, nothing = tower(images)
+    features, told = tower(images, reads=True)
+    assert nothing is None and torch.equal(features, quiet)
     library = library_dino(tower.dino)
     library.set_attn_implementation("eager")
     weights = library(tower.pixels(images, 0), output_attentions=True).attentions[-1]
-    assert torch.allclose(told[0], weights[:, :, 0, 5:].mean(1), atol=1e-6) and told[0].shape == (2, 16)
+    assert torch.allclose(told, weights[:, :, 0, 5:].mean(1), atol=1e-6) and told.shape == (2, 16)
 
 
 @torch.no_grad()

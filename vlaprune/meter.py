@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlaprune.nn.decoder import DecoderConfig
+    from vlaprune.nn.block import DecoderConfig
 
 
 def linear_flops(rows: int, *widths: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
 from vlaprune.meter import Clock
+from vlaprune.nn.backend import Backend
 from vlaprune.nn.decoder import Decoder
 from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.records import StepRecord
@@ -26,6 +27,7 @@ class VLA(Protocol):
 
     info       what methods may know of it
     decoder    its language decoder, which pruning shortens
+    backend    runs the segments of a call: eager, compiled or captured
     interface  the cameras and state it wants, the conventions of what it emits
     chunk      actions per call
     device     where it computes
@@ -33,6 +35,7 @@ class VLA(Protocol):
 
     info: ModelInfo
     decoder: Decoder
+    backend: Backend
     interface: Interface
     chunk: int
     device: torch.device
@@ -40,7 +43,8 @@ class VLA(Protocol):
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, action_dim] per observation, in the conventions of `interface`.
 
-        Opens each session with its layout and runs the decoder through them; that is all it knows of pruning.
+        Opens a call of each session with its layout and runs the decoder with these calls as hooks; that is all it
+        knows of pruning.
         """
 
 

@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import re
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vlaprune.bench.toy import Toy as ToyBench
-from vlaprune.benchmark import Benchmark, Env, Observation
-from vlaprune.models.backends import with_backend
+from vlaprune.benchmark import Benchmark, Env, Interface, Observation
+from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import STYLES, Toy
-from vlaprune.policy import Policy
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
-from vlaprune.trace import Trace
+from vlaprune.nn.backend import Backend, Compiled
+from vlaprune.policy import VLA, Policy
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.trace import QueryGroup, Trace
+
+
+class SimulatedGraphs(Backend):
+    """Does on any device what captured CUDA graphs do: a segment reads copies of its inputs and overwrites its outputs.
+
+    Whoever keeps an output for longer than allowed sees it change here too.
+    """
+
+    name = "graph"
+    static = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outputs: dict[Hashable, Any] = {}
+
+    def run(self, key: Hashable, segment: Callable[..., Any], *inputs: Any) -> Any:
+        """Runs a segment on copies; the outputs of an earlier run with the same shapes get the new values."""
+        leaves, spec = pytree.tree_flatten(inputs)
+        copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        new = super().run(key, segment, *pytree.tree_unflatten(copies, spec))
+        shapes = (key, tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        if shapes not in self._outputs:
+            self.builds += 1
+            self._outputs[shapes] = new
+            return new
+        old = self._outputs[shapes]
+        for a, b in zip(pytree.tree_leaves(old), pytree.tree_leaves(new), strict=True):
+            if isinstance(a, Tensor):
+                a.copy_(b)
+        return old
+
+
+Model = TypeVar("Model", bound=VLA)
+
+
+def with_segments(model: Model, backend: Backend) -> Model:
+    """A shallow copy of a model that runs its segments through `backend`."""
+    twin = copy.copy(model)
+    twin.backend = backend
+    return twin
 
 
 class Watched(Pruner):
@@ -101,7 +148,7 @@ def _run(
     fast: bool = False,
 ) -> list[Outcome]:
     """Each episode in its own slot; slot i starts i * lag calls late."""
-    model = with_backend(Toy(style), "compile", None) if fast else Toy(style)
+    model = with_segments(Toy(style), SimulatedGraphs()) if fast else Toy(style)
     policy = Policy(model, lambda: Watched(make()), slots=len(episodes))
     if earlier:
         policy.reset(0, seed=1)
@@ -122,6 +169,124 @@ def _run(
                 f"tokens came back inside a forward pass: {record.visual}"
             )
     return [(w.kept, a) for w, a in zip(watched, actions, strict=True)]
+
+
+class KeepAll(Pruner):
+    """Asked before the first, a middle and the last layer, it keeps every token."""
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """Three layers, and nothing is read."""
+        layers = sorted({0, info.num_layers // 2, info.num_layers - 1})
+        return Plan(layers, budget=dict.fromkeys(layers, Budget(1.0)))
+
+    def select(self, context: PruneContext) -> Selection:
+        """All rows."""
+        return Selection.all(context, {})
+
+
+class KeepHalf(Pruner):
+    """Keeps every second token before the middle layer, and reads the action rows of the last layer."""
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """One layer."""
+        layer = info.num_layers // 2
+        return Plan([layer], {info.num_layers - 1: QueryGroup.ACTION})
+
+    def select(self, context: PruneContext) -> Selection:
+        """Rows 0, 2, 4, ..."""
+        return Selection(torch.arange(0, context.alive.shape[0], 2, device=context.alive.device))
+
+    def observe(self, trace: Trace) -> None:
+        """The action rows are there when the call is over, and sum to at most one on the visual tokens."""
+        weights = trace.visual(len(trace.counts) - 1, QueryGroup.ACTION)
+        assert weights.shape[1] == len(trace.layout.action), "the action rows of the last layer are not all recorded"
+        assert 0 <= float(weights.sum(-1).max()) <= 1 + 1e-4, "attention rows sum to more than one"
+
+
+def random_observations(interface: Interface, image: int, count: int, seed: int = 0) -> list[Observation]:
+    """Observations of random pixels and states that fit a model's interface; images are [image, image, 3]."""
+    rng = np.random.default_rng(seed)
+    size = sum(int(n) for n in re.findall(r"\d+(?=_|$)", interface.state or ""))
+    return [
+        Observation(
+            {camera: rng.integers(0, 256, (image, image, 3), np.uint8) for camera in interface.cameras},
+            rng.uniform(-0.5, 0.5, size) if size else None,
+            ("pick up the red cup", "open the top drawer and put the bowl inside")[i % 2],
+        )
+        for i in range(count)
+    ]
+
+
+def check_model(make: Callable[[], VLA], image: int = 64, compiles: bool = True) -> None:
+    """AssertionError where a model breaks a law that every model must keep.
+
+    make      builds the model; the same weights each time
+    image     side of the square images that it is given, in pixels
+    compiles  also check the compiled backend, which takes seconds to minutes
+
+    It opens one call for every observation and emits finite chunks; the FLOPs it charges are those that torch counts;
+    several observations in one packed call get what each gets alone; a method that keeps everything changes no bit; a
+    method that prunes is obeyed; every backend runs the model's segments and gives the same actions.
+    """
+    model = make()
+    first, second = random_observations(model.interface, image, 2)
+    dense = _actions(model, Dense, [[first]])[0][0]
+    assert dense.shape == (model.chunk, dense.shape[-1]), f"a chunk has shape {dense.shape}, not [{model.chunk}, ...]"
+    _check_flops(model, first)
+    other = _actions(model, Dense, [[second]])[0][0]
+    together = _actions(model, Dense, [[first], [second]])
+    for (got,), alone in zip(together, (dense, other), strict=True):
+        assert np.allclose(got, alone, atol=1e-4), "a neighbour in the packed call changes the actions"
+    kept = _actions(model, KeepAll, [[first]])[0][0]
+    assert np.array_equal(kept, dense), "keeping every token changes the actions"
+    half = _actions(model, KeepHalf, [[first, second]])[0]
+    backends: list[Backend] = [SimulatedGraphs(), *([Compiled("eager")] if compiles else [])]
+    for backend in backends:
+        twin = with_segments(model, backend)
+        for kind, expected in ((Dense, [dense, other]), (KeepHalf, half)):
+            found = _actions(twin, kind, [[first, second]])[0]
+            for got, want in zip(found, expected, strict=True):
+                assert np.allclose(got, want, atol=1e-4), f"backend {backend.name} changes the actions"
+        assert backend.entered and backend.builds, f"the model does not run its segments through backend {backend.name}"
+
+
+def _actions(
+    model: VLA, make: Callable[[], Pruner], episodes: Sequence[Sequence[Observation]]
+) -> list[list[np.ndarray]]:
+    """The chunks of each episode, all episodes packed into the same calls."""
+    policy = Policy(model, make, slots=len(episodes))
+    out: list[list[np.ndarray]] = [[] for _ in episodes]
+    for observations in zip(*episodes, strict=True):
+        for slot, chunk in policy.act(dict(enumerate(observations))).items():
+            out[slot].append(chunk)
+    return out
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of FLOPs. On a CPU it counts fused attention as nothing unless it is told how."""
+
+    def count(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: count})
+
+
+def _check_flops(model: VLA, observation: Observation) -> None:
+    """Charges of a dense and of a pruned call against torch's counter."""
+    for make in (Dense, KeepHalf):
+        policy = Policy(model, make)
+        with flop_counter() as counter:
+            policy.act({0: observation})
+        (record,) = policy.drain(0)
+        charged = sum(record.flops.values())
+        assert charged == counter.get_total_flops(), (
+            f"{model.info.name} charges {charged:.0f} FLOPs for a call with {make.__name__}, torch counts "
+            f"{counter.get_total_flops()}"
+        )
+        reached = record.visual[-1]
+        expected = record.total if make is Dense else -(-record.total // 2)
+        assert reached == expected, f"{reached} visual tokens reach the last layer, {expected} were kept"
 
 
 def check_benchmark(bench: Benchmark, steps: int = 5) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property, reduce
 from itertools import groupby
 
@@ -29,7 +29,7 @@ class QueryGroup(enum.Flag):
 
 @cache
 def _groups(rows: QueryGroup) -> tuple[QueryGroup, ...]:
-    return tuple(rows)  # to iterate over a flag costs more than a small matrix product
+    return tuple(rows)  # iterating over a flag costs more than a small matrix product
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class View:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things stand in a prompt of `length` positions. The groups are runs of neighbours.
+    """Where things are in a prompt of `length` positions. Each group is a contiguous range.
 
     visual  positions of the V visual tokens
     text    positions of the instruction
@@ -57,8 +57,10 @@ class Layout:
     last    position of the last prompt token
     views   the cameras, in the order of their tokens
 
-    Two layouts are equal where cameras and instruction are: what else a prompt holds (pi0.5's state, in words) may
-    change its length from call to call, and methods that remember tokens need not forget them for that.
+    Two layouts are equal if cameras and instruction are in the same places. The rest of a prompt (pi0.5's state, in
+    words) may change its length from call to call; methods that remember tokens need not forget them for that.
+
+    Errors: ValueError where the views do not tile the visual tokens.
     """
 
     length: int = field(compare=False)
@@ -69,7 +71,7 @@ class Layout:
     views: tuple[View, ...]
 
     def __post_init__(self) -> None:
-        """The views must tile the visual tokens."""
+        """Checks that the views tile the visual tokens."""
         tiles = [i for view in self.views for i in view.tokens]
         if tiles != list(range(len(self.visual))):
             raise ValueError(f"views {self.views} do not tile the {len(self.visual)} visual tokens")
@@ -99,9 +101,9 @@ class Layout:
             QueryGroup.ACTION: self.action,
         }
 
-    def group(self, rows: QueryGroup) -> range:
+    def group(self, group: QueryGroup) -> range:
         """Prompt positions of one group of query rows, as if no token had been dropped."""
-        return self._groups[rows]
+        return self._groups[group]
 
 
 def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
@@ -124,7 +126,7 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
     return logits.softmax(-1)
 
 
-def unfolded(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
+def scatter_columns(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
     """Weights [..., c] on columns [c] (None for 0 .. c - 1) as weights [..., end], zero elsewhere."""
     if columns is None and weights.shape[-1] == end:
         return weights
@@ -137,14 +139,13 @@ def unfolded(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AttentionRows:
-    """Query rows of one layer that a method may look at; their weights are computed when it does.
+    """Some query rows of one layer. Their weights are computed when a method first looks at them.
 
     queries  [H, q, hd] rotated
     keys     [kv, c, hd] rotated
     columns  [c] positions of the keys; None for 0 .. c - 1
-    index    [q] positions of rows that see nothing behind themselves; None where they see everything
+    index    [q] positions of rows that see no later position; None where they see everything
     bias     [c] added to the logits; None for zeros
-    whole    the read that this is a part of, from which of its rows on; None for a read of its own
     """
 
     queries: Tensor
@@ -152,46 +153,23 @@ class AttentionRows:
     columns: Tensor | None = None
     index: Tensor | None = None
     bias: Tensor | None = None
-    whole: tuple[AttentionRows, int] | None = None
 
     @classmethod
     def known(cls, weights: Tensor, columns: Tensor | None = None) -> AttentionRows:
-        """A read whose weights [H, q, c] somebody has computed already."""
-        read = cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns)
-        read.__dict__["weights"] = weights
-        return read
-
-    def cut(self, start: int, stop: int) -> AttentionRows:
-        """Rows start .. stop - 1 of it as a read of their own."""
-        index = None if self.index is None else self.index[start:stop]
-        return AttentionRows(self.queries[:, start:stop], self.keys, self.columns, index, self.bias)
-
-    def part(self, start: int, stop: int) -> AttentionRows:
-        """The same, but the first part that is looked at has all of it computed."""
-        if stop - start == self.queries.shape[1]:
-            return self
-        return replace(self.cut(start, stop), whole=(self, start))
+        """Rows whose weights [H, q, c] are computed already."""
+        rows = cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns)
+        rows.__dict__["weights"] = weights
+        return rows
 
     @cached_property
     def weights(self) -> Tensor:
-        """[H, q, c] in fp32."""
-        if self.whole is None:
-            return attention_rows(self.queries, self.keys, self._visible(), self.bias)
-        read, start = self.whole
-        return read.weights[:, start : start + self.queries.shape[1]]
-
-    @cached_property
-    def summed(self) -> Tensor:
-        """[q, c] sum over heads."""
-        if self.whole is None:
-            return self.weights.float().sum(0)
-        read, start = self.whole
-        return read.summed[start : start + self.queries.shape[1]]
+        """[H, q, c] softmax weights in fp32."""
+        return attention_rows(self.queries, self.keys, self._visible(), self.bias)
 
     @property
-    def waits(self) -> bool:
-        """Whether its weights are still to be computed."""
-        return "weights" not in vars(self) and (self.whole is None or self.whole[0].waits)
+    def pending(self) -> bool:
+        """Whether the weights are still to be computed."""
+        return "weights" not in vars(self)
 
     def _visible(self) -> Tensor | None:
         if self.index is None:
@@ -201,31 +179,45 @@ class AttentionRows:
             columns = torch.arange(self.keys.shape[1], device=self.index.device)
         return self.index[:, None] >= columns[None, :]
 
-    @classmethod
-    def together(cls, reads: Sequence[AttentionRows]) -> Tensor:
-        """[n, H, q, c] weights of n reads of one shape; those that wait are computed in one product."""
-        if len(reads) == 1 or not all(read.waits for read in reads):
-            return torch.stack([read.weights for read in reads])
-        bias = None
-        if any(read.bias is not None for read in reads):
-            zeros = reads[0].keys.new_zeros(reads[0].keys.shape[1])
-            bias = torch.stack([zeros if read.bias is None else read.bias for read in reads])[:, None, None]
-        visible = None
-        if reads[0].index is not None:
-            visible = torch.stack([read._visible() for read in reads])[:, None]  # type: ignore[misc]
-        queries, keys = torch.stack([r.queries for r in reads]), torch.stack([r.keys for r in reads])
-        weights = attention_rows(queries, keys, visible, bias)
-        for read, own in zip(reads, weights, strict=True):
-            read.__dict__["weights"] = own
-        return weights
+    def like(self, other: AttentionRows) -> bool:
+        """Whether both have the same shapes, so that one product can compute both."""
+        return self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
 
 
-def _alike(reads: Iterable[AttentionRows], key: Callable[[AttentionRows], object]) -> list[list[AttentionRows]]:
-    """Runs of neighbours with the same key."""
-    return [list(run) for _, run in groupby(reads, key)]
+def compute_together(several: Sequence[AttentionRows]) -> None:
+    """Computes the weights of rows of one shape, all of them pending, in one product."""
+    first = several[0]
+    bias, visible = None, None
+    if any(rows.bias is not None for rows in several):
+        zeros = first.keys.new_zeros(first.keys.shape[1])
+        bias = torch.stack([zeros if rows.bias is None else rows.bias for rows in several])[:, None, None]
+    if first.index is not None:
+        visible = torch.stack([rows._visible() for rows in several])[:, None]  # type: ignore[misc]
+    queries, keys = torch.stack([r.queries for r in several]), torch.stack([r.keys for r in several])
+    for rows, weights in zip(several, attention_rows(queries, keys, visible, bias), strict=True):
+        rows.__dict__["weights"] = weights
 
 
-Runs = list[tuple[range, list[tuple[QueryGroup, int, int]]]]  # rows computed together, where in them each group stands
+@dataclass(frozen=True, eq=False)
+class RowSlice:
+    """Rows start .. stop - 1 of some attention rows: one query group of one layer."""
+
+    rows: AttentionRows
+    start: int
+    stop: int
+
+    @property
+    def weights(self) -> Tensor:
+        """[H, q, c] softmax weights in fp32."""
+        return self.rows.weights[:, self.start : self.stop]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for slices that can be stacked: same rows, shapes and columns."""
+        return self.start, self.stop, self.rows.queries.shape, self.rows.keys.shape, id(self.rows.columns)
+
+
+Spans = Mapping[QueryGroup, tuple[int, int]]  # of query groups within computed rows: first row, and one past the last
 
 
 @dataclass
@@ -234,11 +226,10 @@ class Trace:
 
     images  one [h, w, 3] uint8 image per view, as the vision tower sees it
     step    model calls since the episode began
-    kept    site -> [k] numbers, among the V, of the visual tokens computed from that layer on
-    reused  site -> [r] prompt positions attended to from there on with an earlier call's keys and values
+    kept    layer -> [k] numbers, among the V, of the visual tokens computed from that layer on
+    reused  layer -> [r] prompt positions attended to from there on with an earlier call's keys and values
     counts  per layer (rows computed, columns attended to) of the prompt pass
-    decode  per decode pass, the columns attended to at each layer
-    expert  per pass of an action expert (a step of its flow), the columns attended to at each layer
+    passes  per pass behind the prompt (a decoded token, a denoising step), the columns attended to at each layer
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
             None if the method does not read it
@@ -250,11 +241,9 @@ class Trace:
     kept: dict[int, Tensor] = field(default_factory=dict)
     reused: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
-    decode: list[list[int]] = field(default_factory=list)
-    expert: list[list[int]] = field(default_factory=list)
+    passes: list[list[int]] = field(default_factory=list)
     vision_attention: Tensor | None = None
-    _reads: dict[tuple[int, QueryGroup], list[AttentionRows]] = field(default_factory=dict, repr=False)
-    _noted: list[tuple[int, Runs, AttentionRows]] = field(default_factory=list, repr=False)
+    _read: dict[tuple[int, QueryGroup], RowSlice] = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -267,84 +256,84 @@ class Trace:
             patches.append(grid.reshape(-1, h, w, 3))
         return torch.cat(patches)
 
-    def add(self, layer: int, group: QueryGroup, read: AttentionRows) -> None:
-        """Takes one group of query rows of a layer."""
-        self._reads.setdefault((layer, group), []).append(read)
+    def add(self, layer: int, rows: AttentionRows, spans: Spans) -> None:
+        """Takes attention rows of a layer, and where in them each query group is."""
+        for group, (start, stop) in spans.items():
+            self._read[layer, group] = RowSlice(rows, start, stop)
 
-    def note(self, layer: int, runs: Runs, read: AttentionRows) -> None:
-        """Takes all rows of a layer, of which only `runs` are meant; they are cut out when somebody looks at any."""
-        self._noted.append((layer, runs, read))
+    def add_weights(self, layer: int, group: QueryGroup, weights: Tensor) -> None:
+        """Takes softmax weights [H, q, P] of one query group that are computed already, such as hand-made ones."""
+        self.add(layer, AttentionRows.known(weights), {group: (0, weights.shape[1])})
 
-    def _settle(self) -> None:
-        for layer, runs, read in self._noted:
-            for rows, groups in runs:
-                run = read.cut(rows.start, rows.stop)
-                for group, start, stop in groups:
-                    self.add(layer, group, run.part(start, stop))
-        self._noted.clear()
+    def has(self, layer: int, groups: QueryGroup) -> bool:
+        """Whether all query groups were read at `layer`."""
+        return all((layer, group) in self._read for group in groups.groups)
 
-    def has(self, layer: int, rows: QueryGroup) -> bool:
-        """Whether all groups of `rows` were read at `layer`."""
-        self._settle()
-        return all((layer, g) in self._reads for g in rows.groups)
-
-    def rows(self, layer: int, rows: QueryGroup) -> Tensor:
+    def rows(self, layer: int, groups: QueryGroup) -> Tensor:
         """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
 
         KeyError names what was not read.
         """
-        parts = [unfolded(read.weights, read.columns, self.layout.end) for read in self._found(layer, rows)]
+        parts = [scatter_columns(s.weights, s.rows.columns, self.layout.end) for s in self._slices([layer], groups)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _found(self, layer: int, rows: QueryGroup) -> list[AttentionRows]:
-        self._settle()
-        found: list[AttentionRows] = []
-        for group in rows.groups:
-            if (layer, group) not in self._reads:
-                read = sorted(f"{g.name}@{i}" for i, g in self._reads)
-                raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
-            found += self._reads[layer, group]
-        return found
-
-    def visual(self, layer: int, rows: QueryGroup) -> Tensor:
+    def visual(self, layer: int, groups: QueryGroup) -> Tensor:
         """[H, q, V]: the same, on all V visual tokens."""
-        span = self.layout.visual
-        return self.rows(layer, rows)[..., span.start : span.stop]
+        return self._on_visual(self.rows(layer, groups))
 
-    def received(self, layer: int, rows: QueryGroup) -> Tensor:
-        """[V] mean over heads and query rows of what `visual` gives, in fp32, without ever joining the rows."""
-        reads = self._found(layer, rows)
-        count = sum(read.queries.shape[1] for read in reads)
-        parts = [
-            unfolded(reduce(torch.add, [read.summed.sum(0) for read in same]), same[0].columns, self.layout.end)
-            for same in _alike(reads, lambda read: id(read.columns))
-        ]
-        span, scale = self.layout.visual, 1 / (count * reads[0].queries.shape[0])
-        return reduce(torch.add, parts)[span.start : span.stop] * scale
+    def received(self, layer: int, groups: QueryGroup) -> Tensor:
+        """[V] mean over heads and query rows of what `visual` gives, in fp32."""
+        found = self._slices([layer], groups)
+        count = sum(s.stop - s.start for s in found) * found[0].weights.shape[0]
+        return self._total(found, (0, 1, 2)) / count
 
     def per_row(self, layers: Iterable[int], group: QueryGroup) -> Tensor:
-        """[q, V] weights of one group of query rows on all visual tokens, mean over `layers` and heads, in fp32.
+        """[q, V] weights of one query group on all visual tokens, mean over `layers` and heads, in fp32.
 
-        Neighbouring layers of one shape are computed together. KeyError as in `rows`.
+        KeyError names what was not read.
         """
-        reads = [read for layer in layers for read in self._found(layer, group)]
-        parts = []
-        for run in _alike(reads, lambda read: (read.queries.shape, read.keys.shape)):
-            weights = AttentionRows.together(run)
-            for same in _alike(run, lambda read: id(read.columns)):
-                own, weights = weights[: len(same)], weights[len(same) :]
-                parts.append(unfolded(own.sum((0, 1)), same[0].columns, self.layout.end))
-        scale = 1 / (len(reads) * reads[0].queries.shape[0])
-        return reduce(torch.add, parts)[:, self.layout.visual.start : self.layout.visual.stop] * scale
+        found = self._slices(layers, group)
+        return self._total(found, (0, 1)) / (len(found) * found[0].weights.shape[0])
 
     def per_head(self, layers: Sequence[int], group: QueryGroup) -> Tensor:
-        """[L, H, V] weights of one group of query rows on all visual tokens, mean over its rows, in fp32.
+        """[L, H, V] weights of one query group on all visual tokens, mean over its rows, in fp32.
 
-        Computed together where the layers are of one shape. KeyError as in `rows`.
+        KeyError names what was not read.
         """
-        found = [self._found(layer, group) for layer in layers]
-        reads = [read for each in found for read in each]
-        if len(reads) > len(found) or len(_alike(reads, lambda r: (r.queries.shape, r.keys.shape, id(r.columns)))) > 1:
-            return torch.stack([self.visual(layer, group).float().mean(1) for layer in layers])
-        mean = unfolded(AttentionRows.together(reads).mean(2), reads[0].columns, self.layout.end)
-        return mean[..., self.layout.visual.start : self.layout.visual.stop]
+        found = self._slices(layers, group)
+        return torch.cat([self._full(w.mean(2), columns) for w, columns in self._stacked(found)])
+
+    def _slices(self, layers: Iterable[int], groups: QueryGroup) -> list[RowSlice]:
+        found: list[RowSlice] = []
+        for layer in layers:
+            for group in groups.groups:
+                if (layer, group) not in self._read:
+                    read = sorted(f"{g.name}@{i}" for i, g in self._read)
+                    raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
+                found.append(self._read[layer, group])
+        return found
+
+    @staticmethod
+    def _stacked(slices: Sequence[RowSlice]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Weights [n, H, q, c] and columns of neighbouring slices that are alike, each run computed in one product."""
+        for _, run in groupby(slices, lambda s: (s.rows.queries.shape, s.rows.keys.shape)):
+            alike = list(run)
+            pending = list({id(s.rows): s.rows for s in alike if s.rows.pending}.values())
+            if len(pending) > 1:
+                compute_together(pending)
+            for _, same in groupby(alike, lambda s: s.key):
+                several = list(same)
+                weights = [s.weights for s in several]
+                yield weights[0][None] if len(weights) == 1 else torch.stack(weights), several[0].rows.columns
+
+    def _total(self, slices: Sequence[RowSlice], dims: tuple[int, ...]) -> Tensor:
+        """Sum over slices and the dimensions `dims` of [n, H, q, c], on the V visual tokens."""
+        parts = [self._full(w.sum(dims), columns) for w, columns in self._stacked(slices)]
+        return reduce(torch.add, parts)
+
+    def _full(self, weights: Tensor, columns: Tensor | None) -> Tensor:
+        return self._on_visual(scatter_columns(weights, columns, self.layout.end))
+
+    def _on_visual(self, weights: Tensor) -> Tensor:
+        """Weights [..., P] on all positions to those [..., V] on the visual tokens."""
+        return weights[..., self.layout.visual.start : self.layout.visual.stop]

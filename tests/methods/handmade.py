@@ -8,7 +8,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
-from vlaprune.trace import AttentionRows, Layout, Trace, View
+from vlaprune.trace import Layout, Trace, View
 
 INFO = ModelInfo("handmade", 6, 2, 16, 8)
 
@@ -26,7 +26,7 @@ def prune_context(visual, text=None, layer=0, cameras=((2, 4),), read=(), tower=
     for at, rows, attention in read:
         full = torch.zeros(*attention.shape[:2], layout.length)
         full[..., 1 : 1 + total] = attention
-        trace.add(at, rows, AttentionRows.known(full))
+        trace.add_weights(at, rows, full)
     alive = torch.arange(total) if alive is None else alive
     return PruneContext(layer, seed, visual, alive, text, text, torch.zeros(len(alive), dtype=torch.bool), trace)
 

@@ -10,7 +10,7 @@ from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import scenes
-from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
+from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
@@ -100,7 +100,7 @@ class Episode:
             probs = attention(layer, group, count)
             full = torch.zeros(probs.shape[0], count, layout.end)
             full[..., layout.visual.start + alive] = probs[..., alive]
-            self.trace.add(layer, group, AttentionRows.known(full))
+            self.trace.add_weights(layer, group, full)
 
 
 def check_config(cls):

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from vlaprune.meter import Clock
 from vlaprune.methods.fastv import FastV
-from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens, from_llama
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, Tokens, from_llama
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
@@ -123,7 +124,7 @@ def test_equals_hooks_on_llama(layer):
     x, visual = torch.randn(1, 19, 64), range(1, 16)
     want, keep = guest(llama, x, visual, layer, 6)
     session = Session(FastV(layer, 6), ModelInfo("llama", 4, 4, 64, 16), shape, Clock())
-    session.begin(Layout(19, visual, range(16, 19), range(18, 19), 18, (View("main", 0, 3, 5),)), (), x)
-    rows = ours([Tokens(x[0], torch.arange(19))], [session])[0]
+    call = session.begin(Layout(19, visual, range(16, 19), range(18, 19), 18, (View("main", 0, 3, 5),)), (), x)
+    rows = ours([Tokens(x[0], torch.arange(19))], [call])[0]
     assert torch.equal(session.trace.kept[layer] + 1, keep[1:7])
     assert torch.allclose(rows, want, atol=1e-5)

@@ -19,7 +19,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
+from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 INFO = ModelInfo("hand", 3, 2, 8, 4)
 
@@ -40,7 +40,7 @@ def hand(patches, probs, grid=((4, 4),), step=0):
         rows = torch.zeros(weights.shape[0], words, layout.end)
         rows[..., 1 : 1 + total] = weights
         if words:
-            trace.add(layer, QueryGroup.TEXT, AttentionRows.known(rows))
+            trace.add_weights(layer, QueryGroup.TEXT, rows)
     return trace
 
 

@@ -7,7 +7,8 @@ from vlaprune.meter import Clock
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.selecting import elected, multiplicity, straight_through
 from vlaprune.models.tiny import TEXT, tokenize
-from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
 
@@ -153,7 +154,8 @@ def test_training_in_a_model():
     numbers = torch.tensor([words + [0] * (TEXT - len(words))])
     (prompt,) = model.embed(model.encode_images(images), torch.zeros(1, 8), numbers)
     session = training_session(model, words, trained())
-    after, span = session.enter(0, prompt), session.trace.layout.visual
+    call = session.begin(model.layout(len(words)), (), model.special)
+    after, span = call.enter(0, prompt), call.trace.layout.visual
     assert len(after.index) == len(prompt.index)
     for outside in (slice(0, span.start), slice(span.stop, None)):
         assert torch.equal(after.hidden[outside], prompt.hidden[outside])

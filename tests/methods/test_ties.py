@@ -21,7 +21,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
+from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 pytestmark = pytest.mark.filterwarnings("ignore:ties runs without")
 TOKENS = ("topk_ref", "all", "topk_fixed", "topk_union", "topk_union_tied")
@@ -41,7 +41,7 @@ def hand(probs, images=None, grid=((4, 4),), words=3, step=0):
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         row = torch.zeros(weights.shape[0], 1, layout.end)
         row[:, 0, 1 : 1 + total] = weights
-        trace.add(layer, QueryGroup.LAST, AttentionRows.known(row))
+        trace.add_weights(layer, QueryGroup.LAST, row)
     return trace
 
 

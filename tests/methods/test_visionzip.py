@@ -114,7 +114,7 @@ def test_nothing_is_read_unless_asked(monkeypatch):
 
 def test_a_wrong_shape_is_refused():
     session = Policy(tiny(), Peek).sessions[0]
-    session.begin(tiny().layout(3), (), torch.zeros(1))
+    call = session.begin(tiny().layout(3), (), torch.zeros(1))
     with pytest.raises(ValueError, match="one number for each"):
-        session.record_vision_attention(torch.zeros(31))
+        call.record_vision_attention(torch.zeros(31))
     assert VisionZip().plan(INFO).vision_attention and not Dense().plan(INFO).vision_attention

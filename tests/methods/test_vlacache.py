@@ -17,7 +17,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
-from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
+from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 DEPTH = 5
 INFO = ModelInfo("hand", DEPTH, 2, 8, 4)
@@ -38,9 +38,9 @@ def hand(patches, probs, grid=((4, 4),), words=3):
     trace = Trace(layout, images, 0)
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         trace.counts.append((end, end))
-        trace.add(layer, QueryGroup.VISUAL, AttentionRows.known(weights[:, :total]))
+        trace.add_weights(layer, QueryGroup.VISUAL, weights[:, :total])
         if words:
-            trace.add(layer, QueryGroup.TEXT, AttentionRows.known(weights[:, total:]))
+            trace.add_weights(layer, QueryGroup.TEXT, weights[:, total:])
     return trace
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.call import Call, stage
 from vlaprune.models.prismatic import (
     EMPTY,
     HALF,
@@ -32,6 +34,7 @@ from vlaprune.models.prismatic import (
     restore,
     stand_in,
 )
+from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
@@ -39,7 +42,7 @@ from vlaprune.nn.hub import locate
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
-from vlaprune.session import Session, stage
+from vlaprune.session import Session
 from vlaprune.trace import Layout
 
 EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
@@ -94,6 +97,7 @@ class CogACT:
             self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
         self.device, self.chunk = resolve_device(device), chunk
         self.info = own.info("cogact")
+        self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
         self.card: dict[str, object] = {"weights": weights}
         self.range = Range.identity(ACTION)
@@ -159,19 +163,22 @@ class CogACT:
         """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
         pictures = images(observations, self.interface.cameras, self._prepare, self.info.name).to(self.device)
         texts = [[*self.tokenize(format_prompt(o.instruction)), EMPTY, STOP] for o in observations]
-        for session, own, text in zip(sessions, pictures, texts, strict=True):
+        calls = [
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
-        visual = self.trunk.encode_images(pictures, sessions)
+            for session, own, text in zip(sessions, pictures, texts, strict=True)
+        ]
+        visual = self.trunk.encode_images(pictures, calls, self.backend)
         prompts = [self.trunk.prompt(v, t) for v, t in zip(visual, texts, strict=True)]
-        with stage(sessions, "prompt"):
-            rows = self.decoder(prompts, sessions)
-        with stage(sessions, "head", self.action.flops()):
-            unit = self.action(torch.stack([r[-1] for r in rows]), self._noise(sessions))
+        with stage(calls, "prompt"):
+            rows = self.decoder(prompts, calls, self.backend)
+        with stage(calls, "head", self.action.flops()):
+            denoise = partial(self.action, backend=self.backend)
+            unit = self.backend.run(("head",), denoise, torch.stack([r[-1] for r in rows]), self._noise(calls))
         return list(restore(self._decided(unit), self.range))
 
-    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+    def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
-        lots = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in sessions]
+        lots = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in calls]
         draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(lot)) for lot in lots]
         return torch.stack(draws).to(self.device)
 

@@ -17,25 +17,30 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.meter import block_flops, linear_flops
+from vlaprune.call import Call, stage
+from vlaprune.meter import block_flops
 from vlaprune.models.letterbox import RESIZE
-from vlaprune.models.paligemma import NUMBERS, PaliGemma, Sizes, weight_map
+from vlaprune.models.paligemma import NUMBERS, FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.prismatic import images, precision, resolve_device
 from vlaprune.models.scaling import Scaling
+from vlaprune.models.suffix import record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import RMSNorm
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Decoder, RMSNorm, Tokens
-from vlaprune.nn.expert import KVBuffer, embed_time, flow_times
+from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.nn.extend import Suffix
 from vlaprune.nn.hub import locate
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session, stage
+from vlaprune.session import Session
 from vlaprune.trace import Layout, View
 
 STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
@@ -82,6 +87,8 @@ class Flow(ABC):
         self.card: dict[str, object] = {"weights": weights, "seed": seed}
         self.scaling = Scaling.identity(STATE, ACTION)
         self.words: Words
+        self.backend: Backend = EAGER
+        self._constants: FlowConstants | None = None
         if weights == "random":
             self._random(seed)
         else:
@@ -101,7 +108,7 @@ class Flow(ABC):
         randomise(self.net, seed, self.device, None)
         if self.device.type != "meta":
             for module in self.net.modules():
-                if isinstance(module, RMSNorm) and module.shifted:
+                if isinstance(module, RMSNorm) and module.plus_one:
                     module.weight.zero_()
         self.words = tokenizer_of(None, self.net.sizes.vocabulary)
 
@@ -155,68 +162,56 @@ class Flow(ABC):
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
+        calls = []
         for session, own, text in zip(sessions, pictures, texts, strict=True):
             shown = tuple(own.round().to(torch.uint8).to(self.device))
-            session.begin(self.layout(text), shown, self.net.projector.weight)
-        with stage(sessions, "vision", pictures.shape[1] * self.net.tower.flops):
-            features = self.net.encode_images(pictures.to(self.device), sessions)
-        with stage(sessions, "projector", linear_flops(features[0, :, 0].numel(), *self.net.widths)):
-            visual = self.net.projector(features)
-        with stage(sessions, "prompt"):
+            calls.append(session.begin(self.layout(text), shown, self.net.projector.weight))
+        visual = self.net.encode_images(pictures.to(self.device), calls, self.backend)
+        with stage(calls, "prompt"):
             rows = [torch.cat((v, self.net.embed(t.ids))) for v, t in zip(visual, texts, strict=True)]
-            self.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], sessions)
-        with stage(sessions, "decode"):
-            flows = self._flow(sessions, scaled)
+            self.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], calls, self.backend)
+        with stage(calls, "decode"):
+            flows = self._flow(calls, scaled)
         if self.device.type == "meta":
             return list(flows[..., :ACTION])
         raw = [self.restore(f, s) for f, s in zip(flows.double().cpu().numpy(), states, strict=True)]
         return [torch.from_numpy(r) for r in raw]
 
-    def _flow(self, sessions: Sequence[Session], states: Sequence[np.ndarray | None]) -> Tensor:
+    def _flow(self, calls: Sequence[Call], states: Sequence[np.ndarray | None]) -> Tensor:
         """Actions [B, chunk, 32] in fp32, `steps` Euler steps from noise at time 1 to time 0."""
-        net, expert, chunk = self.net, self.net.expert, self.chunk
-        kind = net.projector.weight.dtype
-        starts = [s.trace.layout.length for s in sessions]
-        buffers = expert.kv_buffers(sessions, starts, self.num_prefix + chunk)
-        whole, tail = (expert.rotation(buffers, rows, kind) for rows in (self.num_prefix + chunk, chunk))
-        with stage(sessions, "head", net.head_flops(chunk, self.steps)):
-            times = embed_time(flow_times(self.steps).to(self.device), net.sizes.expert_width).float()
-            condition = net.condition(times) if self.adaptive else None
-            actions, state = self._noise(sessions), self._padded(states)
-        modulations = None if condition is None else expert.modulations(condition)
-        for step in range(self.steps):
-            first, last = step == 0, step == self.steps - 1
-            with stage(sessions, "head"):
-                rows = net.suffix(actions, times[step], state if first else None).to(kind)
-            num_prefix = rows.shape[1] - chunk
-            own = None if modulations is None else [m[step] for m in modulations]
-            rows = expert(rows, whole if num_prefix else tail, buffers, num_prefix, own, sessions if last else ())
-            with stage(sessions, "head"):
-                actions = actions - net.action_out(rows[:, num_prefix:].float()) / self.steps
-        self._count(sessions, buffers)
-        return actions
+        config = self.net.expert.config
+        suffix = Suffix.of(config, calls, [c.trace.layout.length for c in calls], self.num_prefix + self.chunk)
+        layers = recorded_layers(calls, config)
+        run = partial(denoise, self.net, self.constants, layers, self.backend)
+        inputs = (self._noise(calls), self._padded(states), suffix.tables, suffix.kv)
+        actions, queries, keys = self.backend.run(("flow", layers), run, *inputs)
+        record_action(calls, suffix, layers, queries, keys, causal=False)
+        for i, call in enumerate(calls):
+            self._count(call, suffix.columns(i))
+        return actions  # type: ignore[no-any-return]
 
-    def _count(self, sessions: Sequence[Session], buffers: Sequence[Sequence[KVBuffer]]) -> None:
-        """Charges each session the passes of the expert over its own columns."""
-        shape, suffix = self.net.expert.config, self.num_prefix + self.chunk
-        for i, session in enumerate(sessions):
-            columns = [layer[i].columns.shape[0] for layer in buffers]
-            flops = self.steps * sum(block_flops(shape, self.chunk, c) for c in columns)
-            if self.num_prefix:
-                flops += sum(block_flops(shape, self.num_prefix, c - suffix + self.num_prefix) for c in columns)
-            if self.adaptive:
-                flops += (
-                    self.steps * (2 * shape.num_layers + 1) * linear_flops(1, shape.hidden_size, 3 * shape.hidden_size)
-                )
-            session.charge("decode", flops)
-            for _ in range(self.steps):
-                session.record_expert_pass(columns)
+    @property
+    def constants(self) -> FlowConstants:
+        """What depends on the number of steps alone: computed in the first call, charged to none."""
+        if self._constants is None:
+            self._constants = FlowConstants.of(self.net, self.steps)
+        return self._constants
 
-    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+    def _count(self, call: Call, seen: Sequence[int]) -> None:
+        """Charges and notes the passes of the expert; `seen` columns of the prompt at each layer."""
+        config, prefix = self.net.expert.config, self.num_prefix
+        columns = [n + prefix + self.chunk for n in seen]
+        flops = self.steps * sum(block_flops(config, self.chunk, n) for n in columns)
+        flops += sum(block_flops(config, prefix, n + prefix) for n in seen) if prefix else 0.0
+        call.charge("decode", flops)
+        call.charge("head", self.net.head_flops(self.chunk, self.steps))
+        call.record_passes([columns] * self.steps)
+
+    def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, 32], drawn on the CPU from the episode's seed and the number of the call."""
         lots = []
-        for session in sessions:
-            number = zlib.crc32(f"{session.seed}/{session.trace.step}".encode())
+        for call in calls:
+            number = zlib.crc32(f"{call.seed}/{call.trace.step}".encode())
             lots.append(torch.randn(self.chunk, NUMBERS, generator=torch.Generator().manual_seed(number)))
         return torch.stack(lots).to(self.device)
 

@@ -15,6 +15,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
 from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
@@ -36,12 +38,13 @@ from vlaprune.models.prismatic import (
     restore,
 )
 from vlaprune.models.source import Source, published
+from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
 from vlaprune.nn.lora import load_adapter
-from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map, time_row
+from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
-from vlaprune.session import Session, stage
+from vlaprune.session import Session
 from vlaprune.trace import Layout
 
 HEADS = ("l1", "tokens", "diffusion")
@@ -122,6 +125,7 @@ class OFT(nn.Module):
         if adapter is not None:
             load_adapter(self, self.trunk, adapter, self.card)
         self.info = own.info("oft")
+        self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
     def _extras(self, width: int, numbers: int) -> dict[str, tuple[nn.Module, str]]:
@@ -201,18 +205,23 @@ class OFT(nn.Module):
         self, seen: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], sessions: Sequence[Session]
     ) -> Tensor:
         """Normalised chunks of prepared images [B, cameras, h, w, 3], normalised state [B, s] and token ids."""
-        for session, own, words in zip(sessions, seen, ids, strict=bool(sessions)):
+        calls = [
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
-            session.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
-        visual = self.trunk.encode_images(seen, sessions)
+            for session, own, words in zip(sessions, seen, ids, strict=bool(sessions))
+        ]
+        for call in calls:
+            call.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
+        visual = self.trunk.encode_images(seen, calls, self.backend)
         if self._head == "diffusion":
-            return self._denoise(visual, state, ids, sessions)
+            return self._denoise(visual, state, ids, calls)
         slots = visual.new_zeros(len(ids), self.chunk * self._action, self.decoder.config.hidden_size)
-        rows = self._rows(self._prompts(visual, state, ids, slots), sessions)
+        rows = self._rows(self._prompts(visual, state, ids, slots), calls)
         if self._head == "tokens":
-            with stage(sessions, "head", linear_flops(rows.shape[1], *self.trunk.head.weight.T.shape)):
-                return decode_bins(self.trunk.head(rows).argmax(-1)).unflatten(1, (self.chunk, self._action))
-        return self._read(rows, sessions)
+            with stage(calls, "head", linear_flops(rows.shape[1], *self.trunk.head.weight.T.shape)):
+                best = partial(self.backend.unit(best_tokens), self.trunk.head)
+                tokens = self.backend.run(("head",), best, rows)
+                return decode_bins(tokens).unflatten(1, (self.chunk, self._action))
+        return self._read(rows, calls)
 
     def _prompts(
         self,
@@ -228,37 +237,38 @@ class OFT(nn.Module):
         seen, stop = torch.cat((visual, *between), 1), self.trunk.embed([STOP])
         return [self.trunk.prompt(s, words, (own, stop)) for s, words, own in zip(seen, ids, slots, strict=True)]
 
-    def _rows(self, prompts: Sequence[Tokens], sessions: Sequence[Session]) -> Tensor:
+    def _rows(self, prompts: Sequence[Tokens], calls: Sequence[Call]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
-        with stage(sessions, "prompt"):
-            rows = self.decoder(prompts, sessions or [NullSession()] * len(prompts))
+        with stage(calls, "prompt"):
+            rows = self.decoder(prompts, calls or [NullSession()] * len(prompts), self.backend)
         return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
 
-    def _read(self, rows: Tensor, sessions: Sequence[Session]) -> Tensor:
+    def _read(self, rows: Tensor, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, action] out of the head, from rows [B, chunk * action, d]."""
-        with stage(sessions, "head", linear_flops(self.chunk, *self.action_head.widths)):
+        with stage(calls, "head", linear_flops(self.chunk, *self.action_head.widths)):
             rows = rows.to(self.action_head.fc1.weight.dtype)  # in fp32 while it is trained
-            return self.action_head(rows.unflatten(1, (self.chunk, self._action)).flatten(2))  # type: ignore[no-any-return]
+            head = partial(self.backend.unit(action_numbers), self.action_head)
+            return self.backend.run(("head",), head, rows.unflatten(1, (self.chunk, self._action)).flatten(2))  # type: ignore[no-any-return]
 
     def _denoise(
-        self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], sessions: Sequence[Session]
+        self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], calls: Sequence[Call]
     ) -> Tensor:
         """From noise to a chunk: a whole pass of the decoder for every step."""
-        x = self._noise(sessions).to(self.trunk.embedding.weight)
+        x = self._noise(calls).to(self.trunk.embedding.weight)
         for step in self._schedule.steps:
             if step != self._schedule.steps[0]:
-                for session in sessions:
-                    session.repeat_pass()
+                for call in calls:
+                    call.repeat_pass()
             time, lift = time_row(step, self.decoder.config.hidden_size).to(x), self.noisy_action_projector
-            with stage(sessions, "projector", linear_flops(x[0].numel(), *lift.widths)):
+            with stage(calls, "projector", linear_flops(x[0].numel(), *lift.widths)):
                 slots = lift(x.flatten(1)[..., None])
             prompts = self._prompts(visual, state, ids, slots, time)
-            x = self._schedule.back(self._read(self._rows(prompts, sessions), sessions), step, x)
+            x = self._schedule.back(self._read(self._rows(prompts, calls), calls), step, x)
         return x
 
-    def _noise(self, sessions: Sequence[Session]) -> Tensor:
+    def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, action], drawn on the CPU from the episode's seed and the number of the call."""
-        lots = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in sessions]
+        lots = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in calls]
         return torch.stack([torch.randn(self.chunk, self._action, generator=lot) for lot in lots])
 
     def _states(self, observations: Sequence[Observation]) -> Tensor | None:

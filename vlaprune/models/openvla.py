@@ -8,11 +8,13 @@ openvla/openvla@c8f03f4:prismatic/extern/hf/modeling_prismatic.py (predict_actio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
 from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
@@ -26,8 +28,12 @@ from vlaprune.models.prismatic import (
     restore,
 )
 from vlaprune.models.source import Source, published
-from vlaprune.nn.decoder import Decoder, Tokens
-from vlaprune.session import Session, stage
+from vlaprune.models.suffix import record_action, record_passes, recorded_layers
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import normalise
+from vlaprune.nn.decoder import Decoder
+from vlaprune.nn.extend import KV, Suffix, extend, part
+from vlaprune.session import Session
 from vlaprune.trace import Layout
 
 ACTION = 7
@@ -79,6 +85,7 @@ class OpenVLA:
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
         self.info = own.info("openvla")
+        self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
 
     @property
@@ -110,26 +117,50 @@ class OpenVLA:
         seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
         seen = seen.to(self.device)
         ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
-        for session, own, words in zip(sessions, seen, ids, strict=True):
+        calls = [
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
-        visual = self.trunk.encode_images(seen, sessions)
+            for session, own, words in zip(sessions, seen, ids, strict=True)
+        ]
+        visual = self.trunk.encode_images(seen, calls, self.backend)
         prompts = [self.trunk.prompt(v, words) for v, words in zip(visual, ids, strict=True)]
-        with stage(sessions, "prompt"):
-            rows = self.decoder(prompts, sessions)
-        with stage(sessions, "decode"):
-            return self._decode(rows, [len(p.index) for p in prompts], sessions)
+        with stage(calls, "prompt"):
+            rows = self.decoder(prompts, calls, self.backend)
+        with stage(calls, "decode"):
+            return self._decode(torch.stack([r[-1] for r in rows]), calls)
 
-    def _decode(self, rows: Sequence[Tensor], ends: Sequence[int], sessions: Sequence[Session]) -> Tensor:
-        """Greedy tokens [B, 7]; positions go on from the full prompt, whatever was pruned."""
-        places = [torch.arange(end, end + ACTION, device=self.device) for end in ends]
-        out = [self._best(rows, sessions)]
+    def _decode(self, rows: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Greedy tokens [B, 7] after last rows [B, d]; positions go on from the full prompt, whatever was pruned."""
+        passes = ACTION - 1
+        suffix = Suffix.of(self.decoder.config, calls, [c.trace.layout.length for c in calls], passes)
+        layers = recorded_layers(calls, self.decoder.config)
+        run = partial(self.decoded, layers, suffix.tables)
+        tokens, queries, keys = self.backend.run(("decode", layers), run, rows, suffix.kv)
+        record_passes(calls, suffix, passes)
+        record_action(calls, suffix, layers, queries, keys)
+        head = ACTION * linear_flops(1, *self.trunk.head.weight.T.shape)
+        for call in calls:
+            call.charge("head", head)
+        return tokens  # type: ignore[no-any-return]
+
+    def decoded(
+        self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], rows: Tensor, buffers: Sequence[Sequence[KV]]
+    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+        """Segment: greedy tokens [B, 7] after rows [B, d]; the queries [B, H, 6, hd] and keys of some layers."""
+        backend, trunk = self.backend, self.trunk
+        best = backend.unit(best_token)
+        token, x = best(trunk.head, trunk.embedding, rows)
+        tokens, queries = [token], []
         for i in range(ACTION - 1):
-            hidden = self.trunk.embedding(out[-1])
-            steps = [Tokens(h[None], at[i : i + 1]) for h, at in zip(hidden, places, strict=True)]
-            out.append(self._best(self.decoder(steps, sessions), sessions))
-        return torch.stack(out, 1)
+            span = (ACTION - 1, i, 0)
+            x, each = extend(self.decoder.blocks, x, part(tables, i, i + 1), buffers, span, backend)
+            queries.append([each[layer] for layer in layers])
+            token, x = best(trunk.head, trunk.embedding, backend.unit(normalise)(self.decoder.norm, x))
+            tokens.append(token)
+        joined = [torch.cat(own, 2) for own in zip(*queries, strict=True)]
+        return torch.stack(tokens, 1), joined, [[kv[0] for kv in buffers[layer]] for layer in layers]
 
-    def _best(self, rows: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:
-        """The most likely token [B] after each sequence's last row."""
-        with stage(sessions, "head", linear_flops(1, *self.trunk.head.weight.T.shape)):
-            return self.trunk.head(torch.stack([r[-1] for r in rows])).argmax(-1)  # type: ignore[no-any-return]
+
+def best_token(head: nn.Module, embedding: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit: the most likely token [B] after rows [B, d], and its embedding [B, d]."""
+    token = head(rows).argmax(-1)
+    return token, embedding(token)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
-from vlaprune.nn.decoder import Decoder, DecoderConfig, RMSNorm
-from vlaprune.nn.expert import AdaNorm, Expert
-from vlaprune.nn.towers import Tower, TowerShape
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import DecoderConfig, RMSNorm
+from vlaprune.nn.decoder import Decoder
+from vlaprune.nn.expert import AdaNorm, Expert, embed_time, flow_times
+from vlaprune.nn.extend import KV, extend, part
+from vlaprune.nn.towers import Tower, TowerShape, project_features
 from vlaprune.nn.weights import WeightMap, llama_weight_map
-from vlaprune.session import Session
 
 NUMBERS = 32  # of a state and of an action, padded with zeros
 EXPERT = ("expert", "state", "action_in", "action_out", "time_in", "time_out")
@@ -105,25 +109,26 @@ class PaliGemma(nn.Module):
 
     # -- the prompt --------------------------------------------------------------------------------------------
 
-    def encode_images(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
-        """Features [B, V, dv] of images [B, cameras, h, w, 3] from 0 to 255; sessions that ask are shown the tower."""
-        pixels = (images.flatten(0, 1).float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(self.projector.weight.dtype)
-        asked = any(s.wants_vision_attention for s in sessions)
-        features = self.tower(pixels, (lambda q, k: self._tell(sessions, q, k)) if asked else None)
-        return features.unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+    def encode_images(self, images: Tensor, calls: Sequence[Call], backend: Backend = EAGER) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] from 0 to 255; calls that ask get the attention."""
+        reads, cameras = any(c.wants_vision_attention for c in calls), images.shape[1]
+        with stage(calls, "vision", cameras * self.tower.flops):
+            run = partial(see, self, reads, backend)
+            features, received = backend.run(("vision", reads), run, images.flatten(0, 1))
+        if received is not None:
+            self._record(calls, received)
+        rows = cameras * features.shape[1]
+        with stage(calls, "projector", linear_flops(rows, self.sizes.vision_width, self.sizes.width)):
+            project = partial(backend.unit(project_features), self.projector)
+            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
 
-    def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
-        """Hands over the attention that patches received in the last block, of [B * cameras, H, t, hd]."""
-        received = self.tower.received(queries, keys).unflatten(0, (len(sessions), -1))
-        for session, own in zip(sessions, received, strict=True):
-            if session.wants_vision_attention:
-                session.charge("method", own.shape[0] * 2.0 * queries[0].numel() * queries.shape[-2])
-                session.record_vision_attention(own.flatten())
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Of the projector."""
-        return self.sizes.vision_width, self.sizes.width
+    def _record(self, calls: Sequence[Call], received: Tensor) -> None:
+        """Hands over the attention [B * cameras, t] that patches received in the last block."""
+        tower, tokens = self.tower, self.tower.side**2
+        for call, own in zip(calls, received.unflatten(0, (len(calls), -1)), strict=True):
+            if call.wants_vision_attention:
+                call.charge("method", own.shape[0] * 2.0 * tokens * tokens * tower.shape.width)
+                call.record_vision_attention(own.flatten())
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] scaled embeddings of token ids."""
@@ -147,12 +152,88 @@ class PaliGemma(nn.Module):
         return rows  # type: ignore[no-any-return]
 
     def head_flops(self, chunk: int, steps: int) -> float:
-        """Of all projections of states, times and actions in one call."""
+        """Of all projections of states, times and actions in one call; pi0.5's times are computed once, before."""
         d = self.sizes.expert_width
         step = linear_flops(chunk, NUMBERS, d) + linear_flops(chunk, d, NUMBERS)
         if self.adaptive:
-            return steps * (step + linear_flops(1, d, d, d))
+            return steps * step
         return steps * (step + linear_flops(chunk, 2 * d, d, d)) + linear_flops(1, NUMBERS, d)
+
+
+def see(net: PaliGemma, reads: bool, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Segment: features [N, t, dv] of images [N, h, w, 3] from 0 to 255, with `reads` the attention [N, t] received."""
+    pixels = backend.unit(unit_pixels)(images, net.projector.weight.dtype)
+    features, (q, k) = net.tower(pixels, backend)
+    return features, backend.unit(Tower.received)(net.tower, q, k) if reads else None
+
+
+def unit_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit: pixels [N, 3, h, w] in [-1, 1] of images [N, h, w, 3] from 0 to 255."""
+    return (images.float() / 255 * 2 - 1).permute(0, 3, 1, 2).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowConstants:
+    """What depends on the number of Euler steps T alone.
+
+    times        [T, d] embedded times, fp32
+    modulations  pi0.5: per norm [T, 3d]; None for plain norms
+    """
+
+    times: Tensor
+    modulations: list[Tensor] | None
+
+    @classmethod
+    def of(cls, net: PaliGemma, steps: int) -> FlowConstants:
+        """Computed on the device of the weights."""
+        device = net.projector.weight.device
+        times = embed_time(flow_times(steps).to(device), net.sizes.expert_width).float()
+        return cls(times, net.expert.modulations(net.condition(times)) if net.adaptive else None)
+
+
+def denoise(
+    net: PaliGemma,
+    constants: FlowConstants,
+    layers: Sequence[int],
+    backend: Backend,
+    actions: Tensor,
+    state: Tensor | None,
+    tables: tuple[Tensor, Tensor],
+    buffers: Sequence[Sequence[KV]],
+) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+    """Segment: actions [B, chunk, 32] from noise of that shape, by Euler steps from time 1 to time 0.
+
+    state    [B, 32] for the state row in front (pi0); None without one
+    tables   of all suffix rows
+    buffers  by layer, then by sequence
+
+    Also, for some layers, the queries [B, H, chunk, hd] of the action rows in the last step, and the keys.
+    """
+    chunk, steps, dtype = actions.shape[1], len(constants.times), net.projector.weight.dtype
+    rows, euler = backend.unit(suffix_rows), backend.unit(euler_step)
+    room = chunk + (state is not None)
+    for step in range(steps):
+        first = state if step == 0 else None
+        x = rows(net, actions, constants.times[step], first, dtype)
+        prefix = x.shape[0] // actions.shape[0] - chunk
+        start = room - chunk - prefix
+        own = None if constants.modulations is None else [m[step] for m in constants.modulations]
+        span = (room, start, prefix)
+        x, queries = extend(net.expert.blocks, x, part(tables, start, room), buffers, span, backend, own)
+        actions = euler(net, x, None if own is None else own[-1], actions, steps)
+    kept = [queries[layer][:, :, -chunk:] for layer in layers]
+    return actions, kept, [[kv[0] for kv in buffers[layer]] for layer in layers]
+
+
+def suffix_rows(net: PaliGemma, actions: Tensor, time: Tensor, state: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Unit: rows [B * n, d] of noisy actions [B, chunk, 32] at one embedded time [d], a state [B, 32] in front."""
+    return net.suffix(actions, time, state).to(dtype).flatten(0, 1)
+
+
+def euler_step(net: PaliGemma, x: Tensor, modulation: Tensor | None, actions: Tensor, steps: int) -> Tensor:
+    """Unit: actions [B, chunk, 32] one step further, from the expert's rows [B * n, d]."""
+    rows = net.expert.normalise(x, modulation).unflatten(0, (actions.shape[0], -1))
+    return actions - net.action_out(rows[:, -actions.shape[1] :].float()) / steps
 
 
 VISION = {

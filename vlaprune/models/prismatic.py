@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.benchmark import Observation
+from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
-from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, Tokens
 from vlaprune.nn.statistics import Range
-from vlaprune.nn.towers import FusedTower, Projector, dino, siglip, timm_unused, timm_weight_map
+from vlaprune.nn.towers import FusedTower, Projector, dino, project_features, siglip, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session, stage
 from vlaprune.trace import View
 
 BEGIN, STOP, EMPTY = 1, 2, 29871  # token ids of Llama-2: <s>, </s>, and the lone space that ends a prompt
@@ -107,20 +110,23 @@ class Prismatic(nn.Module):
         side = self.vision.side
         return tuple(View(c, i * side**2, side, side) for i, c in enumerate(cameras))
 
-    def encode_images(self, images: Tensor, sessions: Sequence[Session]) -> Tensor:
-        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; sessions that ask are shown the tower."""
-        wanted, cameras = any(s.wants_vision_attention for s in sessions), images.shape[1]
-        with stage(sessions, "vision", cameras * self.vision.flops):
-            features = self.vision(images.flatten(0, 1), (lambda a: self._tell(sessions, a)) if wanted else None)
-        with stage(sessions, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
-            return self.projector(features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
+    def encode_images(self, images: Tensor, calls: Sequence[Call], backend: Backend = EAGER) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; calls that ask get the tower's attention."""
+        reads, cameras = any(c.wants_vision_attention for c in calls), images.shape[1]
+        with stage(calls, "vision", cameras * self.vision.flops):
+            features, received = self.vision(images.flatten(0, 1), reads, backend)
+        if received is not None:
+            self._record(calls, received)
+        with stage(calls, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
+            project = partial(backend.unit(project_features), self.projector)
+            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
 
-    def _tell(self, sessions: Sequence[Session], attention: Tensor) -> None:
+    def _record(self, calls: Sequence[Call], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
-        for session, own in zip(sessions, attention.unflatten(0, (len(sessions), -1)), strict=True):
-            if session.wants_vision_attention:
-                session.charge("method", own.shape[0] * self.vision.watch_flops)
-                session.record_vision_attention(own.flatten())
+        for call, own in zip(calls, attention.unflatten(0, (len(calls), -1)), strict=True):
+            if call.wants_vision_attention:
+                call.charge("method", own.shape[0] * self.vision.watch_flops)
+                call.record_vision_attention(own.flatten())
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] embeddings of token ids."""

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops, vit_block_flops
-from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
-from vlaprune.nn.decoder import Session as Watched
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
 from vlaprune.nn.load import fill, read
+from vlaprune.nn.towers import project_features
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session, stage
+from vlaprune.session import Session
 from vlaprune.trace import Layout, View
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -90,6 +93,7 @@ class Tiny(nn.Module):
         for name, size in (("state", STATE), ("action", ACTION)):
             self.register_buffer(f"{name}_low", -torch.ones(size))
             self.register_buffer(f"{name}_high", torch.ones(size))
+        self.backend: Backend = EAGER
         self.card: dict[str, object] = {"weights": "random"}
         weights = weights or "robosuite"
         if weights != "random":
@@ -121,30 +125,28 @@ class Tiny(nn.Module):
             views=views,
         )
 
-    def encode_images(self, images: Tensor, sessions: Sequence[Session] = ()) -> Tensor:
-        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; `sessions` may read the tower."""
+    def encode_images(self, images: Tensor, calls: Sequence[Call] = ()) -> Tensor:
+        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; `calls` may read the tower's attention."""
         count = images.shape[1]
-        offset = self.camera.repeat(images.shape[0], 1)
-        watch = partial(self._tell, sessions) if any(s.wants_vision_attention for s in sessions) else None
-        tokens = self.vision(images.flatten(0, 1).float() / 127.5 - 1, offset, watch)
-        seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
-        if not sessions:
-            return self.projector(seen)  # type: ignore[no-any-return]
-        cost = linear_flops(
-            seen.shape[1], self.vision.width, self.decoder.config.hidden_size, self.decoder.config.hidden_size
-        )
-        with stage(sessions, "projector", cost):
-            return self.projector(seen)  # type: ignore[no-any-return]
+        with stage(calls, "vision", self._vision_flops()):
+            see = partial(see_images, self, self.backend)
+            tokens, q, k = self.backend.run(("vision",), see, images.flatten(0, 1))
+        for i, call in enumerate(calls):
+            if call.wants_vision_attention:
+                own = slice(i * count, (i + 1) * count)
+                self._record(call, q[own], k[own])
+        d = self.decoder.config.hidden_size
+        with stage(calls, "projector", linear_flops(count * tokens.shape[1], self.vision.width, d, d)):
+            project = partial(self.backend.unit(project_features), self.projector)
+            seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
+            return self.backend.run(("projector",), project, seen)  # type: ignore[no-any-return]
 
-    def _tell(self, sessions: Sequence[Session], queries: Tensor, keys: Tensor) -> None:
-        """Hands each session that asks the attention its tokens received in the tower; [B * cameras, H, t, hd]."""
-        queries, keys = (t.unflatten(0, (len(sessions), -1)) for t in (queries, keys))
-        flops = 2.0 * queries[0].numel() * queries.shape[-2]
-        for session, q, k in zip(sessions, queries, keys, strict=True):
-            if session.wants_vision_attention:
-                session.charge("method", flops)
-                with session.clock.span("method"):
-                    session.record_vision_attention(received(q, k).flatten())
+    @staticmethod
+    def _record(call: Call, queries: Tensor, keys: Tensor) -> None:
+        """Hands over the attention that tokens received in the tower, from queries and keys [cameras, H, t, hd]."""
+        call.charge("method", 2.0 * queries.numel() * queries.shape[-2])
+        with call.clock.span("method"):
+            call.record_vision_attention(received(queries, keys).flatten())
 
     def embed(self, visual: Tensor, state: Tensor, words: Tensor) -> list[Tokens]:
         """Prompts from visual tokens [B, V, d], raw state [B, 8] and word numbers [B, 12]."""
@@ -158,7 +160,8 @@ class Tiny(nn.Module):
 
     def act(self, rows: Sequence[Tensor]) -> Tensor:
         """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
-        return self.head(torch.stack([r[-1 - self.chunk : -1] for r in rows]))  # type: ignore[no-any-return]
+        slots = torch.stack([r[-1 - self.chunk : -1] for r in rows])
+        return self.backend.run(("head",), partial(self.backend.unit(emit_actions), self.head), slots)  # type: ignore[no-any-return]
 
     def words(self, instruction: str) -> list[int]:
         """Word numbers [text] of an instruction, padded."""
@@ -184,11 +187,13 @@ class Tiny(nn.Module):
 
         Without hints a policy of this size takes many times as long to find the objects in the picture.
         """
-        for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions)):
+        calls = [
             session.begin(self.layout(count), tuple(own), self.special)
-        watching: Sequence[Watched] = sessions or [NullSession()] * len(images)
+            for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions))
+        ]
+        hooks: Sequence[Hooks] = calls or [NullSession()] * len(images)
         unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
-        rows = self.decoder(self.embed(self.encode_images(images), state, words), watching)
+        rows = self.decoder(self.embed(self.encode_images(images), state, words), hooks)
         loss = (self.act(rows).float() - unit).abs().mean()
         told = hints.isfinite()
         if told.any():
@@ -202,13 +207,14 @@ class Tiny(nn.Module):
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
         numbers = [tokenize(o.instruction, self.text) for o in observations]
         words = torch.tensor([self.words(o.instruction) for o in observations], device=self.device)
-        for session, own, n in zip(sessions, images, numbers, strict=True):
+        calls = [
             session.begin(self.layout(len(n)), tuple(own), self.special)
-        with stage(sessions, "vision", self._vision_flops()):
-            visual = self.encode_images(images, sessions)
-        with stage(sessions, "prompt"):
-            rows = self.decoder(self.embed(visual, state, words), sessions)
-        with stage(sessions, "head", self._head_flops()):
+            for session, own, n in zip(sessions, images, numbers, strict=True)
+        ]
+        visual = self.encode_images(images, calls)
+        with stage(calls, "prompt"):
+            rows = self.decoder(self.embed(visual, state, words), calls, self.backend)
+        with stage(calls, "head", self._head_flops()):
             unit = self.act(rows)
         return list((unit + 1) / 2 * (self.action_high - self.action_low + 1e-8) + self.action_low)
 
@@ -240,3 +246,21 @@ class Tiny(nn.Module):
     def _head_flops(self) -> float:
         d = self.decoder.config.hidden_size
         return linear_flops(1, STATE, d, d) + linear_flops(self.chunk, d, d, ACTION)
+
+
+def see_images(model: Tiny, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Segment: tokens [B * cameras, t, d] of images [B * cameras, h, w, 3] uint8, and the last queries and keys."""
+    scaled = backend.unit(unit_images)(images)
+    offset = model.camera.repeat(images.shape[0] // model.camera.shape[0], 1)
+    tokens, (q, k) = model.vision(scaled, offset, backend)
+    return tokens, q, k
+
+
+def unit_images(images: Tensor) -> Tensor:
+    """Unit: images in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def emit_actions(head: nn.Module, rows: Tensor) -> Tensor:
+    """Unit: normalised actions [B, chunk, 7] of the slots' rows [B, chunk, d]."""
+    return head(rows)  # type: ignore[no-any-return]

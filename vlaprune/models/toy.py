@@ -8,15 +8,21 @@ slots. So a token's attention tells its worth, and a method that drops the light
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.nn.decoder import Decoder, DecoderConfig, Tokens
+from vlaprune.call import Call, stage
+from vlaprune.models.suffix import record_action, record_passes, recorded_layers
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import DecoderConfig, normalise
+from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.nn.extend import KV, Suffix, extend, part
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session, stage
+from vlaprune.session import Session
 from vlaprune.trace import Layout, View
 
 COLOURS = ("red", "blue")
@@ -35,6 +41,7 @@ class Toy:
         self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
         self.chunk, self.side, self.device = chunk, side, torch.device("cpu")
         self.decoder = Decoder(DecoderConfig(32, layers, 2, 2, 16, 32, rope_theta=1e6, causal=not self.parallel)).eval()
+        self.backend: Backend = EAGER
         self._wire()
 
     @torch.no_grad()
@@ -67,32 +74,51 @@ class Toy:
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation."""
-        prompts, ends = [], []
+        prompts, calls = [], []
         for session, observation in zip(sessions, observations, strict=True):
             words = observation.instruction.split()
             image = torch.from_numpy(observation.images["main"])
-            session.begin(self.layout(len(words)), (image,), self.decoder.norm.weight)
-            with stage([session], "vision"):
+            call = session.begin(self.layout(len(words)), (image,), self.decoder.norm.weight)
+            with stage([call], "vision"):
                 prompt = self._prompt(image, words)
-            if session.wants_vision_attention:
-                with session.clock.span("method"):
-                    session.record_vision_attention(self._salience(prompt[1 : 1 + self.side**2]))
+            if call.wants_vision_attention:
+                with call.clock.span("method"):
+                    call.record_vision_attention(self._salience(prompt[1 : 1 + self.side**2]))
             prompts.append(Tokens(prompt, torch.arange(len(prompt))))
-            ends.append(len(prompt))
-        with stage(sessions, "prompt"):
-            rows = self.decoder(prompts, sessions)
+            calls.append(call)
+        with stage(calls, "prompt"):
+            rows = self.decoder(prompts, calls, self.backend)
         if self.parallel:
-            slots = [r[-1 - self.chunk : -1] for r in rows]
+            slots = torch.stack([r[-1 - self.chunk : -1] for r in rows])
         else:
-            with stage(sessions, "decode"):
-                query = [p.hidden[-1:] for p in prompts]
-                steps = [
-                    self.decoder([Tokens(q, torch.tensor([e + i])) for q, e in zip(query, ends, strict=True)], sessions)
-                    for i in range(self.chunk)
-                ]
-            slots = [torch.cat(of) for of in zip(*steps, strict=True)]
-        with stage(sessions, "head"):
+            with stage(calls, "decode"):
+                slots = self._decode(torch.stack([p.hidden[-1] for p in prompts]), calls)
+        with stage(calls, "head"):
             return [self._act(s, o.state) for s, o in zip(slots, observations, strict=True)]
+
+    def _decode(self, query: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Final rows [B, chunk, d] of the same query [B, d] at the positions behind the prompts."""
+        lengths = [call.trace.layout.length for call in calls]
+        suffix = Suffix.of(self.decoder.config, calls, lengths, self.chunk)
+        layers = recorded_layers(calls, self.decoder.config)
+        run = partial(self.decoded, layers, suffix.tables)
+        rows, queries, keys = self.backend.run(("decode", layers), run, query, suffix.kv)
+        record_passes(calls, suffix, self.chunk)
+        record_action(calls, suffix, layers, queries, keys)
+        return rows  # type: ignore[no-any-return]
+
+    def decoded(
+        self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], query: Tensor, buffers: Sequence[Sequence[KV]]
+    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+        """Segment: final rows [B, chunk, d], a pass each; the queries [B, H, chunk, hd] and keys of some layers."""
+        rows, queries = [], []
+        for i in range(self.chunk):
+            span = (self.chunk, i, 0)
+            x, each = extend(self.decoder.blocks, query, part(tables, i, i + 1), buffers, span, self.backend)
+            rows.append(self.backend.unit(normalise)(self.decoder.norm, x))
+            queries.append([each[layer] for layer in layers])
+        joined = [torch.cat(own, 2) for own in zip(*queries, strict=True)]
+        return torch.stack(rows, 1), joined, [[kv[0] for kv in buffers[layer]] for layer in layers]
 
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
         side, patch = self.side, image.shape[0] // self.side

@@ -1,60 +1,31 @@
-"""The glass decoder: a Llama- or Gemma-config transformer whose layer loop can be watched and cut.
+"""A Llama- or Gemma-shaped decoder whose hidden states can be read and pruned between layers.
 
-It computes packed rows of several sequences. Before every layer each sequence's session may change which rows go on;
-after every attention it is shown the rotated queries and keys. Positions are an argument, never a counter: a row's
-index is its RoPE phase, its causal order and its cache slot, so dropped tokens leave no trace in the rows that stay.
+It computes packed rows of several sequences. Before every layer the hooks of a sequence may change which rows go on.
+After every layer they get the rotated queries and keys. Positions are an argument, never a counter: a row's position is
+its RoPE phase, its causal order and its cache slot, so dropped tokens leave no trace in the rows that stay.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The architecture of a decoder, in the names of transformers' configurations.
-
-    causal         a row attends to positions up to its own; False for attention in both directions
-    hidden_act     activation of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
-    norm_plus_one  RMS norms multiply by one plus their weight (Gemma), not by the weight (Llama)
-
-    Errors: ValueError for an unknown activation.
-    """
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    causal: bool = True
-    hidden_act: str = "silu"
-    norm_plus_one: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses an activation that is not implemented."""
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import Block, DecoderConfig, RMSNorm, normalise, rope
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The rows one sequence computes at a layer.
+    """The rows that one sequence computes at a layer.
 
     hidden  [n, d]
-    index   [n] position of each row in the prompt (or after it, for decoded tokens), ascending
+    index   [n] position of each row in the prompt, sorted
     columns [n + m] positions attended to: the rows' own, then those of m slots of the cache; None for just their own
     bias    [n + m] added to the attention logits of each column; None for zeros
     """
@@ -63,6 +34,11 @@ class Tokens:
     index: Tensor
     columns: Tensor | None = None
     bias: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rows attend to each other only, without a bias."""
+        return self.columns is None and self.bias is None
 
 
 class Cache:
@@ -83,20 +59,20 @@ class Cache:
         if have >= length:
             return
         size = (self.config.num_kv_heads, length - have, self.config.head_dim)
-        rooms = [[like.new_zeros(size) for _ in range(self.config.num_layers)] for _ in "kv"]
+        more = [[like.new_zeros(size) for _ in range(self.config.num_layers)] for _ in "kv"]
         if have:
-            self._keys = [torch.cat((old, new), 1) for old, new in zip(self._keys, rooms[0], strict=True)]
-            self._values = [torch.cat((old, new), 1) for old, new in zip(self._values, rooms[1], strict=True)]
+            self._keys = [torch.cat((old, new), 1) for old, new in zip(self._keys, more[0], strict=True)]
+            self._values = [torch.cat((old, new), 1) for old, new in zip(self._values, more[1], strict=True)]
         else:
-            self._keys, self._values = rooms
+            self._keys, self._values = more
 
     def write(self, layer: int, index: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Stores [kv_heads, n, head_size] keys and values into slots `index` [n]."""
+        """Stores [num_kv_heads, n, head_dim] keys and values into slots `index` [n]."""
         self._keys[layer].index_copy_(1, index, keys)
         self._values[layer].index_copy_(1, index, values)
 
     def read(self, layer: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values in slots `index` [m], each [kv_heads, m, head_size]."""
+        """The keys and values in slots `index` [m], each [num_kv_heads, m, head_dim]."""
         return self._keys[layer].index_select(1, index), self._values[layer].index_select(1, index)
 
     @property
@@ -105,44 +81,66 @@ class Cache:
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
 
-class Session(Protocol):
-    """What the decoder asks of whoever watches one sequence.
+@dataclass(frozen=True, eq=False)
+class LayerKV:
+    """The keys and values that one layer's rows attended to.
 
-    cache  where keys and values are kept; None if nothing after this pass needs them
+    keys, values  [num_kv_heads, c, head_dim], keys rotated
+    columns       [c] their positions
+    bias          [c] added to the logits; None for zeros
+    """
+
+    keys: Tensor
+    values: Tensor
+    columns: Tensor
+    bias: Tensor | None
+
+
+class Hooks(Protocol):
+    """What the decoder calls for one sequence.
+
+    cache     keys and values of earlier calls, where a method reuses them; else None
+    keeps_kv  whether rows behind the prompt will attend to its keys and values
     """
 
     cache: Cache | None
+    keeps_kv: bool
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
         """The rows that go on into `layer`; the same object where nothing changes."""
 
-    def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
-        """Attention is done: rotated queries [H, n, hd] and keys [kv, c, hd], the positions [c] attended to.
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
+        """A layer is computed.
 
-        Nobody writes to these tensors again before the call is over. Both may be empty where it does not look.
+        queries  [num_heads, n, head_dim] rotated; None where `records_attention` is False
+        kv       what the rows attended to; None where neither attention nor keys and values are kept
+        seen     number of columns attended to
+
+        These tensors stay unmodified until the call ends.
         """
 
     def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one at which `enter` may change the rows."""
 
     def records_attention(self, layer: int) -> bool:
-        """Whether `leave` keeps what it is shown of this layer."""
+        """Whether `leave` keeps queries and keys of this layer."""
 
 
 class NullSession:
-    """A session that changes and sees nothing: plain dense computation, for training and for oracles."""
+    """Hooks that change and keep nothing: plain dense computation, for training and as an oracle."""
 
     cache: Cache | None = None
+    keeps_kv = False
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
-        """Everything goes on."""
+        """All rows go on."""
         return tokens
 
-    def leave(self, layer: int, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor) -> None:
-        """Nothing is looked at."""
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
+        """Nothing is kept."""
 
     def next_prune_layer(self, layer: int) -> int:
-        """At none."""
+        """Never."""
         return sys.maxsize
 
     def records_attention(self, layer: int) -> bool:
@@ -150,179 +148,47 @@ class NullSession:
         return False
 
 
-def per_head(t: Tensor, heads: int) -> Tensor:
-    """Keys or values [..., kv, c, hd] for every query head [..., heads, c, hd]; a single one is shared, not copied."""
-    if t.shape[-3] == 1:
-        return t.expand(*t.shape[:-3], heads, *t.shape[-2:])
-    return t if t.shape[-3] == heads else t.repeat_interleave(heads // t.shape[-3], -3)
+Layer = tuple[Tensor, Tensor, Tensor, Tensor]  # rows [n, d]; queries [H, n, hd]; keys and values [kv, c, hd]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+def mask_of(index: Tensor, columns: Tensor, bias: Tensor | None, causal: bool, dtype: torch.dtype) -> Tensor | None:
+    """The mask [n, c] of rows at positions [n] on columns [c]: bool, or added to the logits where there is a bias."""
+    mask = index[:, None] >= columns[None, :] if causal else None
+    if bias is None:
+        return mask
+    added = bias.to(dtype).expand(index.shape[0], -1)
+    return added if mask is None else added.masked_fill(~mask, float("-inf"))
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in fp32; a shifted one (Gemma's) multiplies by one plus its weight."""
-
-    def __init__(self, width: int, eps: float, shifted: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width) if shifted else torch.ones(width))
-        self.eps, self.shifted = eps, shifted
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, d] to [N, d]."""
-        if self.shifted:
-            return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, None, self.eps).mul_(
-            self.weight
-        )  # rounded before the weight, as upstream
+def plain_layer(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Layer:
+    """Unit: one layer on rows [n, d] that attend to each other only, without a bias."""
+    q, k, v = block.project(block.norm_attention(x), (cos, sin))
+    return block.finish(x, block.attend(q[None], k[None], v[None], None, block.config.causal)[0]), q, k, v
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
-    a, b = x.chunk(2, -1)
-    return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
+def masked_layer(
+    block: Block,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    index: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    old: tuple[Tensor, Tensor] | None,
+) -> Layer:
+    """Unit: one layer on rows [n, d] at positions [n], with a bias [c] or with old keys and values [kv, m, hd].
 
-
-def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, hd] of the rotary phases at positions `index` [N], the first half of the sines negated."""
-    half = torch.arange(0, config.head_dim, 2, device=index.device, dtype=torch.float32)
-    phase = index[:, None].float() / config.rope_theta ** (half / config.head_dim)
-    cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-
-
-class Block(nn.Module):
-    """One decoder layer: norm, rotary attention with grouped keys, norm, gated feed-forward; QKV, gate/up are fused."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.parts = {
-            "qkv": (inner, kv, kv),
-            "gate_up": (config.intermediate_size, config.intermediate_size),
-        }  # rows of what is fused
-        self.norm_attention = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
-        self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=False)
-        self.out = nn.Linear(inner, config.hidden_size, bias=False)
-        self.norm_mlp = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, layer: int, packed: Packed, rope: tuple[Tensor, Tensor], sessions: Sequence[Session]) -> Tensor:
-        """[N, d] to [N, d] for the packed rows of all sessions; no row sees another sequence."""
-        x = packed.hidden
-        q, k, v = self.project(self.norm_attention(x), rope)
-        attend = self._attend_alike if packed.alike(sessions) else self._attend_each
-        x = x + self.out(attend(layer, packed, q, k, v, sessions))
-        return x + self.feed(self.norm_mlp(x))
-
-    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [H, N, hd] and keys [kv, N, hd], and values [kv, N, hd], of normed rows [N, d]."""
-        s = self.config
-        heads = self.qkv(x).unflatten(-1, (s.num_heads + 2 * s.num_kv_heads, s.head_dim)).transpose(0, 1)
-        q, k = _rotate(heads[: -s.num_kv_heads], *rope).split((s.num_heads, s.num_kv_heads))
-        return q, k, heads[-s.num_kv_heads :]
-
-    def feed(self, x: Tensor) -> Tensor:
-        """The gated feed-forward [N, d] of normed rows [N, d]."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(ACTIVATIONS[self.config.hidden_act](gate).mul_(up))  # type: ignore[no-any-return]
-
-    def _attend_each(
-        self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
-    ) -> Tensor:
-        """Attention sequence by sequence: ragged lengths, caches, reused columns. [H, N, hd] in, [N, H*hd] out."""
-        outs = []
-        for session, tokens, rows in zip(sessions, packed.sequences, packed.slices(), strict=True):
-            queries, keys, values = (t[:, rows] for t in (q, k, v))
-            columns = tokens.index
-            if session.cache is not None:
-                session.cache.write(layer, tokens.index, keys, values)
-            if tokens.columns is not None:
-                columns = tokens.columns
-                old_keys, old_values = session.cache.read(layer, columns[tokens.index.shape[0] :])  # type: ignore[union-attr]
-                keys, values = torch.cat((keys, old_keys), 1), torch.cat((values, old_values), 1)
-            outs.append(self._sdpa(queries[None], keys[None], values[None], tokens, columns)[0])
-            session.leave(layer, tokens, queries, keys, columns)
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-        return out.transpose(0, 1).flatten(1)
-
-    def _attend_alike(
-        self, layer: int, packed: Packed, q: Tensor, k: Tensor, v: Tensor, sessions: Sequence[Session]
-    ) -> Tensor:
-        """The same for sequences of equal length without caches, in one kernel call: what training uses."""
-        count = len(sessions)
-        queries, keys, values = (t.unflatten(1, (count, -1)).transpose(0, 1) for t in (q, k, v))
-        first = packed.sequences[0]
-        out = self._sdpa(queries, keys, values, first, first.index)
-        for i, (session, tokens) in enumerate(zip(sessions, packed.sequences, strict=True)):
-            session.leave(layer, tokens, queries[i], keys[i], tokens.index)
-        return out.transpose(1, 2).flatten(0, 1).flatten(1)
-
-    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, columns: Tensor) -> Tensor:
-        """[S, H, n, hd] queries on [S, kv, c, hd] keys through torch's fused kernel."""
-        k, v = per_head(k, self.config.num_heads), per_head(v, self.config.num_heads)
-        causal = self.config.causal and q.shape[2] > 1
-        if tokens.columns is None and tokens.bias is None:
-            return sdpa(q, k, v, None, causal)
-        mask = tokens.index[:, None] >= columns[None, :] if causal else None
-        if tokens.bias is not None:
-            bias = tokens.bias.to(q.dtype).expand(q.shape[2], -1)
-            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-        return sdpa(q, k, v, mask)
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Rows of several sequences, one after the other; segment s owns rows offsets[s] .. offsets[s + 1] - 1.
-
-    hidden     [N, d]
-    index      [N] position of each row within its own sequence
-    sequences  the S segments; their `hidden` are what was packed, later layers read `hidden` above
+    columns  [c] positions attended to: the rows' own, then those of the old keys
     """
+    q, k, v = block.project(block.norm_attention(x), (cos, sin))
+    if old is not None:
+        k, v = torch.cat((k, old[0]), 1), torch.cat((v, old[1]), 1)
+    mask = mask_of(index, columns, bias, block.config.causal, q.dtype)
+    return block.finish(x, block.attend(q[None], k[None], v[None], mask)[0]), q, k, v
 
-    hidden: Tensor
-    index: Tensor
-    sequences: tuple[Tokens, ...]
 
-    @classmethod
-    def of(cls, sequences: Sequence[Tokens]) -> Packed:
-        """Packs; a single sequence is taken as it is, without a copy."""
-        if len(sequences) == 1:
-            return cls(sequences[0].hidden, sequences[0].index, tuple(sequences))
-        return cls(torch.cat([t.hidden for t in sequences]), torch.cat([t.index for t in sequences]), tuple(sequences))
-
-    def slices(self) -> list[slice]:
-        """The rows of each segment."""
-        start, out = 0, []
-        for length in self.lengths:
-            out.append(slice(start, start + length))
-            start += length
-        return out
-
-    @property
-    def lengths(self) -> list[int]:
-        """Rows of each segment."""
-        return [t.index.shape[0] for t in self.sequences]
-
-    def split(self, hidden: Tensor) -> list[Tokens]:
-        """The segments with new hidden states [N, d]."""
-        parts = hidden.split(self.lengths)  # one node in the backward graph, where S slices would be S full gradients
-        return [replace(t, hidden=part) for t, part in zip(self.sequences, parts, strict=True)]
-
-    def alike(self, sessions: Sequence[Session]) -> bool:
-        """Whether all segments have one length, attend to themselves only, evenly, and are not cached."""
-        first = self.sequences[0].index.shape[0]
-        return len(self.sequences) > 1 and all(
-            t.index.shape[0] == first and t.columns is None and t.bias is None and s.cache is None
-            for t, s in zip(self.sequences, sessions, strict=True)
-        )
+Wants = tuple[tuple[bool, bool], ...]  # of every layer of a segment: whether queries, and keys and values, are kept
+Kept = tuple[Tensor | None, Tensor | None, Tensor | None]  # queries [H, n, hd], keys and values [kv, c, hd] of a layer
 
 
 class Decoder(nn.Module):
@@ -334,23 +200,119 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
 
-    def forward(self, sequences: Sequence[Tokens], sessions: Sequence[Session]) -> list[Tensor]:
-        """Final hidden states [n, d] of the rows of each sequence that reached the end."""
-        packed = None
-        for layer, block in enumerate(self.blocks):
-            entered = [s.enter(layer, t) for s, t in zip(sessions, sequences, strict=True)]
-            if packed is None or any(new is not old for new, old in zip(entered, sequences, strict=True)):
-                packed = Packed.of(entered)
-                rope = self.rope(packed.index, packed.hidden.dtype)
-            hidden = block(layer, packed, rope, sessions)
-            sequences = packed.split(hidden)
-            packed = replace(packed, hidden=hidden, sequences=tuple(sequences))
-        assert packed is not None
-        return [t.hidden for t in packed.split(self.norm(packed.hidden))]
+    def forward(self, sequences: Sequence[Tokens], hooks: Sequence[Hooks], backend: Backend = EAGER) -> list[Tensor]:
+        """Final hidden states [n, d] of the rows of each sequence that reached the end.
 
-    def rope(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The rotary tables [N, hd] of positions `index` [N]."""
-        return rope(self.config, index, dtype)
+        One sequence runs segment by segment through the backend. Several run layer by layer as they are.
+        """
+        layer, last = 0, self.config.num_layers
+        sequences = list(sequences)
+        while layer < last:
+            sequences = [h.enter(layer, t) for h, t in zip(hooks, sequences, strict=True)]
+            stop = min(last, *(h.next_prune_layer(layer) for h in hooks))
+            if len(sequences) == 1:
+                sequences = [self._segment(layer, stop, sequences[0], hooks[0], backend)]
+            else:
+                sequences = self._packed(range(layer, stop), sequences, hooks)
+            layer = stop
+        return [t.hidden for t in sequences]
+
+    def _segment(self, first: int, stop: int, tokens: Tokens, hook: Hooks, backend: Backend) -> Tokens:
+        """Layers first .. stop - 1 of one sequence, through the backend; the hooks are then told of each layer."""
+        records = [hook.records_attention(layer) for layer in range(first, stop)]
+        keeps = hook.keeps_kv or hook.cache is not None
+        wants = tuple((record, record or keeps) for record in records)
+        columns = tokens.index if tokens.columns is None else tokens.columns
+        own = tokens.index.shape[0]
+        old: list[tuple[Tensor, Tensor] | None] = [None] * (stop - first)
+        if hook.cache is not None and columns.shape[0] > own:
+            old = [hook.cache.read(layer, columns[own:]) for layer in range(first, stop)]
+        masked = None if tokens.plain else (columns, tokens.bias, old)
+        layers = partial(self.layers, first, stop, wants, backend)
+        hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.index, masked)
+        for layer, (queries, keys, values) in enumerate(kept, first):
+            if backend.static and queries is not None:  # another pass of this call would overwrite them
+                queries, keys, values = queries.clone(), keys.clone(), values.clone()
+            kv = None if keys is None else LayerKV(keys, values, columns, tokens.bias)
+            hook.leave(layer, tokens, queries, kv, columns.shape[0])
+        return replace(tokens, hidden=hidden)
+
+    def layers(
+        self,
+        first: int,
+        stop: int,
+        wants: Wants,
+        backend: Backend,
+        hidden: Tensor,
+        index: Tensor,
+        masked: tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor] | None]] | None,
+    ) -> tuple[Tensor, list[Kept]]:
+        """Segment: layers first .. stop - 1 on rows [n, d] at positions [n], the final norm after the last layer.
+
+        masked  columns [c], their bias, and per layer the keys and values of the columns that no row computes
+        """
+        cos, sin = backend.unit(rope)(self.config, index, hidden.dtype)
+        plain, other = backend.unit(plain_layer), backend.unit(masked_layer)
+        kept: list[Kept] = []
+        for i, (records, keeps) in enumerate(wants):
+            block = self.blocks[first + i]
+            if masked is None:
+                hidden, q, k, v = plain(block, hidden, cos, sin)
+            else:
+                columns, bias, old = masked
+                hidden, q, k, v = other(block, hidden, cos, sin, index, columns, bias, old[i])
+            kept.append((q if records else None, k if keeps else None, v if keeps else None))
+        if stop == self.config.num_layers:
+            hidden = backend.unit(normalise)(self.norm, hidden)
+        return hidden, kept
+
+    def _packed(self, layers: range, sequences: Sequence[Tokens], hooks: Sequence[Hooks]) -> list[Tokens]:
+        """Some layers of several sequences: one product for the rows of all, attention sequence by sequence."""
+        lengths = [t.index.shape[0] for t in sequences]
+        hidden = torch.cat([t.hidden for t in sequences])
+        tables = rope(self.config, torch.cat([t.index for t in sequences]), hidden.dtype)
+        alike = len(set(lengths)) == 1 and all(
+            t.plain and h.cache is None and not h.keeps_kv for t, h in zip(sequences, hooks, strict=True)
+        )
+        for layer in layers:
+            block: Block = self.blocks[layer]  # type: ignore[assignment]
+            q, k, v = block.project(block.norm_attention(hidden), tables)
+            attend = self._attend_alike if alike else self._attend_each
+            hidden = block.finish(hidden, attend(layer, sequences, hooks, (q, k, v)))
+        if layers.stop == self.config.num_layers:
+            hidden = self.norm(hidden)
+        parts = hidden.split(lengths)  # one node in the backward graph, where slices would be full gradients
+        return [replace(t, hidden=part) for t, part in zip(sequences, parts, strict=True)]
+
+    def _attend_each(
+        self, layer: int, sequences: Sequence[Tokens], hooks: Sequence[Hooks], qkv: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """Attention output [H, N, hd], sequence by sequence: ragged lengths, caches, reused columns."""
+        block: Block = self.blocks[layer]  # type: ignore[assignment]
+        outs, lengths = [], [t.index.shape[0] for t in sequences]
+        for tokens, hook, q, k, v in zip(sequences, hooks, *(t.split(lengths, 1) for t in qkv), strict=True):
+            columns = tokens.index if tokens.columns is None else tokens.columns
+            if hook.cache is not None and columns.shape[0] > tokens.index.shape[0]:
+                old = hook.cache.read(layer, columns[tokens.index.shape[0] :])
+                k, v = torch.cat((k, old[0]), 1), torch.cat((v, old[1]), 1)
+            if tokens.plain:
+                outs.append(block.attend(q[None], k[None], v[None], None, self.config.causal)[0])
+            else:
+                mask = mask_of(tokens.index, columns, tokens.bias, self.config.causal, q.dtype)
+                outs.append(block.attend(q[None], k[None], v[None], mask)[0])
+            hook.leave(layer, tokens, q, LayerKV(k, v, columns, tokens.bias), columns.shape[0])
+        return torch.cat(outs, 1)
+
+    def _attend_alike(
+        self, layer: int, sequences: Sequence[Tokens], hooks: Sequence[Hooks], qkv: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The same for sequences of one length that attend to themselves, in one kernel call: what training uses."""
+        block: Block = self.blocks[layer]  # type: ignore[assignment]
+        q, k, v = (t.unflatten(1, (len(sequences), -1)).transpose(0, 1) for t in qkv)
+        out = block.attend(q, k, v, None, self.config.causal)
+        for i, (tokens, hook) in enumerate(zip(sequences, hooks, strict=True)):
+            hook.leave(layer, tokens, q[i], LayerKV(k[i], v[i], tokens.index, None), tokens.index.shape[0])
+        return out.transpose(0, 1).flatten(1, 2)
 
 
 def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:

@@ -8,14 +8,15 @@ coefficients are numbers of the host instead of tensors, so that sampling never 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.decoder import sdpa
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import sdpa
 
 FREQUENCIES, TRAINED = 128, 100  # of a timestep's sinusoidal embedding; diffusion steps in training
 
@@ -163,28 +164,20 @@ class Diffusion(nn.Module):
         super().__init__()
         self.shape, self.guidance = shape, guidance
         self.timesteps = timesteps(steps)
+        self._scales: dict[torch.device, Tensor] = {}
         self.net = DiT(shape)
 
-    def forward(self, condition: Tensor, noise: Tensor) -> Tensor:
-        """Normalised chunks [B, chunk, action] from features [B, condition] and normal noise of the chunks' shape."""
-        guided = self.guidance > 1
-        dtype = self.net.positional_embedding.dtype
-        z = condition.to(dtype)
-        if guided:
-            z = torch.cat((z, self.net.z_embedder.uncondition.expand_as(z)))
-        z = self.net.z_embedder(z)
-        first, second = self.timesteps[:2]
-        whens = self.net.t_embedder(torch.arange(first, -1, second - first, device=z.device))
+    def forward(self, condition: Tensor, noise: Tensor, backend: Backend = EAGER) -> Tensor:
+        """Segment: normalised chunks [B, chunk, action] from features [B, condition] and normal noise of that shape."""
+        z, whens = backend.unit(conditions)(self, condition)
+        unit = backend.unit(predict_noise)
+        return ddim(lambda x, i: unit(self, x, whens[i], z), noise, self.scales(noise.device), backend.unit(ddim_step))
 
-        def predict(x: Tensor, step: int) -> Tensor:
-            x = x.to(dtype)
-            eps = self.net(torch.cat((x, x)) if guided else x, whens[step], z)
-            if not guided:
-                return eps
-            told, untold = eps.chunk(2)
-            return untold + self.guidance * (told - untold)
-
-        return ddim(predict, noise, self.timesteps)
+    def scales(self, device: torch.device) -> Tensor:
+        """[T, 4] scales of the steps on a device; kept there."""
+        if device not in self._scales:
+            self._scales[device] = ddim_scales(self.timesteps).to(device)
+        return self._scales[device]
 
     def flops(self) -> float:
         """FLOPs of one chunk: 2 per multiply-accumulate of the matrix products and of attention."""
@@ -196,18 +189,56 @@ class Diffusion(nn.Module):
         return passes * len(self.timesteps) * one + once
 
 
-def ddim(predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: tuple[int, ...]) -> Tensor:
+def conditions(head: Diffusion, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit: embedded conditions [B, width] (with guidance [2B, width], the empty ones last) and steps [T, width]."""
+    z = condition.to(head.net.positional_embedding.dtype)
+    if head.guidance > 1:
+        z = torch.cat((z, head.net.z_embedder.uncondition.expand_as(z)))
+    first, second = head.timesteps[:2]
+    return head.net.z_embedder(z), head.net.t_embedder(torch.arange(first, -1, second - first, device=z.device))
+
+
+def predict_noise(head: Diffusion, x: Tensor, when: Tensor, z: Tensor) -> Tensor:
+    """Unit: the noise in chunks x [B, chunk, action], at embedded step `when` [width], under conditions `z`."""
+    x = x.to(z.dtype)
+    if head.guidance <= 1:
+        return head.net(x, when, z)  # type: ignore[no-any-return]
+    told, untold = head.net(torch.cat((x, x)), when, z).chunk(2)
+    return untold + head.guidance * (told - untold)  # type: ignore[no-any-return]
+
+
+def ddim_step(x: Tensor, eps: Tensor, scales: Tensor) -> Tensor:
+    """Unit: x one step earlier; scales [4]: of the noise and of the estimate, now and then."""
+    noise_now, signal_now, noise_then, signal_then = scales
+    eps = eps.to(x.dtype)
+    clean = (x - noise_now * eps) / signal_now
+    return signal_then * clean + noise_then * eps
+
+
+def ddim(
+    predict: Callable[[Tensor, int], Tensor],
+    noise: Tensor,
+    scales: Tensor,
+    step: Callable[[Tensor, Tensor, Tensor], Tensor] = ddim_step,
+) -> Tensor:
     """Deterministic DDIM (arXiv:2010.02502, equation 12 with sigma 0), without clipping what is estimated.
 
-    predict  noise in x at the i-th of `times`, which descend
+    predict  noise in x at the i-th step
+    scales   [T, 4] of `ddim_scales`
     """
-    x, signal = noise, alpha_bar()
+    x = noise
+    for i, own in enumerate(scales):
+        x = step(x, predict(x, i), own)
+    return x
+
+
+def ddim_scales(times: Sequence[int]) -> Tensor:
+    """[T, 4] float64: per step the scale of the noise and of the clean estimate at `times`, and at the step behind."""
+    signal, rows = alpha_bar(), []
     for i, time in enumerate(times):
         now, then = signal[time], signal[times[i + 1]] if i + 1 < len(times) else 1.0
-        eps = predict(x, i).to(x.dtype)
-        clean = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
-        x = math.sqrt(then) * clean + math.sqrt(1 - then) * eps
-    return x
+        rows.append([math.sqrt(1 - now), math.sqrt(now), math.sqrt(1 - then), math.sqrt(then)])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def timesteps(count: int) -> tuple[int, ...]:

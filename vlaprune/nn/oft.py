@@ -60,6 +60,16 @@ class MLPProjector(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
+def action_numbers(head: ResNet, x: Tensor) -> Tensor:
+    """Unit: normalised actions [B, chunk, action] from rows side by side [B, chunk, action * d]."""
+    return head(x)  # type: ignore[no-any-return]
+
+
+def best_tokens(head: nn.Module, rows: Tensor) -> Tensor:
+    """Unit: the most likely token of the vocabulary [B, n] after rows [B, n, d]."""
+    return head(rows).argmax(-1)  # type: ignore[no-any-return]
+
+
 def plain_weight_map(module: nn.Module, prefix: str = "") -> dict[str, WeightMap]:
     """A file that names every parameter as `module` does, behind `prefix`."""
     return {f"{prefix}{name}": WeightMap(name) for name, _ in module.named_parameters()}

@@ -8,13 +8,15 @@ queries, keys and values are one product, and parameter names of the library mov
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vlaprune.nn.vision import ViTBlock, Watch, received
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.vision import ViTBlock, received, vit_layers
 from vlaprune.nn.weights import WeightMap
 
 MEAN = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5)}
@@ -73,18 +75,14 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(*block) for _ in range(shape.used))
         self.norm = nn.LayerNorm(shape.width, 1e-6) if shape.normed else None
 
-    def forward(self, pixels: Tensor, watch: Watch | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, backend: Backend = EAGER) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Normalised pixels [B, 3, h, w] to patch features [B, side * side, d].
 
-        `watch` is shown queries and keys [B, H, prefix + side * side, hd] of the last block computed.
+        Also the queries and keys [B, H, prefix + side * side, hd] of the last block computed.
         """
-        x = self.embed(pixels).flatten(2).transpose(1, 2) + self.position
-        if self.prefix is not None:
-            x = torch.cat((self.prefix.expand(x.shape[0], -1, -1), x), 1)
-        for block in self.blocks:
-            x = block(x, watch if block is self.blocks[-1] else None)
-        x = x[:, self.shape.prefix :]
-        return x if self.norm is None else self.norm(x)
+        x = backend.unit(embed_patches)(self, pixels)
+        x, q, k = vit_layers(self.blocks, x, backend)
+        return backend.unit(finish_patches)(self, x), (q, k)
 
     def received(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Attention [B, side * side] that each patch received: from the CLS token, or, without one, from all patches.
@@ -102,6 +100,30 @@ class Tower(nn.Module):
         linear = s.used * tokens * s.width * (4 * s.width + 2 * s.ffn)
         patches = self.side**2 * 3 * self.patch**2 * s.width
         return 2.0 * (linear + patches) + 4.0 * s.used * tokens**2 * s.width
+
+
+def embed_patches(tower: Tower, pixels: Tensor) -> Tensor:
+    """Unit: normalised pixels [B, 3, h, w] to tokens [B, prefix + side * side, d]."""
+    x = tower.embed(pixels).flatten(2).transpose(1, 2) + tower.position
+    if tower.prefix is not None:
+        x = torch.cat((tower.prefix.expand(x.shape[0], -1, -1), x), 1)
+    return x  # type: ignore[no-any-return]
+
+
+def finish_patches(tower: Tower, x: Tensor) -> Tensor:
+    """Unit: patch features [B, side * side, d] of all tokens, through the final norm where the tower has one."""
+    x = x[:, tower.shape.prefix :]
+    return x if tower.norm is None else tower.norm(x)
+
+
+def scale_pixels(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit: images [B, h, w, 3] uint8 to normalised pixels [B, 3, h, w]."""
+    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
+
+
+def join(first: Tensor, second: Tensor) -> Tensor:
+    """Unit: channels side by side."""
+    return torch.cat((first, second), -1)
 
 
 class FusedTower(nn.Module):
@@ -124,21 +146,40 @@ class FusedTower(nn.Module):
         super().__init__()
         self.dino, self.siglip = Tower(first, image, patch), Tower(second, image, patch)
         self.width, self.side, self.stats = first.width + second.width, image // patch, stats
+        self._stats: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
-    def forward(self, images: Tensor, watch: Callable[[Tensor], None] | None = None) -> Tensor:
+    def forward(self, images: Tensor, reads: bool = False, backend: Backend = EAGER) -> tuple[Tensor, Tensor | None]:
         """Images [B, h, w, 3] uint8 to features [B, side * side, width].
 
-        `watch` is given the attention [B, side * side] that patches received from the CLS token of DINOv2 in the last
+        With `reads` also the attention [B, side * side] that patches received from the CLS token of DINOv2 in the last
         block computed: of the two towers the one that has such a token, which methods for CLS attention expect.
         """
-        dino_pixels, siglip_pixels = (self.pixels(images, i) for i in (0, 1))
-        tell = None if watch is None else lambda q, k: watch(self.dino.received(q, k))
-        return torch.cat((self.dino(dino_pixels, tell), self.siglip(siglip_pixels)), -1)
+        means = self.means(images.device)
+        run = partial(self.segment, reads, means, backend)
+        return backend.run(("vision", reads), run, images)  # type: ignore[no-any-return]
+
+    def segment(
+        self, reads: bool, stats: Sequence[tuple[Tensor, Tensor]], backend: Backend, images: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Segment: both towers; `stats` are mean and standard deviation [3] of each."""
+        pixels = backend.unit(scale_pixels)
+        dtype = self.dino.position.dtype
+        first, (q, k) = self.dino(pixels(images, *stats[0], dtype), backend)
+        second, _ = self.siglip(pixels(images, *stats[1], dtype), backend)
+        received = backend.unit(Tower.received)(self.dino, q, k) if reads else None
+        return backend.unit(join)(first, second), received
+
+    def means(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation [3] of each tower, on a device; kept there."""
+        if device not in self._stats:
+            self._stats[device] = [
+                (torch.tensor(mean, device=device), torch.tensor(std, device=device)) for mean, std in self.stats
+            ]
+        return self._stats[device]
 
     def pixels(self, images: Tensor, tower: int) -> Tensor:
         """Normalised pixels [B, 3, h, w], in the dtype of the weights, of images [B, h, w, 3] uint8."""
-        mean, std = (torch.tensor(s, device=images.device) for s in self.stats[tower])
-        return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).to(self.dino.position.dtype)
+        return scale_pixels(images, *self.means(images.device)[tower], self.dino.position.dtype)
 
     @property
     def flops(self) -> float:
@@ -163,6 +204,11 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., vision] to [..., width]."""
         return self.fc3(self.gelu(self.fc2(self.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
+
+
+def project_features(projector: nn.Module, x: Tensor) -> Tensor:
+    """Unit: features [..., vision] to rows [..., width] of the decoder."""
+    return projector(x)  # type: ignore[no-any-return]
 
 
 TIMM = {

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.decoder import sdpa
-
-Watch = Callable[[Tensor, Tensor], None]
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import normalise, sdpa
 
 
 def received(queries: Tensor, keys: Tensor) -> Tensor:
@@ -41,15 +38,26 @@ class ViTBlock(nn.Module):
         self.scale_attention = nn.Parameter(torch.ones(width)) if scale else None
         self.scale_mlp = nn.Parameter(torch.ones(width)) if scale else None
 
-    def forward(self, x: Tensor, watch: Watch | None = None) -> Tensor:
-        """[B, t, d] to [B, t, d]; `watch` is shown queries and keys [B, H, t, hd]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, t, d] to [B, t, d], and the queries and keys [B, H, t, hd] of its attention."""
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if watch is not None:
-            watch(q, k)
         attended = self.out(sdpa(q, k, v).transpose(1, 2).flatten(2))
         x = x + (attended if self.scale_attention is None else attended * self.scale_attention)
         fed = self.down(F.gelu(self.up(self.norm_mlp(x)), approximate=self.gelu))
-        return x + (fed if self.scale_mlp is None else fed * self.scale_mlp)
+        return x + (fed if self.scale_mlp is None else fed * self.scale_mlp), q, k
+
+
+def vit_layer(block: ViTBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit: one block."""
+    return block(x)  # type: ignore[no-any-return]
+
+
+def vit_layers(blocks: nn.ModuleList, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+    """All blocks on tokens [B, t, d], and the queries and keys [B, H, t, hd] of the last one."""
+    unit = backend.unit(vit_layer)
+    for block in blocks:
+        x, q, k = unit(block, x)
+    return x, q, k
 
 
 class ViT(nn.Module):
@@ -71,15 +79,19 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(width, heads, 2 * width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, images: Tensor, offset: Tensor, watch: Watch | None = None) -> Tensor:
+    def forward(self, images: Tensor, offset: Tensor, backend: Backend = EAGER) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """[B, h, w, 3] in [-1, 1] to [B, side * side, width]; `offset` [B, width] tells the cameras apart.
 
-        `watch` is shown the queries and keys of the last block.
+        Also the queries and keys [B, H, side * side, hd] of the last block.
         """
-        x = images.permute(0, 3, 1, 2)
-        for conv in self.stem:
-            x = F.gelu(conv(x))
-        x = self.embed(x.flatten(2).transpose(1, 2)) + self.position + offset[:, None]
-        for block in self.blocks:
-            x = block(x, watch if block is self.blocks[-1] else None)
-        return self.norm(x)
+        x = backend.unit(stem)(self, images, offset)
+        x, q, k = vit_layers(self.blocks, x, backend)
+        return backend.unit(normalise)(self.norm, x), (q, k)
+
+
+def stem(vit: ViT, images: Tensor, offset: Tensor) -> Tensor:
+    """Unit: images [B, h, w, 3] to tokens [B, t, width]."""
+    x = images.permute(0, 3, 1, 2)
+    for conv in vit.stem:
+        x = F.gelu(conv(x))
+    return vit.embed(x.flatten(2).transpose(1, 2)) + vit.position + offset[:, None]  # type: ignore[no-any-return]

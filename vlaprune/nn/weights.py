@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)

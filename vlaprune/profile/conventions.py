@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlaprune.nn.decoder import DecoderConfig
+    from vlaprune.nn.block import DecoderConfig
     from vlaprune.records import StepRecord
 
 CONVENTIONS: Mapping[str, str] = {

@@ -15,7 +15,7 @@ from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.ties.calibration import Calibrate
-from vlaprune.nn.decoder import DecoderConfig
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import check, floors, gate, micro, overhead, speed
 from vlaprune.profile.measured import Methods, measure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaprune.methods.dense import Dense
-from vlaprune.models.backends import decoder_of, missing, with_backend
+from vlaprune.models.backends import missing, with_backend
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
@@ -43,7 +43,7 @@ def measure(
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
-    here = roofline.measure(model.device, next(decoder_of(model)[1].parameters()).dtype)
+    here = roofline.measure(model.device, next(model.decoder.parameters()).dtype)
     skipped = {f"dense under {rung}": why for rung in ladder if (why := missing(rung, model.device))}
     here_too = [rung for rung in ladder if not missing(rung, model.device)]
     rungs = [micro.Arm("dense", Policy(with_backend(model, rung), Dense), rung) for rung in here_too]

@@ -128,7 +128,7 @@ class Arm:
             return
         self.products, self.counted = seen.found, len(block)
         session = self.policy.sessions[0]
-        self.cache_bytes = session.cache.bytes if session.cache is not None else 0
+        self.cache_bytes = session.kv_bytes
         self.state_bytes = held(session.pruner)
 
     @property

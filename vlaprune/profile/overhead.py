@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vlaprune.methods.dense import Dense
-from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens, from_llama
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens, from_llama
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro
 from vlaprune.profile.machine import Nvml, Watch

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vlaprune.nn.decoder import DecoderConfig
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.profile.roofline import Work, block, decoder, linear, vit
 
 LLAMA = DecoderConfig(

@@ -19,7 +19,7 @@ from vlaprune.meter import attention_flops, linear_flops
 if TYPE_CHECKING:
     import torch
 
-    from vlaprune.nn.decoder import DecoderConfig
+    from vlaprune.nn.block import DecoderConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""One model call of one sequence: the hooks that the decoder calls, and what the model and the method see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlaprune.meter import Clock, block_flops, decoder_flops
+from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.decoder import Cache, LayerKV, Tokens
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.records import STAGES
+from vlaprune.selection import Promise, apply_selection, check_shapes
+from vlaprune.trace import AttentionRows, QueryGroup, Spans, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """What every call of a slot has in common: the method at work, and the decoder that it prunes.
+
+    name  of the method, for messages
+    """
+
+    pruner: Pruner
+    name: str
+    plan: Plan
+    info: ModelInfo
+    config: DecoderConfig
+    clock: Clock
+
+
+class Call:
+    """From `Session.begin` to `Session.finish`. The decoder calls the hooks, a model the recording methods.
+
+    cached  [V] bool: visual tokens whose keys and values an earlier call of this episode left in `cache`
+    """
+
+    def __init__(self, arm: Arm, trace: Trace, seed: int, like: Tensor, cache: Cache | None, cached: Tensor) -> None:
+        layout = trace.layout
+        self.arm, self.trace, self.seed, self.cache, self.cached = arm, trace, seed, cache, cached
+        self.keeps_kv = layout.end > layout.length  # rows behind the prompt will attend to it
+        self.alive = torch.arange(layout.total, device=like.device)
+        self.flops: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.promises: list[Promise] = []
+        self.entered: set[int] = set()
+        self._reads = dict(arm.plan.reads)
+        self._selections: dict[int, Selection | None] = {}
+        self._kv: dict[int, LayerKV] = {}
+        self._repeats = False
+
+    # -- the model's side ------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """Times the stages of the call."""
+        return self.arm.clock
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Of the decoder."""
+        return self.arm.config
+
+    def charge(self, stage: str, flops: float) -> None:
+        """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, decode, head."""
+        self.flops[stage] += flops
+
+    def repeat_pass(self) -> None:
+        """Opens another pass over the same prompt, such as a step of diffusion.
+
+        The method is not asked again: its selection of the first pass applies, and no attention is read.
+        """
+        self.flops["prompt"] += decoder_flops(self.config, self.trace.counts)
+        self.trace.counts.clear()
+        self.alive = torch.arange(self.trace.layout.total, device=self.alive.device)
+        self._reads, self._repeats = {}, True
+
+    @property
+    def wants_vision_attention(self) -> bool:
+        """Whether the method reads the attention of the vision tower. If not, the model does not compute it."""
+        return self.arm.plan.vision_attention
+
+    def record_vision_attention(self, attention: Tensor) -> None:
+        """Takes the attention [V] inside the vision tower, as described at Trace.vision_attention."""
+        total = self.trace.layout.total
+        if attention.shape != (total,):
+            raise ValueError(
+                f"vision attention has shape {tuple(attention.shape)}; give one number for each of the {total} "
+                "visual tokens"
+            )
+        self.trace.vision_attention = attention
+
+    def kv(self, layer: int) -> LayerKV:
+        """What rows behind the prompt attend to at `layer`."""
+        return self._kv[layer]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory that keys and values for rows behind the prompt hold, in bytes."""
+        return sum(t.numel() * t.element_size() for kv in self._kv.values() for t in (kv.keys, kv.values))
+
+    def records_action(self, layer: int) -> bool:
+        """Whether the method reads the action rows of this layer."""
+        return bool(self._reads.get(layer, QueryGroup(0)) & QueryGroup.ACTION)
+
+    def record_attention(self, layer: int, rows: AttentionRows) -> None:
+        """Takes the action rows of a layer that are computed behind the prompt. Charges their attention."""
+        count = rows.queries.shape[1]
+        self.trace.add(layer, rows, {QueryGroup.ACTION: (0, count)})
+        self.charge("method", 2.0 * rows.queries.numel() * rows.keys.shape[1])
+
+    def record_passes(self, columns: Sequence[Sequence[int]]) -> None:
+        """Notes passes behind the prompt: for each, the columns attended to at each layer."""
+        self.trace.passes += [list(own) for own in columns]
+
+    # -- the decoder's side ----------------------------------------------------------------------------------
+
+    def enter(self, layer: int, tokens: Tokens) -> Tokens:
+        """The rows that go on into `layer`; asks the method where its plan says so."""
+        if layer not in self.arm.plan.layers:
+            return tokens
+        self.entered.add(layer)
+        with self.clock.span("method"):
+            if not self._repeats:
+                self._selections[layer] = self.arm.pruner.select(self._context(layer, tokens))
+            selection = self._selections[layer]
+            if selection is None:
+                return tokens
+            return self._select(layer, tokens, selection)
+
+    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
+        """Notes the sizes that were really computed, and takes the attention rows that were asked for."""
+        self.trace.counts.append((tokens.index.shape[0], seen))
+        if kv is None:
+            return
+        wanted = self._reads.get(layer)
+        if wanted and queries is not None:
+            self._read(layer, wanted, tokens, queries, kv)
+        if self.keeps_kv:
+            self._kv[layer] = kv
+        if self.cache is not None:
+            own = tokens.index.shape[0]
+            self.cache.write(layer, tokens.index, kv.keys[:, :own], kv.values[:, :own])
+
+    def next_prune_layer(self, layer: int) -> int:
+        """The first layer after this one before which the method is asked."""
+        return next((n for n in self.arm.plan.layers if n > layer), self.arm.info.num_layers)
+
+    def records_attention(self, layer: int) -> bool:
+        """Whether attention rows of this layer are read in this call."""
+        return bool(self._reads.get(layer))
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _select(self, layer: int, tokens: Tokens, selection: Selection) -> Tokens:
+        """Applies a selection; ValueError for what can be refused at once."""
+        name = self.arm.name
+        if self._repeats and selection.values is not None and layer:
+            raise ValueError(
+                f"{name} puts new values in place of rows at layer {layer}, but this model passes its prompt several "
+                "times a call and cannot repeat that; use a method that drops rows, or prunes before layer 0"
+            )
+        if not self._repeats:
+            self._extend_reads(layer, selection)
+        check_shapes(name, layer, selection, self.arm.plan.reuses)
+        self.promises.append(Promise(layer, self.alive, selection))
+        own, self.alive = apply_selection(tokens, selection, self.alive, self.trace.layout)
+        self.trace.kept[layer] = self.alive
+        if own.columns is not None:
+            self.trace.reused[layer] = own.columns[own.index.shape[0] :]
+        return own
+
+    def _extend_reads(self, layer: int, selection: Selection) -> None:
+        """Adds the attention rows that a selection asks for in this call only."""
+        last = self.arm.info.num_layers - 1
+        for extra, groups in selection.reads.items():
+            if not layer <= extra <= last:
+                raise ValueError(
+                    f"{self.arm.name} at layer {layer} asks to read layer {extra}; layers still to run are "
+                    f"{layer}..{last}"
+                )
+            self._reads[extra] = self._reads.get(extra, QueryGroup(0)) | groups
+
+    def _span(self, group: QueryGroup) -> range:
+        """Row numbers of a query group now, after pruning; empty for rows behind the prompt."""
+        layout = self.trace.layout
+        span = layout.group(group)
+        if group is QueryGroup.VISUAL:
+            return range(span.start, span.start + self.alive.shape[0])
+        gone = layout.total - self.alive.shape[0] if span.start >= layout.visual.stop else 0
+        return range(span.start - gone, min(span.stop, layout.length) - gone)
+
+    def _read(self, layer: int, wanted: QueryGroup, tokens: Tokens, queries: Tensor, kv: LayerKV) -> None:
+        """Takes the rows of the wanted groups; neighbouring groups are computed in one product."""
+        whole = tokens.columns is None and kv.columns.shape[0] == self.trace.layout.length
+        columns = None if whole else kv.columns
+        for run, spans in runs_of({g: s for g in wanted.groups if len(s := self._span(g))}):
+            index = tokens.index[run.start : run.stop] if self.config.causal else None
+            rows = AttentionRows(queries[:, run.start : run.stop], kv.keys, columns, index, tokens.bias)
+            self.trace.add(layer, rows, spans)
+            heads, _, size = queries.shape
+            self.flops["method"] += 2.0 * heads * size * kv.keys.shape[1] * len(run)
+
+    def _context(self, layer: int, tokens: Tokens) -> PruneContext:
+        visual, text = self._span(QueryGroup.VISUAL), self._span(QueryGroup.TEXT)
+        return PruneContext(
+            layer=layer,
+            seed=self.seed,
+            visual=tokens.hidden[visual.start : visual.stop],
+            alive=self.alive,
+            text=tokens.hidden[text.start : text.stop],
+            task=tokens.hidden[visual.stop :],
+            reusable=self.cached if self.alive.shape == self.cached.shape else self.cached[self.alive],
+            trace=self.trace,
+        )
+
+
+def runs_of(groups: dict[QueryGroup, range]) -> list[tuple[range, Spans]]:
+    """Which rows to compute together: all in one range if at least half of its rows are wanted, else group by group."""
+    if not groups:
+        return []
+    hull = range(min(r.start for r in groups.values()), max(r.stop for r in groups.values()))
+    together = 2 * sum(map(len, groups.values())) >= len(hull)
+    runs = [(hull, groups)] if together else [(rows, {group: rows}) for group, rows in groups.items()]
+    return [(run, {g: (r.start - run.start, r.stop - run.start) for g, r in own.items()}) for run, own in runs]
+
+
+@contextmanager
+def stage(calls: Sequence[Call], name: str, flops: float = 0.0) -> Iterator[None]:
+    """Times one stage of a packed call and charges each of its sequences `flops`; without calls it does nothing."""
+    for call in calls:
+        call.charge(name, flops)
+    with calls[0].clock.span(name) if calls else nullcontext():
+        yield
+
+
+def decode_flops(config: DecoderConfig, columns: Sequence[Sequence[int]]) -> float:
+    """FLOPs of passes of one row each, from the columns attended to at each layer."""
+    return sum(block_flops(config, 1, own) for layers in columns for own in layers)

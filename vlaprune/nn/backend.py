@@ -1,0 +1,162 @@
+"""How the pieces of a model call are executed: eager, compiled, or captured as CUDA graphs.
+
+A model call is a sequence of segments (the vision towers, the layers between two prune layers, the decoded tokens, the
+denoising steps). A segment is a function of tensors. Inside it, units do the work: functions of modules and tensors,
+such as one decoder layer, that are compiled once and called for every layer.
+
+Eager is the reference. Every other backend gives the same results (see `vlaprune.testing.check_model`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+REPEATS = 3  # runs of a segment with the same shapes before it is captured
+FREE = 0.2  # share of the device's memory that captured graphs leave free
+
+Function = Callable[..., Any]
+
+
+class Backend:
+    """Runs segments and units as they are. Subclasses compile the units or capture the segments.
+
+    name     as on the command line: `kernel=NAME`
+    static   whether outputs of a segment are overwritten by its next run
+    builds   how often something was compiled or captured; a call during which this grows is a cold call
+    entered  how often a segment was run; 0 after a call means that the model bypasses its backend
+    """
+
+    name = "sdpa"
+    static = False
+
+    def __init__(self) -> None:
+        self.builds = 0
+        self.entered = 0
+
+    def unit(self, function: Function) -> Function:
+        """The function, compiled where the backend compiles. `function` must be defined at module level."""
+        return function
+
+    def run(self, key: Hashable, segment: Function, *inputs: Any) -> Any:
+        """Runs a segment on tensors (or nested lists of tensors and None). `key` names it, shapes left aside."""
+        self.entered += 1
+        return segment(*inputs)
+
+
+EAGER = Backend()
+
+
+class Compiled(Backend):
+    """Units are compiled by torch.compile, with the number of rows as a dynamic size.
+
+    compiler  of torch.compile: `inductor`, or `eager` for tests of the graphs alone
+
+    Errors: RuntimeError where torch.compile gives up on a unit (too many graphs) in place of a silent eager run.
+    """
+
+    name = "compile"
+
+    def __init__(self, compiler: str = "inductor") -> None:
+        super().__init__()
+        self.compiler = compiler
+        self._units: dict[Function, Function] = {}
+
+    def unit(self, function: Function) -> Function:
+        """Compiled once, when it is first called."""
+        if function not in self._units:
+            self._units[function] = torch.compile(_copy(function), backend=self._counted, fullgraph=True)
+        return self._units[function]
+
+    def _counted(self, graph: Any, inputs: Any) -> Any:
+        """Compiles one graph and counts it."""
+        self.builds += 1
+        return torch._dynamo.lookup_backend(self.compiler)(graph, inputs)
+
+
+def _copy(function: Function) -> Function:
+    """The same function with code of its own: torch.compile limits graphs per code, and models must not share it."""
+    own = cast(FunctionType, function)
+    code = own.__code__.replace(co_name=own.__name__)
+    return FunctionType(code, own.__globals__, own.__name__, own.__defaults__, own.__closure__)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured segment: the graph, the tensors it reads, and the outputs that every replay overwrites."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Sequence[Tensor]
+    outputs: Any
+
+
+class Captured(Compiled):
+    """Segments that were run several times with the same shapes are captured and replayed. Needs CUDA.
+
+    Graphs share one memory pool. `clear` drops them all: one arm of a comparison calls it before the next.
+    """
+
+    name = "graph"
+    static = True
+
+    def __init__(self, compiler: str | None = "inductor") -> None:
+        super().__init__(compiler or "inductor")
+        self._compiles = compiler is not None
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops all graphs and their memory."""
+        self._seen: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, Graph] = {}
+        self._pool: Any = None
+
+    def unit(self, function: Function) -> Function:
+        """Compiled, unless the backend only captures."""
+        return super().unit(function) if self._compiles else function
+
+    def run(self, key: Hashable, segment: Function, *inputs: Any) -> Any:
+        """Runs, captures or replays a segment."""
+        leaves, spec = pytree.tree_flatten(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        shapes = (key, others, tuple((t.shape, t.dtype) for t in tensors))
+        self._seen[shapes] += 1
+        found = self._graphs.get(shapes)
+        if found is None:
+            if self._seen[shapes] < REPEATS or not self._room():
+                return super().run(key, segment, *inputs)
+            found = self._graphs[shapes] = self._capture(segment, leaves, spec)
+        self.entered += 1
+        for static, given in zip(found.inputs, tensors, strict=True):
+            static.copy_(given)
+        found.graph.replay()
+        return found.outputs
+
+    @staticmethod
+    def _room() -> bool:
+        free, total = torch.cuda.mem_get_info()
+        return free > FREE * total
+
+    def _capture(self, segment: Function, leaves: Sequence[Any], spec: Any) -> Graph:
+        self.builds += 1
+        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        inputs = pytree.tree_unflatten(static, spec)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                segment(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = segment(*inputs)
+        return Graph(graph, [leaf for leaf in static if isinstance(leaf, Tensor)], outputs)

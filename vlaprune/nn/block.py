@@ -1,0 +1,137 @@
+"""One decoder layer and its parts: RMS norm, rotary positions, grouped-query attention, gated feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The architecture of a decoder, in the names of transformers' configurations.
+
+    causal         a row attends to positions up to its own; False for attention in both directions
+    hidden_act     activation of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
+    norm_plus_one  RMS norms multiply by one plus their weight (Gemma), not by the weight (Llama)
+
+    Errors: ValueError for an unknown activation.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    causal: bool = True
+    hidden_act: str = "silu"
+    norm_plus_one: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses an activation that is not implemented."""
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
+
+
+def per_head(t: Tensor, heads: int) -> Tensor:
+    """Keys or values [..., kv, c, hd] for every query head [..., heads, c, hd]; a single one is shared, not copied."""
+    if t.shape[-3] == 1:
+        return t.expand(*t.shape[:-3], heads, *t.shape[-2:])
+    return t if t.shape[-3] == heads else t.repeat_interleave(heads // t.shape[-3], -3)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Torch's fused attention. On a CPU it stays in fp32 under autocast: its bf16 backward is several times slower."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in fp32; with `plus_one` (Gemma) it multiplies by one plus its weight."""
+
+    def __init__(self, width: int, eps: float, plus_one: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width) if plus_one else torch.ones(width))
+        self.eps, self.plus_one = eps, plus_one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, d] to [N, d]."""
+        if self.plus_one:
+            return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, None, self.eps).mul_(self.weight)  # rounded before the weight: upstream
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
+    a, b = x.chunk(2, -1)
+    return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
+
+
+def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, hd] of the rotary phases at positions `index` [N], the first half of the sines negated."""
+    half = torch.arange(0, config.head_dim, 2, device=index.device, dtype=torch.float32)
+    phase = index[:, None].float() / config.rope_theta ** (half / config.head_dim)
+    cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+class Block(nn.Module):
+    """One decoder layer: norm, rotary attention with grouped keys, norm, gated feed-forward; QKV, gate/up are fused."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.parts = {"qkv": (inner, kv, kv), "gate_up": (config.intermediate_size,) * 2}  # rows of what is fused
+        self.norm_attention = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
+        self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=False)
+        self.out = nn.Linear(inner, config.hidden_size, bias=False)
+        self.norm_mlp = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def normed_attention(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Normed rows [N, d] for attention, and the gate [d] of its branch where the norm is adaptive, else None."""
+        return self.norm_attention(x), None
+
+    def normed_mlp(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The same for the feed-forward."""
+        return self.norm_mlp(x), None
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [H, N, hd] and keys [kv, N, hd], and values [kv, N, hd], of normed rows [N, d]."""
+        c = self.config
+        heads = self.qkv(x).unflatten(-1, (c.num_heads + 2 * c.num_kv_heads, c.head_dim)).transpose(0, 1)
+        q, k = _rotate(heads[: -c.num_kv_heads], *rope).split((c.num_heads, c.num_kv_heads))
+        return q, k, heads[-c.num_kv_heads :]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Attention output [..., H, n, hd] of queries [..., H, n, hd] on keys and values [..., kv, c, hd]."""
+        heads = self.config.num_heads
+        return sdpa(q, per_head(k, heads), per_head(v, heads), mask, causal)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Rows [N, d] behind the layer, from rows before it and attention output [H, N, hd]."""
+        x = x + self.out(attended.transpose(0, 1).flatten(1))
+        return x + self.feed(self.norm_mlp(x))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The gated feed-forward [N, d] of normed rows [N, d]."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(ACTIVATIONS[self.config.hidden_act](gate).mul_(up))  # type: ignore[no-any-return]
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """Unit: a norm."""
+    return norm(x)  # type: ignore[no-any-return]
