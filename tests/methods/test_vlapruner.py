@@ -21,8 +21,10 @@ def reference(semantic, history, features, spans, counts, gamma=0.8):
     for (a, b), k in zip(spans, counts, strict=True):
         first, second = (set((np.argsort(-s[a:b], kind="stable")[:k] + a).tolist()) for s in (semantic, guide))
         union = sorted(first | second)
-        unit = features[union] / np.linalg.norm(features[union], axis=1, keepdims=True)
+        rows = features[union].astype(np.float64)
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         far = 1 - unit @ unit.T
+        far = np.minimum(far, far.T)  # rows that are nearest to each other are equally lonely: the low one is first
         lonely = [min([far[i, j] for j in range(len(union)) if j != i], default=np.inf) for i in range(len(union))]
         picked = [int(np.argmax(lonely))] if k else []
         while len(picked) < k:
@@ -110,6 +112,17 @@ def test_spread_takes_the_two_that_are_far_apart():
     angle = torch.tensor([0.0, 0.1, 0.2, 3.0, 0.15])
     assert sorted(spread(torch.stack((angle.cos(), angle.sin()), 1), 2).tolist()) == [0, 3]
     assert spread(torch.randn(1, 4), 1).tolist() == [0]
+
+
+def test_two_rows_nearest_to_each_other_tie_whatever_their_order():
+    for seed in range(200):
+        rows = torch.randn(7, 48, generator=torch.Generator().manual_seed(seed))
+        first = spread(rows, 1).item()
+        unit = torch.nn.functional.normalize(rows.double(), dim=1)
+        far = (unit @ unit.T).fill_diagonal_(-1)
+        lonely = far.amax(1)
+        assert first == min(i for i in range(7) if lonely[i] <= lonely.min() + 1e-9)
+        assert spread(rows.flip(0), 1).item() == 6 - max(i for i in range(7) if lonely[i] <= lonely.min() + 1e-9)
 
 
 def test_newest_weighs_most():
