@@ -120,10 +120,10 @@ class Session:
         keys     [kv, c, hd] at the positions `columns` [c]
         bias     [c] added to the logits, None for zeros
 
-        Nobody writes to these tensors again before the call is over.
+        The keys are copied: the next pass of the expert writes to the same buffer.
         """
         if self._reads.get(layer, QueryGroup(0)) & QueryGroup.ACTION:
-            self.trace.add(layer, QueryGroup.ACTION, AttentionRows(queries, keys, columns, None, bias))
+            self.trace.add(layer, QueryGroup.ACTION, AttentionRows(queries, keys.clone(), columns, None, bias))
             self.charge("method", 2.0 * queries.numel() * keys.shape[1])
 
     def record_expert_pass(self, columns: Sequence[int]) -> None:

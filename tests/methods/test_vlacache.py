@@ -153,6 +153,20 @@ def test_lets_go_what_the_reference_lets_go(grid, total, words):
     assert some > 25
 
 
+@pytest.mark.parametrize(
+    ("grid", "total", "relevant", "static"), [(((16, 16),), 256, 120, 130), (((16, 16), (16, 16)), 512, 200, 300)]
+)
+def test_published_counts_depend_on_the_cameras(grid, total, relevant, static):
+    """OpenVLA: 130 static, 120 relevant; OFT: 150 and 100 of each camera."""
+    first = world(0, total)[0]
+    probs = np.full((DEPTH, 2, total + 3, total + 4), 0.01, dtype=np.float32)
+    method = VLACache(layer=1, stages=[1])
+    method.plan(INFO)
+    call(method, hand(first, probs, grid))
+    method._shares = [1.0] * DEPTH
+    assert sum(map(len, call(method, hand(first, probs, grid))[0])) == static - relevant
+
+
 def test_only_reusable_tokens_leave():
     first, _, probs = world(0)
     method, filled = ready(relevant=1, static=16), torch.arange(16) % 2 == 0
@@ -282,5 +296,3 @@ def test_the_yaml_states_every_parameter():
     options = yaml.safe_load((Path(__file__).parents[2] / "configs/method/vlacache.yaml").read_text())
     assert options.pop("_target_") == "vlaprune.methods.vlacache.VLACache"
     assert options == {k: p.default for k, p in inspect.signature(VLACache).parameters.items()}
-    method = VLACache()
-    assert [b.count(256) for b in (method._static, method._relevant)] == [150, 120]

@@ -65,7 +65,7 @@ class VLAPruner(Pruner):
         """Features at 0, the choice at `layer`; rows of the layer before it, and action rows for the next calls."""
         first = (info.num_layers - 1) // 2 if self.action == "middle" else info.num_layers // 2
         self._sources = range(first, first + 1 if self.action == "middle" else info.num_layers)
-        reads = dict.fromkeys(self._sources, QueryGroup.LAST | QueryGroup.ACTION)
+        reads = dict.fromkeys(self._sources, QueryGroup.ACTION)
         also = QueryGroup(0) if self.warmup else QueryGroup.LAST | QueryGroup.ACTION
         reads[self.layer - 1] = reads.get(self.layer - 1, QueryGroup(0)) | ROWS[self.rows] | also
         return Plan((0, self.layer), reads, {self.layer: self.budget})
@@ -100,7 +100,7 @@ class VLAPruner(Pruner):
         if trace.layout != self._layout:
             self.reset()
         self._layout = trace.layout
-        votes = [mean_attention(trace, n, emitting(trace.layout) | QueryGroup.ACTION) for n in self._sources]
+        votes = [mean_attention(trace, n, QueryGroup.ACTION) for n in self._sources]
         seen = votes[0] if len(votes) == 1 else torch.stack(votes).mean(0)
         if self.fill == "carry" and self._past:
             seen = torch.where(seen > 0, seen, self._past[-1])

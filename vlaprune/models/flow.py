@@ -8,8 +8,8 @@ Source: openpi@15a9616 (src/openpi/models_pytorch/pi0_pytorch.py, models/tokeniz
 for the checkpoints on the hub. arXiv:2410.24164, arXiv:2504.16054. Deliberate differences: a prompt that is too long
 raises and is not cut; noise comes from the episode's seed and the number of the call.
 
-QueryGroup.ACTION are the expert's action rows in the LAST step of the flow. In the first step they carry only noise; in
-the last they are nearest to the actions that are sent.
+QueryGroup.ACTION are the expert's action rows in every step of the flow, one read for each step. VLA-Pruner averages
+over the steps (arXiv:2511.16449).
 """
 
 from __future__ import annotations
@@ -185,12 +185,11 @@ class Flow(ABC):
             actions, state = self._noise(sessions), self._padded(states)
         modulations = None if condition is None else expert.modulations(condition)
         for step in range(self.steps):
-            first, last = step == 0, step == self.steps - 1
             with stage(sessions, "head"):
-                rows = net.suffix(actions, times[step], state if first else None).to(kind)
+                rows = net.suffix(actions, times[step], None if step else state).to(kind)
             num_prefix = rows.shape[1] - chunk
             own = None if modulations is None else [m[step] for m in modulations]
-            rows = expert(rows, whole if num_prefix else tail, buffers, num_prefix, own, sessions if last else ())
+            rows = expert(rows, whole if num_prefix else tail, buffers, num_prefix, own, sessions)
             with stage(sessions, "head"):
                 actions = actions - net.action_out(rows[:, num_prefix:].float()) / self.steps
         self._count(sessions, buffers)

@@ -2,7 +2,8 @@
 
 Prompt: begin | visual tokens of every camera | state | text, ending in the lone space | one slot for each number of the
 chunk, all zeros | stop. Everything attends to everything. A row speaks for the slot behind it, as in decoding, so the
-head reads from the lone space to the last slot but one. Kim et al., arXiv:2502.19645; source:
+head reads from the lone space to the last slot but one. QueryGroup.ACTION are the slots themselves: the authors of
+VLA-Pruner and SAFE-Pruner read the attention of these rows. Kim et al., arXiv:2502.19645; source:
 moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not here.
 Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
 its later passes repeat what the method selected in the first. Training sees the pictures that acting sees, without
@@ -159,7 +160,7 @@ class OFT(nn.Module):
             length=end + 1,
             visual=range(1, 1 + total),
             text=range(text, slots),
-            action=range(slots - 1, end - 1),
+            action=range(slots, end),
             last=end,
             views=views,
         )

@@ -95,7 +95,7 @@ class OpenVLA:
             length=length,
             visual=range(1, 1 + total),
             text=range(1 + total, length),
-            action=range(length, length + ACTION - 1),
+            action=range(length - 1, length + ACTION - 1),
             last=length - 1,
             views=views,
         )
