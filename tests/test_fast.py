@@ -6,6 +6,7 @@ That every method chooses the same there is a law of `check_pruner`.
 import numpy as np
 import pytest
 import torch
+from doubles import calibrated
 
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
@@ -19,7 +20,8 @@ from vlaprune.nn.fast import Fast
 from vlaprune.policy import Policy
 from vlaprune.profile.recording import actions, synthetic
 
-METHODS = {"dense": Dense, "fastv": lambda: FastV(keep=0.5), "ties": lambda: TIES(keep=0.25), "vlacache": VLACache}
+TIED = calibrated(lambda: TIES(keep=0.25), Toy().info, 64)
+METHODS = {"dense": Dense, "fastv": lambda: FastV(keep=0.5), "ties": TIED, "vlacache": VLACache}
 
 
 def ran(model, make):
@@ -29,7 +31,6 @@ def ran(model, make):
     return chunks, policy.drain(0)
 
 
-@pytest.mark.filterwarnings("ignore:ties runs without a calibration")
 @pytest.mark.parametrize("backend", [None, "eager"])
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", METHODS)

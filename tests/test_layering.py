@@ -29,7 +29,9 @@ LAYERS = {
     "bench.libero": ["benchmark", "bench.libero", "bench.mujoco", "bench.remote"],
     "bench.robosuite": ["benchmark", "bench.robosuite", "bench.mujoco", "bench.remote"],
     "bench.simpler": ["benchmark", "bench.simpler", "bench.remote"],
-    "evaluation": ["evaluation", "policy", "benchmark", "records", "trace", "stats", "report", "models.backends"],
+    "evaluation": [
+        *("evaluation", "policy", "pruner", "benchmark", "records", "trace", "stats", "report", "models.backends"),
+    ],
     "evaluation.rollout": ["policy", "benchmark", "records", "trace"],
     "evaluation.loggers": ["records", "stats"],
     "evaluation.progress": ["records", "stats"],
@@ -38,7 +40,7 @@ LAYERS = {
     "report": ["report", "records", "stats"],
     "profile": [
         *("profile", "policy", "pruner", "session", "benchmark", "control", "records", "trace", "meter", "stats", "nn"),
-        *("report", "evaluation.rollout", "models.backends", "methods.dense", "methods.ties.calibration"),
+        *("report", "evaluation.rollout", "models.backends", "evaluation.calibrate", "methods.dense"),
     ],
     "profile.conventions": ["nn.decoder", "records"],
     "profile.roofline": ["meter", "nn.decoder"],

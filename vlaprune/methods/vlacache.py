@@ -9,7 +9,8 @@ layers 2, 6, 9, 11. A layer's share is 1 less its attention entropy, scaled to 0
 Differences: layers are scaled to the model's depth (exact at 32); the entropy leaves out the rows of begin, state,
 slots and stop (in OpenVLA, which has only begin, this changes nothing); text rows are the prompt's text, where the
 authors name 35 positions (OpenVLA) or 34 from the state on (OFT); budgets are split over the cameras in proportion;
-equal black patches are static. Authors' defects not copied: an empty reuse set crashes; OFT compares a frame with itself.
+equal black patches are static. Authors' defects not copied: an empty reuse set crashes; OFT compares a frame with
+itself.
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, RMSNorm, Tokens
 from vlaprune.nn.expert import KVBuffer, embed_time, flow_times
 from vlaprune.nn.hub import locate
+from vlaprune.nn.lora import identity
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
@@ -86,6 +88,7 @@ class Flow(ABC):
             self._random(seed)
         else:
             self._load(weights, tokenizer)
+        self.info = replace(self.info, weights=identity(self.card))
 
     @property
     def decoder(self) -> Decoder:

@@ -16,6 +16,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from vlaprune.models.prismatic import (
 from vlaprune.models.source import Source, published
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
-from vlaprune.nn.lora import load_adapter
+from vlaprune.nn.lora import identity, load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.session import Session, stage
@@ -122,7 +123,7 @@ class OFT(nn.Module):
             setattr(self, name, module.eval())
         if adapter is not None:
             load_adapter(self, self.trunk, adapter, self.card)
-        self.info = own.info("oft")
+        self.info = replace(own.info("oft"), weights=identity(self.card))
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
     def _extras(self, width: int, numbers: int) -> dict[str, tuple[nn.Module, str]]:

@@ -8,6 +8,7 @@ openvla/openvla@c8f03f4:prismatic/extern/hf/modeling_prismatic.py (predict_actio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from vlaprune.models.prismatic import (
 )
 from vlaprune.models.source import Source, published
 from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.nn.lora import identity
 from vlaprune.session import Session, stage
 from vlaprune.trace import Layout
 
@@ -78,7 +80,7 @@ class OpenVLA:
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
-        self.info = own.info("openvla")
+        self.info = replace(own.info("openvla"), weights=identity(self.card))
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
 
     @property

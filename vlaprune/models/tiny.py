@@ -9,6 +9,7 @@ embedding instead of zeros, one small vision transformer on a convolutional stem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vlaprune.meter import linear_flops, vit_block_flops
 from vlaprune.nn.decoder import Decoder, DecoderConfig, NullSession, Tokens
 from vlaprune.nn.decoder import Session as Watched
 from vlaprune.nn.load import fill, read
+from vlaprune.nn.lora import identity
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, stage
@@ -102,6 +104,7 @@ class Tiny(nn.Module):
                 )
             state, self.card = read(path)
             fill(self, state, str(path))
+        self.info = replace(self.info, weights=identity(self.card))
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.to(self.device).eval()
 
