@@ -7,6 +7,7 @@ from doubles import Reuser, Scripted, same
 from test_decoder import SHAPE, pair
 
 from vlaprune.benchmark import Observation
+from vlaprune.control import Control
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
@@ -443,3 +444,18 @@ def test_the_toy_decodes_on_at_the_original_length_whatever_was_pruned(make):
         policy.act({0: frame})
         length = model.layout(len(frame.instruction.split())).length
         assert seen == [list(range(length)), *([length + i] for i in range(len(seen) - 1))] and len(seen) > 2
+
+
+def test_a_trace_tells_what_the_robot_did_since_the_call_before():
+    """State of the observation, actions as they were sent, control steps so far; another episode begins at zero."""
+    policy, seen = Policy(Toy(), Dense, control=Control(execute=3)), scenes(0, 1, 3)
+    sent = torch.empty(0, 0, dtype=torch.float64)
+    for episode in range(2):
+        policy.reset(0, seed=episode)
+        for step, frame in enumerate(seen):
+            actions = policy.act({0: frame})[0]
+            trace = policy.trace(0)
+            assert torch.equal(trace.state, torch.from_numpy(frame.state)) and trace.elapsed == 3 * step
+            assert trace.executed.shape == ((3, 7) if step else (0, 0))
+            assert not step or torch.equal(trace.executed, sent)
+            sent = torch.from_numpy(actions)

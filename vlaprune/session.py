@@ -39,9 +39,19 @@ class Session:
 
     def reset(self, seed: int) -> None:
         """A new episode: everything earlier calls left behind is forgotten."""
-        self.seed, self._step = seed, 0
+        self.seed, self._step, self._elapsed = seed, 0, 0
+        self._state: Tensor | None = None
+        self._executed = torch.empty(0, 0, dtype=torch.float64)
         self._forget()
         self.pruner.reset()
+
+    def sees(self, state: Tensor | None) -> None:
+        """Takes the robot state [s] of the observation that the next call is about."""
+        self._state = state
+
+    def executes(self, actions: Tensor) -> None:
+        """Takes the actions [n, action_dim] that the robot executes before the next call."""
+        self._executed, self._elapsed = actions, self._elapsed + actions.shape[0]
 
     def _forget(self) -> None:
         self._store.clear()
@@ -54,7 +64,9 @@ class Session:
         if layout != self._layout:
             self._forget()  # an earlier prompt's slots mean other tokens
         self._layout = layout
-        self.trace = Trace(layout, images, self._step)
+        self.trace = Trace(
+            layout, images, self._step, state=self._state, executed=self._executed, elapsed=self._elapsed
+        )
         if self._numbers.shape[0] < layout.length or self._numbers.device != like.device:
             self._numbers = torch.arange(layout.length, device=like.device)
         self._alive = self._numbers[: layout.total]

@@ -242,6 +242,9 @@ class Trace:
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
             None if the method does not read it
+    state     [s] robot state of the observation, as the benchmark gives it; None where it gives none
+    executed  [n, action_dim] float64 actions that the robot executed since the previous call; none in the first call
+    elapsed   control steps since the episode began
     """
 
     layout: Layout
@@ -253,6 +256,9 @@ class Trace:
     decode: list[list[int]] = field(default_factory=list)
     expert: list[list[int]] = field(default_factory=list)
     vision_attention: Tensor | None = None
+    state: Tensor | None = None
+    executed: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    elapsed: int = 0
     _reads: dict[tuple[int, QueryGroup], list[AttentionRows]] = field(default_factory=dict, repr=False)
     _noted: list[tuple[int, Runs, AttentionRows]] = field(default_factory=list, repr=False)
 

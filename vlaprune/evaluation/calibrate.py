@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
-from vlaprune.benchmark import Benchmark
+from vlaprune.benchmark import Benchmark, Task
 from vlaprune.evaluation.rollout import attempt
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.pruner import Calibrated, Probe, Pruner
@@ -58,17 +57,23 @@ def with_calibration(make: Callable[[], Pruner], path: Path) -> Callable[[], Pru
 def measure(policy: Policy, probe: Probe, bench: Benchmark, seed: int) -> int:
     """Plays episode 0 of every task, then episode 1, and so on, until `CALLS` are measured. The episodes played."""
     played, tasks = 0, bench.tasks()
-    for episode in count():
+    for episode in range(max(task.episodes for task in tasks)):
         for task in tasks:
-            if episode >= task.episodes:
-                continue
-            with bench.open(task) as env:
-                policy.reset(0, episode_seed(seed, task.name, episode))
-                play, actions = attempt(env, task, episode), None
-                try:
-                    while True:
-                        actions = policy.act({0: play.send(actions)})[0]  # type: ignore[arg-type]
-                except StopIteration:
-                    played += 1
-        if probe.calls >= CALLS or episode + 1 >= max(task.episodes for task in tasks):
-            return played
+            if episode < task.episodes:
+                play(policy, bench, task, episode, seed)
+                played += 1
+        if probe.calls >= CALLS:
+            break
+    return played
+
+
+def play(policy: Policy, bench: Benchmark, task: Task, episode: int, seed: int) -> None:
+    """Plays one episode; nothing is recorded."""
+    with bench.open(task) as env:
+        policy.reset(0, episode_seed(seed, task.name, episode))
+        course, actions = attempt(env, task, episode), None
+        try:
+            while True:
+                actions = policy.act({0: course.send(actions)})[0]  # type: ignore[arg-type]
+        except StopIteration:
+            return

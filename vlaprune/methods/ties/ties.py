@@ -13,12 +13,13 @@ pools the cameras: with two of them and gamma 0.7, one moving camera then makes 
 Another prompt layout is a new anchor. One budget for all cameras.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlaprune.methods.shared.patches import RESEMBLANCE
 from vlaprune.methods.shared.scoring import option
@@ -28,7 +29,7 @@ from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
 from vlaprune.pruner import Budget, Calibrated, ModelInfo, Plan, PruneContext, Selection, top
 from vlaprune.trace import Layout, Trace
 
-OVER = {"max": torch.amax, "mean": torch.mean, "min": torch.amin}
+OVER: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.amax, "mean": torch.mean, "min": torch.amin}
 
 
 @dataclass
