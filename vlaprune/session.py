@@ -205,10 +205,9 @@ class Session:
         layout, span = self.trace.layout, self.trace.layout.group(group)
         if self._decoding:
             return range(1) if group is QueryGroup.ACTION else range(0)
-        if group is QueryGroup.VISUAL:
-            return range(span.start, span.start + self._alive.shape[0])
-        gone = layout.total - self._alive.shape[0] if span.start >= layout.visual.stop else 0
-        return range(span.start - gone, min(span.stop, layout.length) - gone)
+        gone, after = layout.total - self._alive.shape[0], layout.visual.stop
+        start, stop = span.start, min(span.stop, layout.length)
+        return range(start - gone if start >= after else start, stop - gone if stop >= after else stop)
 
     def _read(
         self, layer: int, wanted: QueryGroup, tokens: Tokens, queries: Tensor, keys: Tensor, columns: Tensor

@@ -19,7 +19,9 @@ class QueryGroup(enum.Flag):
     TEXT = enum.auto()  # the instruction
     VISUAL = enum.auto()  # the visual tokens still computed
     ACTION = enum.auto()  # whatever emits the action: decoded tokens, placeholders, the cognition token
-    ALL = LAST | TEXT | VISUAL | ACTION
+    PREFIX = enum.auto()  # every prompt row still computed that comes before the action rows of the prompt, if any
+    PROMPT = enum.auto()  # every prompt row still computed
+    ALL = LAST | TEXT | VISUAL | ACTION  # the groups that do not overlap, save that the last row may be text or action
 
     @property
     def groups(self) -> tuple[QueryGroup, ...]:
@@ -97,6 +99,8 @@ class Layout:
             QueryGroup.TEXT: self.text,
             QueryGroup.VISUAL: self.visual,
             QueryGroup.ACTION: self.action,
+            QueryGroup.PREFIX: range(self.action.start if self.action.stop <= self.length else self.length),
+            QueryGroup.PROMPT: range(self.length),
         }
 
     def group(self, rows: QueryGroup) -> range:
@@ -295,7 +299,7 @@ class Trace:
         return all((layer, g) in self._reads for g in rows.groups)
 
     def rows(self, layer: int, rows: QueryGroup) -> Tensor:
-        """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
+        """[H, q, P] softmax weights, zero where a token was gone; groups in the order of QueryGroup.
 
         KeyError names what was not read.
         """

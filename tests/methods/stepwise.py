@@ -95,7 +95,9 @@ class Episode:
 
     def _read(self, layer, group, attention, alive):
         layout = self.trace.layout
-        count = len(alive) if group is QueryGroup.VISUAL else len(layout.group(group))
+        rows = layout.group(group)
+        gone = layout.total - len(alive) if rows.start <= layout.visual.start < rows.stop else 0
+        count = len(rows) - gone
         if count:
             probs = attention(layer, group, count)
             full = torch.zeros(probs.shape[0], count, layout.end)

@@ -36,7 +36,7 @@ def reference(semantic, history, features, spans, counts, gamma=0.8):
 
 
 def mean(attention, layer, groups, layout):
-    rows = [attention(layer, g, layout.total if g is QueryGroup.VISUAL else len(layout.group(g))) for g in groups]
+    rows = [attention(layer, g, len(layout.group(g))) for g in groups]
     return torch.cat(rows, 1).mean((0, 1)).numpy()
 
 
@@ -57,7 +57,7 @@ def test_agrees_with_the_reference(seed, grids, keep):
             assert got is None
         else:
             spans = [(v.start, v.tokens.stop) for v in layout.views]
-            semantic = mean(attention, 2, (QueryGroup.TEXT, QueryGroup.VISUAL), layout)
+            semantic = mean(attention, 2, (QueryGroup.PREFIX,), layout)
             kept, unions = reference(semantic, history[-3:], features.numpy(), spans, share(keep, sizes))
             assert got == kept
             assert set(got) <= {i for union in unions for i in union}

@@ -6,8 +6,7 @@ Xu et al., "VLA-Cache", arXiv:2502.02175 (read through the code); authors' code 
 As in the code: patches within 0.996 of the previous frame, the best `static` of them, less the `relevant` most attended
 by the instruction at layer 15 of the previous call; of these, in order of position, a share that only grows leaves at
 layers 2, 6, 9, 11. A layer's share is 1 less its attention entropy, scaled to 0..1 over the layers, rises damped.
-Differences: layers are scaled to the model's depth (exact at 32); the entropy leaves out the rows of begin, state,
-slots and stop (in OpenVLA, which has only begin, this changes nothing); text rows are the prompt's text, where the
+Differences: layers are scaled to the model's depth (exact at 32); text rows are the prompt's text, where the
 authors name 35 positions (OpenVLA) or 34 from the state on (OFT); budgets are split over the cameras in proportion;
 equal black patches are static. Authors' defects not copied: an empty reuse set crashes; OFT compares a frame with
 itself.
@@ -25,7 +24,7 @@ from vlaprune.methods.shared.selecting import shared
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import QueryGroup, Trace
 
-ENTROPY = {"all": QueryGroup.TEXT | QueryGroup.VISUAL, "text": QueryGroup.TEXT}
+ENTROPY = {"all": QueryGroup.PROMPT, "text": QueryGroup.TEXT}
 
 
 @dataclass
@@ -38,7 +37,7 @@ class VLACache(Pruner):
     relevant       fraction or number of tokens that the task needs. null: likewise 120 (one camera) or 100 (several)
     layer, stages  whose text attention tells relevance; where tokens leave. null: 15 and [2, 6, 9, 11] of 32
     growth         part of a rise of the share from layer to layer that counts
-    entropy        over which rows: all (text and visual) or text, which is cheaper and not the paper's
+    entropy        over which rows: all of the prompt (the authors) or text, which is cheaper
     """
 
     threshold: float = 0.996
@@ -73,7 +72,7 @@ class VLACache(Pruner):
         self._layer = layer if self.layer is None else self.layer
         self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
         reads = dict.fromkeys(range(info.num_layers), ENTROPY[self.entropy])
-        return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy]}, reuses=True)
+        return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy] | QueryGroup.TEXT}, reuses=True)
 
     def select(self, context: PruneContext) -> Selection | None:
         """At the first site the reuse set; at each its share, of which some have left before."""
@@ -89,8 +88,7 @@ class VLACache(Pruner):
     def observe(self, trace: Trace) -> None:
         """Keeps the frame, the text's attention and the shares for the next call."""
         rows, layers = ENTROPY[self.entropy], range(len(trace.counts))
-        there = [[trace.rows(n, group) for group in rows if trace.has(n, group)] for n in layers]
-        sharp = [attention_entropy(torch.cat(probs, 1)) if probs else torch.zeros(()) for probs in there]
+        sharp = [attention_entropy(trace.rows(n, rows)) if trace.has(n, rows) else torch.zeros(()) for n in layers]
         self._shares = sharpness(torch.stack(sharp), self.growth)
         self._score = (
             mean_attention(trace, self._layer, QueryGroup.TEXT) if trace.has(self._layer, QueryGroup.TEXT) else None
