@@ -69,7 +69,7 @@ class VLACache(Pruner):
     def plan(self, info: ModelInfo) -> Plan:
         """All layers are read, because the share of one is measured against the others."""
         layer, *stages = (-(-n * info.num_layers // 32) for n in (15, 2, 6, 9, 11))
-        self._layer = layer if self.layer is None else self.layer
+        self._layer, self._depth = layer if self.layer is None else self.layer, info.num_layers
         self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
         reads = dict.fromkeys(range(info.num_layers), ENTROPY[self.entropy])
         return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy] | QueryGroup.TEXT}, reuses=True)
@@ -87,7 +87,7 @@ class VLACache(Pruner):
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame, the text's attention and the shares for the next call."""
-        rows, layers = ENTROPY[self.entropy], range(len(trace.counts))
+        rows, layers = ENTROPY[self.entropy], range(self._depth)
         sharp = [attention_entropy(trace.rows(n, rows)) if trace.has(n, rows) else torch.zeros(()) for n in layers]
         self._shares = sharpness(torch.stack(sharp), self.growth)
         self._score = (
