@@ -1,9 +1,14 @@
 """Stand-ins that tests share: pruners that do what they are told, worlds and sinks that misbehave."""
 
+import json
+import tempfile
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from vlaprune.bench.toy import Toy as ToyBench
@@ -11,13 +16,37 @@ from vlaprune.control import Control
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
-from vlaprune.models.suffix import record_action, record_passes, recorded_layers
+from vlaprune.methods.ties.calibration import fingerprint
+from vlaprune.models.suffix import joined, record_action, record_passes, recorded_layers
 from vlaprune.models.toy import Toy
 from vlaprune.nn.backend import EAGER
 from vlaprune.nn.extend import Suffix, extend, part
 from vlaprune.policy import Policy
-from vlaprune.pruner import Plan, Pruner, Selection
+from vlaprune.pruner import Calibrated, Plan, Pruner, Selection
 from vlaprune.records import Header, read
+
+SIGMA = np.linspace(-0.2, 0.4, 25).tolist()  # values of tau
+CALIBRATIONS = Path(tempfile.mkdtemp())
+
+
+def calibration(estimator, info, total, taus=SIGMA):
+    """A calibration file for TIES of these values of tau, for a model with `total` visual tokens."""
+    said = json.dumps(fingerprint(estimator, info) | {"visual_tokens": total, "tau": list(taus)})
+    path = CALIBRATIONS / f"{zlib.crc32(said.encode())}.json"
+    path.write_text(said)
+    return str(path)
+
+
+def calibrated(make, info, total):
+    """`make`; a method that waits for a calibration gets one of SIGMA."""
+
+    def ready():
+        method = make()
+        if isinstance(method, Calibrated):
+            method.calibration = calibration(method.estimator, info, total)
+        return method
+
+    return ready
 
 
 class Scripted(Pruner):
@@ -172,6 +201,5 @@ def decoded(decoder, call, rows):
         queries.append(each)
     layers = recorded_layers([call], config)
     record_passes([call], suffix, count)
-    joined = [torch.cat([each[layer] for each in queries], 2) for layer in layers]
-    record_action([call], suffix, layers, joined, [[suffix.kv[layer][0][0]] for layer in layers])
+    record_action([call], suffix, layers, joined(queries, layers, suffix.kv))
     return torch.cat(out)

@@ -1,10 +1,9 @@
 """Backends: segments give what the eager run gives, one graph per unit, and what cannot be run is refused."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from doubles import calibrated
 
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
@@ -18,7 +17,8 @@ from vlaprune.policy import Policy
 from vlaprune.profile.recording import actions, synthetic
 from vlaprune.testing import SimulatedGraphs, with_segments
 
-METHODS = {"dense": Dense, "fastv": lambda: FastV(keep=0.5), "ties": lambda: TIES(keep=0.25), "vlacache": VLACache}
+TIED = calibrated(lambda: TIES(keep=0.25), Toy().info, 64)
+METHODS = {"dense": Dense, "fastv": lambda: FastV(keep=0.5), "ties": TIED, "vlacache": VLACache}
 
 
 def ran(model, make):
@@ -34,7 +34,6 @@ def twins(style):
     yield with_backend(Toy(style), "compile", "eager")
 
 
-@pytest.mark.filterwarnings("ignore:ties runs without a calibration")
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("method", METHODS)
 def test_backends_act_and_count_as_the_eager_run_does(method, style):

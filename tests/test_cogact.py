@@ -6,6 +6,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from doubles import calibrated
 from manifests import manifest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaModel
@@ -324,7 +325,7 @@ def test_it_answers_what_microsofts_code_answers(theirs, seed, monkeypatch, pari
 @pytest.mark.parametrize("method", ["dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla"])
 def test_every_required_method_prunes_it_in_the_toy_world(composed, method):
     built, make, bench = config.build(composed("model=cogact_tiny", f"method={method}"))
-    policy = Policy(built, make)
+    policy = Policy(built, calibrated(make, built.info, built.layout(9).total))
     task = bench.tasks()[0]
     with bench.open(task) as world:
         world.reset(0)

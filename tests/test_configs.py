@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from doubles import calibrated
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -98,7 +99,7 @@ def test_every_method_runs_on_the_toy(name):
     for style in STYLES:
         model, make, bench = config.build(composed(*TOY, f"method={name}", f"model.style={style}"))
         assert make() is not make() and isinstance(make(), Pruner) and bench.name == "toy"
-        policy = Policy(model, make)
+        policy = Policy(model, calibrated(make, model.info, 64))
         for frame in scenes(0, 0, 2):
             policy.act({0: frame})
         assert len(policy.drain(0)) == 2
@@ -109,7 +110,8 @@ def test_a_budget_is_called_keep_and_checked_before_any_weights_are_loaded(name)
     given = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
     if not isinstance(given.get("keep"), float):
         return
-    plan = config.make(OmegaConf.create(given)).plan(ModelInfo("it", 6, 2, 32, 16))
+    info = ModelInfo("it", 6, 2, 32, 16)
+    plan = calibrated(lambda: config.make(OmegaConf.create(given)), info, 64)().plan(info)
     for wrong in ("1.5", "-0.25", "0.0")[: 3 if plan.budget else 2]:  # of a method with a floor, keep=0 is the floor
         with pytest.raises(ValueError, match=f"keep={float(wrong)}"):
             config.build(composed(*TOY, "model._target_=nothing.There", f"method={name}", f"method.keep={wrong}"))

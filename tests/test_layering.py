@@ -18,18 +18,22 @@ LAYERS = {
     "stats": ["stats", "records"],
     "control": ["benchmark"],
     "pruner": ["trace"],
-    "meter": ["nn.decoder"],
-    "session": ["pruner", "trace", "nn.decoder", "meter", "records"],
-    "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "meter", "records"],
+    "meter": ["nn.block"],
+    "selection": ["pruner", "trace", "nn.decoder"],
+    "call": ["selection", "pruner", "trace", "nn.block", "nn.decoder", "meter", "records"],
+    "session": ["call", "selection", "pruner", "trace", "nn.block", "nn.decoder", "meter", "records"],
+    "policy": ["pruner", "session", "trace", "benchmark", "control", "nn.decoder", "nn.backend", "meter", "records"],
     "methods": ["pruner", "trace", "methods", "nn.load"],
-    "models": ["models", "benchmark", "policy", "session", "trace", "pruner", "meter", "nn"],
+    "models": ["models", "benchmark", "policy", "session", "call", "trace", "pruner", "meter", "nn"],
     "models.images": [],
     "bench": ["benchmark", "bench.remote"],
     "bench.mujoco": ["benchmark", "bench.mujoco"],
     "bench.libero": ["benchmark", "bench.libero", "bench.mujoco", "bench.remote"],
     "bench.robosuite": ["benchmark", "bench.robosuite", "bench.mujoco", "bench.remote"],
     "bench.simpler": ["benchmark", "bench.simpler", "bench.remote"],
-    "evaluation": ["evaluation", "policy", "benchmark", "records", "trace", "stats", "report", "models.backends"],
+    "evaluation": [
+        *("evaluation", "policy", "pruner", "benchmark", "records", "trace", "stats", "report", "models.backends"),
+    ],
     "evaluation.rollout": ["policy", "benchmark", "records", "trace"],
     "evaluation.loggers": ["records", "stats"],
     "evaluation.progress": ["records", "stats"],
@@ -38,18 +42,18 @@ LAYERS = {
     "report": ["report", "records", "stats"],
     "profile": [
         *("profile", "policy", "pruner", "session", "benchmark", "control", "records", "trace", "meter", "stats", "nn"),
-        *("report", "evaluation.rollout", "models.backends", "methods.dense", "methods.ties.calibration"),
+        *("report", "evaluation.rollout", "models.backends", "evaluation.calibrate", "methods.dense"),
     ],
-    "profile.conventions": ["nn.decoder", "records"],
-    "profile.roofline": ["meter", "nn.decoder"],
-    "profile.published": ["profile.roofline", "nn.decoder"],
+    "profile.conventions": ["nn.block", "records"],
+    "profile.roofline": ["meter", "nn.block"],
+    "profile.published": ["profile.roofline", "nn.block"],
     "training": [
         *("training", "policy", "pruner", "session", "benchmark", "control", "meter", "stats", "nn.load", "nn.lora"),
     ],
     "training.demos": ["benchmark"],
     "training.datasets": ["training.datasets"],
     "serve": ["policy", "benchmark", "records"],
-    "testing": ["models.backends", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
+    "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
     "doctor": ["doctor", "benchmark", "config"],
     "doctor.checks": ["doctor.checks", "benchmark"],
 }
@@ -153,5 +157,5 @@ def test_importing_the_package_imports_nothing():
 
 def test_the_walk_sees_what_it_should():
     assert "torch" in reachable("policy") and "torch" in reachable("methods.fastv")
-    assert "vlaprune.nn.decoder" in imports(FILES["meter"]) - imports(FILES["meter"], everywhere=False)
+    assert "vlaprune.nn.block" in imports(FILES["meter"]) - imports(FILES["meter"], everywhere=False)
     assert "wandb" in imports(FILES["evaluation.loggers"]) - imports(FILES["evaluation.loggers"], everywhere=False)

@@ -74,7 +74,7 @@ def test_the_prompt_is_begin_visual_state_text_slots_stop(model):
     layout = model.layout(20)
     assert layout.visual == range(1, 33) and [v.camera for v in layout.views] == ["primary", "wrist"]
     assert layout.text == range(34, 53) and layout.length == 110 and layout.last == 109
-    assert layout.action == range(52, 108)  # the lone space, which is the text's last, and all slots but the last
+    assert layout.action == range(layout.length - 57, layout.length - 1)  # [-57:-1] of VLA-Pruner and SAFE-Pruner
     assert OFT(**OPTIONS, state=None).layout(20).text.start == 33
     assert OFT(**OPTIONS, head="diffusion").layout(20).text.start == 35
     assert OFT(**OPTIONS, chunk=5, action=14).layout(20).length == 110 + 14
@@ -120,7 +120,7 @@ def test_the_head_reads_the_rows_of_the_lone_space_to_the_last_slot_but_one(mode
             return Tokens(tokens.hidden, tokens.index, None, bias)
 
     rows = model.trunk.decoder([tokens], [Hiding()])[0]
-    speaks = rows[layout.action.start : layout.action.stop]
+    speaks = rows[layout.action.start - 1 : layout.action.stop - 1]  # a row speaks for the slot behind it
     assert torch.allclose(model.action_head(speaks.reshape(8, 7 * 64)), units, atol=1e-5)
 
 

@@ -45,7 +45,7 @@ def test_the_prompt_is_as_published(model):
     assert format_prompt("Pick UP") == "In: What action should the robot take to pick up?\nOut:"
     layout = model.layout(len(ids))
     assert (layout.visual, layout.text, layout.last) == (range(1, 17), range(17, 35), 34)
-    assert layout.action == range(35, 41) and layout.views[0].camera == "primary"
+    assert layout.action == range(34, 41) and layout.views[0].camera == "primary"
 
 
 def test_bins_are_the_middles_of_255_and_the_highest_id_is_the_lowest_number():
@@ -152,9 +152,10 @@ def test_action_rows_are_read_while_decoding(model):
     model.tokens([look()], [session])
     trace = session.trace
     end = trace.layout.end
-    assert trace.rows(5, QueryGroup.ACTION).shape == (4, 6, end)
+    assert trace.rows(5, QueryGroup.ACTION).shape == (4, 7, end)
+    assert torch.equal(trace.rows(5, QueryGroup.ACTION)[:, :1], trace.rows(5, QueryGroup.LAST))  # decides token 1
     assert trace.rows(5, QueryGroup.TEXT).shape == (4, len(trace.layout.text), end)
-    assert torch.allclose(trace.rows(5, QueryGroup.ACTION).sum(-1), torch.ones(4, 6), atol=1e-5)
+    assert torch.allclose(trace.rows(5, QueryGroup.ACTION).sum(-1), torch.ones(4, 7), atol=1e-5)
 
 
 def test_the_tower_is_told_only_to_who_asks(model):

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PI0Config, PI0ForConditionalGeneration
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0
 from vlaprune.policy import Policy
@@ -145,7 +146,7 @@ def masking(layers, masks):
 @torch.no_grad()
 def masked(model, observation, noise, gone, sizes=None):
     """The library on all rows; from layer n on nobody attends to the positions gone[n], and keys in sizes[n] count so
-    often. Gives actions [chunk, 32] and the expert's attention in the last step, each [H, 1 + chunk, P + 1 + chunk].
+    often. Gives actions [chunk, 32] and, step by step, the expert's attention [H, 1 + chunk, P + 1 + chunk] by layer.
     """
     lib, (ids, pixels, state) = library(), prompt_of(model, observation)
     length, rows = len(ids), CHUNK + 1
@@ -170,7 +171,7 @@ def masked(model, observation, noise, gone, sizes=None):
     lib.model.vlm.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=at[:, :length], past_key_values=cache_, use_cache=True
     )
-    x = noise[None]
+    x, attentions = noise[None], []
     for step in range(model.steps):
         embeds = lib.embed_action_time(state, x, torch.tensor([1 - step / model.steps]))
         out = lib.model.dit(
@@ -182,9 +183,10 @@ def masked(model, observation, noise, gone, sizes=None):
         )
         cache_.crop(-rows)
         x = x - lib.action_out_proj(out.last_hidden_state[:, 1:]) / model.steps
+        attentions.append([a[0] for a in out.attentions])
     for hook in hooks:
         hook.remove()
-    return x[0], [a[0] for a in out.attentions]
+    return x[0], attentions
 
 
 def played(model, observation, make=Dense, seed=3):
@@ -272,8 +274,18 @@ def test_pruned_actions_equal_the_library_with_columns_masked(sizes, library_tim
     words = len(model._text(observation.instruction, None).ids)
     assert session.trace.passes == [[n + words + 1 + CHUNK for n in record.visual]] * 10
     for layer in (0, 2, 3):
-        rows = session.trace.rows(layer, QueryGroup.ACTION)
-        assert (rows - attention[layer][:, 1:]).abs().max() < 1e-5
+        rows = session.trace.rows(layer, QueryGroup.ACTION)  # of every step of the flow
+        assert (rows - torch.cat([step[layer][:, 1:] for step in attention], 1)).abs().max() < 1e-5
+
+
+def test_vla_pruner_averages_the_experts_rows_over_all_steps_of_the_flow(library_time):
+    """The dense call's history equals the library's own attention; the prompt's last row is no action row."""
+    model, observation = ours(), look()
+    session = played(model, observation, VLAPruner)[2]
+    _, steps = masked(model, observation, noise_of(model), {})
+    layer = (S["layers"] - 1) // 2
+    expected = torch.stack([step[layer][:, 1:, : 2 * TOKENS].mean((0, 1)) for step in steps]).mean(0)
+    assert (session.pruner._past[-1] - expected).abs().max() < 1e-6
 
 
 def test_columns_of_the_prompt_masked_by_the_oracle_matter(library_time):

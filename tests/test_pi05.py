@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from doubles import Reuser, play
+from doubles import Reuser, calibrated, play
 from hydra import compose, initialize_config_dir
 from manifests import manifest
 from safetensors.torch import save_file
@@ -406,6 +406,7 @@ def test_methods_run_on_the_toy_world(tmp_path, name, method):
         given += ["method.within_camera=true"] if method == "safe" else []  # both cameras show the same picture
         cfg = compose("eval", given)
     model, make, bench = config.build(cfg)
+    make = calibrated(make, model.info, 32)
     run = play(tmp_path, bench, make, episodes=1, execute=2, model=model)
     calls = [call for episode in run.episodes.values() for call in episode.calls]
     assert len(calls) >= 6 and all(call.total == 32 and call.decoded == 4 for call in calls)

@@ -1,6 +1,7 @@
 """OpenVLA and OpenVLA-OFT from their YAML files: every required method in the toy world, and the robots they drive."""
 
 import pytest
+from doubles import calibrated
 from golden import prismatic as golden
 
 from vlaprune import config
@@ -16,6 +17,7 @@ METHODS = ("dense", "ties", "infoentropy", "vlapruner", "safe", "lightvla")
 def run(cfg, folder):
     """One episode, as vlaprune-eval rolls it out."""
     model, make, bench = config.build(cfg)
+    make = calibrated(make, model.info, model.layout(9).total)
     recorder = Recorder(folder, Header({}, {}, {bench.tasks()[1].name: 1}), ())
     try:
         rollout(

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
-from vlaprune.methods.ties.calibration import read
+from vlaprune.methods.ties.calibration import Calibration
 from vlaprune.methods.ties.ties import TIES
 from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import micro
+from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page, interval
 from vlaprune.profile.products import Products
@@ -284,10 +286,12 @@ def test_wrong_settings_are_one_clear_line(tmp_path, monkeypatch, capsys, argv, 
 
 def test_a_calibration_is_written_from_recorded_dense_frames(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    said = (*TOY, "mode=calibrate", "observations=seen.npz", "output=out", "frames=3", "name=toy")
+    said = (*TOY, "mode=calibrate", "observations=seen.npz", "output=out", "name=toy", "execute=1")
+    said = [*said, "record=8"]
     run(monkeypatch, *said, "method=ties", "method.tokens=all")
     taus = json.loads((tmp_path / "out" / "toy.json").read_text())["tau"]
-    assert len(taus) == 3
+    frames = Recording.load(tmp_path / "seen.npz").frames
+    assert len(taus) == min(100, len(frames))
     config = {"tokens": "all", "calibration": str(tmp_path / "out" / "toy.json")}
     policy = Policy(Toy(), lambda: TIES(**config))  # a calibration of this model and this estimator
     actions(policy, Recording.load(tmp_path / "seen.npz").episodes[0], 7)
@@ -296,11 +300,22 @@ def test_a_calibration_is_written_from_recorded_dense_frames(tmp_path, monkeypat
     assert stop.value.code == 2 and "nothing to calibrate; use method=ties" in capsys.readouterr().err
 
 
+def test_methods_are_calibrated_before_they_are_measured(tmp_path):
+    """One file for each estimator; a method that has a calibration, or needs none, is left as it is."""
+    wide, frames = partial(TIES, keep=0.5), synthetic(Toy().interface, 64, episodes=4, steps=6)
+    arms = [("ties", TIES), ("hard", partial(TIES, interpolate="hard")), ("wide", wide), ("dense", Dense)]
+    methods = dict(ready([*arms, ("own", partial(TIES, calibration="own.json"))], Toy(), frames, 7, tmp_path))
+    files = {label: make().calibration for label, make in methods.items() if label != "dense"}
+    assert methods["dense"] is Dense and files["own"] == "own.json"
+    assert files["ties"] == files["hard"] != files["wide"] and len(list(tmp_path.iterdir())) == 2
+    actions(Policy(Toy(), methods["wide"]), frames.episodes[0], 7)
+
+
 def test_the_calibration_that_is_shipped_fits_the_policy_that_is():
-    shipped = TIES(calibration="robosuite")
-    assert len(read("robosuite", shipped.estimator, "tiny")) == 100
+    info = Tiny(device="cpu").info
+    assert len(Calibration.read("robosuite", TIES().estimator, info).taus) == 100
     with pytest.raises(ValueError, match=r"keep=0\.21875, here 0\.5"):
-        read("robosuite", TIES(keep=0.5).estimator, "tiny")
+        Calibration.read("robosuite", TIES(keep=0.5).estimator, info)
 
 
 def test_a_recording_of_other_cameras_is_refused(tmp_path, monkeypatch, capsys, tiny):

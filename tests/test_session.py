@@ -7,6 +7,7 @@ from doubles import Reuser, Scripted, decoded, same
 from test_decoder import SHAPE, pair
 
 from vlaprune.benchmark import Observation
+from vlaprune.control import Control
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
@@ -83,6 +84,8 @@ GONE = {1: [3, 6], 3: [1, 5, 8]}  # the positions that leave thereby
         QueryGroup.VISUAL | QueryGroup.TEXT,
         QueryGroup.TEXT | QueryGroup.LAST,
         QueryGroup.VISUAL | QueryGroup.LAST,
+        QueryGroup.PREFIX | QueryGroup.LAST,
+        QueryGroup.PROMPT | QueryGroup.TEXT,
     ],
 )
 def test_rows_that_are_read_together_are_those_read_alone(rows, causal):
@@ -107,7 +110,8 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     llama, ours = pair()
     x = torch.randn(P + D, 64)
     session = open_session(
-        Plan((1, 3), {2: QueryGroup.ALL, 3: QueryGroup.ALL}), lambda context: Selection(STAGES[context.layer])
+        Plan((1, 3), {2: QueryGroup.ALL, 3: QueryGroup.ALL | QueryGroup.PROMPT}),
+        lambda context: Selection(STAGES[context.layer]),
     )
     rows = forward(ours, session, x)
     expected, attentions = masked(llama, x, GONE)
@@ -121,6 +125,20 @@ def test_pruning_in_stages_and_decoding_equal_llama_with_columns_masked():
     same(trace.rows(2, QueryGroup.TEXT | QueryGroup.LAST), attentions[2][0][:, [11, 9, 10]], 1e-6)
     same(trace.rows(3, QueryGroup.VISUAL), attentions[3][0][:, [2, 4, 7]], 1e-6)
     same(trace.rows(3, QueryGroup.ACTION), attentions[3][0][:, [12, 13]], 1e-6)
+    same(trace.rows(3, QueryGroup.PROMPT), attentions[3][0][:, stay[:7]], 1e-6)
+
+
+@torch.no_grad()
+def test_the_prefix_ends_where_the_slots_of_the_prompt_begin():
+    """Slots at 11: before them 11 rows, of which two are dropped. Actions decoded after the prompt: all of it."""
+    _, ours = pair(causal=False)
+    for slots, count in ((0, 9), (D, 10)):
+        plan = Plan((1,), {2: QueryGroup.PREFIX | QueryGroup.PROMPT})
+        session = Session(Scripted(plan, lambda context: Selection(STAGES[1])), INFO, ours.config, Clock())
+        call = session.begin(layout(slots), (), torch.zeros(1))
+        ours([Tokens(torch.randn(P, 64), torch.arange(P))], [call])
+        every = session.trace.rows(2, QueryGroup.PROMPT)
+        assert every.shape[1] == 10 and torch.equal(session.trace.rows(2, QueryGroup.PREFIX), every[:, :count])
 
 
 SIZES = {1: torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0, 5.0]), 3: torch.tensor([4.0, 1.0, 7.0])}  # of the rows in STAGES
@@ -443,3 +461,18 @@ def test_the_toy_decodes_on_at_the_original_length_whatever_was_pruned(make, mon
         length = model.layout(len(frame.instruction.split())).length
         for (buffer,) in seen.pop().buffers:
             assert buffer.columns[-model.chunk :].tolist() == list(range(length, length + model.chunk))
+
+
+def test_a_trace_tells_what_the_robot_did_since_the_call_before():
+    """State of the observation, actions as they were sent, control steps so far; another episode begins at zero."""
+    policy, seen = Policy(Toy(), Dense, control=Control(execute=3)), scenes(0, 1, 3)
+    sent = torch.empty(0, 0, dtype=torch.float64)
+    for episode in range(2):
+        policy.reset(0, seed=episode)
+        for step, frame in enumerate(seen):
+            actions = policy.act({0: frame})[0]
+            trace = policy.trace(0)
+            assert torch.equal(trace.state, torch.from_numpy(frame.state)) and trace.elapsed == 3 * step
+            assert trace.executed.shape == ((3, 7) if step else (0, 0))
+            assert not step or torch.equal(trace.executed, sent)
+            sent = torch.from_numpy(actions)

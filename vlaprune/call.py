@@ -186,12 +186,10 @@ class Call:
 
     def _span(self, group: QueryGroup) -> range:
         """Row numbers of a query group now, after pruning; empty for rows behind the prompt."""
-        layout = self.trace.layout
-        span = layout.group(group)
-        if group is QueryGroup.VISUAL:
-            return range(span.start, span.start + self.alive.shape[0])
-        gone = layout.total - self.alive.shape[0] if span.start >= layout.visual.stop else 0
-        return range(span.start - gone, min(span.stop, layout.length) - gone)
+        layout, span = self.trace.layout, self.trace.layout.group(group)
+        gone, behind = layout.total - self.alive.shape[0], layout.visual.stop
+        start, stop = span.start, min(span.stop, layout.length)
+        return range(start - gone if start >= behind else start, stop - gone if stop >= behind else stop)
 
     def _read(self, layer: int, wanted: QueryGroup, tokens: Tokens, queries: Tensor, kv: LayerKV) -> None:
         """Takes the rows of the wanted groups; neighbouring groups are computed in one product."""

@@ -172,6 +172,7 @@ def _verdicts(statuses: Sequence[RunStatus]) -> None:
 def _evaluate(cfg: DictConfig) -> None:
     from vlaprune import config
     from vlaprune.evaluation import run as evaluate
+    from vlaprune.evaluation.calibrate import calibrated
     from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
 
@@ -179,7 +180,10 @@ def _evaluate(cfg: DictConfig) -> None:
     config.ready(cfg)
     model, make_pruner, bench = config.build(cfg)
     header = config.header(cfg, model, bench)
-    policy = Policy(with_backend(model, cfg.kernel), make_pruner, cfg.slots, config.control(cfg, bench))
+    model, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
+    folder = Path(cfg.output)
+    make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, folder, cfg.seed)
+    policy = Policy(model, make_pruner, cfg.slots, control)
     evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
 
 
@@ -224,6 +228,8 @@ def _train(cfg: DictConfig) -> None:
 
 
 def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
+    from tempfile import TemporaryDirectory
+
     import torch
 
     from vlaprune import config
@@ -235,15 +241,17 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
     for _, make in methods:
         make()  # a wrong option speaks before the weights are loaded
     bench = config.make(cfg.bench)
-    setting = job.Setting(
-        cfg,
-        partial(config.load, cfg, bench),
-        methods,
-        lambda keeps: [(label, partial(config.make, node)) for label, node in config.every(keeps, cfg.methods)],
-        partial(config.control, cfg, bench),
-        bench,
-        config.make_plain,
-        lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *said])},
-    )
-    for path in job.MODES[cfg.mode](setting):
-        print(path)
+    with TemporaryDirectory() as scratch:
+        setting = job.Setting(
+            cfg,
+            partial(config.load, cfg, bench),
+            methods,
+            lambda keeps: [(label, partial(config.make, node)) for label, node in config.every(keeps, cfg.methods)],
+            partial(config.control, cfg, bench),
+            bench,
+            config.make_plain,
+            lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *said])},
+            Path(scratch),
+        )
+        for path in job.MODES[cfg.mode](setting):
+            print(path)

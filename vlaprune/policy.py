@@ -125,6 +125,8 @@ class Policy:
         slots = list(observations)
         for slot in slots:
             self._hear(slot, observations[slot].instruction)
+            state = observations[slot].state
+            self.sessions[slot].sees(None if state is None else torch.from_numpy(np.asarray(state)))
         sessions = [self.sessions[i] for i in slots]
         with self.clock.span("other"):
             chunks = self.model.predict([observations[i] for i in slots], sessions)
@@ -137,7 +139,10 @@ class Policy:
                 raise ValueError(
                     f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
                 )
-        return {slot: self.controllers[slot].actions(chunk) for slot, chunk in actions.items()}
+        out = {slot: self.controllers[slot].actions(chunk) for slot, chunk in actions.items()}
+        for slot, own in out.items():
+            self.sessions[slot].executes(torch.from_numpy(own))
+        return out
 
     def trace(self, slot: int) -> Trace:
         """What a slot's latest call computed, read and kept; to look at, after `act`."""

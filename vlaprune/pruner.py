@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,13 +16,17 @@ from vlaprune.trace import Layout, QueryGroup, Trace
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a method may know about the model: its name and the sizes of its decoder."""
+    """What a method may know about the model: its name and the sizes of its decoder.
+
+    weights  what tells its weights from others, such as the digest of their file
+    """
 
     name: str
     num_layers: int
     num_heads: int
     hidden_size: int
     head_dim: int
+    weights: str = "none"
 
 
 @dataclass(frozen=True)
@@ -200,3 +205,32 @@ class Pruner(ABC):
 
     def observe(self, trace: Trace) -> None:  # noqa: B027
         """A model call is over, actions included. Keep what the next call needs."""
+
+
+class Probe(Pruner):
+    """Keeps every token and measures, call by call, what a `Calibrated` method must know. `reset` forgets nothing."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> int:
+        """Model calls measured so far."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Writes the measurements to a file, whole or not at all. ValueError where they are too few."""
+
+
+class Calibrated(Pruner):
+    """A method that prunes by measurements of the model in its world, made beforehand and kept in a file.
+
+    `vlaprune-eval` and `vlaprune-profile` make the file where the method has none. Without a file, `plan` raises
+    ValueError.
+
+    calibration  the file, or a name that the method knows; None for none yet
+    """
+
+    calibration: str | None
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """What makes the file: run over dense calls, then told to save."""

@@ -50,9 +50,19 @@ class Session:
 
     def reset(self, seed: int) -> None:
         """A new episode: everything that earlier calls left is forgotten."""
-        self.seed, self._step = seed, 0
+        self.seed, self._step, self._elapsed = seed, 0, 0
+        self._state: Tensor | None = None
+        self._executed = torch.empty(0, 0, dtype=torch.float64)
         self._forget()
         self.pruner.reset()
+
+    def sees(self, state: Tensor | None) -> None:
+        """Takes the robot state [s] of the observation that the next call is about."""
+        self._state = state
+
+    def executes(self, actions: Tensor) -> None:
+        """Takes the actions [n, action_dim] that the robot executes before the next call."""
+        self._executed, self._elapsed = actions, self._elapsed + actions.shape[0]
 
     def _forget(self) -> None:
         self._store.clear()
@@ -72,7 +82,7 @@ class Session:
         cache = self._store if self.arm.plan.reuses else None
         if cache is not None:
             cache.reserve(layout.length, like)
-        trace = Trace(layout, images, self._step)
+        trace = Trace(layout, images, self._step, self._state, self._executed, self._elapsed)
         self._call = Call(self.arm, trace, self.seed, like, cache, self._cached)
         return self._call
 

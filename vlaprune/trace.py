@@ -19,7 +19,9 @@ class QueryGroup(enum.Flag):
     TEXT = enum.auto()  # the instruction
     VISUAL = enum.auto()  # the visual tokens still computed
     ACTION = enum.auto()  # whatever emits the action: decoded tokens, placeholders, the cognition token
-    ALL = LAST | TEXT | VISUAL | ACTION
+    PREFIX = enum.auto()  # every prompt row still computed that comes before the action rows of the prompt, if any
+    PROMPT = enum.auto()  # every prompt row still computed
+    ALL = LAST | TEXT | VISUAL | ACTION  # groups that do not overlap, except that the last row may be text or action
 
     @property
     def groups(self) -> tuple[QueryGroup, ...]:
@@ -99,6 +101,8 @@ class Layout:
             QueryGroup.TEXT: self.text,
             QueryGroup.VISUAL: self.visual,
             QueryGroup.ACTION: self.action,
+            QueryGroup.PREFIX: range(self.action.start if self.action.stop <= self.length else self.length),
+            QueryGroup.PROMPT: range(self.length),
         }
 
     def group(self, group: QueryGroup) -> range:
@@ -233,17 +237,23 @@ class Trace:
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
             None if the method does not read it
+    state     [s] robot state of the observation, as the benchmark gives it; None where it gives none
+    executed  [n, action_dim] float64 actions that the robot executed since the previous call; none in the first call
+    elapsed   control steps since the episode began
     """
 
     layout: Layout
     images: Sequence[Tensor]
     step: int
+    state: Tensor | None = None
+    executed: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    elapsed: int = 0
     kept: dict[int, Tensor] = field(default_factory=dict)
     reused: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
     passes: list[list[int]] = field(default_factory=list)
     vision_attention: Tensor | None = None
-    _read: dict[tuple[int, QueryGroup], RowSlice] = field(default_factory=dict, repr=False)
+    _read: dict[tuple[int, QueryGroup], list[RowSlice]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -259,7 +269,7 @@ class Trace:
     def add(self, layer: int, rows: AttentionRows, spans: Spans) -> None:
         """Takes attention rows of a layer, and where in them each query group is."""
         for group, (start, stop) in spans.items():
-            self._read[layer, group] = RowSlice(rows, start, stop)
+            self._read.setdefault((layer, group), []).append(RowSlice(rows, start, stop))
 
     def add_weights(self, layer: int, group: QueryGroup, weights: Tensor) -> None:
         """Takes softmax weights [H, q, P] of one query group that are computed already, such as hand-made ones."""
@@ -270,7 +280,7 @@ class Trace:
         return all((layer, group) in self._read for group in groups.groups)
 
     def rows(self, layer: int, groups: QueryGroup) -> Tensor:
-        """[H, q, P] softmax weights, zero where a token was gone; groups in the order LAST, TEXT, VISUAL, ACTION.
+        """[H, q, P] softmax weights, zero where a token was gone; groups in the order of QueryGroup.
 
         KeyError names what was not read.
         """
@@ -300,8 +310,13 @@ class Trace:
 
         KeyError names what was not read.
         """
-        found = self._slices(layers, group)
-        return torch.cat([self._full(w.mean(2), columns) for w, columns in self._stacked(found)])
+        found = [self._slices([layer], group) for layer in layers]
+        count = sum(s.stop - s.start for s in found[0])
+        reads = [
+            torch.cat([self._full(w.sum(2), columns) for w, columns in self._stacked(same)])
+            for same in zip(*found, strict=True)
+        ]
+        return reduce(torch.add, reads) / count
 
     def _slices(self, layers: Iterable[int], groups: QueryGroup) -> list[RowSlice]:
         found: list[RowSlice] = []
@@ -310,7 +325,7 @@ class Trace:
                 if (layer, group) not in self._read:
                     read = sorted(f"{g.name}@{i}" for i, g in self._read)
                     raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
-                found.append(self._read[layer, group])
+                found += self._read[layer, group]
         return found
 
     @staticmethod

@@ -57,25 +57,29 @@ class Episode:
         self.plan.check(self.info, "it")
         self.reset()
 
+    filled = False  # whether every token's keys and values are there to be reused
+
     def reset(self):
         self.number = 0
         self.pruner.reset()
 
-    def call(self, attention, visual=None, text=None, images=(), layout=None):
+    def call(self, attention, visual=None, text=None, images=(), layout=None, tower=None):
         layout = layout or self.layout
         visual = torch.randn(layout.total, 16, generator=torch.Generator().manual_seed(0)) if visual is None else visual
         text = torch.ones(len(layout.text), 16) if text is None else text
-        self.trace, alive = Trace(layout, images, self.number), torch.arange(layout.total)
-        self.reads, chosen = dict(self.plan.reads), {}
+        self.trace = Trace(layout, images, self.number, vision_attention=tower)
+        alive = torch.arange(layout.total)
+        self.reads, self.values, chosen = dict(self.plan.reads), [], {}
         decoded = layout.action.start >= layout.length
         for layer in range(self.info.num_layers):
             if layer in self.plan.layers:
-                reusable = torch.zeros(len(alive), dtype=torch.bool)
+                reusable = torch.full((len(alive),), self.filled)
                 picked = self.pruner.select(
                     PruneContext(layer, 0, visual[alive], alive, text, text, reusable, self.trace)
                 )
                 chosen[layer] = None
                 if picked is not None:
+                    self.values.append(picked.values)
                     for extra, rows in picked.reads.items():
                         assert extra >= layer
                         self.reads[extra] = self.reads.get(extra, QueryGroup(0)) | rows
@@ -95,7 +99,9 @@ class Episode:
 
     def _read(self, layer, group, attention, alive):
         layout = self.trace.layout
-        count = len(alive) if group is QueryGroup.VISUAL else len(layout.group(group))
+        rows = layout.group(group)
+        gone = layout.total - len(alive) if rows.start <= layout.visual.start < rows.stop else 0
+        count = len(rows) - gone
         if count:
             probs = attention(layer, group, count)
             full = torch.zeros(probs.shape[0], count, layout.end)

@@ -24,7 +24,7 @@ from vlaprune.trace import Layout, QueryGroup, Trace, View
 INFO = ModelInfo("hand", 3, 2, 8, 4)
 
 
-def hand(patches, probs, grid=((4, 4),), step=0):
+def hand(patches, probs, grid=((4, 4),), step=0, elapsed=None):
     """A trace of patches [V, p, p, 3] and text attention `probs` [L, H, W, V]."""
     starts = np.cumsum([0] + [h * w for h, w in grid])
     views = tuple(View(f"c{i}", int(s), h, w) for i, (s, (h, w)) in enumerate(zip(starts, grid, strict=False)))
@@ -35,7 +35,7 @@ def hand(patches, probs, grid=((4, 4),), step=0):
     for view in views:
         own = torch.as_tensor(patches[view.start : view.tokens.stop]).reshape(view.height, view.width, p, p, 3)
         images.append(own.transpose(1, 2).reshape(view.height * p, view.width * p, 3))
-    trace = Trace(layout, images, step)
+    trace = Trace(layout, images, step, elapsed=step if elapsed is None else elapsed)
     for layer, weights in enumerate(torch.as_tensor(np.asarray(probs), dtype=torch.float32)):
         rows = torch.zeros(weights.shape[0], words, layout.end)
         rows[..., 1 : 1 + total] = weights
@@ -234,11 +234,24 @@ def test_quotas_are_shared_by_the_cameras():
 
 def test_time_counts_control_steps():
     first, _, probs = world(4)
-    for step, stride, horizon, same in ((10, 8, 100, 80), (500, 1, 100, 100), (5, 1, 0, 100)):
-        chunked, plain = ready(k1=1, k2=8, stride=stride, horizon=horizon, static=16), ready(k1=1, k2=8, static=16)
-        call(chunked, hand(first, probs))
+    for step, elapsed, clock, horizon, same in (
+        (10, 80, "control_step", 100, 80),
+        (10, 80, "model_call", 100, 10),
+        (63, 500, "control_step", 100, 100),
+        (5, 5, "control_step", 0, 100),
+    ):
+        own, plain = ready(k1=1, k2=8, clock=clock, horizon=horizon, static=16), ready(k1=1, k2=8, static=16)
+        call(own, hand(first, probs))
         call(plain, hand(first, probs))
-        assert call(chunked, hand(first, probs, step=step)) == call(plain, hand(first, probs, step=same))
+        assert call(own, hand(first, probs, step=step, elapsed=elapsed)) == call(plain, hand(first, probs, step=same))
+
+
+def test_chunks_swap_the_quotas_by_the_steps_that_the_robot_executed():
+    """A chunk of 4 executed whole: the quotas of the third call are those of step 8."""
+    policy = Policy(Toy("parallel"), InfoEntropy)
+    for frame in scenes(0, 1, 3):
+        policy.act({0: frame})
+    assert (policy.trace(0).step, policy.trace(0).elapsed) == (2, 8)
 
 
 # -- degenerate input --------------------------------------------------------------------------------------------
@@ -396,7 +409,7 @@ def test_flops_at_the_shape_of_openvla():
         {"share": 1.1},
         {"levels": 1},
         {"levels": 512},
-        {"stride": 0},
+        {"clock": "seconds"},
     ],
 )
 def test_a_bad_option_is_refused_in_one_line(options):

@@ -44,17 +44,20 @@ def mean(attention, layer, group, layout):
     keep=st.integers(1, 7),
     lam=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     decoded=st.booleans(),
+    deep=st.sampled_from(["action", "prompt"]),
 )
-def test_agrees_with_the_reference(seed, grids, keep, lam, decoded):
+def test_agrees_with_the_reference(seed, grids, keep, lam, decoded, deep):
     layout = prompt(grids, decoded=decoded)
     acting = QueryGroup.LAST if decoded else QueryGroup.ACTION
-    episode, reference = Episode(SAFE(keep=keep, gamma=0.6, fusion=lam), layout), Reference(keep, 0.6, lam)
+    lasting = acting if deep == "prompt" else QueryGroup.ACTION
+    episode = Episode(SAFE(keep=keep, gamma=0.6, fusion=lam, deep_rows=deep), layout)
+    reference = Reference(keep, 0.6, lam)
     lot = torch.Generator().manual_seed(seed)
     features = torch.randn(layout.total, 16, generator=lot)
     for step in range(6):
         features = features + 0.3 * torch.randn(layout.total, 16, generator=lot)
         attention = attend(seed + step // 2, layout.total)
-        maps = [mean(attention, n, g, layout) for n, g in ((0, QueryGroup.LAST), (2, acting), (5, acting))]
+        maps = [mean(attention, n, g, layout) for n, g in ((0, QueryGroup.LAST), (2, acting), (5, lasting))]
         assert episode.call(attention, features)[3] == reference.act(features.numpy(), *maps)
 
 
@@ -202,7 +205,15 @@ def test_a_key_call_reads_more_and_only_it():
     assert deep[0].flops["method"] > deep[1].flops["method"]
 
 
-BAD = [{"keep": 1.5}, {"layer": 1}, {"gamma": float("nan")}, {"interval": -1}, {"fusion": 2.0}, {"normalize": "x"}]
+BAD = [
+    {"keep": 1.5},
+    {"layer": 1},
+    {"gamma": float("nan")},
+    {"interval": -1},
+    {"fusion": 2.0},
+    {"normalize": "x"},
+    {"deep_rows": "x"},
+]
 
 
 @pytest.mark.parametrize("bad", BAD)

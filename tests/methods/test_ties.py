@@ -2,30 +2,39 @@
 
 import inspect
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from doubles import SIGMA, calibration
 from scipy.stats import kendalltau
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.ties.agreement import Estimator, neighbours, tau_b
-from vlaprune.methods.ties.calibration import Calibrate, read, weight, write
+from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
 from vlaprune.methods.ties.ties import TIES
+from vlaprune.models.oft import OFT
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
 from vlaprune.testing import check_pruner, scenes
 from vlaprune.trace import Layout, QueryGroup, Trace, View
 
-pytestmark = pytest.mark.filterwarnings("ignore:ties runs without")
 TOKENS = ("topk_ref", "all", "topk_fixed", "topk_union", "topk_union_tied")
-INFO = ModelInfo("hand", 4, 2, 8, 4)
+INFO, TOY = ModelInfo("hand", 4, 2, 8, 4), Toy().info
+SMALL = {  # oft_tiny's
+    **{"image": 112, "dino_width": 64, "dino_depth": 3, "dino_heads": 2, "siglip_width": 64, "siglip_depth": 3},
+    **{"siglip_heads": 2, "siglip_ffn": 96, "width": 64, "layers": 8, "heads": 4, "ffn": 96},
+}
+
+
+def make(info=TOY, total=64, **options):
+    """TIES with a calibration for a model, the toy if none is named."""
+    return TIES(**{"calibration": calibration(TIES(**options).estimator, info, total), **options})
 
 
 def hand(probs, images=None, grid=((4, 4),), words=3, step=0):
@@ -68,8 +77,8 @@ def call(method, trace, layer=2):
     return None if chosen is None else chosen.keep.sort().values.tolist()
 
 
-def ready(info=INFO, **options):
-    method = TIES(**options)
+def ready(info=INFO, total=16, **options):
+    method = make(info, total, **options)
     method.plan(info)
     return method
 
@@ -168,8 +177,7 @@ def test_weight_falls_within_zero_and_one(how):
 
 @pytest.mark.parametrize("how", ["quantiles", "linear", "ecdf"])
 def test_weight_knows_little(how):
-    assert weight(float("nan"), [], how) == weight(0.3, [0.3], how) == weight(0.3, [0.3] * 4, how) == 0.5
-    assert weight(0.2, [0.3] * 4, how) == 1 and weight(0.4, [0.3] * 4, how) == 0
+    assert weight(float("nan"), [0.3], how) == weight(0.3, [0.3], how) == weight(0.3, [0.3] * 4, how) == 0.5
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
@@ -189,7 +197,7 @@ def reference_keep(score, share, count):
 def test_keeps_what_the_reference_keeps(count, grid):
     total = sum(h * w for h, w in grid)
     for seed in range(8):
-        method, probs = ready(keep=count), attention(seed, total=total)
+        method, probs = ready(total=total, keep=count), attention(seed, total=total)
         assert call(method, hand(probs, grid=grid)) is None  # the anchor
         method.share = seed / 7
         kept = call(method, hand(probs, grid=grid, step=1))
@@ -220,16 +228,14 @@ def test_every_filling_fills_the_budget_without_repeats(uniform):
 
 def test_polarity():
     probs = attention(0)
-    sigma = [0.2, 0.3, 0.4]
     shares = []
     for trusts in (True, False):
         method = ready(keep=6, low_tau_trusts_attention=trusts)
-        method._known = sigma
         call(method, hand(probs))
         shares.append(method.share)
     tau = Estimator(keep=6).tau(hand(probs), range(4))
     assert (
-        shares[0] == weight(tau, sigma, "quantiles") and shares[1] == pytest.approx(1 - shares[0]) and shares[0] != 0.5
+        shares[0] == weight(tau, SIGMA, "quantiles") and shares[1] == pytest.approx(1 - shares[0]) and shares[0] != 0.5
     )
 
 
@@ -249,6 +255,48 @@ def test_a_frame_less_like_the_anchor_than_gamma_is_the_next_anchor():
     assert dense == [True, False, False, True, False, False, True]  # 12/16 >= 0.7 > 11/16; then counted from 5
     method.reset()
     assert call(method, hand(attention(0), picture(0))) is None
+
+
+def two_cameras(changed_a, changed_b):
+    return [*picture(changed_a), *picture(changed_b)]
+
+
+def test_similarity_is_taken_for_each_camera():
+    """Of 16 patches of each camera so many differ from the first frame; a new anchor is compared with from then on."""
+    grid, calls = ((4, 4), (4, 4)), [(0, 0), (4, 16), (4, 15), (5, 16)]
+    for over, gamma, dense in (
+        ("max", 0.7, [True, False, False, True]),
+        ("mean", 0.7, [True, True, False, False]),
+        ("mean", 0.3, [True, False, False, False]),
+        ("min", 0.3, [True, True, False, False]),
+    ):
+        method = ready(total=32, keep=6, over_cameras=over, gamma=gamma)
+        traces = [hand(attention(i, total=32), two_cameras(*n), grid) for i, n in enumerate(calls)]
+        assert [call(method, trace) is None for trace in traces] == dense, (over, gamma)
+
+
+def test_a_camera_at_rest_lets_oft_prune_while_the_wrist_moves():
+    """Documented default: most calls prune; with pooled cameras none does."""
+    model = OFT("random", sizes=SMALL, device="cpu", dtype="float32")
+    lot, ground = np.random.default_rng(0), np.full((224, 224, 3), 90, dtype=np.uint8)
+    frames = []
+    for step in range(7):
+        rest, ground[60:90, 60 + 5 * step : 90 + 5 * step] = ground.copy(), 200
+        frames.append(
+            Observation(
+                {"primary": rest, "wrist": lot.integers(0, 255, (224, 224, 3), dtype=np.uint8)},
+                np.zeros(8),
+                "lift the cube",
+            )
+        )
+    total = model.layout(9).total
+    pruned = {}
+    for over in ("max", "mean"):
+        policy = Policy(model, lambda over=over: make(model.info, total, over_cameras=over))
+        for frame in frames:
+            policy.act({0: frame})
+        pruned[over] = [r.visual[-1] < total for r in policy.drain(0)]
+    assert sum(pruned["max"]) >= 4 and not any(pruned["mean"])
 
 
 @pytest.mark.parametrize("similarity", ["patches", "ssim", "embedding", "embedding_patches"])
@@ -283,7 +331,7 @@ def test_constant_or_broken_attention_falls_back_to_the_median(how):
     for value in (1 / 16, float("nan"), 0.0):
         method = ready(keep=4, interpolate=how)
         trace = hand(np.full((4, 2, 16), value))
-        assert call(method, trace) is None and method.share == (1.0 if how == "hard" else 0.5) and not method._taus
+        assert call(method, trace) is None and method.share == (1.0 if how == "hard" else 0.5)
         kept = call(method, trace)
         assert len(kept) == 4 and {0, 1} <= set(kept)
 
@@ -293,7 +341,7 @@ def test_nan_in_some_tokens_is_kept_last_and_left_out_of_tau():
     probs[:, :, 5] = np.nan
     method = ready(keep=15)
     call(method, hand(probs))
-    assert np.isfinite(method._taus[0])
+    assert np.isfinite(method.share)
     method.share = 1.0
     assert 5 not in call(method, hand(probs))
 
@@ -305,7 +353,7 @@ def test_keeping_all_is_dense():
     with pytest.raises(ValueError, match="more than the 16 visual tokens"):
         call(ready(keep=17), hand(attention(0)))
     frames = scenes(0, 1, 3)
-    for a, b in zip(run("parallel", lambda: TIES(keep=1.0), frames)[0], run("parallel", Dense, frames)[0], strict=True):
+    for a, b in zip(run("parallel", lambda: make(keep=1.0), frames)[0], run("parallel", Dense, frames)[0], strict=True):
         assert np.array_equal(a, b)
 
 
@@ -321,11 +369,10 @@ def run(style, make, frames):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_runs_on_the_toy(style):
-    _, calls, method = run(style, TIES, scenes(0, 1))
+    _, calls, _ = run(style, make, scenes(0, 1))
     assert calls[0].visual == (64,) * 6
     for record in calls[1:]:
         assert record.visual in ((64,) * 6, (64, 64, 14, 14, 14, 14))
-    assert len(method._taus) == sum(r.visual == (64,) * 6 for r in calls)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -334,7 +381,7 @@ def test_an_instruction_may_change_or_be_absent(style):
     asked = [
         Observation(f.images, f.state, text) for f, text in zip(frames, ("go", "go", "reach the blue", ""), strict=True)
     ]
-    _, calls, _ = run(style, TIES, asked)
+    _, calls, _ = run(style, make, asked)
     assert [r.visual[-1] for r in calls] == [64, 14, 64, 64]
 
 
@@ -348,12 +395,12 @@ def test_an_instruction_may_change_or_be_absent(style):
     ],
 )
 def test_conformance(options):
-    check_pruner(lambda: TIES(**options))
+    check_pruner(lambda: make(**options))
 
 
 def test_costs_little_beside_a_dense_call():
     """FLOPs of an ordinary call's reading, against its prompt; time is measured by vlaprune-profile."""
-    _, calls, _ = run("parallel", TIES, scenes(0, 1, 2))
+    _, calls, _ = run("parallel", make, scenes(0, 1, 2))
     assert calls[1].flops["method"] < 0.05 * calls[0].flops["prompt"]
 
 
@@ -368,41 +415,67 @@ def test_the_papers_budget_in_its_own_formula():
 
 
 def test_calibration_from_a_policy_to_a_run(tmp_path):
-    path = tmp_path / "tau.json"
-    frames = scenes(0, 1) + scenes(1, 2)
-    actions, calls, recorder = run("parallel", lambda: Calibrate(TIES().estimator), frames)
+    path = tmp_path / "own" / "tau.json"
+    frames = [frame for i in range(5) for frame in scenes(i % 2, i)]
+    actions, calls, recorder = run("parallel", lambda: TIES().probe(), frames)
     for a, b in zip(actions, run("parallel", Dense, frames)[0], strict=True):
         assert np.array_equal(a, b)
-    assert all(r.visual == (64,) * 6 for r in calls) and len(recorder.taus) == 12
-    recorder.save(path, frames=5)
+    assert all(r.visual == (64,) * 6 for r in calls) and recorder.calls == 30
+    recorder.save(path)
     data = json.loads(path.read_text())
-    assert data["tau"] == [recorder.taus[i] for i in (1, 3, 6, 8, 10)] and data["model"] == "toy"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        _, _, method = run("parallel", lambda: TIES(calibration=str(path)), frames[:1])
-    assert method.share == weight(method._taus[0], data["tau"], "quantiles")
+    assert data["tau"] == recorder.taus
+    assert (data["model"], data["num_layers"], data["visual_tokens"]) == ("toy", 6, 64)
+    assert "_target_" not in path.read_text() and list(path.parent.iterdir()) == [path]
+    _, _, method = run("parallel", lambda: TIES(calibration=str(path)), frames[:1])
+    assert method.share == weight(recorder.taus[0], data["tau"], "quantiles")
     check_pruner(lambda: TIES(calibration=str(path)))
 
 
-def test_without_a_calibration_it_says_so():
-    with pytest.warns(UserWarning, match="taus of each episode stand in"):
+def test_the_probe_outlives_episodes_and_leaves_out_calls_without_ranks():
+    probe = Calibrate()
+    probe.plan(INFO)
+    for probs in (attention(0), np.full((4, 2, 16), 1 / 16), attention(1)):
+        call(probe, hand(probs))
+        probe.reset()
+    assert probe.taus == [Estimator().tau(hand(attention(i)), range(4)) for i in (0, 1)]
+
+
+def test_a_hundred_values_are_kept_evenly_spaced(tmp_path):
+    probe = Calibrate(taus=np.linspace(-0.5, 0.5, 250).tolist())
+    probe.plan(INFO)
+    probe.select(site(hand(attention(0)), 0))
+    probe.save(tmp_path / "tau.json")
+    kept = [probe.taus.index(t) for t in json.loads((tmp_path / "tau.json").read_text())["tau"]]
+    assert kept == [int(2.5 * (i + 0.5)) for i in range(100)]
+
+
+def test_without_a_calibration_it_refuses_in_one_line():
+    with pytest.raises(ValueError, match=r"ties has no calibration: .* method.calibration=FILE") as refusal:
         TIES().plan(INFO)
+    assert "\n" not in str(refusal.value)
 
 
-def test_a_calibration_made_otherwise_is_refused_in_one_line(tmp_path):
-    path = str(tmp_path / "tau.json")
-    write(path, Estimator(heads="max", layers=(0, 2)), "toy", [0.1, float("nan"), 0.3])
-    assert read(path, Estimator(heads="max", layers=[0, 2]), "toy") == [0.1, 0.3]
-    for options, model, said in (
-        ({"heads": "mean"}, "toy", "heads=max, here mean"),
-        ({"keep": 0.5}, "toy", "keep=0.21875, here 0.5"),
-        ({"layers": [0, 3]}, "toy", r"layers=\[0, 2\], here \[0, 3\]"),
-        ({}, "oft", "model=toy, here oft"),
+def test_a_calibration_made_otherwise_is_refused_in_one_line():
+    toy = ModelInfo("toy", 4, 2, 8, 4, "ab12")
+    path = calibration(Estimator(heads="max", layers=(0, 2)), toy, 16)
+    assert Calibration.read(path, Estimator(heads="max", layers=[0, 2]), toy).taus == SIGMA
+    for options, info, said in (
+        ({"heads": "mean"}, toy, "heads=max, here mean"),
+        ({"keep": 0.5}, toy, "keep=0.21875, here 0.5"),
+        ({"layers": [0, 3]}, toy, r"layers=\[0, 2\], here \[0, 3\]"),
+        ({}, ModelInfo("oft", 4, 2, 8, 4, "ab12"), "model=toy, here oft"),
+        ({}, ModelInfo("toy", 4, 2, 8, 4, "cd34"), "weights=ab12, here cd34"),
+        ({}, ModelInfo("toy", 6, 2, 8, 4, "ab12"), "num_layers=4, here 6"),
     ):
         with pytest.raises(ValueError, match=said) as refusal:
-            method = TIES(**{"heads": "max", "layers": [0, 2], "calibration": path, **options})
-            method.plan(ModelInfo(model, 4, 2, 8, 4))
+            TIES(**{"heads": "max", "layers": [0, 2], "calibration": path, **options}).plan(info)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_calibration_of_other_cameras_is_refused_at_the_first_call():
+    method = ready(total=17)
+    with pytest.raises(ValueError, match="was made with 17 visual tokens, here are 16"):
+        call(method, hand(attention(0)))
 
 
 @pytest.mark.parametrize(
@@ -412,21 +485,31 @@ def test_a_damaged_calibration_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "tau.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError, match="is damaged") as refusal:
-        read(path, Estimator(), "toy")
+    with pytest.raises(ValueError, match="cannot be read") as refusal:
+        Calibration.read(str(path), Estimator(), INFO)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("taus", [[], [float("nan")], [1.5], [0.1, float("inf")]])
-def test_a_calibration_of_no_taus_is_refused(tmp_path, taus):
-    path = tmp_path / "tau.json"
-    write(path, Estimator(), "toy", [0.5])
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "tau": taus}))
-    with pytest.raises(ValueError, match="no list of numbers"):
-        read(path, Estimator(), "toy")
-    with pytest.raises(ValueError, match="run more calls first"):
-        write(path, Estimator(), "toy", [float("nan")])
+@pytest.mark.parametrize(
+    ("taus", "said"),
+    [
+        ([], "at least 20 values that differ"),
+        (SIGMA[:19], "19 different values of 19"),
+        ([0.3] * 30, "1 different values of 30"),
+        ([*SIGMA, float("nan")], "outside -1 .. 1"),
+        ([*SIGMA, 1.5], "outside -1 .. 1"),
+    ],
+)
+def test_a_calibration_that_would_make_every_weight_0_or_1_is_refused(tmp_path, taus, said):
+    """On both sides: when it is written, and when it is read."""
+    with pytest.raises(ValueError, match=said):
+        Calibration.read(calibration(Estimator(), INFO, 16, taus), Estimator(), INFO)
+    probe = Calibrate(taus=taus)
+    probe.plan(INFO)
+    probe.select(site(hand(attention(0)), 0))
+    with pytest.raises(ValueError, match=said):
+        probe.save(tmp_path / "tau.json")
+    assert not list(tmp_path.iterdir())
 
 
 # -- options -----------------------------------------------------------------------------------------------------
@@ -445,6 +528,7 @@ def test_a_calibration_of_no_taus_is_refused(tmp_path, taus):
         {"layers": [2, 2]},
         {"layers": [3]},
         {"similarity": "mse"},
+        {"over_cameras": "median"},
         {"uniform": "grid"},
     ],
 )

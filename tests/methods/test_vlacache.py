@@ -25,7 +25,7 @@ OPTIONS = {"static": 10, "relevant": 4, "layer": 1, "stages": [1, 2, 4], "thresh
 
 
 def hand(patches, probs, grid=((4, 4),), words=3):
-    """A trace of patches [V, p, p, 3] and full attention `probs` [L, H, V + words, 1 + V + words]."""
+    """A trace of patches [V, p, p, 3] and full attention `probs` [L, H, 1 + V + words, 1 + V + words]."""
     starts = np.cumsum([0] + [h * w for h, w in grid])
     views = tuple(View(f"c{i}", int(s), h, w) for i, (s, (h, w)) in enumerate(zip(starts, grid, strict=False)))
     total, p = int(starts[-1]), patches.shape[1]
@@ -38,9 +38,9 @@ def hand(patches, probs, grid=((4, 4),), words=3):
     trace = Trace(layout, images, 0)
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):
         trace.counts.append((end, end))
-        trace.add_weights(layer, QueryGroup.VISUAL, weights[:, :total])
+        trace.add_weights(layer, QueryGroup.PROMPT, weights)
         if words:
-            trace.add_weights(layer, QueryGroup.TEXT, weights[:, total:])
+            trace.add_weights(layer, QueryGroup.TEXT, weights[:, 1 + total :])
     return trace
 
 
@@ -74,7 +74,7 @@ def world(seed, total=16, words=3, moved=0.25):
     second, some = first.copy(), lot.random(total) < moved
     second[some] = 255 - second[some]
     sharp = lot.uniform(0.1, 3, DEPTH)
-    probs = np.stack([lot.dirichlet(np.full(1 + total + words, s), (2, total + words)) for s in sharp])
+    probs = np.stack([lot.dirichlet(np.full(1 + total + words, s), (2, 1 + total + words)) for s in sharp])
     return first, second, probs.astype(np.float32)
 
 
@@ -114,7 +114,8 @@ def test_published_layers_scale_with_depth():
         plan = method.plan(ModelInfo("hand", depth, 2, 8, 4))
         assert plan.layers == stages and method._layer == layer and plan.reuses and not plan.budget
     assert set(VLACache(entropy="text").plan(INFO).reads.values()) == {QueryGroup.TEXT}
-    assert set(VLACache().plan(INFO).reads.values()) == {QueryGroup.TEXT | QueryGroup.VISUAL}
+    reads = VLACache(layer=1, stages=[1]).plan(INFO).reads
+    assert reads.pop(1) == QueryGroup.PROMPT | QueryGroup.TEXT and set(reads.values()) == {QueryGroup.PROMPT}
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def reference(first, second, probs, words):
     x, y = (v.reshape(total, -1).astype(float) for v in (first, second))
     cos = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
     cos[(x == y).all(1)] = 1
-    text = probs.astype(float)[1].mean(0)[total:, 1 : 1 + total].mean(0) if words else None
+    text = probs.astype(float)[1].mean(0)[1 + total :, 1 : 1 + total].mean(0) if words else None
     static = [i for i in order(cos) if cos[i] >= 0.95][:10]
     reuse = sorted(set(static) - set(order(text)[:4] if words else ()))
     share, gone, out = reference_shares(probs, 0.55), 0, []
@@ -151,6 +152,20 @@ def test_lets_go_what_the_reference_lets_go(grid, total, words):
         assert sorted(sum(left, kept)) == list(range(total))
         some += sum(map(len, left))
     assert some > 25
+
+
+@pytest.mark.parametrize(
+    ("grid", "total", "relevant", "static"), [(((16, 16),), 256, 120, 130), (((16, 16), (16, 16)), 512, 200, 300)]
+)
+def test_published_counts_depend_on_the_cameras(grid, total, relevant, static):
+    """OpenVLA: 130 static, 120 relevant; OFT: 150 and 100 of each camera."""
+    first = world(0, total)[0]
+    probs = np.full((DEPTH, 2, total + 4, total + 4), 0.01, dtype=np.float32)
+    method = VLACache(layer=1, stages=[1])
+    method.plan(INFO)
+    call(method, hand(first, probs, grid))
+    method._shares = [1.0] * DEPTH
+    assert sum(map(len, call(method, hand(first, probs, grid))[0])) == static - relevant
 
 
 def test_only_reusable_tokens_leave():
@@ -179,7 +194,7 @@ def test_budgets_are_shared_by_the_cameras():
 @pytest.mark.parametrize("value", [0.05, 0.0, float("nan")])
 def test_constant_or_broken_attention_goes_in_index_order(value):
     first = world(0)[0]
-    probs = np.full((DEPTH, 2, 19, 20), value)
+    probs = np.full((DEPTH, 2, 20, 20), value)
     method = ready()
     call(method, hand(first, probs))
     assert call(method, hand(first, probs)) == ([[4, 5, 6, 7, 8, 9], [], []], [0, 1, 2, 3, *range(10, 16)])
@@ -282,5 +297,3 @@ def test_the_yaml_states_every_parameter():
     options = yaml.safe_load((Path(__file__).parents[2] / "configs/method/vlacache.yaml").read_text())
     assert options.pop("_target_") == "vlaprune.methods.vlacache.VLACache"
     assert options == {k: p.default for k, p in inspect.signature(VLACache).parameters.items()}
-    method = VLACache()
-    assert [b.count(256) for b in (method._static, method._relevant)] == [150, 120]

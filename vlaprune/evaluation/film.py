@@ -126,7 +126,7 @@ class Film:
         if reel is not None:
             self._put(key, reel, frame(trace, f"{task} {episode}, call {reel.calls}"))
             # without the attention rows, which may take as much memory as the model
-            light = Trace(trace.layout, trace.images, trace.step, dict(trace.kept), dict(trace.reused))
+            light = Trace(trace.layout, trace.images, trace.step, kept=dict(trace.kept), reused=dict(trace.reused))
             reel.calls, reel.last = reel.calls + 1, light
 
     def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:

@@ -16,7 +16,7 @@ from vlaprune.trace import QueryGroup
 
 ROWS = {
     "last": QueryGroup.LAST,
-    "prefix_mean": QueryGroup.VISUAL | QueryGroup.TEXT,
+    "prefix_mean": QueryGroup.PREFIX,
     "text": QueryGroup.TEXT,
     "action": QueryGroup.ACTION,
 }

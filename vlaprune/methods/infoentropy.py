@@ -6,7 +6,8 @@ from (k2, k1) to (k1, k2) over T steps; what is static and in neither top reuses
 levels of luma; 150 of 256 tokens static, all reused, from layer 2 on (the best fit to the paper's FLOPs); alpha stays 1
 after T; text rows = the layout's instruction; its "static = low similarity" is a slip. Differences: budgets are split
 over cameras in proportion; with fewer than two text rows texture takes both quotas; too high a count is refused, not
-clamped. `mode=prune` is not in the paper: the rest is dropped, and attention is that of this call before `layer`.
+clamped. The paper counts T in control steps, and so does this by default where a model call gives several actions.
+`mode=prune` is not in the paper: the rest is dropped, and attention is that of this call before `layer`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ class InfoEntropy(Pruner):
     """mode: reuse (the paper) or prune, down to `keep`. layer: tokens leave on entry to it.
 
     k1, k2     fraction or number of tokens, 40 and 60 of 256
-    horizon    control steps over which the quotas swap (T); stride: control steps per model call
+    horizon    control steps over which the quotas swap (T)
+    clock      what t counts: control_step, those that the robot executed (the paper), or model_call
     threshold  pixel cosine from which a patch is static; static: how many may be; share: part of these reused
     levels     of grey. norm: softmax or renorm, see common.focus. layers: whose attention counts, null for all
     """
@@ -38,7 +40,7 @@ class InfoEntropy(Pruner):
     k2: float = 0.234375
     keep: float = 0.390625
     horizon: int = 100
-    stride: int = 1
+    clock: str = "control_step"
     threshold: float = 0.996
     static: float = 0.5859375
     share: float = 1.0
@@ -50,7 +52,8 @@ class InfoEntropy(Pruner):
         """ValueError for an unknown mode or norm, and for what is no budget."""
         option("infoentropy mode", self.mode, ("reuse", "prune"))
         option("infoentropy norm", self.norm, ("softmax", "renorm"))
-        for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256), ("stride", 1, 1000)):
+        option("infoentropy clock", self.clock, ("control_step", "model_call"))
+        for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256)):
             check_range(f"infoentropy {name}", getattr(self, name), low, high)
         self._k1, self._k2, self._static, self._keep = map(Budget, (self.k1, self.k2, self.static, self.keep))
         self._prunes = self.mode == "prune"
@@ -78,7 +81,8 @@ class InfoEntropy(Pruner):
             return None
         favoured = grey_entropy(self._now, self.levels)
         score = text_scores(context.trace, self._layers) if self._prunes else self._score
-        alpha = min(1.0, context.step * self.stride / self.horizon) if self.horizon > 0 else 1.0
+        time = context.trace.elapsed if self.clock == "control_step" else context.step
+        alpha = min(1.0, time / self.horizon) if self.horizon > 0 else 1.0
         seen, told = crossing(alpha, self._k1.count(total), self._k2.count(total))
         if score is None or score.shape[0] < 2:
             important = shared(favoured, layout, seen + told)

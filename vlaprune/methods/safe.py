@@ -9,7 +9,9 @@ in the "deep" mean (`deep=[0, -1]` reproduces it, with the detector's row, as th
 Differences: fusion is the paper's convex one (the code adds LAMBDA = fusion / (1 - fusion) times the forecast, the same
 ranking); a changed instruction or layout forces a key call; `normalize`, `within_camera` and `interval` are ours, off.
 Published keep by LIBERO suite: Spatial 0.2, Object 0.25, Goal 0.1, Long 0.3 (they name the removed share); elsewhere
-0.25 is inferred, as is the last prompt row where actions are decoded after the prompt.
+0.25 is inferred. Where actions come after the prompt (OpenVLA, pi0), no action row exists when the choice is made. The
+shallow saliency then reads the last prompt row (inferred). The deep saliency reads the action rows, as the paper says;
+in pi0 these are the rows of all flow steps. `deep_rows=prompt` reads the same row in both.
 """
 
 from collections.abc import Sequence
@@ -40,6 +42,7 @@ class SAFE(Pruner):
     gamma          a call is key if the detector map agrees less than this (cosine) with the one carried over
     fusion         weight of the forecast, 0 to 1
     deep           layers forecast, averaged; negative counts from the end (-1 is layer 31 of Llama-2-7B)
+    deep_rows      query rows of the deep layers: action (the paper) or prompt, the rows that the shallow saliency has
     normalize      of each map before it is added: none, sum1, minmax
     within_camera  a token matches tokens of its own camera only
     interval       a key call at least every so many calls; 0 for no such rule
@@ -50,6 +53,7 @@ class SAFE(Pruner):
     gamma: float = 0.92
     fusion: float = 0.5
     deep: Sequence[int] = (-1,)
+    deep_rows: str = "action"
     normalize: str = "none"
     within_camera: bool = False
     interval: int = 0
@@ -61,6 +65,7 @@ class SAFE(Pruner):
             raise ValueError(
                 f"safe layer={self.layer} gamma={self.gamma} interval={self.interval}; use 2+, a number, 0+"
             )
+        option("safe deep_rows", self.deep_rows, ("action", "prompt"))
         option("safe normalize", self.normalize, ("none", "sum1", "minmax"))
         check_range("safe fusion", self.fusion, 0, 1)
         self.reset()
@@ -79,16 +84,20 @@ class SAFE(Pruner):
         if context.layer == 0:
             self._now = F.normalize(context.visual.float(), dim=-1), context.text.clone()
             return None
-        rows = emitting(context.layout)
         if context.layer == 1:
             self._key = self._is_key(context)
-            layers = [n for n in self._deep if n] if self._key else [self.layer - 1]
-            return Selection.all(context, reads=dict.fromkeys(layers, rows))
+            if self._key:
+                return Selection.all(context, dict.fromkeys([n for n in self._deep if n], self._rows(context.layout)))
+            return Selection.all(context, {self.layer - 1: emitting(context.layout)})
         if self._key:
             return None
-        shallow = scaled(mean_attention(context.trace, self.layer - 1, rows), self.normalize)
+        shallow = scaled(mean_attention(context.trace, self.layer - 1, emitting(context.layout)), self.normalize)
         score = (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
         return Selection.top(score, self.budget, of=context.total)
+
+    def _rows(self, layout: Layout) -> QueryGroup:
+        """Query rows of the deep layers."""
+        return QueryGroup.ACTION if self.deep_rows == "action" else emitting(layout)
 
     def _is_key(self, context: PruneContext) -> bool:
         """Matches every token to the key call's most similar one, carries the detector map over and compares."""
@@ -104,7 +113,7 @@ class SAFE(Pruner):
     def observe(self, trace: Trace) -> None:
         """After a key call: keeps its features and maps."""
         if self._key:
-            rows = [emitting(trace.layout) if n else QueryGroup.LAST for n in self._deep]
+            rows = [self._rows(trace.layout) if n else QueryGroup.LAST for n in self._deep]
             maps = [scaled(mean_attention(trace, n, r), self.normalize) for n, r in zip(self._deep, rows, strict=True)]
             self._maps: tuple[torch.Tensor, torch.Tensor] = (
                 mean_attention(trace, 0, QueryGroup.LAST),

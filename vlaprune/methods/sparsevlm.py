@@ -29,11 +29,16 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Centres [count] among rows x [n, d], dense and far from denser ones, and the nearest centre [n] of each row."""
+    """Centres [count] among rows x [n, d], dense and far from denser ones, and the nearest centre [n] of each row.
+
+    Of rows of equal density the one of lower index counts as denser. Two rows that are nearest to each other have equal
+    densities whenever `count` is 2.
+    """
     x = x.float()
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(float("inf"))
     density = (-distance.topk(count, largest=False).values.square().mean(1) / x.shape[1]).exp()
-    apart = torch.where(density > density[:, None], distance, distance.max()).amin(1)
+    rank = ranking(density).argsort()
+    apart = torch.where(rank < rank[:, None], distance, distance.max()).amin(1)
     centres = ranking(apart * density)[:count]
     label = distance[:, centres].argmin(1)
     return centres, label.index_copy(0, centres, torch.arange(count, device=x.device))

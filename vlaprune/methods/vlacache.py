@@ -6,9 +6,10 @@ Xu et al., "VLA-Cache", arXiv:2502.02175 (read through the code); authors' code 
 As in the code: patches within 0.996 of the previous frame, the best `static` of them, less the `relevant` most attended
 by the instruction at layer 15 of the previous call; of these, in order of position, a share that only grows leaves at
 layers 2, 6, 9, 11. A layer's share is 1 less its attention entropy, scaled to 0..1 over the layers, rises damped.
-Differences: layers are scaled to the model's depth (exact at 32); the entropy leaves out the rows of begin, slots and
-stop; budgets are split over the cameras in proportion; equal black patches are static. Authors' defects not copied: an
-empty reuse set crashes; OFT compares a frame with itself; positions as literals.
+Differences: layers are scaled to the model's depth (exact at 32); text rows are the prompt's text, where the
+authors name 35 positions (OpenVLA) or 34 from the state on (OFT); budgets are split over the cameras in proportion;
+equal black patches are static. Authors' defects not copied: an empty reuse set crashes; OFT compares a frame with
+itself.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from vlaprune.methods.shared.selecting import shared
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import QueryGroup, Trace
 
-ENTROPY = {"all": QueryGroup.TEXT | QueryGroup.VISUAL, "text": QueryGroup.TEXT}
+ENTROPY = {"all": QueryGroup.PROMPT, "text": QueryGroup.TEXT}
 
 
 @dataclass
@@ -31,16 +32,17 @@ class VLACache(Pruner):
     """Reuse in place of pruning: every token is still attended to.
 
     threshold      pixel cosine from which a patch is static
-    static         fraction or number of tokens that may be: 150 of 256 (the authors' OpenVLA run passes 130)
-    relevant       fraction or number of tokens that the task needs: 120 of 256
+    static         fraction or number of tokens that may be static. null: the authors' counts for each 256-token image,
+                   130 where there is one camera (their OpenVLA run), 150 where there are several (their OFT run)
+    relevant       fraction or number of tokens that the task needs. null: likewise 120 (one camera) or 100 (several)
     layer, stages  whose text attention tells relevance; where tokens leave. null: 15 and [2, 6, 9, 11] of 32
     growth         part of a rise of the share from layer to layer that counts
-    entropy        over which rows: all (text and visual) or text, which is cheaper and not the paper's
+    entropy        over which rows: all of the prompt (the authors) or text, which is cheaper
     """
 
     threshold: float = 0.996
-    static: float = 0.5859375
-    relevant: float = 0.46875
+    static: float | None = None
+    relevant: float | None = None
     layer: int | None = None
     stages: Sequence[int] | None = None
     growth: float = 0.55
@@ -48,11 +50,16 @@ class VLACache(Pruner):
 
     def __post_init__(self) -> None:
         """ValueError for what is no budget, share or kind of rows."""
-        self._static, self._relevant = Budget(self.static), Budget(self.relevant)
+        self._one, self._several = (self._counts(*published) for published in ((130, 120), (150, 100)))
         check_range("vlacache threshold", self.threshold, -1, 1)
         check_range("vlacache growth", self.growth, 0, 1)
         option("vlacache entropy", self.entropy, ENTROPY)
         self.reset()
+
+    def _counts(self, static: int, relevant: int) -> tuple[Budget, Budget]:
+        """What may be static and what is relevant; `static` and `relevant` of 256 tokens where the options are null."""
+        own = static / 256 if self.static is None else self.static
+        return Budget(own), Budget(relevant / 256 if self.relevant is None else self.relevant)
 
     def reset(self) -> None:
         """No earlier call."""
@@ -62,10 +69,10 @@ class VLACache(Pruner):
     def plan(self, info: ModelInfo) -> Plan:
         """All layers are read, because the share of one is measured against the others."""
         layer, *stages = (-(-n * info.num_layers // 32) for n in (15, 2, 6, 9, 11))
-        self._layer = layer if self.layer is None else self.layer
+        self._layer, self._depth = layer if self.layer is None else self.layer, info.num_layers
         self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
         reads = dict.fromkeys(range(info.num_layers), ENTROPY[self.entropy])
-        return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy]}, reuses=True)
+        return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy] | QueryGroup.TEXT}, reuses=True)
 
     def select(self, context: PruneContext) -> Selection | None:
         """At the first site the reuse set; at each its share, of which some have left before."""
@@ -80,9 +87,8 @@ class VLACache(Pruner):
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame, the text's attention and the shares for the next call."""
-        rows, layers = ENTROPY[self.entropy], range(len(trace.counts))
-        there = [[trace.rows(n, group) for group in rows if trace.has(n, group)] for n in layers]
-        sharp = [attention_entropy(torch.cat(probs, 1)) if probs else torch.zeros(()) for probs in there]
+        rows, layers = ENTROPY[self.entropy], range(self._depth)
+        sharp = [attention_entropy(trace.rows(n, rows)) if trace.has(n, rows) else torch.zeros(()) for n in layers]
         self._shares = sharpness(torch.stack(sharp), self.growth)
         self._score = (
             mean_attention(trace, self._layer, QueryGroup.TEXT) if trace.has(self._layer, QueryGroup.TEXT) else None
@@ -94,7 +100,8 @@ class VLACache(Pruner):
         self._now, before, layout = Patches.of(context.trace.pixels), self._before, context.layout
         if before is None or not before.alike(self._now):
             return torch.zeros_like(context.reusable)
-        found = context.reusable & still(self._now, before, self.threshold, layout, self._static.count(context.total))
+        static, relevant = self._one if len(layout.views) == 1 else self._several
+        found = context.reusable & still(self._now, before, self.threshold, layout, static.count(context.total))
         if self._score is None:
             return found
-        return found & ~shared(self._score, layout, self._relevant.count(context.total))
+        return found & ~shared(self._score, layout, relevant.count(context.total))

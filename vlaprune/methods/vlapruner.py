@@ -1,14 +1,17 @@
-"""VLA-Pruner: what the instruction looks at, joined with what recent actions looked at, thinned to a diverse set.
+"""VLA-Pruner: union of the tokens that the prompt attends to and those that recent actions attended to, thinned.
 
-arXiv:2511.16449, method section; authors' code MINT-SJTU/VLA-Pruner@fa5bfed (OpenVLA) and @3d156ee (OFT):
-`transformers/src/transformers/models/llama/modeling_llama.py`, `prismatic/extern/hf/modeling_prismatic.py`.
+arXiv:2511.16449, method section. Authors' code: MINT-SJTU/VLA-Pruner@fa5bfed (OpenVLA) and @3d156ee (OFT),
+`transformers/src/transformers/models/llama/modeling_llama.py`, `prismatic/extern/hf/modeling_prismatic.py`. There is no
+code for pi0; as the paper says, its action attention is the mean over all flow steps.
 
-Defects not copied: reversed temporal weights (until c4adcf1a; here the newest is heaviest); bfloat16 guide and filter
-(here fp32); a filter that can take one token twice (here masked, the count is exact); positions as literals; the layer
-off by one in the OFT port (here layers 0 .. layer - 1 are full); dense warm-up calls left out of the FLOPs.
-Differences: the budget is split over cameras exactly (the authors round per camera, the same at 256 + 256); the prefix
-mean leaves out the begin and proprioception rows; a new prompt layout drops the history. `middle` is their layer 15 of
-32, scaled; `carry` is inferred. On OpenVLA they advise the last row (issue 10: 76.8 against 69 to 70.8 prefix mean).
+Rows are the authors': the prefix mean runs over every prompt row before the action slots (in OFT the begin and state
+rows too); action rows are OFT's 56 slots, or OpenVLA's last prompt row and six decoded rows.
+Defects not copied: reversed temporal weights (until c4adcf1a; here the newest call weighs most); guide and filter in
+bfloat16 (here fp32); a filter that can take one token twice (here the count is exact); positions as literals; the layer
+off by one in the OFT port (here layers 0 .. layer - 1 compute all tokens); dense warm-up calls left out of the FLOPs.
+Differences: the budget is split over cameras exactly (the authors round for each camera, the same at 256 + 256); a new
+prompt layout drops the history. `middle` is their layer 15 of 32, scaled to the depth. `carry` is inferred. For OpenVLA
+the authors advise `rows=last` (their issue 10: success 76.8 against 69 to 70.8 with the prefix mean).
 """
 
 from collections import deque
@@ -22,10 +25,10 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 from vlaprune.trace import Layout, QueryGroup, Trace
 
 ROWS = {
-    "prefix_mean": QueryGroup.VISUAL | QueryGroup.TEXT,
+    "prefix_mean": QueryGroup.PREFIX,
     "last": QueryGroup.LAST,
     "text": QueryGroup.TEXT,
-    "all": QueryGroup.ALL,
+    "all": QueryGroup.PROMPT,
 }
 
 
@@ -33,12 +36,14 @@ ROWS = {
 class VLAPruner(Pruner):
     """Calls are dense until `window` of them have been seen.
 
-    layer, keep   tokens go on entry to it; the fraction or number that goes on (published: 0.5, 0.25, 0.125)
-    rows          which queries give the semantic score: prefix_mean, last, text, all
-    action        where action rows are read: middle (the code), latter_half of the layers, averaged (the paper)
-    window, gamma calls smoothed over; weight of a call against the next newer one
-    fill          what the history says of a token that was gone: zero (the code), carry its last known value
-    warmup        dense calls first; if not, this call's own action rows until the window is full (the OFT code)
+    layer   tokens are dropped on entry to this decoder layer
+    keep    fraction or number of visual tokens that go on (published: 0.5, 0.25, 0.125)
+    rows    query rows of the semantic score: prefix_mean, last, text, all
+    action  where action rows are read: middle (the code), latter_half (the paper: mean over the later half of layers)
+    window  calls in the history
+    gamma   weight of a call, 0 to 1, against the next newer one
+    fill    history of a token that had been dropped: zero (the code), or carry its last known value
+    warmup  true: the first `window` calls are dense. false: they use their own action rows (an option of the OFT code)
     """
 
     layer: int = 3
@@ -65,7 +70,7 @@ class VLAPruner(Pruner):
         """Features at 0, the choice at `layer`; rows of the layer before it, and action rows for the next calls."""
         first = (info.num_layers - 1) // 2 if self.action == "middle" else info.num_layers // 2
         self._sources = range(first, first + 1 if self.action == "middle" else info.num_layers)
-        reads = dict.fromkeys(self._sources, QueryGroup.LAST | QueryGroup.ACTION)
+        reads = dict.fromkeys(self._sources, QueryGroup.ACTION)
         also = QueryGroup(0) if self.warmup else QueryGroup.LAST | QueryGroup.ACTION
         reads[self.layer - 1] = reads.get(self.layer - 1, QueryGroup(0)) | ROWS[self.rows] | also
         return Plan((0, self.layer), reads, {self.layer: self.budget})
@@ -100,7 +105,7 @@ class VLAPruner(Pruner):
         if trace.layout != self._layout:
             self.reset()
         self._layout = trace.layout
-        votes = [mean_attention(trace, n, emitting(trace.layout) | QueryGroup.ACTION) for n in self._sources]
+        votes = [mean_attention(trace, n, QueryGroup.ACTION) for n in self._sources]
         seen = votes[0] if len(votes) == 1 else torch.stack(votes).mean(0)
         if self.fill == "carry" and self._past:
             seen = torch.where(seen > 0, seen, self._past[-1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
 from vlaprune.nn.hub import locate
+from vlaprune.nn.lora import identity
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
@@ -99,7 +101,7 @@ class CogACT:
         self.info = own.info("cogact")
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
-        self.card: dict[str, object] = {"weights": weights}
+        self.card: dict[str, object] = {"weights": weights, "seed": seed}
         self.range = Range.identity(ACTION)
         self.tokenize: Callable[[str], list[int]] = stand_in
         if weights == "random":
@@ -107,6 +109,7 @@ class CogACT:
             randomise(self.action, seed, self.device, torch.float32)
         else:
             self._load(weights, unnorm, tokenizer, ema, precision(dtype))
+        self.info = replace(self.info, weights=identity(self.card))
 
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
         if unnorm is None:

@@ -8,8 +8,8 @@ Source: openpi@15a9616 (src/openpi/models_pytorch/pi0_pytorch.py, models/tokeniz
 for the checkpoints on the hub. arXiv:2410.24164, arXiv:2504.16054. Deliberate differences: a prompt that is too long
 raises and is not cut; noise comes from the episode's seed and the number of the call.
 
-QueryGroup.ACTION are the expert's action rows in the LAST step of the flow. In the first step they carry only noise; in
-the last they are nearest to the actions that are sent.
+QueryGroup.ACTION are the expert's action rows in every step of the flow, one read for each step. VLA-Pruner averages
+over the steps (arXiv:2511.16449).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -38,6 +39,7 @@ from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, Tokens
 from vlaprune.nn.extend import Suffix
 from vlaprune.nn.hub import locate
+from vlaprune.nn.lora import identity
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
@@ -93,6 +95,7 @@ class Flow(ABC):
             self._random(seed)
         else:
             self._load(weights, tokenizer)
+        self.info = replace(self.info, weights=identity(self.card))
 
     @property
     def decoder(self) -> Decoder:
@@ -184,8 +187,8 @@ class Flow(ABC):
         layers = recorded_layers(calls, config)
         run = partial(denoise, self.net, self.constants, layers, self.backend)
         inputs = (self._noise(calls), self._padded(states), suffix.tables, suffix.kv)
-        actions, queries, keys = self.backend.run(("flow", layers), run, *inputs)
-        record_action(calls, suffix, layers, queries, keys, causal=False)
+        actions, reads = self.backend.run(("flow", layers), run, *inputs)
+        record_action(calls, suffix, layers, reads, causal=False)
         for i, call in enumerate(calls):
             self._count(call, suffix.columns(i))
         return actions  # type: ignore[no-any-return]

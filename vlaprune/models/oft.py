@@ -2,7 +2,8 @@
 
 Prompt: begin | visual tokens of every camera | state | text, ending in the lone space | one slot for each number of the
 chunk, all zeros | stop. Everything attends to everything. A row speaks for the slot behind it, as in decoding, so the
-head reads from the lone space to the last slot but one. Kim et al., arXiv:2502.19645; source:
+head reads from the lone space to the last slot but one. QueryGroup.ACTION are the slots themselves: the authors of
+VLA-Pruner and SAFE-Pruner read the attention of these rows. Kim et al., arXiv:2502.19645; source:
 moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not here.
 Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
 its later passes repeat what the method selected in the first. Training sees the pictures that acting sees, without
@@ -15,6 +16,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
-from vlaprune.nn.lora import load_adapter
+from vlaprune.nn.lora import identity, load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.session import Session
@@ -124,7 +126,7 @@ class OFT(nn.Module):
             setattr(self, name, module.eval())
         if adapter is not None:
             load_adapter(self, self.trunk, adapter, self.card)
-        self.info = own.info("oft")
+        self.info = replace(own.info("oft"), weights=identity(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
@@ -163,7 +165,7 @@ class OFT(nn.Module):
             length=end + 1,
             visual=range(1, 1 + total),
             text=range(text, slots),
-            action=range(slots - 1, end - 1),
+            action=range(slots, end),
             last=end,
             views=views,
         )

@@ -8,6 +8,7 @@ openvla/openvla@c8f03f4:prismatic/extern/hf/modeling_prismatic.py (predict_actio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,11 +29,12 @@ from vlaprune.models.prismatic import (
     restore,
 )
 from vlaprune.models.source import Source, published
-from vlaprune.models.suffix import record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, joined, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import normalise
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.extend import KV, Suffix, extend, part
+from vlaprune.nn.lora import identity
 from vlaprune.session import Session
 from vlaprune.trace import Layout
 
@@ -84,7 +86,7 @@ class OpenVLA:
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
-        self.info = own.info("openvla")
+        self.info = replace(own.info("openvla"), weights=identity(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
 
@@ -102,7 +104,7 @@ class OpenVLA:
             length=length,
             visual=range(1, 1 + total),
             text=range(1 + total, length),
-            action=range(length, length + ACTION - 1),
+            action=range(length - 1, length + ACTION - 1),
             last=length - 1,
             views=views,
         )
@@ -134,9 +136,9 @@ class OpenVLA:
         suffix = Suffix.of(self.decoder.config, calls, [c.trace.layout.length for c in calls], passes)
         layers = recorded_layers(calls, self.decoder.config)
         run = partial(self.decoded, layers, suffix.tables)
-        tokens, queries, keys = self.backend.run(("decode", layers), run, rows, suffix.kv)
+        tokens, reads = self.backend.run(("decode", layers), run, rows, suffix.kv)
         record_passes(calls, suffix, passes)
-        record_action(calls, suffix, layers, queries, keys)
+        record_action(calls, suffix, layers, reads)
         head = ACTION * linear_flops(1, *self.trunk.head.weight.T.shape)
         for call in calls:
             call.charge("head", head)
@@ -144,8 +146,8 @@ class OpenVLA:
 
     def decoded(
         self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], rows: Tensor, buffers: Sequence[Sequence[KV]]
-    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
-        """Segment: greedy tokens [B, 7] after rows [B, d]; the queries [B, H, 6, hd] and keys of some layers."""
+    ) -> tuple[Tensor, list[list[Read]]]:
+        """Segment: greedy tokens [B, 7] after rows [B, d]; the reads of some layers."""
         backend, trunk = self.backend, self.trunk
         best = backend.unit(best_token)
         token, x = best(trunk.head, trunk.embedding, rows)
@@ -153,11 +155,10 @@ class OpenVLA:
         for i in range(ACTION - 1):
             span = (ACTION - 1, i, 0)
             x, each = extend(self.decoder.blocks, x, part(tables, i, i + 1), buffers, span, backend)
-            queries.append([each[layer] for layer in layers])
+            queries.append(each)
             token, x = best(trunk.head, trunk.embedding, backend.unit(normalise)(self.decoder.norm, x))
             tokens.append(token)
-        joined = [torch.cat(own, 2) for own in zip(*queries, strict=True)]
-        return torch.stack(tokens, 1), joined, [[kv[0] for kv in buffers[layer]] for layer in layers]
+        return torch.stack(tokens, 1), joined(queries, layers, buffers)
 
 
 def best_token(head: nn.Module, embedding: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
+from vlaprune.models.suffix import Read
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, RMSNorm
 from vlaprune.nn.decoder import Decoder
@@ -200,17 +201,18 @@ def denoise(
     state: Tensor | None,
     tables: tuple[Tensor, Tensor],
     buffers: Sequence[Sequence[KV]],
-) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+) -> tuple[Tensor, list[list[Read]]]:
     """Segment: actions [B, chunk, 32] from noise of that shape, by Euler steps from time 1 to time 0.
 
     state    [B, 32] for the state row in front (pi0); None without one
     tables   of all suffix rows
     buffers  by layer, then by sequence
 
-    Also, for some layers, the queries [B, H, chunk, hd] of the action rows in the last step, and the keys.
+    Also the action rows of some layers, one read for each step.
     """
     chunk, steps, dtype = actions.shape[1], len(constants.times), net.projector.weight.dtype
     rows, euler = backend.unit(suffix_rows), backend.unit(euler_step)
+    reads: list[list[Read]] = [[] for _ in layers]
     room = chunk + (state is not None)
     for step in range(steps):
         first = state if step == 0 else None
@@ -221,8 +223,9 @@ def denoise(
         span = (room, start, prefix)
         x, queries = extend(net.expert.blocks, x, part(tables, start, room), buffers, span, backend, own)
         actions = euler(net, x, None if own is None else own[-1], actions, steps)
-    kept = [queries[layer][:, :, -chunk:] for layer in layers]
-    return actions, kept, [[kv[0] for kv in buffers[layer]] for layer in layers]
+        for read, layer in zip(reads, layers, strict=True):  # the next step overwrites the suffix of the keys
+            read.append((queries[layer][:, :, -chunk:], [kv[0].clone() for kv in buffers[layer]]))
+    return actions, reads
 
 
 def suffix_rows(net: PaliGemma, actions: Tensor, time: Tensor, state: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from vlaprune.call import Call, decode_flops
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.extend import Suffix
+from vlaprune.nn.extend import KV, Suffix
 from vlaprune.trace import AttentionRows
 
 
@@ -25,24 +26,31 @@ def record_passes(calls: Sequence[Call], suffix: Suffix, passes: int) -> None:
         call.charge("decode", decode_flops(call.config, columns))
 
 
+Read = tuple[
+    Tensor, list[Tensor]
+]  # queries [B, H, q, hd] of the last q rows of the suffix; keys [kv, m + s, hd] of each
+
+
 def record_action(
-    calls: Sequence[Call],
-    suffix: Suffix,
-    layers: Sequence[int],
-    queries: Sequence[Tensor],
-    keys: Sequence[Sequence[Tensor]],
-    causal: bool = True,
+    calls: Sequence[Call], suffix: Suffix, layers: Sequence[int], reads: Sequence[Sequence[Read]], causal: bool = True
 ) -> None:
     """Hands over the action rows of some layers.
 
-    queries  per layer [B, H, q, hd], of the last q rows of the suffix
-    keys     per layer and sequence [kv, m + s, hd]
-    causal   a row sees no later row
+    reads   per layer, one for each time that the rows were computed
+    causal  a row sees no later row
     """
-    for number, layer in enumerate(layers):
+    for layer, own in zip(layers, reads, strict=True):
         for i, call in enumerate(calls):
             if call.records_action(layer):
-                buffer, own = suffix.buffers[layer][i], queries[number][i]
-                index = buffer.columns[-own.shape[1] :] if causal else None
-                rows = AttentionRows(own, keys[number][i], buffer.columns, index, buffer.tensors[2])
-                call.record_attention(layer, rows)
+                buffer = suffix.buffers[layer][i]
+                for queries, keys in own:
+                    index = buffer.columns[-queries.shape[2] :] if causal else None
+                    rows = AttentionRows(queries[i], keys[i], buffer.columns, index, buffer.tensors[2])
+                    call.record_attention(layer, rows)
+
+
+def joined(
+    queries: Sequence[Sequence[Tensor]], layers: Sequence[int], buffers: Sequence[Sequence[KV]]
+) -> list[list[Read]]:
+    """The reads of rows that were computed one a pass: per pass and layer queries [B, H, 1, hd], and the final keys."""
+    return [[(torch.cat([own[layer] for own in queries], 2), [kv[0] for kv in buffers[layer]])] for layer in layers]

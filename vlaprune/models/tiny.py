@@ -9,6 +9,7 @@ embedding instead of zeros, one small vision transformer on a convolutional stem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
 from vlaprune.nn.load import fill, read
+from vlaprune.nn.lora import identity
 from vlaprune.nn.towers import project_features
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import ModelInfo
@@ -106,6 +108,7 @@ class Tiny(nn.Module):
                 )
             state, self.card = read(path)
             fill(self, state, str(path))
+        self.info = replace(self.info, weights=identity(self.card))
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.to(self.device).eval()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
-from vlaprune.models.suffix import record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, joined, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, normalise
 from vlaprune.nn.decoder import Decoder, Tokens
@@ -102,23 +102,22 @@ class Toy:
         suffix = Suffix.of(self.decoder.config, calls, lengths, self.chunk)
         layers = recorded_layers(calls, self.decoder.config)
         run = partial(self.decoded, layers, suffix.tables)
-        rows, queries, keys = self.backend.run(("decode", layers), run, query, suffix.kv)
+        rows, reads = self.backend.run(("decode", layers), run, query, suffix.kv)
         record_passes(calls, suffix, self.chunk)
-        record_action(calls, suffix, layers, queries, keys)
+        record_action(calls, suffix, layers, reads)
         return rows  # type: ignore[no-any-return]
 
     def decoded(
         self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], query: Tensor, buffers: Sequence[Sequence[KV]]
-    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
-        """Segment: final rows [B, chunk, d], a pass each; the queries [B, H, chunk, hd] and keys of some layers."""
+    ) -> tuple[Tensor, list[list[Read]]]:
+        """Segment: final rows [B, chunk, d], a pass each; the reads of some layers."""
         rows, queries = [], []
         for i in range(self.chunk):
             span = (self.chunk, i, 0)
             x, each = extend(self.decoder.blocks, query, part(tables, i, i + 1), buffers, span, self.backend)
             rows.append(self.backend.unit(normalise)(self.decoder.norm, x))
-            queries.append([each[layer] for layer in layers])
-        joined = [torch.cat(own, 2) for own in zip(*queries, strict=True)]
-        return torch.stack(rows, 1), joined, [[kv[0] for kv in buffers[layer]] for layer in layers]
+            queries.append(each)
+        return torch.stack(rows, 1), joined(queries, layers, buffers)
 
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
         side, patch = self.side, image.shape[0] // self.side

@@ -14,14 +14,13 @@ from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
-from vlaprune.methods.ties.calibration import Calibrate
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import check, floors, gate, micro, overhead, speed
+from vlaprune.profile import calibrate, check, floors, gate, micro, overhead, speed
 from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
-from vlaprune.profile.recording import Recording, actions, record, synthetic
-from vlaprune.pruner import Pruner
+from vlaprune.profile.recording import Recording, record, synthetic
+from vlaprune.pruner import Calibrated, Pruner
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Setting:
     bench    where observations are recorded, if they are not there yet
     make     a method from the configuration that a journal holds
     made     provenance of this process on a device
+    scratch  folder for files that only this process needs
     """
 
     cfg: Any
@@ -46,6 +46,7 @@ class Setting:
     bench: Benchmark
     make: Callable[[Any], Pruner]
     made: Callable[[str], Mapping[str, Any]]
+    scratch: Path
 
     @cached_property
     def model(self) -> VLA:
@@ -82,6 +83,10 @@ class Setting:
             )
         return recording
 
+    def ready(self, methods: Methods, model: VLA, recording: Recording) -> Methods:
+        """The methods, with a calibration from these frames where they need one."""
+        return calibrate.ready(methods, model, recording, self.cfg.seed, self.scratch)
+
     def write(self, page: Page, otherwise: str, rows: Sequence[Mapping[str, Any]], device: str) -> list[Path]:
         """The page and its numbers, under the asked name or this one."""
         return page.write(Path(self.cfg.output), str(self.cfg.name or otherwise), rows, self.made(device))
@@ -94,11 +99,10 @@ def noise(model: VLA, seed: int) -> Recording:
 
 def speeds(setting: Setting) -> list[Path]:
     """What every method saves against the fastest dense."""
-    cfg, model = setting.cfg, setting.model
+    cfg, model, recording = setting.cfg, setting.model, setting.observations()
+    methods = setting.ready(setting.methods, model, recording)
     with tqdm(desc="blocks", unit="block") as bar:
-        found = measure(
-            model, setting.methods, setting.observations(), setting.rules, cfg.ladder, partial(_advance, bar)
-        )
+        found = measure(model, methods, recording, setting.rules, cfg.ladder, partial(_advance, bar))
     page = Page(f"{model.info.name}: what pruning saves, and what it costs")
     speed.fill(page, found.rows, found.refusal, found.here)
     page.text(*found.notes)
@@ -115,7 +119,9 @@ def fidelities(setting: Setting) -> list[Path]:
         if base is None:
             raise ValueError(f"runs={list(cfg.runs)} hold no dense run; a loss needs one")
         found = gate.arms(runs, setting.make, getattr(model, "card", {}).get("sha256", "none"))
-        methods, ran = [(label, make) for label, make, _ in found], {label: run for label, _, run in found}
+        methods = [(label, calibrate.of_run(make, run.folder)) for label, make, run in found]
+        ran = {label: run for label, _, run in found}
+    methods = list(setting.ready(methods, model, recording))
     with tqdm(desc="arms", unit="arm", total=len(methods) + 1) as bar:
         judged = gate.judge(model, recording, methods, cfg.seed, partial(_advance, bar))
     if base is not None:
@@ -133,7 +139,7 @@ def fidelities(setting: Setting) -> list[Path]:
 
 def overheads(setting: Setting) -> list[Path]:
     """What the instrument costs: our decoder against transformers', methods that keep everything against dense."""
-    cfg, model = setting.cfg, setting.model
+    cfg, model, recording = setting.cfg, setting.model, setting.observations()
     page = Page("What the instrument costs")
     decoder = DecoderConfig(
         num_kv_heads=cfg.decoder.num_heads,
@@ -141,10 +147,9 @@ def overheads(setting: Setting) -> list[Path]:
         **cfg.decoder,
     )
     rows = overhead.decoders(page, decoder, cfg.lengths, cfg.rounds)
+    every = setting.ready(setting.every([1.0]), model, recording)
     with tqdm(desc="blocks", unit="block") as bar:
-        rows += overhead.methods(
-            page, model, setting.every([1.0]), setting.observations(), setting.rules, partial(_advance, bar)
-        )
+        rows += overhead.methods(page, model, every, recording, setting.rules, partial(_advance, bar))
     return setting.write(page, "overhead", rows, str(model.device))
 
 
@@ -161,7 +166,9 @@ def checks(setting: Setting) -> list[Path]:
     for number, (name, share) in enumerate(check.shares(cfg.models, cfg.minutes)):
         print(f"{name}, {number + 1} of {len(check.models(cfg.models))}", flush=True)
         model = setting.load(name)
-        found = check.one(page, name, model, setting.every(cfg.keeps), noise(model, cfg.seed), share, cfg)
+        recording = noise(model, cfg.seed)
+        every = setting.ready(setting.every(cfg.keeps), model, recording)
+        found = check.one(page, name, model, every, recording, share, cfg)
         rows += [{"model": name, **row} for row in found.rows]
         device = str(model.device)
         del model
@@ -170,20 +177,16 @@ def checks(setting: Setting) -> list[Path]:
 
 
 def calibrations(setting: Setting) -> list[Path]:
-    """A calibration file for every method that wants one, TIES, from the recorded dense frames."""
+    """A calibration file for every method that needs one, from the recorded dense frames."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     out = []
     for label, make in setting.methods:
         method = make()
-        if not hasattr(method, "estimator"):
+        if not isinstance(method, Calibrated):
             raise ValueError(f"method {label} has nothing to calibrate; use method=ties")
-        probe = Calibrate(method.estimator)
-        policy = Policy(model, partial(iter([probe]).__next__))
-        for episode in recording.episodes:
-            actions(policy, episode, cfg.seed)
+        probe = calibrate.probed(method.probe(), model, recording, cfg.seed, len(recording.frames))
         out.append(Path(cfg.output) / f"{cfg.name or model.info.name + '-' + label.replace(' ', '-')}.json")
-        out[-1].parent.mkdir(parents=True, exist_ok=True)
-        probe.save(out[-1], cfg.frames)
+        probe.save(out[-1])
     return out
 
 

@@ -98,25 +98,35 @@ def patch_ssim(now: Tensor, before: Tensor) -> Tensor:
 
 
 class Resemblance(NamedTuple):
-    """How alike two frames are.
+    """A measure of how alike two frames are, camera by camera.
 
-    seen   what is kept of a frame, of its pixels [V, p, p, 3] and visual tokens [V, d]
-    alike  of what was kept of two frames, a number up to 1
+    seen   what is kept of a frame, from its pixels [V, p, p, 3], visual tokens [V, d] and layout
+    alike  [C] similarity, at most 1, of what was kept of two frames of one layout
     """
 
-    seen: Callable[[Tensor, Tensor], Any]
-    alike: Callable[[Any, Any], Tensor]
+    seen: Callable[[Tensor, Tensor, Layout], Any]
+    alike: Callable[[Any, Any, Layout], Tensor]
+
+
+def _by_camera(rows: Tensor, layout: Layout) -> Tensor:
+    """[C, ...] mean of the rows [V, ...] of each camera."""
+    return torch.stack([own.mean(0) for own in rows.split(layout.sizes)])
 
 
 RESEMBLANCE = {
     "patches": Resemblance(
-        lambda pixels, tokens: Patches.of(pixels), lambda a, b: (patch_cosine(a, b) >= 0.996).float().mean()
+        lambda pixels, tokens, layout: Patches.of(pixels),
+        lambda a, b, layout: _by_camera((patch_cosine(a, b) >= 0.996).float(), layout),
     ),
-    "ssim": Resemblance(lambda pixels, tokens: pixels, lambda a, b: patch_ssim(a, b).mean()),
+    "ssim": Resemblance(
+        lambda pixels, tokens, layout: pixels, lambda a, b, layout: _by_camera(patch_ssim(a, b), layout)
+    ),
     "embedding": Resemblance(
-        lambda pixels, tokens: tokens.float().mean(0), lambda a, b: F.cosine_similarity(a, b, dim=0)
+        lambda pixels, tokens, layout: _by_camera(tokens.float(), layout),
+        lambda a, b, layout: F.cosine_similarity(a, b),
     ),
     "embedding_patches": Resemblance(
-        lambda pixels, tokens: tokens.float(), lambda a, b: F.cosine_similarity(a, b).mean()
+        lambda pixels, tokens, layout: tokens.float(),
+        lambda a, b, layout: _by_camera(F.cosine_similarity(a, b), layout),
     ),
 }

@@ -59,10 +59,12 @@ def spread_within(features: Tensor, count: int, among: Tensor) -> Tensor:
 
     A running vector of similarity to what is taken, over the [n, n] cosines; three small steps per pick and no wait
     for the device. A taken row is at infinity, so equal or broken (NaN) features are never taken twice. Ties go to the
-    low row.
+    low row. The cosines are made symmetric, because two rows that are nearest to each other are equally isolated and
+    rounding must not decide between them.
     """
     unit = F.normalize(features.float(), dim=-1)
     near = (unit @ unit.mT).nan_to_num_(1.0)
+    near = torch.maximum(near, near.mT)
     itself, absent = near.diagonal(dim1=1, dim2=2), ~among
     itself.fill_(float("-inf"))
     picks = [near.masked_fill(absent[:, None], float("-inf")).amax(-1).masked_fill_(absent, float("inf")).argmin(-1)]

@@ -1,82 +1,112 @@
-"""The usual values of tau, measured beforehand and kept in a file: what TIES must know of a model and its world.
+"""The calibration of TIES: the values that tau usually takes for a model in its world, measured before a run.
 
-`Calibrate` keeps every token and notes tau at every call; `vlaprune-profile mode=calibrate method=ties` runs it over
-recorded dense frames and writes the file. Files of our own models lie in vlaprune/weights.
+A calibration is a JSON file of numbers. It names the estimator, the model, its weights, layers and visual tokens, and
+is refused for any other. `vlaprune-eval` measures one first where the method has none; `vlaprune-profile
+mode=calibrate method=ties` writes one from recorded frames. Those of the shipped policies are in vlaprune/weights.
 """
 
 import json
-import warnings
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vlaprune.methods.ties.agreement import Estimator
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import ModelInfo, Plan, Probe, PruneContext, Selection
 from vlaprune.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
+FRAMES = 100  # of a calibration, as in the paper
+LEAST = 20  # values; the 5 % quantile of fewer is the lowest value or beyond it
 
 
 @dataclass
-class Calibrate(Pruner):
-    """Dense; appends the tau of every call to `taus`, which outlives reset: a record that no choice depends on."""
+class Calibrate(Probe):
+    """Keeps every token and notes the tau of every call in `taus`."""
 
     estimator: Estimator = field(default_factory=Estimator)
     taus: list[float] = field(default_factory=list)
 
+    @property
+    def calls(self) -> int:
+        """Values of tau noted so far, NaN left out."""
+        return len(self.taus)
+
     def plan(self, info: ModelInfo) -> Plan:
-        """Asked once per call, to name the rows that this prompt has."""
-        self._span, self._model = self.estimator.span(info), info.name
+        """Site 0, to name the rows that this prompt has; nothing is pruned."""
+        self._span, self._info = self.estimator.span(info), info
         return Plan((0,))
 
     def select(self, context: PruneContext) -> Selection:
         """Everything, and the rows of every layer compared."""
+        self._tokens = context.total
         return Selection.all(context, dict.fromkeys(self._span, self.estimator.group(context.layout)))
 
     def observe(self, trace: Trace) -> None:
-        """One more tau."""
-        self.taus.append(self.estimator.tau(trace, self._span))
+        """One more tau, unless attention is the same everywhere."""
+        tau = self.estimator.tau(trace, self._span)
+        self.taus += [] if isnan(tau) else [tau]
 
-    def save(self, path: str | Path, frames: int = 100) -> None:
-        """Writes `frames` values, evenly spaced over the calls, or all if fewer. ValueError if there is none."""
-        write(path, self.estimator, self._model, self.taus, frames)
-
-
-def write(path: str | Path, estimator: Estimator, model: str, taus: Sequence[float], frames: int = 100) -> None:
-    """A calibration file: the estimator, the model's name and at most `frames` of the values, NaN left out."""
-    known = [t for t in taus if not isnan(t)]
-    count = min(frames, len(known))
-    if count < 1:
-        raise ValueError(f"{len(known)} values of tau make no calibration of {frames} frames; run more calls first")
-    picked = [known[(2 * i + 1) * len(known) // (2 * count)] for i in range(count)]
-    Path(path).write_text(json.dumps({"estimator": asdict(estimator), "model": model, "tau": picked}, indent=1) + "\n")
+    def save(self, path: Path) -> None:
+        """Writes 100 values, evenly spaced over the calls, or all if fewer. ValueError where they tell nothing."""
+        n = min(FRAMES, len(self.taus))
+        picked = [self.taus[(2 * i + 1) * len(self.taus) // (2 * n)] for i in range(n)]
+        check(picked, f"a calibration from {len(self.taus)} calls")
+        made = fingerprint(self.estimator, self._info) | {"visual_tokens": self._tokens, "tau": picked}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(json.dumps(made, indent=1) + "\n")
+        os.replace(part, path)
 
 
-def read(path: str | Path | None, estimator: Estimator, model: str) -> list[float]:
-    """The values in a file, or in one shipped under a name; no file, none and a warning.
+def fingerprint(estimator: Estimator, info: ModelInfo) -> dict[str, Any]:
+    """What a calibration belongs to, but for the token count, which only a call tells."""
+    own = {"estimator": asdict(estimator), "model": info.name, "weights": info.weights, "num_layers": info.num_layers}
+    plain: dict[str, Any] = json.loads(json.dumps(own))
+    return plain
 
-    ValueError where it is damaged or of another estimator or model.
-    """
-    if path is None:
-        warnings.warn("ties runs without a calibration; the taus of each episode stand in", stacklevel=1)
-        return []
-    shipped = SHIPPED / f"{model}-{path}.ties.json"
-    try:
-        data = json.loads((shipped if shipped.is_file() else Path(path)).read_text())
-        made = {**data["estimator"], "model": data["model"]}
-        taus = [float(t) for t in data["tau"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"calibration {path} is damaged ({type(error).__name__}: {error}); write it anew") from error
-    here = json.loads(json.dumps({**asdict(estimator), "model": model}))
-    differ = [f"{k}={made.get(k)}, here {here.get(k)}" for k in {**here, **made} if made.get(k) != here.get(k)]
-    if differ:
-        raise ValueError(f"calibration {path} was made with {'; '.join(differ)}; calibrate with the run's settings")
-    if not taus or not all(abs(t) < 1 + 1e-6 for t in taus):
-        raise ValueError(f"calibration {path} is no list of numbers from -1 to 1; write it anew")
-    return taus
+
+def check(taus: Sequence[float], what: str) -> None:
+    """ValueError where values of tau are no numbers, too few, or all alike, so that every weight would be 0 or 1."""
+    if not all(abs(t) < 1 + 1e-6 for t in taus):  # False for NaN
+        raise ValueError(f"{what} holds values outside -1 .. 1; write it anew")
+    if len(taus) < LEAST or len(set(taus)) == 1:
+        raise ValueError(
+            f"{what} has {len(set(taus))} different values of {len(taus)}; TIES needs at least {LEAST} values that "
+            "differ; measure over more episodes"
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The values of tau in a file, and the number of visual tokens they were measured with."""
+
+    path: str
+    tokens: int
+    taus: Sequence[float]
+
+    @classmethod
+    def read(cls, path: str, estimator: Estimator, info: ModelInfo) -> "Calibration":
+        """The calibration in a file, or shipped under a name. ValueError where it is damaged or of something else."""
+        shipped = SHIPPED / f"{info.name}-{path}.ties.json"
+        file = shipped if shipped.is_file() else Path(path)
+        try:
+            data = json.loads(file.read_text())
+            tokens, taus = int(data["visual_tokens"]), [float(t) for t in data["tau"]]
+            made = {**data["estimator"], **{key: data[key] for key in ("model", "weights", "num_layers")}}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"calibration {file} cannot be read ({type(error).__name__}: {error})") from error
+        here = fingerprint(estimator, info)
+        here |= here.pop("estimator")
+        differ = [f"{k}={made.get(k)}, here {here.get(k)}" for k in {**here, **made} if made.get(k) != here.get(k)]
+        if differ:
+            raise ValueError(f"calibration {file} was made with {'; '.join(differ)}; calibrate with the run's settings")
+        check(taus, f"calibration {file}")
+        return cls(str(file), tokens, taus)
 
 
 def weight(tau: float, known: Sequence[float], how: str, threshold: float | None = None) -> float:
@@ -87,7 +117,7 @@ def weight(tau: float, known: Sequence[float], how: str, threshold: float | None
     ecdf       the share of known taus above it, ties half
     hard       1 up to `threshold` (None: the median), else 0
     """
-    taus = torch.tensor(known or [0.0], dtype=torch.float64)
+    taus = torch.tensor(known, dtype=torch.float64)
     low, median, high = map(float, taus.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)))
     tau = median if isnan(tau) else tau
     if how == "hard":

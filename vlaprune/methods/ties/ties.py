@@ -1,39 +1,52 @@
-"""TIES: trust attention as far as neighbouring layers still re-rank the tokens; fill the rest of the budget evenly.
+"""TIES: keep tokens by attention as far as layers disagree on their ranking; take the rest of the budget evenly.
 
 Liu et al., "Beyond Attention Magnitude", arXiv:2603.24941, Algorithm 1. No code of the authors was found, nor the text
 of the paper. A secondary reading (sou350121/VLA-Handbook@49a38a1d) gives: tau-b of the top-k tokens, mean over
 neighbouring layers; 100 calibration frames, their median; an anchor frame at similarity 0.7; 56 of 256 tokens split by
-floor(w K); Hard and Soft. Inferred: all other options, polarity above all, where the reading contradicts itself; that
-an anchor call is dense and acts (but is pruned where tau needs only layers before `layer`). Differences: another layout
-is a new anchor; one budget for all cameras; without a calibration the episode's own taus stand in.
+floor(w K); Hard and Soft. Inferred: all other options, above all the polarity, where the reading contradicts itself;
+that an anchor call computes all tokens and its action is executed (where tau needs only layers before `layer`, an
+anchor call is pruned as well).
+
+Several cameras (the paper has one): similarity is taken for each camera, and the highest counts. So a wrist camera that
+moves at every step does not make every call an anchor while the third-person camera stands still. `over_cameras=mean`
+pools the cameras: with two of them and gamma 0.7, one moving camera then makes every call an anchor, that is dense.
+Another prompt layout is a new anchor. One budget for all cameras.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor, isnan
+from math import floor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlaprune.methods.shared.patches import RESEMBLANCE
 from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import FILL
 from vlaprune.methods.ties.agreement import Estimator
-from vlaprune.methods.ties.calibration import read, weight
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
+from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
+from vlaprune.pruner import Budget, Calibrated, ModelInfo, Plan, PruneContext, Selection, top
 from vlaprune.trace import Layout, Trace
+
+OVER: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.amax, "mean": torch.mean, "min": torch.amin}
 
 
 @dataclass
-class TIES(Pruner):
-    """layer, keep: tokens go on entry to it; fraction or number that go on. rows to layers: see agreement.Estimator.
+class TIES(Calibrated):
+    """Prunes between anchor calls.
 
-    gamma         similarity to the anchor below which a call becomes the anchor and tau is taken anew
+    layer         tokens go on entry to this decoder layer
+    keep          fraction or number of visual tokens that go on
+    rows, heads, tokens, layers   how tau is taken, see agreement.Estimator
+    gamma         similarity to the anchor, from 0 to 1, below which a call becomes the anchor and tau is taken anew
+    similarity    patches (share of patches with pixel cosine >= 0.996), ssim, embedding (cosine of the mean tokens),
+                  embedding_patches (mean cosine of the tokens)
+    over_cameras  max, mean or min of the similarities of the cameras
     interpolate   tau to weight, see calibration.weight; `threshold` is for hard, null means the median
-    low_tau_trusts_attention   the lower tau, the more tokens by attention; False turns it round
-    similarity    patches (share with pixel cosine >= 0.996), ssim, embedding (of the mean token), embedding_patches
+    low_tau_trusts_attention   true: the lower tau, the more tokens are kept by attention. false: the higher
     uniform       the rest of the budget: stride, random, diverse (as DivPrune)
-    calibration   file, or name of one shipped with a model; null: the taus of this episode so far
+    calibration   a file, or the name of one shipped with the model; null: vlaprune-eval measures one first
     """
 
     layer: int = 2
@@ -47,6 +60,7 @@ class TIES(Pruner):
     tokens: str = "topk_ref"
     layers: Sequence[int] | None = None
     similarity: str = "patches"
+    over_cameras: str = "max"
     uniform: str = "stride"
     calibration: str | None = None
 
@@ -54,6 +68,7 @@ class TIES(Pruner):
         """ValueError for an unknown option or layer 0, where nothing has been attended to yet."""
         option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
         option("ties similarity", self.similarity, RESEMBLANCE)
+        option("ties over_cameras", self.over_cameras, OVER)
         option("ties uniform", self.uniform, FILL)
         if self.layer < 1:
             raise ValueError(f"ties layer={self.layer}; use 1 or more, it reads the layer before")
@@ -62,27 +77,29 @@ class TIES(Pruner):
         self.reset()
 
     def reset(self) -> None:
-        """No anchor, no taus, no trust either way."""
+        """No anchor."""
         self._anchor: tuple[Layout, Any] | None = None
-        self._taus: list[float] = []
         self._anew, self.share = False, 0.5
 
+    def probe(self) -> Calibrate:
+        """What measures the usual values of tau."""
+        return Calibrate(self.estimator)
+
     def plan(self, info: ModelInfo) -> Plan:
-        """PruneContext 0 names what to read: rows that this prompt has, and all layers on an anchor only."""
+        """Site 0 names what to read: rows that this prompt has, and all layers on an anchor call only."""
         self._span = self.estimator.span(info)
-        self._known = read(self.calibration, self.estimator, info.name)
+        if self.calibration is None:
+            raise ValueError(
+                "ties has no calibration: vlaprune-eval measures one first; elsewhere write one with "
+                "`vlaprune-profile mode=calibrate method=ties` and name it with method.calibration=FILE"
+            )
+        self._known = Calibration.read(self.calibration, self.estimator, info)
         return Plan((0, self.layer), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection | None:
         """Everything at site 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
         if context.layer == 0:
-            resemblance, anchor = RESEMBLANCE[self.similarity], self._anchor
-            seen = resemblance.seen(context.trace.pixels, context.visual)
-            self._anew = not (
-                anchor and anchor[0] == context.layout and resemblance.alike(seen, anchor[1]) >= self.gamma
-            )
-            if self._anew:
-                self._anchor = (context.layout, seen)
+            self._anew = self._is_anchor(context)
             layers = {self.layer - 1, *(self._span if self._anew else ())}
             return Selection.all(context, dict.fromkeys(layers, self.estimator.group(context.layout)))
         if self._anew and self._span[-1] >= self.layer:
@@ -94,10 +111,25 @@ class TIES(Pruner):
         even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.seed * 100_003 + context.step)
         return Selection(torch.cat((first, even)))
 
+    def _is_anchor(self, context: PruneContext) -> bool:
+        """Whether this frame replaces the anchor. ValueError for a token count that the calibration does not have."""
+        layout, resemblance = context.layout, RESEMBLANCE[self.similarity]
+        if layout.total != self._known.tokens:
+            raise ValueError(
+                f"calibration {self._known.path} was made with {self._known.tokens} visual tokens, here are "
+                f"{layout.total}; calibrate with the run's cameras"
+            )
+        seen = resemblance.seen(context.trace.pixels, context.visual, layout)
+        if self._anchor is not None and self._anchor[0] == layout:
+            alike = resemblance.alike(seen, self._anchor[1], layout)
+            if float(OVER[self.over_cameras](alike)) >= self.gamma:
+                return False
+        self._anchor = (layout, seen)
+        return True
+
     def observe(self, trace: Trace) -> None:
         """The weight of a new anchor, as soon as the layers that tell it have been read."""
         if self._anew:
             tau = self.estimator.tau(trace, self._span)
-            self._taus += [] if isnan(tau) else [tau]
-            low = weight(tau, self._known or self._taus, self.interpolate, self.threshold)
+            low = weight(tau, self._known.taus, self.interpolate, self.threshold)
             self.share, self._anew = low if self.low_tau_trusts_attention else 1 - low, False

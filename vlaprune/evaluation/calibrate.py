@@ -1,0 +1,79 @@
+"""Calibration before a run: what some methods must know of the model in its world, measured over dense episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vlaprune.benchmark import Benchmark, Task
+from vlaprune.evaluation.rollout import attempt
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.pruner import Calibrated, Probe, Pruner
+
+CALLS = 100  # measured at least
+FILE = "calibration.json"  # in a run's folder
+
+
+def calibrated(
+    make: Callable[[], Pruner],
+    policy: Callable[[Callable[[], Pruner]], Policy],
+    bench: Benchmark,
+    folder: Path,
+    seed: int,
+) -> Callable[[], Pruner]:
+    """`make`, or for a method without the calibration it needs, one whose methods read it from the run's folder.
+
+    Where the folder has none, it is measured over dense episodes first. `policy` joins the model with a method. Says on
+    the terminal which calibration is used.
+    """
+    method, path = make(), folder / FILE
+    if not isinstance(method, Calibrated):
+        return make
+    name = type(method).__name__
+    if method.calibration is not None:
+        print(f"{name} uses the calibration {method.calibration}", flush=True)
+        return make
+    if not path.is_file():
+        probe = method.probe()
+        episodes = measure(policy(lambda: probe), probe, bench, seed)
+        probe.save(path)
+        print(f"{name} was calibrated on {probe.calls} calls of {episodes} dense episodes of {bench.name}", flush=True)
+    print(f"{name} uses the calibration {path}", flush=True)
+    return with_calibration(make, path)
+
+
+def with_calibration(make: Callable[[], Pruner], path: Path) -> Callable[[], Pruner]:
+    """`make`, whose methods read their calibration from `path`."""
+
+    def ready() -> Pruner:
+        method = make()
+        assert isinstance(method, Calibrated)
+        method.calibration = str(path)
+        return method
+
+    return ready
+
+
+def measure(policy: Policy, probe: Probe, bench: Benchmark, seed: int) -> int:
+    """Plays episode 0 of every task, then episode 1, and so on, until `CALLS` are measured. The episodes played."""
+    played, tasks = 0, bench.tasks()
+    for episode in range(max(task.episodes for task in tasks)):
+        for task in tasks:
+            if episode < task.episodes:
+                play(policy, bench, task, episode, seed)
+                played += 1
+        if probe.calls >= CALLS:
+            break
+    return played
+
+
+def play(policy: Policy, bench: Benchmark, task: Task, episode: int, seed: int) -> None:
+    """Plays one episode; nothing is recorded."""
+    with bench.open(task) as env:
+        policy.reset(0, episode_seed(seed, task.name, episode))
+        course, actions = attempt(env, task, episode), None
+        try:
+            while True:
+                actions = policy.act({0: course.send(actions)})[0]  # type: ignore[arg-type]
+        except StopIteration:
+            return
