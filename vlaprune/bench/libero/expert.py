@@ -25,8 +25,9 @@ CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)))
 # The open Panda hand around the point between its fingertips: along the finger axis, across it, and up, in metres.
 FINGERS = [(side * along, across, up) for side, along in product((-1, 1), (0.032, 0.05, 0.068)) for across in
            (-0.011, 0.011) for up in (-0.012, 0.02, 0.049)]  # fmt: skip
+BETWEEN = list(product((-0.024, -0.016, 0.016, 0.024), (-0.011, 0.011), (-0.012, 0.0)))
 PALM = [p for p in product((-0.104, -0.052, 0.0, 0.052, 0.104), (-0.032, 0.0, 0.032), (0.026, 0.08))]
-HAND = np.array(FINGERS + PALM)
+HAND = np.array(FINGERS + BETWEEN + PALM)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _act(job: Job) -> np.ndarray:
         return _grasp(job, thing, base)
     loose = 1.6 if shut(world) < 0.8 else 1.0
     release = top - 0.03 if inside else top + 0.004
-    if off < (0.02 if inside else 0.016) * loose and bottom < release + 0.012 * loose:
+    if off < 0.02 * loose and bottom < release + 0.012 * loose:
         return move(world, thing, thing.centre, OPEN)
     lift = thing.centre[2] - bottom
     clear = top + 0.025 + lift
@@ -126,7 +127,12 @@ def _rim(job: Job, thing: Thing, base: Thing, radius: float) -> Thing:
         spot[2] = thing.centre[2] + thing.reach[2] - RIM
         points = spot + HAND @ np.stack([along, axes[:, 0], UP])
         free = min(_clearance(points, boxes), _clearance(points + 0.03 * UP, boxes) + 0.005)
-        score = -np.clip(1.0 - free / SAFE, 0.0, 1.0) - 2.0 * (free < 0) - 0.6 * abs(yaw) + 0.15 * side * (along[:2] @ ahead)
+        score = (
+            -np.clip(1.0 - free / SAFE, 0.0, 1.0)
+            - 2.0 * (free < 0)
+            - 0.6 * abs(yaw)
+            + 0.15 * side * (along[:2] @ ahead)
+        )
         found.append((score - float(np.linalg.norm((hand - spot)[:2])), tuple(spot), axes))
     _, best, axes = max(found, key=lambda f: f[:2])
     return Thing(np.array(best), np.array([0.05, 0.003, RIM]), axes)
