@@ -135,7 +135,7 @@ class LiberoEnv:
 
         gripper = self.world.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over from the episode before
-        for name, fixture in self.world.fixtures_dict.items():
+        for fixture in self.world.fixtures_dict.values():
             # What lies on or in a fixture is placed relative to where the compiled model has the fixture. LIBERO
             # compiles it anew at each reset; here it would still be where the last reset moved it.
             body, xml = self.world.sim.model.body_name2id(fixture.root_body), fixture.get_obj()
