@@ -56,6 +56,9 @@ class Teaching:
     rewind: bool = True
 
 
+TURN = 25  # episodes of a task that are recorded one after the other
+
+
 def teaching(cfg: Any) -> Teaching:
     """The section `teaching` of a configuration."""
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
@@ -66,7 +69,12 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     if not hasattr(bench, "expert"):
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
-    jobs = [demos.Job(t.name, e, plan.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
+    jobs = [
+        demos.Job(task.name, episode, plan.noises[(episode + i) % kinds])
+        for start in range(0, plan.episodes, TURN)  # after an early stop there is some of each task
+        for i, task in enumerate(bench.tasks())
+        for episode in ids[start : start + TURN]
+    ]
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
