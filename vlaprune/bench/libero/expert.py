@@ -20,7 +20,8 @@ MARGIN = 0.02  # between what is carried and what it passes over, metres
 AHEAD = 0.05  # how far on its way the ground counts, metres
 BESIDE = 0.01  # and how far around it
 SAFE = 0.004  # a hand that keeps this from all else is in nobody's way, metres
-YAWS = np.radians([0, 30, -30, 60, -60])  # of the finger axis at a rim, from the world's y axis
+REACH = 0.25  # from a thing to the farthest that a hand at its rim can touch, metres
+YAWS = np.radians([0, 25, -25, 50, -50])  # of the finger axis at a rim, from the world's y axis
 CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)))
 # The open Panda hand around the point between its fingertips: along the finger axis, across it, and up, in metres.
 FINGERS = [(side * along, across, up) for side, along in product((-1, 1), (0.032, 0.05, 0.068)) for across in
@@ -111,12 +112,14 @@ def _grasp(job: Job, thing: Thing, base: Thing) -> np.ndarray:
         lift = max(0.0, low + 0.012 - thing.centre[2])  # the fingertips must not press the ground
         handle = Thing(thing.centre + lift * UP, thing.half, thing.axes)
         return grasp(job.world, handle, _neighbour(job.world, job.name, thing))
-    return grasp(job.world, _rim(job, thing, base, max(thing.half[i] for i in level) - 0.003))
+    return grasp(job.world, _rim(job, thing, base, max(thing.half[i] for i in level) - 0.003), slack=0.006)
 
 
 def _rim(job: Job, thing: Thing, base: Thing, radius: float) -> Thing:
     """The best spot of a rim: clear of all else, little turning, towards the target, near to the hand."""
-    boxes = _boxes(job.world, job.others)
+    centres, halves, turns = _boxes(job.world, job.others)
+    near = np.linalg.norm(centres - thing.centre, axis=1) - np.linalg.norm(halves, axis=1) < REACH
+    boxes = (centres[near], halves[near], turns[near])
     hand, _ = palm(job.world)
     ahead = (base.centre - thing.centre)[:2] / np.linalg.norm((base.centre - thing.centre)[:2])
     found = []
@@ -126,7 +129,7 @@ def _rim(job: Job, thing: Thing, base: Thing, radius: float) -> Thing:
         spot = thing.centre + side * radius * along
         spot[2] = thing.centre[2] + thing.reach[2] - RIM
         points = spot + HAND @ np.stack([along, axes[:, 0], UP])
-        free = min(_clearance(points, boxes), _clearance(points + 0.03 * UP, boxes) + 0.005)
+        free = _clearance(points, boxes)
         score = (
             -np.clip(1.0 - free / SAFE, 0.0, 1.0)
             - 2.0 * (free < 0)
@@ -172,7 +175,7 @@ def _boxes(world: Any, geoms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def _clearance(points: np.ndarray, boxes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
     """Metres between points [m, 3] and the nearest box, negative inside; short of the true distance at corners."""
     centres, halves, axes = boxes
-    local = np.abs(np.einsum("mni,nij->mnj", points[:, None] - centres, axes)) - halves
+    local = np.abs((points - centres[:, None]) @ axes) - halves[:, None]
     return float(local.max(axis=-1).min())
 
 
