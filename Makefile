@@ -15,8 +15,10 @@ export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 SUITE ?= libero_object
 METHODS ?= dense,fastv
-# What the shipped LIBERO weights were taught: from the robosuite policy, labels from the states met.
-TAUGHT := model.weights=robosuite model.text=20 data=data/$(SUITE) teaching.rewind=false teaching.noises=[0.0,0.15,0.3] teaching.episodes=160 teaching.rounds=0 recipe.steps=1500 recipe.lr=8e-4 recipe.average=0.995
+# What the shipped LIBERO weights were taught, a policy for each suite: labels from the states met.
+TAUGHT := model.text=20 data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=150 teaching.rounds=0 recipe.steps=5000
+TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
+TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
 # glibc would return large blocks to the kernel after every step, and fetch them back.
 ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
 # A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.
@@ -126,7 +128,7 @@ bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a ta
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
 
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
-	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT)
+	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
 
 $(SIMPLER)/ms3/python:
 	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +106,6 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
         )
 
 
-def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The frames of several folders of demonstrations."""
-    parts = [demos.load(folder) for folder in folders]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
     """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
     recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
@@ -127,7 +121,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         if number:
             shown.append(data / f"corrections{number}")
             correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
-        arrays = load(shown)
+        arrays = demos.load(*shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
         if not number:
             model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))

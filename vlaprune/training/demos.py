@@ -84,15 +84,15 @@ def collect(
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
 
 
-def load(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every frame in a folder, one row each, in the order of the file names.
+def load(*folders: str | Path) -> dict[str, np.ndarray]:
+    """Every frame in some folders, one row each, in the order of the folders and their file names.
 
     images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
     episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
     """
-    paths = sorted(Path(folder).glob("*.npz"))
+    paths = [path for folder in folders for path in sorted(Path(folder).glob("*.npz"))]
     if not paths:
-        raise ValueError(f"{folder} holds no demonstrations")
+        raise ValueError(f"{', '.join(map(str, folders))} holds no demonstrations")
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
     out = {key: np.repeat([fact[key] for fact in facts], counts) for key in FACTS}
