@@ -23,7 +23,8 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
-from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, drawing
+from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, Look, drawing
+from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
 from vlaprune.benchmark import Env, Finding, Interface, Task
 
@@ -46,6 +47,8 @@ class Libero:
     only      numbers of the chosen tasks in the suite's order; None for all
     image     side of the square images in pixels; the protocol's is 256
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
+    stress    what is perturbed, one of `stress.KINDS`; None for nothing
+    severity  of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     mujoco    its version; from 3.3.3 on libero_object is dark, from 3.4 on objects settle elsewhere
     worker    each environment in a process of its own
@@ -56,6 +59,8 @@ class Libero:
     only: Sequence[int] | None = None
     image: int = 256
     fast: bool = False
+    stress: str | None = None
+    severity: int = 3
     renderer: str = "egl"
     mujoco: str = "3.3.2"
     worker: bool = True
@@ -70,6 +75,7 @@ class Libero:
         count = len(files.suite(self.suite))
         if unknown := [n for n in self.only or () if n not in range(count)]:
             raise ValueError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
+        stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
             raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
@@ -156,7 +162,7 @@ class Libero:
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
         try:
-            return LiberoEnv(world, task, states, self.image, self.fast)
+            return LiberoEnv(world, task, states, Look(self.image, self.fast, self.stress, self.severity))
         except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
             need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
             raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.benchmark import Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
@@ -19,14 +21,24 @@ CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a world is shown and perturbed: `image`, `fast`, `stress` and `severity` as `Libero` has them."""
+
+    image: int
+    fast: bool
+    stress: str | None
+    severity: int
+
+
 class LiberoEnv:
     """One LIBERO task, open; made by `Libero.open`.
 
     world  LIBERO's own environment, for experts that may look at privileged state
     """
 
-    def __init__(self, world: Any, task: Task, states: np.ndarray, image: int, fast: bool) -> None:
-        """Wraps `world`; `states` [50, n] are its initial states, `image` the side of the square pictures in pixels."""
+    def __init__(self, world: Any, task: Task, states: np.ndarray, look: Look) -> None:
+        """Wraps `world`, whose initial states are `states` [50, n]."""
         import mujoco
         from robosuite.utils.observables import Observable
 
@@ -34,14 +46,18 @@ class LiberoEnv:
         self._states, self._mujoco = states, mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
         self._lots = [np.random.RandomState(0).get_state()]
-        if fast:
+        if look.fast:
             self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, image, image)
-        if fast:
+        self._renderer = mujoco.Renderer(self._model, look.image, look.image)
+        if look.fast:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0
-        self._look = mujoco.MjvOption()
-        self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        fixtures = [fixture.root_body for fixture in world.fixtures_dict.values()]
+        around = background(self._model, fixtures)
+        self._stress = Stress(look.stress, look.severity, self._model, CAMERAS["primary"], around)
+        self._episode, self._steps = 0, 0
         self._seen = mujoco.MjData(self._model)
         self._sites = self._model.site_rgba.copy()
         world.add_observable(Observable("seen", _sensor(self._sample), sampling_rate=world.control_freq))
@@ -50,6 +66,8 @@ class LiberoEnv:
         """Official initial state `episode` (0 .. 49), or one of our own (1000 and on), after ten steps of nothing."""
         if not (0 <= episode < len(self._states) or episode >= TRAIN_EPISODE):
             raise ValueError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
+        self._episode = episode
+        self._stress.prepare(episode)
         if episode < TRAIN_EPISODE:
             self._official(episode)
             self._settle()
@@ -86,26 +104,30 @@ class LiberoEnv:
 
     def _settle(self) -> None:
         """Ten steps of nothing from the present state."""
+        self._stress.start(self.world.robots[0], self._data, self._episode)
         self._data.qacc_warmstart[:] = 0  # would depend on where the placement rules had put things
         self.world.sim.forward()
         self.world._post_process()
         self.world._update_observables(force=True)
         for _ in range(SETTLE):
             self.step(NOTHING)
+        self._steps = 0
 
     def observe(self) -> Observation:
         """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres) as robosuite samples them."""
         images, sites = {}, self._model.site_rgba.copy()
         self._model.site_rgba[:] = self._sites  # LIBERO recolours burners between sampling and now
-        for name, camera in CAMERAS.items():
-            self._renderer.update_scene(self._seen, camera, self._look)
-            images[name] = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+        for number, (name, camera) in enumerate(CAMERAS.items()):
+            self._renderer.update_scene(self._seen, camera, self._option)
+            image = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+            images[name] = self._stress.picture(image, self._episode, self._steps, number)
         self._model.site_rgba[:] = sites
         return Observation(images, self._state(), self.task.instruction)
 
     def step(self, action: np.ndarray) -> bool:
         """Applies one [7] action; robosuite clips it to [-1, 1]. True while LIBERO's own goal predicate holds."""
         _, _, success, _ = self.world.step(check_action(action, 7))
+        self._steps += 1
         return bool(success)
 
     def hint(self) -> np.ndarray:
