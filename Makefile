@@ -13,14 +13,12 @@ SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
-ASSETS ?= null
 SUITE ?= libero_object
 METHODS ?= dense,fastv
-ONLY_libero_object := [0,1,6]
-ONLY_libero_spatial := [0,1,2]
-ONLY ?= $(ONLY_$(SUITE))
-# What the shipped LIBERO weights were taught: from the robosuite policy, labels from the states met.
-TAUGHT := model.weights=robosuite model.text=20 data=data/$(SUITE) teaching.rewind=false teaching.noises=[0.0,0.15,0.3] teaching.episodes=160 teaching.rounds=0 recipe.steps=1500 recipe.lr=8e-4 recipe.average=0.995
+# What the shipped LIBERO weights were taught, a policy for each suite: labels from the states met.
+TAUGHT := model.text=20 data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=150 teaching.rounds=0 recipe.steps=5000
+TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
+TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
 # glibc would return large blocks to the kernel after every step, and fetch them back.
 ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
 # A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.
@@ -31,13 +29,13 @@ PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
-.venv/done: pyproject.toml scripts/constraints.txt scripts/libero.txt scripts/client.txt
+.venv/done: pyproject.toml scripts/constraints.txt scripts/client.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
 	bash scripts/system.sh
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r scripts/libero.txt -r scripts/client.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r scripts/client.txt
 	@touch $@
 
 demo: .venv/done  ## set up, then dense against FastV against random on a simulated robot, with a table (10 minutes)
@@ -125,12 +123,12 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
-bench-libero: .venv/done  ## dense against FastV on three tasks of LIBERO, with a table (ASSETS=FOLDER of its meshes, SUITE=, METHODS=)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) method=$(METHODS) episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
+bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a table (SUITE=, METHODS=)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) method=$(METHODS) episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
 
-train-libero: .venv/done  ## trains tiny on three tasks of LIBERO: demonstrations of the expert, cloning (half an hour; ASSETS=, SUITE=)
-	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.only=$(ONLY) bench.assets=$(ASSETS) bench.worker=false $(TAUGHT)
+train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
+	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
 
 $(SIMPLER)/ms3/python:
 	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3

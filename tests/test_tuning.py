@@ -169,7 +169,7 @@ def settings(tmp_path, method, **tuning):
             "method": {"_target_": f"{method.__module__}.{method.__name__}"},
             "data": str(tmp_path / "data"),
             "output": str(tmp_path / "out"),
-            "teaching": {"episodes": 2, "first": 0, "workers": 1},
+            "teaching": {"episodes": 2, "first": 1000, "workers": 1},
             "tuning": {"probe": 2, "recipe": {"steps": 4, "keep": 2, "batch": 4}, **tuning},
         },
     )
@@ -178,8 +178,8 @@ def settings(tmp_path, method, **tuning):
 @pytest.fixture
 def shown(tmp_path):
     fake = frames(4)
-    for episode in (0, 1):
-        own = slice(2 * episode, 2 * episode + 2)
+    for episode in (1000, 1001):
+        own = slice(2 * (episode - 1000), 2 * (episode - 1000) + 2)
         parts = {"images": fake.images[own], "state": fake.state[own], "labels": fake.labels[own]}
         facts = {"task": "x", "episode": episode, "success": True, "steps": 2, "noise": 0.0}
         demos._write(tmp_path / "data" / "demos" / f"x_{episode:06d}.npz", parts | {"hints": fake.hints[own]} | facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
@@ -30,9 +31,15 @@ class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
 
 
 def prepare() -> None:
-    """Registers the search path of third parties and our one resolver; the command line calls it once."""
+    """Registers the search path of third parties and our resolvers; the command line calls it once."""
     Plugins.instance().register(ThirdParty)
+    OmegaConf.register_new_resolver("vlaprune.base", base_suite, replace=True)
     OmegaConf.register_new_resolver("vlaprune.suffix", lambda name: f",{name}" if name else "", replace=True)
+
+
+def base_suite(suite: str | None) -> str | None:
+    """The suite that policies for a perturbed one are trained on: libero_goal for LIBERO-PRO's libero_goal_swap."""
+    return suite and re.sub(r"^(libero_(spatial|object|goal|10))_(lan|object|swap|task)$", r"\1", suite)
 
 
 def config_path() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Teaching:
     rewind: bool = True
 
 
+TURN = 25  # episodes of a task that are recorded one after the other
+
+
 def teaching(cfg: Any) -> Teaching:
     """The section `teaching` of a configuration."""
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
@@ -65,8 +68,15 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
     if not hasattr(bench, "expert"):
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
+        raise ValueError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
-    jobs = [demos.Job(t.name, e, plan.noises[(e + i) % kinds]) for e in ids for i, t in enumerate(bench.tasks())]
+    jobs = [
+        demos.Job(task.name, episode, plan.noises[(episode + i) % kinds])
+        for start in range(0, plan.episodes, TURN)  # after an early stop there is some of each task
+        for i, task in enumerate(bench.tasks())
+        for episode in ids[start : start + TURN]
+    ]
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
@@ -96,12 +106,6 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
         )
 
 
-def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The frames of several folders of demonstrations."""
-    parts = [demos.load(folder) for folder in folders]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
     """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
     recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
@@ -117,7 +121,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         if number:
             shown.append(data / f"corrections{number}")
             correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
-        arrays = load(shown)
+        arrays = demos.load(*shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
         if not number:
             model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))

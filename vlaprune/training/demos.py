@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,8 @@ def collect(
 ) -> dict[str, float]:
     """Records `plan` in processes, as `record` does; returns each task's rate of success.
 
-    A plan that interleaves its tasks has some of each after an early stop.
+    A process has one environment open at a time: with its meshes and textures it may take a gigabyte of memory. So a
+    plan should have many episodes of a task one after the other.
     """
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         shares = [
@@ -82,15 +84,15 @@ def collect(
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
 
 
-def load(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every frame in a folder, one row each, in the order of the file names.
+def load(*folders: str | Path) -> dict[str, np.ndarray]:
+    """Every frame in some folders, one row each, in the order of the folders and their file names.
 
     images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
     episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
     """
-    paths = sorted(Path(folder).glob("*.npz"))
+    paths = [path for folder in folders for path in sorted(Path(folder).glob("*.npz"))]
     if not paths:
-        raise ValueError(f"{folder} holds no demonstrations")
+        raise ValueError(f"{', '.join(map(str, folders))} holds no demonstrations")
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
     out = {key: np.repeat([fact[key] for fact in facts], counts) for key in FACTS}
@@ -104,7 +106,7 @@ def load(folder: str | Path) -> dict[str, np.ndarray]:
 def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, policy: Policy | None) -> bool:
     """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
     name, episode, noise = job
-    path = Path(out_dir) / f"{name}_{episode:06d}.npz"
+    path = _path(out_dir, job)
     if path.exists():
         return bool(_read(path, "success")["success"])
     rng = np.random.default_rng([episode, 7])
@@ -132,6 +134,11 @@ def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, 
         arrays["labels"] = _visited(env, expert, told, style, phase, len(frames))
     _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)))
     return done
+
+
+def _path(out_dir: str | Path, job: Job) -> Path:
+    """The file of an episode."""
+    return Path(out_dir) / f"{job.task}_{job.episode:06d}.npz"
 
 
 def _visited(
@@ -175,13 +182,16 @@ def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, worker: int) -> list[tuple[str, bool]]:
-    """What one process does of `collect`: one environment per task, opened when first needed."""
+    """What one process does of `collect`: one environment at a time, opened when the task of the plan changes."""
     tasks = {task.name: task for task in bench.tasks()}
-    envs: dict[str, Any] = {}
-    won = []
-    with ExitStack() as stack:
-        for job in tqdm(plan, desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0):
-            if job[0] not in envs:
-                envs[job[0]] = stack.enter_context(bench.open(tasks[job[0]]))
-            won.append((job[0], _episode(bench, envs[job[0]], job, out_dir, style, None)))
+    won: list[tuple[str, bool]] = []
+    bar = tqdm(total=len(plan), desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0)
+    for name, jobs in groupby(plan, key=lambda job: job.task):
+        todo = list(jobs)
+        missing = [job for job in todo if not _path(out_dir, job).exists()]
+        with bench.open(tasks[name]) if missing else nullcontext() as env:
+            for job in todo:
+                won.append((name, _episode(bench, env, job, out_dir, style, None)))
+                bar.update()
+    bar.close()
     return won

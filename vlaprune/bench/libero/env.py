@@ -5,17 +5,30 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.benchmark import Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
+STAYS = 0.03  # how far things may be pushed aside while an initial state of our own settles, metres
 SETTLE, NOTHING = 10, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a world is shown and perturbed: `image`, `fast`, `stress` and `severity` as `Libero` has them."""
+
+    image: int
+    fast: bool
+    stress: str | None
+    severity: int
 
 
 class LiberoEnv:
@@ -24,8 +37,8 @@ class LiberoEnv:
     world  LIBERO's own environment, for experts that may look at privileged state
     """
 
-    def __init__(self, world: Any, task: Task, states: np.ndarray, image: int, fast: bool) -> None:
-        """Wraps `world`; `states` [50, n] are its initial states, `image` the side of the square pictures in pixels."""
+    def __init__(self, world: Any, task: Task, states: np.ndarray, look: Look) -> None:
+        """Wraps `world`, whose initial states are `states` [50, n]."""
         import mujoco
         from robosuite.utils.observables import Observable
 
@@ -33,14 +46,18 @@ class LiberoEnv:
         self._states, self._mujoco = states, mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
         self._lots = [np.random.RandomState(0).get_state()]
-        if fast:
+        if look.fast:
             self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, image, image)
-        if fast:
+        self._renderer = mujoco.Renderer(self._model, look.image, look.image)
+        if look.fast:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0
-        self._look = mujoco.MjvOption()
-        self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        fixtures = [fixture.root_body for fixture in world.fixtures_dict.values()]
+        around = background(self._model, fixtures)
+        self._stress = Stress(look.stress, look.severity, self._model, CAMERAS["primary"], around)
+        self._episode, self._steps = 0, 0
         self._seen = mujoco.MjData(self._model)
         self._sites = self._model.site_rgba.copy()
         world.add_observable(Observable("seen", _sensor(self._sample), sampling_rate=world.control_freq))
@@ -49,36 +66,68 @@ class LiberoEnv:
         """Official initial state `episode` (0 .. 49), or one of our own (1000 and on), after ten steps of nothing."""
         if not (0 <= episode < len(self._states) or episode >= TRAIN_EPISODE):
             raise ValueError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
-        if episode >= TRAIN_EPISODE:
-            seed = np.random.SeedSequence([zlib.crc32(self.task.name.encode()), episode]).generate_state(8)
-            self._reset(np.random.RandomState(seed).get_state())
+        self._episode = episode
+        self._stress.prepare(episode)
+        if episode < TRAIN_EPISODE:
+            self._official(episode)
+            self._settle()
         else:
-            while len(self._lots) <= episode:
-                self._lots.append(self._reset(self._lots[-1]))
-            after = self._reset(self._lots[episode])
-            if len(self._lots) == episode + 1:
-                self._lots.append(after)
-            self.world.sim.set_state_from_flattened(self._states[episode])
+            self._own(episode)
+
+    def _official(self, episode: int) -> None:
+        """LIBERO's reset number `episode`, then its initial state of that number."""
+        while len(self._lots) <= episode:
+            self._lots.append(self._reset(self._lots[-1]))
+        after = self._reset(self._lots[episode])
+        if len(self._lots) == episode + 1:
+            self._lots.append(after)
+        self.world.sim.set_state_from_flattened(self._states[episode])
+
+    def _own(self, episode: int) -> None:
+        """LIBERO's placement rules with a generator of the episode's own.
+
+        They may put things into each other, which then burst apart: drawn again until all stays where it was put.
+        """
+        seed = np.random.SeedSequence([zlib.crc32(self.task.name.encode()), episode]).generate_state(8)
+        lot = np.random.RandomState(seed).get_state()
+        while True:
+            lot = self._reset(lot)
+            self.world.sim.forward()
+            before = self._spots()
+            self._settle()
+            if np.abs(self._spots() - before).max() < STAYS:
+                return
+
+    def _spots(self) -> np.ndarray:
+        """Where every object stands [n, 2], in metres."""
+        return np.array([self._data.xpos[self.world.obj_body_id[name]][:2] for name in self.world.objects_dict])
+
+    def _settle(self) -> None:
+        """Ten steps of nothing from the present state."""
+        self._stress.start(self.world.robots[0], self._data, self._episode)
         self._data.qacc_warmstart[:] = 0  # would depend on where the placement rules had put things
         self.world.sim.forward()
         self.world._post_process()
         self.world._update_observables(force=True)
         for _ in range(SETTLE):
             self.step(NOTHING)
+        self._steps = 0
 
     def observe(self) -> Observation:
         """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres) as robosuite samples them."""
         images, sites = {}, self._model.site_rgba.copy()
         self._model.site_rgba[:] = self._sites  # LIBERO recolours burners between sampling and now
-        for name, camera in CAMERAS.items():
-            self._renderer.update_scene(self._seen, camera, self._look)
-            images[name] = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+        for number, (name, camera) in enumerate(CAMERAS.items()):
+            self._renderer.update_scene(self._seen, camera, self._option)
+            image = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+            images[name] = self._stress.picture(image, self._episode, self._steps, number)
         self._model.site_rgba[:] = sites
         return Observation(images, self._state(), self.task.instruction)
 
     def step(self, action: np.ndarray) -> bool:
         """Applies one [7] action; robosuite clips it to [-1, 1]. True while LIBERO's own goal predicate holds."""
         _, _, success, _ = self.world.step(check_action(action, 7))
+        self._steps += 1
         return bool(success)
 
     def hint(self) -> np.ndarray:
@@ -108,6 +157,12 @@ class LiberoEnv:
 
         gripper = self.world.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over from the episode before
+        for fixture in self.world.fixtures_dict.values():
+            # What lies on or in a fixture is placed relative to where the compiled model has the fixture. LIBERO
+            # compiles it anew at each reset; here it would still be where the last reset moved it.
+            body, xml = self.world.sim.model.body_name2id(fixture.root_body), fixture.get_obj()
+            self._model.body_pos[body] = np.fromstring(xml.get("pos", "0 0 0"), sep=" ")
+            self._model.body_quat[body] = np.fromstring(xml.get("quat", "1 0 0 0"), sep=" ")
         with drawing(lot):
             while True:
                 try:

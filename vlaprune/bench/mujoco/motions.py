@@ -37,8 +37,11 @@ class Thing:
         return np.asarray(np.abs(self.axes) @ self.half)
 
 
-def grasp(world: Any, thing: Thing, avoid: Thing | None = None) -> np.ndarray:
-    """Towards and around `thing` from above, clear of `avoid`; then close."""
+def grasp(world: Any, thing: Thing, avoid: Thing | None = None, slack: float = 0.014) -> np.ndarray:
+    """Towards and around `thing` from above, clear of `avoid`; then close.
+
+    slack  how far aside in metres the hand may be when it has gone all the way down
+    """
     hand, turn = palm(world)
     axis = _finger_axis(thing, turn[:, 0], avoid)
     top = thing.centre[2] + thing.reach[2]
@@ -49,7 +52,7 @@ def grasp(world: Any, thing: Thing, avoid: Thing | None = None) -> np.ndarray:
     closing = 1.8 if shut(world) > -0.8 and _gap(world) < 0.079 else 1.0
     if off < 0.016 * closing and abs(error[2]) < 0.014 * closing and skew < 0.2 * closing:
         return _action(world, goal, axis, CLOSE)
-    rise = np.clip(2.0 * (max(off, 0.06 * skew) - 0.014), 0.0, top + 0.04 - goal[2])
+    rise = np.clip(2.0 * (max(off, 0.06 * skew) - slack), 0.0, top + 0.04 - goal[2])
     return _action(world, goal + rise * UP, axis, OPEN)
 
 

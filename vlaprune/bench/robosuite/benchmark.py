@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench import remote
+from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
 from vlaprune.bench.robosuite import expert as experts
 from vlaprune.benchmark import Interface, Observation, Task, check_action
@@ -59,21 +60,24 @@ class RobosuiteEnv:
     world  the robosuite environment itself, for experts that may look at privileged state
     """
 
-    def __init__(self, world: Any, task: Task, image: int, seed: int) -> None:
-        """Wraps `world`; `image` is the side of the square images, in pixels."""
+    def __init__(self, world: Any, task: Task, settings: Robosuite) -> None:
+        """Wraps `world`; `settings` say picture size, seed and perturbation."""
         import mujoco
 
-        self.world, self.task, self.seed = world, task, seed
+        self.world, self.task, self.seed = world, task, settings.seed
         self._mujoco = mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
         self._spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, image, image)
+        self._renderer = mujoco.Renderer(self._model, settings.image, settings.image)
         flags = self._renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._look = mujoco.MjvOption()
         self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
+        around = stress.background(self._model)
+        self._stress = stress.Stress(settings.stress, settings.severity, self._model, CAMERAS["primary"], around)
+        self._episode, self._steps = 0, 0
         for name in world.observation_names:  # robosuite would sample these 25 times a step for nobody
             world.modify_observable(name, "enabled", False)
 
@@ -83,22 +87,26 @@ class RobosuiteEnv:
             raise ValueError(f"episode {episode} is negative")
         gripper = self.world.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over
+        self._episode, self._steps = episode, 0
+        self._stress.prepare(episode)
         with _seeded(self.seed, self.task.name, episode):
             self.world.reset()
+        self._stress.start(self.world.robots[0], self._data, episode)
         self._data.qacc_warmstart[:] = 0  # depends on how often robosuite called forward so far
         self.world.sim.forward()
 
     def observe(self) -> Observation:
         """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres)."""
         images = {}
-        for name, camera in CAMERAS.items():
+        for number, (name, camera) in enumerate(CAMERAS.items()):
             self._renderer.update_scene(self._data, camera, self._look)
-            images[name] = self._renderer.render()
+            images[name] = self._stress.picture(self._renderer.render(), self._episode, self._steps, number)
         return Observation(images, self._state(), self.task.instruction)
 
     def step(self, action: np.ndarray) -> bool:
         """Applies one [7] action, clipped to [-1, 1]; True while robosuite's own predicate holds."""
         self.world.step(np.clip(check_action(action, 7), -1.0, 1.0))
+        self._steps += 1
         self.world.sim.forward()  # poses and contacts then belong to the state, not to 2 ms before it
         return bool(self.world._check_success())
 
@@ -153,6 +161,8 @@ class Robosuite:
 
     names     which tasks, in this order; None for all
     image     side of the square images in pixels
+    stress    what is perturbed, one of `stress.KINDS`; None for nothing
+    severity  of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     seed      of the initial states; another seed is another benchmark
     worker    each environment in a process of its own
@@ -160,6 +170,8 @@ class Robosuite:
 
     names: Sequence[str] | None = None
     image: int = 128
+    stress: str | None = None
+    severity: int = 3
     renderer: str = "egl"
     seed: int = 0
     worker: bool = False
@@ -173,6 +185,7 @@ class Robosuite:
         known = {task.name for task in TASKS}
         if unknown := [name for name in self.names or () if name not in known]:
             raise ValueError(f"no robosuite tasks {unknown}; there are {sorted(known)}")
+        stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
             raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
@@ -205,7 +218,7 @@ class Robosuite:
         gl = draws_with(self.renderer)
         try:
             with quiet():
-                return RobosuiteEnv(_world(task.name, self.seed), task, self.image, self.seed)
+                return RobosuiteEnv(_world(task.name, self.seed), task, self)
         except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
             need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
             raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error
