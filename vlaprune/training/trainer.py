@@ -47,7 +47,8 @@ class Frames:
     """Demonstrated frames: images [n, cameras, h, w, 3] uint8, state [n, s], words [n, w], labels [n, chunk, a].
 
     hints [n, h] say where the objects are, NaN for what is not there.
-    task [n] is the number of the task a frame is from; batches have as many frames of each.
+    task [n] is the number of the task that a frame is from.
+    share [tasks] is the expected share of a batch that comes from each task; it sums to 1.
     """
 
     images: np.ndarray
@@ -56,6 +57,7 @@ class Frames:
     labels: np.ndarray
     hints: np.ndarray
     task: np.ndarray
+    share: np.ndarray
 
     @cached_property
     def by_task(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +68,7 @@ class Frames:
     def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
         """A random batch; every image moved by up to `shift` pixels, its edges repeated."""
         order, counts, starts = self.by_task
-        which = lot.integers(0, len(counts), size)
+        which = np.searchsorted(np.cumsum(self.share)[:-1], lot.random(size), side="right")
         pick = order[starts[which] + (lot.random(size) * counts[which]).astype(int)]
         images = torch.from_numpy(self.images[pick])
         if shift:
@@ -206,11 +208,21 @@ class Trainer:
 
 
 def frames(
-    arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]
+    arrays: Mapping[str, np.ndarray],
+    instructions: Mapping[str, str],
+    words: Callable[[str], list[int]],
+    weights: Mapping[str, float] | None = None,
 ) -> Frames:
-    """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
+    """Frames of loaded demonstrations.
+
+    instructions  task name -> instruction
+    words         turns an instruction into its padded word numbers
+    weights       task name -> weight of its share of a batch; 1 for a task not named
+    """
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
     rows = [words(instructions[n]) for n in names]
     table = np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], arrays["hints"], task)
+    share = np.array([(weights or {}).get(name, 1.0) for name in names])
+    columns = (arrays[key] for key in ("labels", "hints"))
+    return Frames(arrays["images"], arrays["state"], table[task], *columns, task, share / share.sum())
