@@ -20,7 +20,7 @@ ONLY_libero_object := [0,1,6]
 ONLY_libero_spatial := [0,1,2]
 ONLY ?= $(ONLY_$(SUITE))
 # What the shipped LIBERO weights were taught: from the robosuite policy, labels from the states met.
-TAUGHT := model.weights=robosuite model.text=20 data=data/$(SUITE) teaching.rewind=false teaching.noises=[0.0,0.15,0.3] teaching.episodes=160 teaching.rounds=0 recipe.steps=1500 recipe.lr=8e-4 recipe.average=0.995
+TAUGHT := model.weights=robosuite model.text=20 data=data/$(SUITE) teaching.rewind=false teaching.noises=[0.0,0.15,0.3] teaching.episodes=160 teaching.rounds=0 recipe.steps=1500 recipe.lr=8e-4 recipe.ema_decay=0.995
 # glibc would return large blocks to the kernel after every step, and fetch them back.
 ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
 # A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Teaching:
     every        control steps between two kept frames
     workers      processes that record
     rounds       further rounds: the policy acts, the expert labels the states it visits (DAgger, arXiv:1011.0686)
+    steps        optimiser steps of every round but the last, which has the recipe's; None for the recipe's everywhere
     corrections  episodes per task of such a round
     beta         share of the chunks that the expert executes in it
     rewind       labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
@@ -53,6 +54,7 @@ class Teaching:
     every: int = 3
     workers: int = 2
     rounds: int = 1
+    steps: int | None = None
     corrections: int = 50
     beta: float = 0.25
     rewind: bool = True
@@ -93,6 +95,7 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
 
 def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
     """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
+
     def act(observation: Observation) -> np.ndarray:
         return policy.act({0: observation})[0]
 
@@ -115,12 +118,6 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
         )
 
 
-def load(folders: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The frames of several folders of demonstrations."""
-    parts = [demos.load(folder) for folder in folders]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
     """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
     recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
@@ -136,11 +133,12 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         if number:
             shown.append(data / f"corrections{number}")
             correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
-        arrays = load(shown)
+        arrays = demos.load(*shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:
             model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))
-        losses += _run(Trainer(model, learnt, recipe, folder / f"round{number}"))
+        steps = recipe.steps if number == plan.rounds else plan.steps or recipe.steps
+        losses += _run(Trainer(model, learnt, replace(recipe, steps=steps), folder / f"round{number}"))
     (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
     card = {
         "model": model.info.name,

@@ -17,7 +17,8 @@ from vlaprune.meter import Clock
 from vlaprune.nn.load import save
 from vlaprune.nn.lora import adapt, identity
 from vlaprune.session import Session
-from vlaprune.training.cloning import load, suited, teach, teaching
+from vlaprune.training import demos
+from vlaprune.training.cloning import suited, teach, teaching
 from vlaprune.training.datasets import load as datasets
 from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
 
@@ -204,7 +205,7 @@ def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], F
         instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
     else:
         teach(bench, plan, data / "demos", policy.chunk)
-        arrays = load([data / "demos", *sorted(data.glob("corrections*"))])
+        arrays = demos.load(data / "demos", *sorted(data.glob("corrections*")))
     arrays = suited(arrays, bench.interface, policy.interface)
     return arrays, frames(arrays, instructions, policy.words)
 

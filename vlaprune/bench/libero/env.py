@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.benchmark import Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 SETTLE, NOTHING = 10, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 
 
