@@ -163,12 +163,12 @@ def test_the_identity_of_a_run_holds_what_decides_its_numbers_and_nothing_else()
 
 
 def test_training_composes_with_the_recipe_it_is_given():
-    from vlaprune.training.cloning import Teaching
+    from vlaprune.training.cloning import teaching
     from vlaprune.training.trainer import Recipe
 
     cfg = composed("recipe.steps=3", name="train")
     assert cfg.model.weights == "random" and Recipe(**cfg.recipe).steps == 3
-    Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+    assert teaching(cfg).weight("Stack") == 1.0
 
 
 def test_what_a_constructor_raises_comes_out_as_it_was():

@@ -50,7 +50,8 @@ LAYERS = {
     "training": [
         *("training", "policy", "pruner", "session", "benchmark", "control", "meter", "stats", "nn.load", "nn.lora"),
     ],
-    "training.demos": ["benchmark"],
+    "training.demos": ["benchmark", "training.files"],
+    "training.files": [],
     "training.datasets": ["training.datasets"],
     "serve": ["policy", "benchmark", "records"],
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
@@ -65,6 +66,7 @@ TORCHLESS = (
         "evaluation.recorder",
         "evaluation.replay",
         "training.demos",
+        "training.files",
         "training.datasets",
     ),
 )

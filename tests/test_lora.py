@@ -26,7 +26,7 @@ from vlaprune.training.cloning import suited
 from vlaprune.training.trainer import Frames, Trainer
 from vlaprune.training.tuning import Student, Tuning, add_lora
 
-STEPS = replace(RECIPE, steps=4, keep=2, batch=2, shift=0)
+STEPS = replace(RECIPE, steps=4, save_every=2, batch=2, shift=0)
 
 
 def policy(**options):
@@ -273,7 +273,7 @@ def test_the_whole_command_leaves_adapters_and_a_curve(tmp_path, monkeypatch, tr
     write(tmp_path / "data" / name, [episode(0), episode(1)])
     lightvla = ("model=oft_tiny", f"+model.sizes={{{SIZES}}}", "model.chunk=4", "method=lightvla", "bench=libero")
     where = (f"data={tmp_path}/data", f"output={tmp_path}/out", "teaching.every=2", "recipe.bf16=false")
-    short = ("tuning.recipe.steps=4", "recipe.batch=4", "tuning.probe=2", "tuning.recipe.keep=2")
+    short = ("tuning.recipe.steps=4", "recipe.batch=4", "tuning.probe=2", "tuning.recipe.save_every=2")
     command = (*lightvla, *where, *short, "tuning.weights=random", "tuning.lora.rank=4")
     train(*command)
     path = tmp_path / "out" / "adapter.safetensors"

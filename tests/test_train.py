@@ -12,7 +12,7 @@ from vlaprune.models.tiny import Tiny
 from vlaprune.nn.load import fill, read, save
 from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
 
-RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, keep=5)
+RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, save_every=5)
 
 
 def model(seed=0, **sizes):
@@ -59,7 +59,7 @@ def stop_at(number):
 
 
 def test_the_loss_falls(tmp_path):
-    trainer = Trainer(model(), frames(2), replace(RECIPE, steps=60, keep=60, shift=0), tmp_path)
+    trainer = Trainer(model(), frames(2), replace(RECIPE, steps=60, save_every=60, shift=0), tmp_path)
     trainer.run()
     assert np.mean(trainer.losses[-5:]) < 0.6 * np.mean(trainer.losses[:5])
 
@@ -124,11 +124,12 @@ def test_a_loss_that_is_none_ends_the_run(tmp_path):
         Trainer(model(), data, RECIPE, tmp_path).run()
 
 
-def test_batches_hold_as_many_frames_of_each_task_and_depend_on_the_step_alone():
-    data = replace(frames(100), task=np.repeat([0, 1], [90, 10]))
+@pytest.mark.parametrize("share", [None, [0.8, 0.2], [0.0, 1.0]])
+def test_batches_hold_the_share_of_each_task_and_depend_on_the_step_alone(share):
+    data = replace(frames(100), task=np.repeat([0, 1], [90, 10]), share=share and np.array(share))
     data.state[:] = data.task[:, None]
     _, state, *_ = data.batch(np.random.default_rng(0), 2000, 0)
-    assert state.mean() == pytest.approx(0.5, abs=0.05)
+    assert state.mean() == pytest.approx(share[1] if share else 0.5, abs=0.05)
     one, two = (data.batch(np.random.default_rng((7, 3)), 8, 2) for _ in "ab")
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

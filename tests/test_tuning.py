@@ -169,8 +169,8 @@ def settings(tmp_path, method, **tuning):
             "method": {"_target_": f"{method.__module__}.{method.__name__}"},
             "data": str(tmp_path / "data"),
             "output": str(tmp_path / "out"),
-            "teaching": {"episodes": 2, "first": 1000, "workers": 1},
-            "tuning": {"probe": 2, "recipe": {"steps": 4, "keep": 2, "batch": 4}, **tuning},
+            "teaching": {"episodes": 2, "first": 1000, "workers": 1, "weights": {}},
+            "tuning": {"probe": 2, "recipe": {"steps": 4, "save_every": 2, "batch": 4}, **tuning},
         },
     )
 

@@ -191,7 +191,8 @@ def methods(
         f"{model.info.name}: width {config.hidden_size}, {config.num_layers} layers, {layout.length} positions, "
         f"{layout.total} of them visual; {recording.card['bench']}. Blocks of {rules.block} calls take turns with "
         "dense; a figure is the median of the blocks' ratios. *method* is the time in the method's own span: scoring, "
-        f"top-k and the attention rows it looked at. The aim is at most {ALLOWED:.2f}; *dense again* shows what noise makes of no difference at all."
+        f"top-k and the attention rows it looked at. The aim is at most {ALLOWED:.2f}; *dense again* shows what "
+        "noise makes of no difference at all."
     )
     page.text(*refused, *([f"- {watch.shared}"] if watch.shared else []))
     return rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,17 @@ def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) ->
 class Teaching:
     """What is demonstrated.
 
-    episodes, first  training episodes per task, and the number of the first
-    noises           standard deviations on the arm's actions, executed in turn
-    every            steps between two kept frames
-    workers          processes that record
-    rounds           further rounds: the policy acts, the expert labels where it gets to (DAgger, arXiv:1011.0686)
-    corrections      episodes per task of such a round
-    beta             share of the chunks that the expert executes in it
-    rewind           labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
+    episodes     training episodes per task
+    first        number of the first of them
+    noises       standard deviations of the noise on the arm's actions, executed in turn
+    every        control steps between two kept frames
+    workers      processes that record
+    rounds       further rounds: the policy acts, the expert labels the states it visits (DAgger, arXiv:1011.0686)
+    steps        optimiser steps of every round but the last, which has the recipe's; None for the recipe's everywhere
+    corrections  episodes per task of such a round
+    beta         share of the chunks that the expert executes in it
+    rewind       labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
+    weights      task name -> factor on its episodes, its corrections and its share of a batch; 1 for a task not named
     """
 
     episodes: int = 180
@@ -51,9 +54,25 @@ class Teaching:
     every: int = 3
     workers: int = 2
     rounds: int = 1
+    steps: int | None = None
     corrections: int = 50
     beta: float = 0.25
     rewind: bool = True
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def weight(self, task: str) -> float:
+        """The factor of one task."""
+        return self.weights.get(task, 1.0)
+
+    def demonstrations(self, task: str) -> range:
+        """Numbers of the episodes of `task` that the expert demonstrates."""
+        return range(self.first, self.first + round(self.episodes * self.weight(task)))
+
+    def corrected(self, task: str, number: int) -> range:
+        """Numbers of the episodes of `task` in round `number`, from 1; no other round or demonstration has them."""
+        count = round(self.corrections * self.weight(task))
+        start = self.demonstrations(task).stop + (number - 1) * count
+        return range(start, start + count)
 
 
 TURN = 25  # episodes of a task that are recorded one after the other
@@ -61,7 +80,7 @@ TURN = 25  # episodes of a task that are recorded one after the other
 
 def teaching(cfg: Any) -> Teaching:
     """The section `teaching` of a configuration."""
-    return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises)})
+    return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises), "weights": dict(cfg.teaching.weights)})
 
 
 def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
@@ -70,25 +89,24 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
         raise ValueError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
-    ids, kinds = range(plan.first, plan.first + plan.episodes), len(plan.noises)
     jobs = [
-        demos.Job(task.name, episode, plan.noises[(episode + i) % kinds])
-        for start in range(0, plan.episodes, TURN)  # after an early stop there is some of each task
+        demos.Job(task.name, episode, plan.noises[(episode + i) % len(plan.noises)])
         for i, task in enumerate(bench.tasks())
-        for episode in ids[start : start + TURN]
+        for episode in plan.demonstrations(task.name)
     ]
+    turns = {task.name: i for i, task in enumerate(bench.tasks())}  # after an early stop there is some of each task
+    jobs.sort(key=lambda job: ((job.episode - plan.first) // TURN, turns[job.task], job.episode))
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
 def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
     """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
-    first = teaching.first + teaching.episodes + (number - 1) * teaching.corrections
 
     def act(observation: Observation) -> np.ndarray:
         return policy.act({0: observation})[0]
 
-    def episodes() -> Iterator[int]:
-        for episode in range(first, first + teaching.corrections):
+    def episodes(task: str) -> Iterator[int]:
+        for episode in teaching.corrected(task, number):
             policy.reset(0, episode)
             yield episode
 
@@ -96,7 +114,7 @@ def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number
         demos.record(
             bench,
             task,
-            episodes(),
+            episodes(task.name),
             folder,
             every=teaching.every,
             chunk=policy.model.chunk,
@@ -122,10 +140,11 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
             shown.append(data / f"corrections{number}")
             correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
         arrays = demos.load(*shown)
-        learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words)
+        learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:
             model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))
-        losses += _run(Trainer(model, learnt, recipe, folder / f"round{number}"))
+        steps = recipe.steps if number == plan.rounds else plan.steps or recipe.steps
+        losses += _run(Trainer(model, learnt, replace(recipe, steps=steps), folder / f"round{number}"))
     (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
     card = {
         "model": model.info.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlaprune.benchmark import Observation, Task
+from vlaprune.training.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
@@ -85,14 +85,17 @@ def collect(
 
 
 def load(*folders: str | Path) -> dict[str, np.ndarray]:
-    """Every frame in some folders, one row each, in the order of the folders and their file names.
+    """Every frame in some folders, one row each: folder by folder, in the order of the file names.
 
     images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
     episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
+    ValueError for a folder without demonstrations, or a damaged file.
     """
-    paths = [path for folder in folders for path in sorted(Path(folder).glob("*.npz"))]
-    if not paths:
-        raise ValueError(f"{', '.join(map(str, folders))} holds no demonstrations")
+    paths = []
+    for folder in folders:
+        if not (found := sorted(Path(folder).glob("*.npz"))):
+            raise ValueError(f"{folder} holds no demonstrations")
+        paths += found
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
     out = {key: np.repeat([fact[key] for fact in facts], counts) for key in FACTS}
@@ -165,11 +168,8 @@ def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray
 
 def _write(path: Path, data: dict[str, Any]) -> None:
     """One uncompressed .npz, whole or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, **data)
-    os.replace(part, path)
 
 
 def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,30 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.nn.load import fill, trained
+from vlaprune.training.files import replacing
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train.
 
-    steps, batch  optimiser steps and frames per step
-    lr            peak learning rate: linear warm-up over 3 % of the steps, then cosine to a hundredth
-    decay         AdamW weight decay
-    average       decay of the exponential moving average of the weights, which is what is saved
-    shift         pixels by which each image is moved at random; 0 where the cameras stand still, as they do here:
-                  a moved picture hides where things are
-    bf16          compute matrix products in bfloat16
-    keep          steps between two checkpoints
+    steps       optimiser steps
+    batch       frames per step
+    lr          peak learning rate: linear warm-up over 3 % of the steps, then a cosine down to a hundredth of it
+    decay       AdamW weight decay, of matrices and convolutions; vectors (norms, biases) have none
+    ema_decay   decay of the exponential moving average of the weights, which is what is saved; smaller in the first
+                steps, so that the random initial weights do not count
+    shift       largest random translation of each image in pixels; 0 for cameras that stand still, because a
+                translation hides where things are
+    bf16        compute matrix products in bfloat16
+    save_every  steps between two checkpoints
+    seed        of the initial weights and of the batches
     """
 
     steps: int = 2500
     batch: int = 64
     lr: float = 1e-3
     decay: float = 0.05
-    average: float = 0.998
+    ema_decay: float = 0.998
     shift: int = 0
     bf16: bool = True
-    keep: int = 250
+    save_every: int = 250
     seed: int = 7
 
 
@@ -47,7 +50,8 @@ class Frames:
     """Demonstrated frames: images [n, cameras, h, w, 3] uint8, state [n, s], words [n, w], labels [n, chunk, a].
 
     hints [n, h] say where the objects are, NaN for what is not there.
-    task [n] is the number of the task a frame is from; batches have as many frames of each.
+    task [n] is the number of the task that a frame is from.
+    share [tasks] is the expected share of a batch that comes from each task; None for equal shares.
     """
 
     images: np.ndarray
@@ -56,6 +60,7 @@ class Frames:
     labels: np.ndarray
     hints: np.ndarray
     task: np.ndarray
+    share: np.ndarray | None = None
 
     @cached_property
     def by_task(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +71,8 @@ class Frames:
     def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
         """A random batch; every image moved by up to `shift` pixels, its edges repeated."""
         order, counts, starts = self.by_task
-        which = lot.integers(0, len(counts), size)
+        share = np.ones(len(counts)) if self.share is None else self.share
+        which = np.searchsorted(np.cumsum(share)[:-1] / share.sum(), lot.random(size), side="right")
         pick = order[starts[which] + (lot.random(size) * counts[which]).astype(int)]
         images = torch.from_numpy(self.images[pick])
         if shift:
@@ -154,21 +160,18 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint, at once or not at all."""
-        part = self.path.with_suffix(".part")
-        torch.save(
-            {
-                "recipe": asdict(self.recipe),
-                "origin": self.origin,
-                "model": trained(self.model),
-                "average": self.average,
-                "frames": len(self.frames.images),
-                "optimiser": self.optimiser.state_dict(),
-                "step": self.step,
-                "losses": self.losses,
-            },
-            part,
-        )
-        os.replace(part, self.path)
+        saved = {
+            "recipe": asdict(self.recipe),
+            "origin": self.origin,
+            "model": trained(self.model),
+            "average": self.average,
+            "frames": len(self.frames.images),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "losses": self.losses,
+        }
+        with replacing(self.path) as part:
+            torch.save(saved, part)
 
     def run(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Mapping[str, Tensor]:
         """Trains to the end; returns the averaged weights, which the model then also holds."""
@@ -178,7 +181,7 @@ class Trainer:
             self.step += 1
             self.losses.append(loss)
             progress(self.step, loss)
-            if self.step % self.recipe.keep == 0 or self.step == self.recipe.steps:
+            if self.step % self.recipe.save_every == 0 or self.step == self.recipe.steps:
                 self.save()
         fill(self.model, self.average, "of the average")
         self.model.eval()
@@ -199,18 +202,28 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         with torch.no_grad():
-            pull = 1 - min(self.recipe.average, (self.step + 1) / (self.step + 10))
+            pull = 1 - min(self.recipe.ema_decay, (self.step + 1) / (self.step + 10))
             for key, value in trained(self.model).items():
                 self.average[key].lerp_(value, pull) if value.is_floating_point() else self.average[key].copy_(value)
         return float(loss.detach())
 
 
 def frames(
-    arrays: Mapping[str, np.ndarray], instructions: Mapping[str, str], words: Callable[[str], list[int]]
+    arrays: Mapping[str, np.ndarray],
+    instructions: Mapping[str, str],
+    words: Callable[[str], list[int]],
+    weights: Mapping[str, float] | None = None,
 ) -> Frames:
-    """Frames of loaded demonstrations; `instructions` by task name, `words` turns one into its padded word numbers."""
+    """Frames of loaded demonstrations.
+
+    instructions  task name -> instruction
+    words         turns an instruction into its padded word numbers
+    weights       task name -> weight of its share of a batch; 1 for a task not named
+    """
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
     rows = [words(instructions[n]) for n in names]
     table = np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    return Frames(arrays["images"], arrays["state"], table[task], arrays["labels"], arrays["hints"], task)
+    share = np.array([(weights or {}).get(name, 1.0) for name in names])
+    labels, hints = arrays["labels"], arrays["hints"]
+    return Frames(arrays["images"], arrays["state"], table[task], labels, hints, task, share)

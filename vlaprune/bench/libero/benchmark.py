@@ -23,19 +23,13 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
-from vlaprune.bench.libero.env import CAMERAS, LiberoEnv, Look, drawing
+from vlaprune.bench.libero.env import LiberoEnv, Look, drawing
 from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
+from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.benchmark import Env, Finding, Interface, Task
 
 MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
-INTERFACE = Interface(
-    rotation="axis_angle",
-    gripper="close_positive",
-    frame="delta",
-    cameras=tuple(CAMERAS),
-    state="eef_pos3_axisangle3_gripper2",
-)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.benchmark import Observation, Task, check_action
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 STAYS = 0.03  # how far things may be pushed aside while an initial state of our own settles, metres
 SETTLE, NOTHING = 10, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 
 

@@ -8,7 +8,6 @@ Episode ids 0 .. 49 are held out for evaluation; training uses ids from 1000 on.
 from __future__ import annotations
 
 import importlib.util
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,8 +18,11 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
+from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
-from vlaprune.benchmark import Interface, Observation, Task, check_action
+from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
+from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
+from vlaprune.benchmark import Interface, Task
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 TASKS = (
@@ -29,130 +31,10 @@ TASKS = (
     Task("PickPlaceCan", "put the can in its bin", 135, 50),
     Task("PickPlaceMilk", "put the milk in its bin", 100, 50),
     Task("PickPlaceCereal", "put the cereal in its bin", 140, 50),
+    Task("LiftConveyor", "lift the red cube", 40, 200),
+    Task("LiftPushed", "lift the red cube", 40, 200),
 )
-CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
-INTERFACE = Interface(
-    rotation="axis_angle",
-    gripper="close_positive",
-    frame="delta",
-    cameras=tuple(CAMERAS),
-    state="eef_pos3_axisangle3_gripper2",
-)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything that decides what an open environment does next.
-
-    physics     [n] float64, MuJoCo's integration state with the solver's warm start
-    controller  the arm controller's own numbers, copied
-    gripper     [2] commanded finger positions in [-1, 1]
-    """
-
-    physics: np.ndarray
-    controller: dict[str, Any]
-    gripper: np.ndarray
-
-
-class RobosuiteEnv:
-    """One robosuite task, open; made by `Robosuite.open`.
-
-    world  the robosuite environment itself, for experts that may look at privileged state
-    """
-
-    def __init__(self, world: Any, task: Task, settings: Robosuite) -> None:
-        """Wraps `world`; `settings` say picture size, seed and perturbation."""
-        import mujoco
-
-        self.world, self.task, self.seed = world, task, settings.seed
-        self._mujoco = mujoco
-        self._model, self._data = world.sim.model._model, world.sim.data._data
-        self._spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-        self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, settings.image, settings.image)
-        flags = self._renderer.scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._look = mujoco.MjvOption()
-        self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
-        around = stress.background(self._model)
-        self._stress = stress.Stress(settings.stress, settings.severity, self._model, CAMERAS["primary"], around)
-        self._episode, self._steps = 0, 0
-        for name in world.observation_names:  # robosuite would sample these 25 times a step for nobody
-            world.modify_observable(name, "enabled", False)
-
-    def reset(self, episode: int) -> None:
-        """Puts the world into initial state `episode` (any integer >= 0)."""
-        if episode < 0:
-            raise ValueError(f"episode {episode} is negative")
-        gripper = self.world.robots[0].gripper
-        gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over
-        self._episode, self._steps = episode, 0
-        self._stress.prepare(episode)
-        with _seeded(self.seed, self.task.name, episode):
-            self.world.reset()
-        self._stress.start(self.world.robots[0], self._data, episode)
-        self._data.qacc_warmstart[:] = 0  # depends on how often robosuite called forward so far
-        self.world.sim.forward()
-
-    def observe(self) -> Observation:
-        """Renders each camera [h, w, 3] and reads the state [8] (metres, radians, metres)."""
-        images = {}
-        for number, (name, camera) in enumerate(CAMERAS.items()):
-            self._renderer.update_scene(self._data, camera, self._look)
-            images[name] = self._stress.picture(self._renderer.render(), self._episode, self._steps, number)
-        return Observation(images, self._state(), self.task.instruction)
-
-    def step(self, action: np.ndarray) -> bool:
-        """Applies one [7] action, clipped to [-1, 1]; True while robosuite's own predicate holds."""
-        self.world.step(np.clip(check_action(action, 7), -1.0, 1.0))
-        self._steps += 1
-        self.world.sim.forward()  # poses and contacts then belong to the state, not to 2 ms before it
-        return bool(self.world._check_success())
-
-    def hint(self) -> np.ndarray:
-        """Where the task's objects are: x and y from the hand, in metres, of up to two; [4] float32, NaN for none.
-
-        Privileged: for training, never for a policy that acts.
-        """
-        hand = self._data.site_xpos[self.world.robots[0].eef_site_id][:2]
-        out = np.full((2, 2), np.nan, np.float32)
-        for row, place in zip(out, experts.places(self.task.name, self.world), strict=False):
-            row[:] = place[:2] - hand
-        return out.ravel()
-
-    def snapshot(self) -> Snapshot:
-        """A copy of the present state, to be given to `restore` of this same environment."""
-        physics = np.empty(self._mujoco.mj_stateSize(self._model, self._spec))
-        self._mujoco.mj_getState(self._model, self._data, physics, self._spec)
-        robot = self.world.robots[0]
-        numbers = {k: np.copy(v) for k, v in vars(robot.controller).items() if isinstance(v, np.ndarray)}
-        numbers["new_update"] = robot.controller.new_update
-        return Snapshot(physics, numbers, np.copy(robot.gripper.current_action))
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Returns to `snapshot`; from there the same actions give the same bits."""
-        self._mujoco.mj_setState(self._model, self._data, snapshot.physics, self._spec)
-        self.world.sim.forward()
-        # forward overwrites the solver's warm start, so the state is set again
-        self._mujoco.mj_setState(self._model, self._data, snapshot.physics, self._spec)
-        robot = self.world.robots[0]
-        for key, value in snapshot.controller.items():
-            setattr(robot.controller, key, np.copy(value) if isinstance(value, np.ndarray) else value)
-        robot.gripper.current_action = np.copy(snapshot.gripper)
-
-    def close(self) -> None:
-        """Frees the renderer and the simulator."""
-        self._renderer.close()
-        self.world.close()
-
-    def _state(self) -> np.ndarray:
-        """Gripper position 3, axis-angle 3 and finger positions 2, as one [8] array."""
-        robot = self.world.robots[0]
-        quat = np.empty(4)
-        self._mujoco.mju_mat2Quat(quat, self._data.site_xmat[robot.eef_site_id])
-        fingers = self._data.qpos[robot._ref_gripper_joint_pos_indexes]
-        return np.concatenate([self._data.site_xpos[robot.eef_site_id], axis_angle(quat), fingers])
+MOVING = ("LiftConveyor", "LiftPushed")
 
 
 @dataclass(frozen=True)
@@ -218,31 +100,27 @@ class Robosuite:
         gl = draws_with(self.renderer)
         try:
             with quiet():
-                return RobosuiteEnv(_world(task.name, self.seed), task, self)
+                return _open(task, Look(self.seed, self.image, self.stress, self.severity))
         except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
             need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
             raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error
 
 
-def axis_angle(quat: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a quaternion [4] (w first), continuous around the top-down gripper.
-
-    The gripper that points down is a half turn about (1, 1, 0), just where the usual angle in [0, pi] flips
-    its axis. Here the quaternion's sign is the one nearer to that pose and the angle runs over [0, 2 pi), so
-    a jump needs a half turn away from top-down.
-    """
-    quat = quat if quat[1] + quat[2] >= 0 else -quat
-    sine = np.linalg.norm(quat[1:])
-    if sine < 1e-9:
-        return np.zeros(3)
-    return np.asarray(quat[1:] / sine * (2.0 * np.arctan2(sine, quat[0])))
+def _open(task: Task, look: Look) -> RobosuiteEnv:
+    """The open environment of a task that stands still or moves."""
+    if task.name not in MOVING:
+        return RobosuiteEnv(_world(task.name, look.seed), task, look)
+    world = _world("Lift", look.seed)
+    with seeded(look.seed, task.name):  # the cube's size is drawn again
+        add_carrier(world, belt=task.name == "LiftConveyor")
+    return MovingEnv(world, task, look)
 
 
 def _world(name: str, seed: int) -> Any:
     """The robosuite environment; seeded, because it draws the size of Lift's cube when it is built."""
     import robosuite
 
-    with _seeded(seed, name):
+    with seeded(seed, name):
         return robosuite.make(
             name,
             robots="Panda",
@@ -255,14 +133,3 @@ def _world(name: str, seed: int) -> Any:
             ignore_done=True,
             hard_reset=False,
         )
-
-
-@contextmanager
-def _seeded(seed: int, name: str, *rest: int) -> Iterator[None]:
-    """Seeds numpy's global generator, which robosuite draws from; outside it is as it was."""
-    before = np.random.get_state()
-    np.random.seed(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *rest]).generate_state(8))
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

@@ -7,6 +7,7 @@ action makes sense from any state a policy may get into, as relabelling its own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vlaprune.bench.mujoco.motions import CLOSE, OPEN, UP, grasp, held, move, re
 
 WALL = 0.90  # height of the bins' walls, metres
 NEARER = np.array([-0.025, -0.045, 0.0])  # from a bin's middle to where the arm reaches with ease
+LEAD = 0.12  # seconds by which the arm lags behind a moving goal
 FENCE = -0.01  # y where the walls between the two bins begin, metres
 
 
@@ -22,6 +24,8 @@ def expert(name: str, world: Any) -> Callable[[], np.ndarray]:
     """The expert of task `name` for the open robosuite environment `world`; each call gives [7]."""
     if name == "Lift":
         return lambda: _lift(world)
+    if name in ("LiftConveyor", "LiftPushed"):
+        return lambda: _lift_moving(world)
     if name == "Stack":
         return lambda: _stack(world)
     if name.startswith("PickPlace"):
@@ -31,7 +35,9 @@ def expert(name: str, world: Any) -> Callable[[], np.ndarray]:
 
 def places(name: str, world: Any) -> list[np.ndarray]:
     """Where the things of task `name` are, [3] each in metres: what is to be moved first, then what it goes onto."""
-    things = {"Lift": ("cube",), "Stack": ("cubeA", "cubeB")}.get(name)
+    if name.startswith("Lift"):
+        return [thing_box(world, world.cube).centre]
+    things = {"Stack": ("cubeA", "cubeB")}.get(name)
     items = [getattr(world, t) for t in things] if things else [world.objects[world.object_id]]
     return [thing_box(world, item).centre for item in items]
 
@@ -42,6 +48,16 @@ def _lift(world: Any) -> np.ndarray:
     if not held(world, world.cube):
         return grasp(world, cube)
     return move(world, cube, np.array([*cube.centre[:2], 0.90]), CLOSE)
+
+
+def _lift_moving(world: Any) -> np.ndarray:
+    """As `_lift`, with the hand ahead of the cube by as much as the arm lags behind its goal."""
+    cube = thing_box(world, world.cube)
+    if held(world, world.cube):
+        return move(world, cube, np.array([*cube.centre[:2], 0.90]), CLOSE)
+    velocity = world.sim.data.get_joint_qvel(world.cube.joints[0])[:2]
+    ahead = LEAD * np.clip(velocity, -0.3, 0.3)
+    return grasp(world, replace(cube, centre=cube.centre + np.array([*ahead, 0.0])))
 
 
 def _stack(world: Any) -> np.ndarray:
