@@ -10,6 +10,7 @@ import torch
 from test_meter import counted
 
 from vlaprune.benchmark import Observation
+from vlaprune.doctor.checks import models as doctor
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
@@ -305,6 +306,12 @@ def test_without_the_wheel_one_line_says_how_to_get_it(monkeypatch):
         Smol("random", device="cpu")
 
 
+def test_the_doctor_says_that_the_wheel_is_missing_and_what_to_do(monkeypatch):
+    monkeypatch.setattr(smollm, "WHEEL", "no-such-package")
+    said, fine = doctor.model({"_target_": "vlaprune.models.smol.Smol", "weights": "random", "device": "auto"})
+    assert not fine and said.endswith("is not installed; pip install --no-deps no-such-package==0.1.2")
+
+
 @pytest.mark.parametrize("instruction", ["", "one two three four five six seven eight nine"])
 def test_an_instruction_that_does_not_fit_its_slots_is_refused(model, instruction):
     with pytest.raises(ValueError, match=r"tokens; smol reads 1 to 8"):
@@ -330,7 +337,7 @@ def test_smollm2_computes_what_transformers_computes_from_the_same_file(wheel, p
     ids = llama.generate(prompt[None], max_new_tokens=32, min_new_tokens=32, do_sample=False)[0]
     expected = llama.model(ids[None]).last_hidden_state[0]
     hidden = decoder([Tokens(table[ids], torch.arange(len(ids)))], [NullSession()])[0]
-    parity("smol", "SmolLM2, 30 layers: hidden rows of transformers' Llama from the GGUF file", hidden, expected, 1e-3)
+    parity("smol", "SmolLM2, 30 layers: hidden rows of transformers' Llama from the GGUF file", hidden, expected, 2e-4)
     best = (hidden @ table.T).argmax(-1)[len(prompt) - 1 : -1]
     parity("smol", "SmolLM2: 32 greedy tokens of transformers' Llama from the GGUF file", best, ids[len(prompt) :], 0.0)
 
@@ -344,7 +351,7 @@ def test_instructions_become_the_tokens_that_transformers_makes_of_them(wheel, p
         parity("smol", what, encode(instruction), known(instruction).input_ids, 0.0)
 
 
-def test_a_doctor_checks_names_and_shapes_without_reading_weights(wheel):
+def test_the_doctor_checks_names_and_shapes_and_reads_no_weights(wheel):
     model = Smol("random", device="meta")
     assert model.trunk.embedding.weight.is_meta and model.info.num_layers == 16
     assert all(0 not in model.tokenize(instruction) for instruction in INSTRUCTIONS)
