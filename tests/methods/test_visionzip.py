@@ -101,7 +101,7 @@ def test_what_the_tower_gives():
 def test_nothing_is_read_unless_asked(monkeypatch):
     """Only the session whose method asks is charged; with no such session nothing is computed."""
     calls = []
-    monkeypatch.setattr("vlaprune.models.tiny.received", lambda q, k: calls.append(1) or torch.zeros(2, 16))
+    monkeypatch.setattr("vlaprune.models.small.received", lambda q, k: calls.append(1) or torch.zeros(2, 16))
     policy = Policy(tiny(), Dense)
     policy.act({0: look(0, "lift the cube")})
     assert not calls and policy.drain(0)[0].flops["method"] == 0

@@ -1,43 +1,27 @@
-"""Tiny: a real vision-language-action policy of the OpenVLA-OFT shape, small enough to train and run on a CPU.
-
-Sequence: begin | visual tokens of every camera | proprioception | instruction | padding | one slot per action of the
-chunk | stop. Everything attends to everything, one pass gives the whole chunk, an L1-trained head reads the slots.
-Differences from OpenVLA-OFT (arXiv:2502.19645): one slot per time step instead of one per number, a learned slot
-embedding instead of zeros, one small vision transformer on a convolutional stem instead of DINOv2 and SigLIP.
-"""
+"""Tiny: a real vision-language-action policy of the OpenVLA-OFT shape, small enough to train and run on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vlaprune.benchmark import Interface, Observation
-from vlaprune.call import Call, stage
-from vlaprune.meter import linear_flops, vit_block_flops
-from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.load import fill, read
 from vlaprune.nn.lora import identity
-from vlaprune.nn.towers import project_features
-from vlaprune.nn.vision import ViT, received
+from vlaprune.nn.vision import ViT
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session
-from vlaprune.trace import Layout, View
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 VOCABULARY = """<pad> <unknown> the a in its on and put place pick up lift stack push open close to of red green
 blue yellow black white cube block can milk bread cereal box carton bin bowl plate drawer basket
 soup sauce cheese butter juice salad dressing cream tomato orange chocolate pudding ketchup bbq
 alphabet ramekin cookie next from between center table top wooden cabinet stove it both left right"""
 WORDS = tuple(VOCABULARY.split())
-ACTION, STATE, TEXT, HINT = 7, 8, 12, 4  # numbers of an action, of a state, usual word slots, numbers of a hint
+TEXT = 12  # usual word slots
 
 
 def tokenize(instruction: str, most: int = TEXT) -> list[int]:
@@ -48,7 +32,7 @@ def tokenize(instruction: str, most: int = TEXT) -> list[int]:
     return [WORDS.index(w) if w in WORDS else 1 for w in words]
 
 
-class Tiny(nn.Module):
+class Tiny(SmallPolicy):
     """The policy. Sizes are constructor arguments, so that tests and studies can scale it.
 
     weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`; None for
@@ -56,11 +40,6 @@ class Tiny(nn.Module):
     text     word slots of the prompt; None for 12
     device   `auto`, `cpu`, `cuda`, ...
     """
-
-    state_low: Tensor
-    state_high: Tensor
-    action_low: Tensor
-    action_high: Tensor
 
     def __init__(
         self,
@@ -76,194 +55,20 @@ class Tiny(nn.Module):
         text: int | None = None,
         device: str = "auto",
     ) -> None:
-        super().__init__()
+        vision = ViT(image, vision_width, vision_layers, vision_width // 32)
+        super().__init__(cameras, chunk, text or TEXT, vision, width)
         self.info = ModelInfo("tiny", layers, heads, width, width // heads)
-        self.interface = Interface(
-            "axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2"
-        )
-        self.chunk, self.image, self.text = chunk, image, text or TEXT
-        self.vision = ViT(image, vision_width, vision_layers, vision_width // 32)
-        self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision_width) * 0.02)
-        self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
-        self.proprio = nn.Sequential(nn.Linear(STATE, width), nn.GELU(), nn.Linear(width, width))
         self.word = nn.Embedding(len(WORDS), width)
         self.special = nn.Parameter(torch.randn(2, width) * 0.02)  # begin, stop
-        self.slot = nn.Parameter(torch.randn(chunk, width) * 0.02)
         self.decoder = Decoder(DecoderConfig(width, layers, heads, heads, width // heads, width * 2, causal=False))
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, ACTION))
-        self.locate = nn.Linear(width, HINT)  # tells in training where the objects are; acting does not use it
-        for name, size in (("state", STATE), ("action", ACTION)):
-            self.register_buffer(f"{name}_low", -torch.ones(size))
-            self.register_buffer(f"{name}_high", torch.ones(size))
-        self.backend: Backend = EAGER
-        self.card: dict[str, object] = {"weights": "random"}
         weights = weights or "robosuite"
         if weights != "random":
-            path = WEIGHTS / f"tiny-{weights}.safetensors"
-            path = path if path.is_file() else Path(weights)
-            if not path.is_file():
-                shipped = sorted(p.stem.removeprefix("tiny-") for p in WEIGHTS.glob("tiny-*.safetensors"))
-                raise ValueError(
-                    f"weights {weights} do not exist: no file, nor shipped with tiny ({', '.join(shipped)})"
-                )
+            path = shipped("tiny", weights)
             state, self.card = read(path)
             fill(self, state, str(path))
         self.info = replace(self.info, weights=identity(self.card))
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.to(self.device).eval()
+        self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device).eval()
 
-    def layout(self, words: int) -> Layout:
-        """Positions of everything for an instruction of `words` words."""
-        side = self.vision.side
-        views = tuple(View(c, i * side * side, side, side) for i, c in enumerate(self.interface.cameras))
-        total = len(views) * side * side
-        text = total + 2
-        action = text + self.text
-        return Layout(
-            length=action + self.chunk + 1,
-            visual=range(1, 1 + total),
-            text=range(text, text + words),
-            action=range(action, action + self.chunk),
-            last=action + self.chunk,
-            views=views,
-        )
-
-    def encode_images(self, images: Tensor, calls: Sequence[Call] = ()) -> Tensor:
-        """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; `calls` may read the tower's attention."""
-        count = images.shape[1]
-        with stage(calls, "vision", self._vision_flops()):
-            see = partial(see_images, self, self.backend)
-            tokens, q, k = self.backend.run(("vision",), see, images.flatten(0, 1))
-        for i, call in enumerate(calls):
-            if call.wants_vision_attention:
-                own = slice(i * count, (i + 1) * count)
-                self._record(call, q[own], k[own])
-        d = self.decoder.config.hidden_size
-        with stage(calls, "projector", linear_flops(count * tokens.shape[1], self.vision.width, d, d)):
-            project = partial(self.backend.unit(project_features), self.projector)
-            seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
-            return self.backend.run(("projector",), project, seen)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _record(call: Call, queries: Tensor, keys: Tensor) -> None:
-        """Hands over the attention that tokens received in the tower, from queries and keys [cameras, H, t, hd]."""
-        call.charge("method", 2.0 * queries.numel() * queries.shape[-2])
-        with call.clock.span("method"):
-            call.record_vision_attention(received(queries, keys).flatten())
-
-    def embed(self, visual: Tensor, state: Tensor, words: Tensor) -> list[Tokens]:
-        """Prompts from visual tokens [B, V, d], raw state [B, 8] and word numbers [B, 12]."""
-        batch = visual.shape[0]
-        unit = 2 * (state - self.state_low) / (self.state_high - self.state_low + 1e-8) - 1
-        begin, stop = (s.expand(batch, 1, -1) for s in self.special[:, None])
-        proprio = self.proprio(unit.clamp(-1.5, 1.5))[:, None]
-        prompt = torch.cat((begin, visual, proprio, self.word(words), self.slot.expand(batch, -1, -1), stop), 1)
-        index = torch.arange(prompt.shape[1], device=prompt.device)
-        return [Tokens(p, index) for p in prompt]
-
-    def act(self, rows: Sequence[Tensor]) -> Tensor:
-        """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
-        slots = torch.stack([r[-1 - self.chunk : -1] for r in rows])
-        return self.backend.run(("head",), partial(self.backend.unit(emit_actions), self.head), slots)  # type: ignore[no-any-return]
-
-    def words(self, instruction: str) -> list[int]:
-        """Word numbers [text] of an instruction, padded."""
-        numbers = tokenize(instruction, self.text)
-        return numbers + [0] * (self.text - len(numbers))
-
-    def normalise(self, state: tuple[Tensor, Tensor], action: tuple[Tensor, Tensor]) -> None:
-        """Takes the (low, high) quantiles that state and action are scaled by."""
-        for name, (low, high) in (("state", state), ("action", action)):
-            getattr(self, f"{name}_low").copy_(low)
-            getattr(self, f"{name}_high").copy_(high)
-
-    def train_loss(
-        self,
-        images: Tensor,
-        state: Tensor,
-        words: Tensor,
-        labels: Tensor,
-        hints: Tensor,
-        sessions: Sequence[Session] = (),
-    ) -> Tensor:
-        """As `Learner` has it, and 0.7 times the error of the hints [B, 4] that are told, in eighths of a metre.
-
-        Without hints a policy of this size takes many times as long to find the objects in the picture.
-        """
-        calls = [
-            session.begin(self.layout(count), tuple(own), self.special)
-            for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions))
-        ]
-        hooks: Sequence[Hooks] = calls or [NullSession()] * len(images)
-        unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
-        rows = self.decoder(self.embed(self.encode_images(images), state, words), hooks)
-        loss = (self.act(rows).float() - unit).abs().mean()
-        told = hints.isfinite()
-        if told.any():
-            slots = torch.stack([r[-1 - self.chunk : -1] for r in rows]).mean(1)
-            loss = loss + 0.7 * (self.locate(slots).float() - 8 * hints.nan_to_num()).abs()[told].mean()
-        return loss
-
-    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
-        """One [chunk, 7] per observation. ValueError for a missing camera, state or a wrong image size."""
-        images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
-        state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
-        numbers = [tokenize(o.instruction, self.text) for o in observations]
-        words = torch.tensor([self.words(o.instruction) for o in observations], device=self.device)
-        calls = [
-            session.begin(self.layout(len(n)), tuple(own), self.special)
-            for session, own, n in zip(sessions, images, numbers, strict=True)
-        ]
-        visual = self.encode_images(images, calls)
-        with stage(calls, "prompt"):
-            rows = self.decoder(self.embed(visual, state, words), calls, self.backend)
-        with stage(calls, "head", self._head_flops()):
-            unit = self.act(rows)
-        return list((unit + 1) / 2 * (self.action_high - self.action_low + 1e-8) + self.action_low)
-
-    def _images(self, observation: Observation) -> np.ndarray:
-        missing = set(self.interface.cameras) - set(observation.images)
-        if missing:
-            raise ValueError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
-        images = np.stack([observation.images[c] for c in self.interface.cameras])
-        if images.shape[1:] != (self.image, self.image, 3) or images.dtype != np.uint8:
-            raise ValueError(
-                f"images are {images.shape[1:]} {images.dtype}; tiny reads {self.image} px uint8, set bench.image"
-            )
-        return images
-
-    @staticmethod
-    def _state(observation: Observation) -> np.ndarray:
-        if observation.state is None or observation.state.shape != (STATE,):
-            raise ValueError(f"observation has state {observation.state}; tiny reads {STATE} numbers")
-        return observation.state
-
-    def _vision_flops(self) -> float:
-        v, views = self.vision, len(self.interface.cameras)
-        tokens = v.side**2
-        cells = [tokens * 4 ** (len(v.stem) - 1 - i) for i in range(len(v.stem))]
-        one = sum(linear_flops(n, 9 * a, b) for n, a, b in zip(cells, v.channels[:-1], v.channels[1:], strict=True))
-        one += linear_flops(tokens, v.width, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 2 * v.width)
-        return views * one
-
-    def _head_flops(self) -> float:
-        d = self.decoder.config.hidden_size
-        return linear_flops(1, STATE, d, d) + linear_flops(self.chunk, d, d, ACTION)
-
-
-def see_images(model: Tiny, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Segment: tokens [B * cameras, t, d] of images [B * cameras, h, w, 3] uint8, and the last queries and keys."""
-    scaled = backend.unit(unit_images)(images)
-    offset = model.camera.repeat(images.shape[0] // model.camera.shape[0], 1)
-    tokens, (q, k) = model.vision(scaled, offset, backend)
-    return tokens, q, k
-
-
-def unit_images(images: Tensor) -> Tensor:
-    """Unit: images in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def emit_actions(head: nn.Module, rows: Tensor) -> Tensor:
-    """Unit: normalised actions [B, chunk, 7] of the slots' rows [B, chunk, d]."""
-    return head(rows)  # type: ignore[no-any-return]
+    def tokenize(self, instruction: str) -> list[int]:
+        """Numbers of its words; unknown ones share one. ValueError if there are more than word slots."""
+        return tokenize(instruction, self.text)

@@ -11,12 +11,30 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.checkpoint import Checkpoint
+
+
+class Tensors(Protocol):
+    """A file of tensors, such as `Checkpoint` or `GGUF`.
+
+    path    of the file or folder
+    shapes  name -> shape
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor."""
+
+    def close(self) -> None:
+        """Lets go of the file."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class WeightMap:
 
 def load_weights(
     module: nn.Module,
-    checkpoint: Checkpoint,
+    checkpoint: Tensors,
     weights: Mapping[str, WeightMap],
     unused: Sequence[str] = (),
     device: torch.device | str = "cpu",
@@ -66,9 +84,7 @@ def load_weights(
     checkpoint.close()
 
 
-def fits(
-    module: nn.Module, checkpoint: Checkpoint, weights: Mapping[str, WeightMap], unused: Sequence[str] = ()
-) -> None:
+def fits(module: nn.Module, checkpoint: Tensors, weights: Mapping[str, WeightMap], unused: Sequence[str] = ()) -> None:
     """ValueError that says in one line why a checkpoint does not fit a module: what `load_weights` checks first."""
     own, name = dict(module.named_parameters()), type(module).__name__
     short = own.keys() - {p.name for p in weights.values()}

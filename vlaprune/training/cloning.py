@@ -148,6 +148,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
     card = {
         "model": model.info.name,
+        "from": model.card,
         "bench": bench.name,
         "tasks": sorted(set(arrays["task"].tolist())),
         "frames": len(learnt.images),

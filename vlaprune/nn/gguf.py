@@ -1,0 +1,118 @@
+"""Llama's tensors and settings out of a GGUF file, by the `gguf` package, under the names of transformers.
+
+GGUF orders the rows of Llama's query and key projections for rotation in pairs; here, as in transformers, halves are
+rotated, so these rows are put back (ggml-org/llama.cpp:convert_hf_to_gguf.py, LlamaModel.permute).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlaprune.nn.block import DecoderConfig
+
+OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class GGUF:
+    """A Llama in a GGUF file: settings, tokenizer fields, and tensors that are dequantised to fp32 one at a time.
+
+    path    of the file
+    shapes  name in transformers -> shape
+
+    Errors: ValueError, one line, for a file that is missing, damaged, of another architecture or quantised in a way
+    that `gguf` cannot undo; or if the package is not installed.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        try:
+            from gguf import GGUFReader
+        except ImportError:
+            raise ValueError("the package gguf, which reads GGUF files, is not installed; pip install gguf") from None
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"GGUF file {self.path} does not exist")
+        try:
+            self._reader = GGUFReader(str(self.path))
+        except Exception as error:  # numpy's and the reader's own for a file cut short or of another kind
+            raise ValueError(f"{self.path} cannot be read ({error}); it is damaged or no GGUF file") from None
+        if self.field("general.architecture") != "llama":
+            raise ValueError(f"{self.path} holds a {self.field('general.architecture')}; a llama is needed")
+        tensors = {renamed(t.name): t for t in self._reader.tensors}
+        self._tensors = {name: t for name, t in tensors.items() if name is not None}
+        self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+
+    def field(self, key: str) -> Any:
+        """A number, text or list of the file's header. ValueError where it is not there."""
+        found = self._reader.fields.get(key)
+        if found is None:
+            raise ValueError(f"{self.path} lacks {key} in its header")
+        return found.contents()
+
+    def config(self, layers: int, causal: bool) -> DecoderConfig:
+        """The decoder of its first `layers` layers. ValueError where it has fewer."""
+        own = self.field("llama.block_count")
+        if not 1 <= layers <= own:
+            raise ValueError(f"layers={layers}, but {self.path.name} has {own}; use 1..{own}")
+        width, heads = self.field("llama.embedding_length"), self.field("llama.attention.head_count")
+        return DecoderConfig(
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=self.field("llama.attention.head_count_kv"),
+            head_dim=width // heads,
+            intermediate_size=self.field("llama.feed_forward_length"),
+            rope_theta=self.field("llama.rope.freq_base"),
+            rms_norm_eps=self.field("llama.attention.layer_norm_rms_epsilon"),
+            causal=causal,
+        )
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor in fp32. KeyError for a name that is not there; ValueError for an unknown quantisation."""
+        from gguf.quants import dequantize
+
+        stored = self._tensors[key]
+        try:
+            values = torch.tensor(dequantize(stored.data, stored.tensor_type))
+        except NotImplementedError:
+            raise ValueError(
+                f"{self.path} is quantised as {stored.tensor_type.name}, which the package gguf cannot undo; "
+                "use a file in Q4_1 or Q8_0"
+            ) from None
+        if key.endswith(("q_proj.weight", "k_proj.weight")):
+            size = self.field("llama.embedding_length") // self.field("llama.attention.head_count")
+            values = values.unflatten(0, (-1, size // 2, 2)).transpose(1, 2).flatten(0, 2)
+        return values
+
+    def close(self) -> None:
+        """Nothing to let go of: pages of the mapped file are the system's."""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def renamed(name: str) -> str | None:
+    """The name in transformers of a GGUF's tensor; None for one that a Llama does not have."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    _, layer, part, kind = [*name.split("."), "", "", ""][:4]
+    return f"model.layers.{layer}.{INSIDE[part]}.{kind}" if part in INSIDE else None
