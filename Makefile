@@ -25,13 +25,14 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
 .venv/done: pyproject.toml scripts/constraints.txt scripts/client.txt scripts/smol.txt
 	@test -n "$(PYTHON)" || { echo "no python3 here; install Python 3.11, or name one: make PYTHON=..." >&2; exit 2; }
 	bash scripts/system.sh
+	bash scripts/system.sh venv $(PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
@@ -49,7 +50,7 @@ test: .venv/done  ## set up, then every test that needs no GPU
 	bash scripts/system.sh browser
 	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
 
-check: lint type test  ## what a change must pass
+check: lint type test  ## style, strict types and tests: what a change must pass, and what .ci/run runs
 
 lint: .venv/done  ## style
 	$(BIN)/ruff check .
@@ -58,9 +59,13 @@ lint: .venv/done  ## style
 type: .venv/done  ## types
 	$(BIN)/mypy
 
-fix: .venv/done  ## mends style
+fix: .venv/done  ## corrects style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: .venv/done  ## the distribution, dist/*.whl and *.tar.gz, from a build in an environment of its own
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	$(BIN)/python -m zipfile -l $$(ls -t dist/vlaprune-*.whl | head -1) | grep -E 'py.typed|configs/eval.yaml'
 
 sweep: .venv/done  ## the published sweep on robosuite (an hour; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m method=dense $(PARALLEL)

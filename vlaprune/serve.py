@@ -32,7 +32,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
     """A message as bytes."""
     import msgpack
 
-    return msgpack.packb(dict(message), default=_plain)  # type: ignore[no-any-return]
+    return msgpack.packb(dict(message), default=_plain)
 
 
 def unpack(data: bytes | str) -> Message:

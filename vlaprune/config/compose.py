@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 GROUPS = ("model", "method", "bench")  # what a run joins
 
 
-class ThirdParty(SearchPathPlugin):  # type: ignore[misc]
+class ThirdParty(SearchPathPlugin):
     """Lets installed packages add options to our config groups: entry points of the group `vlaprune.configs`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -75,5 +75,5 @@ def _search_path() -> AbstractContextManager[None]:
     prepare()
     path = config_path()
     if path.startswith("pkg://"):
-        return initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")  # type: ignore[no-any-return]
-    return initialize_config_dir(path, version_base="1.3")  # type: ignore[no-any-return]
+        return initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")
+    return initialize_config_dir(path, version_base="1.3")

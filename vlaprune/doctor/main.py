@@ -81,7 +81,7 @@ def _robot(overrides: Sequence[str]) -> str | None:
         bench = config.make(config.composed(overrides)[0].bench)
     except ERRORS:
         return None
-    return bench.robot  # type: ignore[no-any-return]
+    return bench.robot
 
 
 def _bench(overrides: Sequence[str]) -> Iterator[Finding]:

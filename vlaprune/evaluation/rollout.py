@@ -163,7 +163,7 @@ class EnvSlot:
                 return self._attempt.send(actions)  # type: ignore[arg-type]
         except StopIteration as stop:
             self._attempt = None
-            return stop.value  # type: ignore[no-any-return]
+            return stop.value
         except BaseException:
             self._attempt = None
             self.close()

@@ -191,7 +191,7 @@ class Flow(ABC):
         record_action(calls, suffix, layers, reads, causal=False)
         for i, call in enumerate(calls):
             self._count(call, suffix.columns(i))
-        return actions  # type: ignore[no-any-return]
+        return actions
 
     @property
     def constants(self) -> FlowConstants:

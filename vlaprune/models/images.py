@@ -68,7 +68,7 @@ def jpeg(image: np.ndarray) -> np.ndarray:
 
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, "JPEG", quality=95, subsampling=2)
-    return simplejpeg.decode_jpeg(packed.getvalue(), fastdct=True, fastupsample=False)  # type: ignore[no-any-return]
+    return simplejpeg.decode_jpeg(packed.getvalue(), fastdct=True, fastupsample=False)
 
 
 def lanczos(image: np.ndarray, size: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def centre_crop(image: np.ndarray, area: float = CROP) -> np.ndarray:
 
 def _blend(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """[h, w, c] weighted by rows [a, h] and columns [b, w]: [a, b, c]."""
-    return np.einsum("ah,hwc,bw->abc", rows, image, columns, optimize=["einsum_path", (0, 1), (0, 1)])  # type: ignore[no-any-return]
+    return np.einsum("ah,hwc,bw->abc", rows, image, columns, optimize=["einsum_path", (0, 1), (0, 1)])
 
 
 @lru_cache(maxsize=16)

@@ -250,7 +250,7 @@ class OFT(nn.Module):
         with stage(calls, "head", linear_flops(self.chunk, *self.action_head.widths)):
             rows = rows.to(self.action_head.fc1.weight.dtype)  # in fp32 while it is trained
             head = partial(self.backend.unit(action_numbers), self.action_head)
-            return self.backend.run(("head",), head, rows.unflatten(1, (self.chunk, self._action)).flatten(2))  # type: ignore[no-any-return]
+            return self.backend.run(("head",), head, rows.unflatten(1, (self.chunk, self._action)).flatten(2))
 
     def _denoise(
         self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], calls: Sequence[Call]

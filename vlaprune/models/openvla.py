@@ -142,7 +142,7 @@ class OpenVLA:
         head = ACTION * linear_flops(1, *self.trunk.head.weight.T.shape)
         for call in calls:
             call.charge("head", head)
-        return tokens  # type: ignore[no-any-return]
+        return tokens
 
     def decoded(
         self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], rows: Tensor, buffers: Sequence[Sequence[KV]]

@@ -121,7 +121,7 @@ class PaliGemma(nn.Module):
         rows = cameras * features.shape[1]
         with stage(calls, "projector", linear_flops(rows, self.sizes.vision_width, self.sizes.width)):
             project = partial(backend.unit(project_features), self.projector)
-            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
+            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))
 
     def _record(self, calls: Sequence[Call], received: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the last block."""
@@ -134,7 +134,7 @@ class PaliGemma(nn.Module):
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] scaled embeddings of token ids."""
         rows = self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))
-        return rows * self.sizes.width**0.5  # type: ignore[no-any-return]
+        return rows * self.sizes.width**0.5
 
     # -- the suffix --------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class PaliGemma(nn.Module):
             rows = self.time_out(F.silu(self.time_in(rows)))
         if state is not None and self.state is not None:
             rows = torch.cat((self.state(state)[:, None], rows), 1)
-        return rows  # type: ignore[no-any-return]
+        return rows
 
     def head_flops(self, chunk: int, steps: int) -> float:
         """Of all projections of states, times and actions in one call; pi0.5's times are computed once, before."""

@@ -119,7 +119,7 @@ class Prismatic(nn.Module):
             self._record(calls, received)
         with stage(calls, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
             project = partial(backend.unit(project_features), self.projector)
-            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))  # type: ignore[no-any-return]
+            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))
 
     def _record(self, calls: Sequence[Call], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
@@ -130,7 +130,7 @@ class Prismatic(nn.Module):
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] embeddings of token ids."""
-        return self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))  # type: ignore[no-any-return]
+        return self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))
 
     def prompt(self, visual: Tensor, ids: Sequence[int], behind: Sequence[Tensor] = ()) -> Tokens:
         """First id | visual tokens [V, d] | the other ids | rows [n, d] `behind` them."""
@@ -240,4 +240,4 @@ def precision(dtype: str) -> torch.dtype:
     """ValueError for a dtype that is not one of DTYPES."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    return getattr(torch, dtype)

@@ -114,7 +114,7 @@ class SmallPolicy(nn.Module, ABC):
         with stage(calls, "projector", linear_flops(count * tokens.shape[1], self.vision.width, d, d)):
             project = partial(self.backend.unit(project_features), self.projector)
             seen = tokens.unflatten(0, (-1, count)).flatten(1, 2)
-            return self.backend.run(("projector",), project, seen)  # type: ignore[no-any-return]
+            return self.backend.run(("projector",), project, seen)
 
     @staticmethod
     def _record(call: Call, queries: Tensor, keys: Tensor) -> None:
@@ -136,7 +136,7 @@ class SmallPolicy(nn.Module, ABC):
     def act(self, rows: Sequence[Tensor]) -> Tensor:
         """Normalised chunks [B, chunk, 7] from final hidden states; the slots stand behind every visual token."""
         slots = torch.stack([r[-1 - self.chunk : -1] for r in rows])
-        return self.backend.run(("head",), partial(self.backend.unit(emit_actions), self.head), slots)  # type: ignore[no-any-return]
+        return self.backend.run(("head",), partial(self.backend.unit(emit_actions), self.head), slots)
 
     def words(self, instruction: str) -> list[int]:
         """Word numbers [text] of an instruction, padded."""
@@ -243,4 +243,4 @@ def unit_images(images: Tensor) -> Tensor:
 
 def emit_actions(head: nn.Module, rows: Tensor) -> Tensor:
     """Unit: normalised actions [B, chunk, 7] of the slots' rows [B, chunk, d]."""
-    return head(rows)  # type: ignore[no-any-return]
+    return head(rows)

@@ -105,7 +105,7 @@ class Toy:
         rows, reads = self.backend.run(("decode", layers), run, query, suffix.kv)
         record_passes(calls, suffix, self.chunk)
         record_action(calls, suffix, layers, reads)
-        return rows  # type: ignore[no-any-return]
+        return rows
 
     def decoded(
         self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], query: Tensor, buffers: Sequence[Sequence[KV]]

@@ -134,9 +134,9 @@ class Block(nn.Module):
     def feed(self, x: Tensor) -> Tensor:
         """The gated feed-forward [N, d] of normed rows [N, d]."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(ACTIVATIONS[self.config.hidden_act](gate).mul_(up))  # type: ignore[no-any-return]
+        return self.down(ACTIVATIONS[self.config.hidden_act](gate).mul_(up))
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """Unit: a norm."""
-    return norm(x)  # type: ignore[no-any-return]
+    return norm(x)

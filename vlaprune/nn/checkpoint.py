@@ -88,7 +88,7 @@ class Checkpoint:
         if key in self._loaded:
             return self._loaded[key]
         file, name = self._files[key]
-        return self._handle(file).get_tensor(name)  # type: ignore[attr-defined,no-any-return]
+        return self._handle(file).get_tensor(name)
 
     def close(self) -> None:
         """Lets go of the file that is open."""

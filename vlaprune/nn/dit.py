@@ -50,7 +50,7 @@ class Embed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] to [..., width]."""
-        return self.linear(x)  # type: ignore[no-any-return]
+        return self.linear(x)
 
 
 class ConditionEmbed(Embed):
@@ -77,7 +77,7 @@ class TimeEmbed(nn.Module):
         """[n] step numbers to [n, width]."""
         rates = torch.exp(torch.arange(FREQUENCIES, device=steps.device) * (-math.log(10000) / FREQUENCIES))
         phase = steps[:, None].float() * rates
-        return self.mlp(torch.cat((phase.cos(), phase.sin()), -1).to(self.dtype))  # type: ignore[no-any-return]
+        return self.mlp(torch.cat((phase.cos(), phase.sin()), -1).to(self.dtype))
 
 
 class Attention(nn.Module):
@@ -92,7 +92,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, t, width] to the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(sdpa(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(sdpa(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, t, width] to the same."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -150,7 +150,7 @@ class DiT(nn.Module):
         x = torch.cat((first, self.x_embedder(noisy)), 1) + self.positional_embedding
         for block in self.blocks:
             x = block(x)
-        return self.final_layer(_norm(x))[:, 1:]  # type: ignore[no-any-return]
+        return self.final_layer(_norm(x))[:, 1:]
 
 
 class Diffusion(nn.Module):
@@ -202,9 +202,9 @@ def predict_noise(head: Diffusion, x: Tensor, when: Tensor, z: Tensor) -> Tensor
     """Unit: the noise in chunks x [B, chunk, action], at embedded step `when` [width], under conditions `z`."""
     x = x.to(z.dtype)
     if head.guidance <= 1:
-        return head.net(x, when, z)  # type: ignore[no-any-return]
+        return head.net(x, when, z)
     told, untold = head.net(torch.cat((x, x)), when, z).chunk(2)
-    return untold + head.guidance * (told - untold)  # type: ignore[no-any-return]
+    return untold + head.guidance * (told - untold)
 
 
 def ddim_step(x: Tensor, eps: Tensor, scales: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class AdaNorm(nn.Module):
 
     def modulation(self, times: Tensor) -> Tensor:
         """Scale, shift and gate [T, 3d] of every step, from embedded times [T, d]."""
-        return self.dense(times)  # type: ignore[no-any-return]
+        return self.dense(times)
 
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
         """Normed rows [N, d], and the gate [d] of the branch behind them, from rows [N, d] and one step's [3d]."""
@@ -48,11 +48,11 @@ class AdaBlock(Block):
 
     def normed_attention(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Normed rows [N, d], and the gate [d] of the attention branch."""
-        return self.norm_attention(x, modulation)  # type: ignore[no-any-return, call-arg]
+        return self.norm_attention(x, modulation)
 
     def normed_mlp(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Normed rows [N, d], and the gate [d] of the feed-forward branch."""
-        return self.norm_mlp(x, modulation)  # type: ignore[no-any-return, call-arg]
+        return self.norm_mlp(x, modulation)
 
 
 class Expert(nn.Module):
@@ -79,7 +79,7 @@ class Expert(nn.Module):
 
     def normalise(self, x: Tensor, modulation: Tensor | None) -> Tensor:
         """The final norm of rows [N, d]."""
-        return self.norm(x) if modulation is None else self.norm(x, modulation)[0]  # type: ignore[no-any-return]
+        return self.norm(x) if modulation is None else self.norm(x, modulation)[0]
 
 
 def embed_time(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:

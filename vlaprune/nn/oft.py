@@ -44,7 +44,7 @@ class ResNet(nn.Module):
         x = F.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
-        return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
+        return self.fc2(self.layer_norm2(x))
 
 
 class MLPProjector(nn.Module):
@@ -57,17 +57,17 @@ class MLPProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., width]."""
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 def action_numbers(head: ResNet, x: Tensor) -> Tensor:
     """Unit: normalised actions [B, chunk, action] from rows side by side [B, chunk, action * d]."""
-    return head(x)  # type: ignore[no-any-return]
+    return head(x)
 
 
 def best_tokens(head: nn.Module, rows: Tensor) -> Tensor:
     """Unit: the most likely token of the vocabulary [B, n] after rows [B, n, d]."""
-    return head(rows).argmax(-1)  # type: ignore[no-any-return]
+    return head(rows).argmax(-1)
 
 
 def plain_weight_map(module: nn.Module, prefix: str = "") -> dict[str, WeightMap]:

@@ -107,7 +107,7 @@ def embed_patches(tower: Tower, pixels: Tensor) -> Tensor:
     x = tower.embed(pixels).flatten(2).transpose(1, 2) + tower.position
     if tower.prefix is not None:
         x = torch.cat((tower.prefix.expand(x.shape[0], -1, -1), x), 1)
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def finish_patches(tower: Tower, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class FusedTower(nn.Module):
         """
         means = self.means(images.device)
         run = partial(self.segment, reads, means, backend)
-        return backend.run(("vision", reads), run, images)  # type: ignore[no-any-return]
+        return backend.run(("vision", reads), run, images)
 
     def segment(
         self, reads: bool, stats: Sequence[tuple[Tensor, Tensor]], backend: Backend, images: Tensor
@@ -203,12 +203,12 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., vision] to [..., width]."""
-        return self.fc3(self.gelu(self.fc2(self.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
+        return self.fc3(self.gelu(self.fc2(self.gelu(self.fc1(x)))))
 
 
 def project_features(projector: nn.Module, x: Tensor) -> Tensor:
     """Unit: features [..., vision] to rows [..., width] of the decoder."""
-    return projector(x)  # type: ignore[no-any-return]
+    return projector(x)
 
 
 TIMM = {

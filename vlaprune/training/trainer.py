@@ -198,7 +198,7 @@ class Trainer:
         if not torch.isfinite(loss):
             raise ValueError(f"loss is {loss.item()} at step {self.step}; lower lr, or train with bf16=false")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         with torch.no_grad():

@@ -174,7 +174,7 @@ def kept_by_phase(student: Student, arrays: Mapping[str, np.ndarray], shown: Fra
 def _runs(*keys: np.ndarray) -> list[int]:
     """Lengths of the runs of neighbours that agree in all keys."""
     change = np.flatnonzero(np.any([k[1:] != k[:-1] for k in keys], axis=0)) + 1
-    return np.diff([0, *change, len(keys[0])]).tolist()  # type: ignore[no-any-return]
+    return np.diff([0, *change, len(keys[0])]).tolist()
 
 
 def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:

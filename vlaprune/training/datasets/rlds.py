@@ -125,5 +125,5 @@ def _picture(packed: bytes) -> np.ndarray:
     from PIL import Image
 
     if packed[:2] == b"\xff\xd8":
-        return simplejpeg.decode_jpeg(packed, fastdct=True, fastupsample=False)  # type: ignore[no-any-return]
+        return simplejpeg.decode_jpeg(packed, fastdct=True, fastupsample=False)
     return np.asarray(Image.open(io.BytesIO(packed)).convert("RGB"))
