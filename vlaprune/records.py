@@ -21,7 +21,9 @@ class StepRecord:
     decoded        decode passes after the prompt
     flops          by stage: vision, projector, prompt, decode, head, method (attention rows read); 2 per
                    multiply-accumulate
-    ms             by stage, the same names and "other"; empty where the device was shared by several sequences
+    ms             milliseconds by stage, the same names and "other"; of the whole packed call where `packed` > 1
+    packed         sequences in the model call that this one was part of; 1 where it was alone
+    cold           why the time is not that of a steady state: "compile", "capture" or "allocate"; empty where it is
     """
 
     rows: tuple[int, ...]
@@ -31,17 +33,25 @@ class StepRecord:
     decoded: int
     flops: Mapping[str, float]
     ms: Mapping[str, float]
+    packed: int = 1
+    cold: str = ""
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One finished attempt at a task; `episode` alone decides its initial state."""
+    """One finished attempt at a task; `episode` alone decides its initial state.
+
+    ended    when it was over, seconds since 1970; seconds  how long it took on the wall clock. No part of the outcome:
+             records that differ only in them are equal
+    """
 
     task: str
     episode: int
     success: bool
     steps: int
     calls: tuple[StepRecord, ...]
+    ended: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,10 @@ class Header:
     """What a run is: everything that must be equal for its episodes to stand in one table row.
 
     identity    what decides the numbers: model, method, bench, seed, execute (resolved configuration)
-    provenance  what is good to know: versions, hardware, git commit, command; may differ when a run is resumed
+    provenance  what is good to know and may differ when a run is resumed: command, commit, versions, hardware (device,
+                cpu, cores, threads), host, boot (the same until the host restarts), pid, started (seconds since 1970),
+                load (processes ready to run, mean of the last minute), device_users (processes on the GPU, this one
+                included; null where unknown), video, slots, shard
     tasks       task name -> number of episodes asked for
     """
 

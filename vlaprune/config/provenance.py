@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -55,15 +56,17 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
-    known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard}
+    known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard, "video": cfg.video}
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
     return Header(identity, known, tasks(bench, cfg.episodes))
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Command, commit, versions and hardware of this process."""
+    """Command, commit, versions, hardware and machine of this process, and what else ran there when it started."""
     import torch
+
+    from vlaprune.profile.machine import Nvml
 
     cuda = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {
@@ -72,11 +75,30 @@ def provenance(device: str) -> dict[str, Any]:
         "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
         "hardware": {
             "device": cuda or device,
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": _cpu(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
+        "host": platform.node(),
+        "boot": _text("/proc/sys/kernel/random/boot_id").strip(),
+        "pid": os.getpid(),
+        "started": time.time(),
+        "load": os.getloadavg()[0],
+        "device_users": Nvml(torch.device(device)).processes(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name, as /proc/cpuinfo has it; elsewhere what Python knows."""
+    names = (line.partition(":")[2] for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name"))
+    return next(names, "").strip() or platform.processor() or platform.machine()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def _version(package: str) -> str | None:

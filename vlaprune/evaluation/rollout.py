@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -129,6 +130,7 @@ class EnvSlot:
         self._env: Env | None = None
         self._attempt: Attempt | None = None
         self.episode = -1
+        self.began = 0.0
 
     @property
     def busy(self) -> bool:
@@ -150,7 +152,7 @@ class EnvSlot:
 
     def start(self, episode: int) -> None:
         """Takes an episode; the world moves, and after trouble is opened again, at the first `advance`."""
-        self.episode, self._attempt = episode, self._course(episode)
+        self.episode, self._attempt, self.began = episode, self._course(episode), time.monotonic()
 
     def _course(self, episode: int) -> Attempt:
         return (yield from attempt(self._open(), self._task, episode))
@@ -248,7 +250,10 @@ class _Episodes:
             said = slot.advance(actions, self.rules.time_limit)
         if isinstance(said, Observation):
             return said
-        record = None if said is None else EpisodeRecord(name, slot.episode, *said, self.policy.drain(slot.slot))
+        record = None
+        if said is not None:
+            took = time.monotonic() - slot.began
+            record = EpisodeRecord(name, slot.episode, *said, self.policy.drain(slot.slot), time.time(), took)
         self._in_a_row = self._in_a_row + 1 if record is None else 0
         for watcher in self.watchers:
             watcher.end(name, slot.episode, record)

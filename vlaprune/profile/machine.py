@@ -56,7 +56,11 @@ class Nvml:
         """Processes that compute on the board, this one included."""
         if self._nvml is None:
             return None
-        return len(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        try:
+            return len(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        except Exception as error:  # not on every board or driver
+            self.reason = f"no list of processes: {type(error).__name__} {error}"
+            return None
 
 
 @dataclass
