@@ -63,11 +63,12 @@ class Episode:
         self.number = 0
         self.pruner.reset()
 
-    def call(self, attention, visual=None, text=None, images=(), layout=None, tower=None):
+    def call(self, attention, visual=None, text=None, images=(), layout=None, tower=None, executed=None):
         layout = layout or self.layout
         visual = torch.randn(layout.total, 16, generator=torch.Generator().manual_seed(0)) if visual is None else visual
         text = torch.ones(len(layout.text), 16) if text is None else text
-        self.trace = Trace(layout, images, self.number, vision_attention=tower)
+        done = torch.empty(0, 0, dtype=torch.float64) if executed is None else executed
+        self.trace = Trace(layout, images, self.number, executed=done, vision_attention=tower)
         alive = torch.arange(layout.total)
         self.reads, self.values, chosen = dict(self.plan.reads), [], {}
         decoded = layout.action.start >= layout.length

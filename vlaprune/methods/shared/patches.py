@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -52,6 +52,12 @@ def patch_cosine(now: Patches, before: Patches) -> Tensor:
     return (dot / (left * right).sqrt().clamp(min=1.0)).masked_fill(equal, 1.0)
 
 
+def grey(pixels: Tensor) -> Tensor:
+    """[V, m] ITU-R 601 luma, 0 to 255 in fp32, of the pixels of patches [V, p, p, 3] uint8."""
+    flat = pixels.flatten(1, 2).float()
+    return flat @ flat.new_tensor([0.299, 0.587, 0.114])
+
+
 def still(now: Patches, before: Patches, threshold: float, layout: Layout, count: int) -> Tensor:
     """[V] bool, patches that did not change: cosine at or above `threshold`, at most the `count` most similar."""
     near = patch_cosine(now, before)
@@ -84,6 +90,64 @@ def _luma(pixels: int, device: torch.device) -> Tensor:
 def _entropies(pixels: int, device: torch.device) -> Tensor:
     """[pixels + 1] what a grey level that 0, 1, ... of `pixels` pixels have adds to their entropy."""
     return torch.special.entr(torch.arange(pixels + 1, dtype=torch.float64, device=device) / pixels)
+
+
+def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
+    """[h, w] bool edges of an image [h, w, 3] uint8: Canny 1986 with 3 x 3 Sobel masks, gradients by L1, no blur.
+
+    Grey is rounded and the borders repeat, as in OpenCV's `Canny(cvtColor(image, COLOR_RGB2GRAY), low, high)`.
+    """
+    level = (image.reshape(-1, 3).long() @ image.new_tensor([9798, 19235, 3735], dtype=torch.long) + 16384) >> 15
+    edge = F.pad(level.view(1, 1, *image.shape[:2]).float(), (1, 1, 1, 1), mode="replicate")
+    sobel = edge.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    dx, dy = F.conv2d(edge, torch.stack((sobel, sobel.T))[:, None])[0].long()
+    x, y = dx.abs(), dy.abs()
+    size = x + y
+    around = F.pad(size, (1, 1, 1, 1))
+    h, w = size.shape
+
+    def at(down: int, right: int) -> Tensor:
+        return around[1 + down : 1 + down + h, 1 + right : 1 + right + w]
+
+    tangent = round(0.4142135623730950488 * 2**15)  # of 22.5 degrees
+    flat, steep = (y << 15) < x * tangent, (y << 15) > x * (tangent + 2**16)
+    falling = (dx ^ dy) >= 0  # the diagonal from the upper left to the lower right
+    peak = torch.where(
+        flat,
+        (size > at(0, -1)) & (size >= at(0, 1)),
+        torch.where(
+            steep,
+            (size > at(-1, 0)) & (size >= at(1, 0)),
+            torch.where(
+                falling,
+                (size > at(-1, -1)) & (size > at(1, 1)),
+                (size > at(-1, 1)) & (size > at(1, -1)),
+            ),
+        ),
+    )
+    weak = peak & (size > low)
+    return _connected(weak & (size > high), weak)
+
+
+def with_edges(images: Sequence[Tensor], layout: Layout) -> Tensor:
+    """[V] bool, patches that hold a pixel of a Canny edge; one image [h, w, 3] uint8 per view."""
+    out = []
+    for view, image in zip(layout.views, images, strict=True):
+        h, w = image.shape[0] // view.height, image.shape[1] // view.width
+        edges = canny(image)[: h * view.height, : w * view.width]
+        out.append(edges.view(view.height, h, view.width, w).transpose(1, 2).flatten(2).any(2).flatten())
+    return torch.cat(out)
+
+
+def _connected(seeds: Tensor, among: Tensor) -> Tensor:
+    """[h, w] bool, the pixels of `among` that a path within it joins to one of `seeds`, diagonals included."""
+    reached, before = seeds, torch.zeros_like(seeds)
+    while not torch.equal(reached, before):
+        before = reached
+        for _ in range(16):  # a look at the result waits for the device
+            wide: Tensor = F.max_pool2d(reached[None].float(), 3, 1, 1)[0] > 0
+            reached = wide & among
+    return reached
 
 
 def patch_ssim(now: Tensor, before: Tensor) -> Tensor:

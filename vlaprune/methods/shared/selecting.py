@@ -144,6 +144,13 @@ def random_subset(rest: Tensor, count: int, seed: int) -> Tensor:
     return rest[order[:count].to(rest.device)]
 
 
+def random_mask(among: Tensor, share: float, seed: int) -> Tensor:
+    """[n] bool, floor(share m) of the m rows that `among` [n] names, drawn without replacement on the CPU."""
+    rows = among.nonzero()[:, 0]
+    picks = random_subset(rows, math.floor(share * rows.shape[0] + 1e-9), seed)
+    return torch.zeros_like(among).index_fill(0, picks, True)
+
+
 FILL: dict[str, Callable[..., Tensor]] = {  # `count` of the rows `rest` [m] of tokens [n, d]
     "stride": lambda rest, count, tokens, seed: evenly(rest, count),
     "random": lambda rest, count, tokens, seed: random_subset(rest, count, seed),
