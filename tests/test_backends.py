@@ -61,7 +61,7 @@ class Watching(NullSession):
         self.told.append(("enter", layer))
         return tokens
 
-    def leave(self, layer, tokens, queries, kv, seen):
+    def leave(self, layer, tokens, computed):
         self.told.append(("leave", layer))
 
     def next_prune_layer(self, layer):

@@ -73,8 +73,8 @@ class Remembering(NullSession):
     def __init__(self):
         self.queries, self.found = {}, {}
 
-    def leave(self, layer, tokens, queries, kv, seen):
-        self.queries[layer], self.found[layer] = queries, kv
+    def leave(self, layer, tokens, computed):
+        self.queries[layer], self.found[layer] = computed.queries, computed.kv
 
     def records_attention(self, layer):
         return True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Cache, LayerKV, Tokens
+from vlaprune.nn.decoder import Cache, Computed, LayerKV, Tokens
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.records import STAGES
 from vlaprune.selection import Promise, apply_selection, check_shapes
@@ -51,6 +51,7 @@ class Call:
         self._selections: dict[int, Selection | None] = {}
         self._kv: dict[int, LayerKV] = {}
         self._repeats = False
+        self._asked, self._second = type(arm.pruner).wants_second_pass is Pruner.wants_second_pass, False
 
     # -- the model's side ------------------------------------------------------------------------------------
 
@@ -71,12 +72,17 @@ class Call:
     def repeat_pass(self) -> None:
         """Opens another pass over the same prompt, such as a step of diffusion.
 
-        The method is not asked again: its selection of the first pass applies, and no attention is read.
+        The method is not asked again: its last selections apply, and no attention is read.
         """
-        self.flops["prompt"] += decoder_flops(self.config, self.trace.counts)
-        self.trace.counts.clear()
-        self.alive = torch.arange(self.trace.layout.total, device=self.alive.device)
+        self._rewind()
         self._reads, self._repeats = {}, True
+
+    def _rewind(self) -> None:
+        """Charges the pass that is over; the next one begins with all tokens."""
+        self.flops["prompt"] += decoder_flops(self.config, self.trace.counts)
+        self.trace.counts = []
+        self.alive = torch.arange(self.trace.layout.total, device=self.alive.device)
+        self.entered = set()
 
     @property
     def wants_vision_attention(self) -> bool:
@@ -125,19 +131,25 @@ class Call:
         self.entered.add(layer)
         with self.clock.span("method"):
             if not self._repeats:
-                self._selections[layer] = self.arm.pruner.select(self._context(layer, tokens))
+                self._selections[layer] = self.arm.pruner.select(self._context(layer, tokens.hidden))
             selection = self._selections[layer]
             if selection is None:
                 return tokens
             return self._select(layer, tokens, selection)
 
-    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
-        """Notes the sizes that were really computed, and takes the attention rows that were asked for."""
-        self.trace.counts.append((tokens.index.shape[0], seen))
+    def leave(self, layer: int, tokens: Tokens, computed: Computed) -> None:
+        """Notes the sizes that were really computed, and takes what was asked for: attention rows and outputs."""
+        self.trace.counts.append((tokens.index.shape[0], computed.seen))
+        if computed.outputs is not None:
+            rows = self._span(QueryGroup.VISUAL)
+            self.trace.add_outputs(layer, self.alive, computed.outputs[rows.start : rows.stop])
+        kv, queries = computed.kv, computed.queries
         if kv is None:
             return
         wanted = self._reads.get(layer)
         if wanted and queries is not None:
+            if self._second:
+                self.trace.forget(layer)
             self._read(layer, wanted, tokens, queries, kv)
         if self.keeps_kv:
             self._kv[layer] = kv
@@ -153,6 +165,27 @@ class Call:
         """Whether attention rows of this layer are read in this call."""
         return bool(self._reads.get(layer))
 
+    def records_outputs(self, layer: int) -> bool:
+        """Whether the method reads the attention outputs of this layer. Repeated passes read nothing."""
+        return layer in self.arm.plan.outputs and not self._repeats
+
+    def begin_second_pass(self, hidden: Tensor) -> bool:
+        """Asks the method once a call whether the prompt is to be computed again; if so, opens that pass."""
+        if self._asked:
+            return False
+        self._asked = True
+        layers = self.arm.info.num_layers
+        with self.clock.span("method"):
+            context = self._context(layers, hidden)
+            if not self.arm.pruner.wants_second_pass(context):
+                return False
+        self.trace.first_counts = self.trace.counts
+        self._rewind()
+        self.trace.kept.clear()
+        self.trace.reused.clear()
+        self._reads, self._second = dict(self.arm.plan.reads), True
+        return True
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _select(self, layer: int, tokens: Tokens, selection: Selection) -> Tokens:
@@ -166,7 +199,7 @@ class Call:
         if not self._repeats:
             self._extend_reads(layer, selection)
         check_shapes(name, layer, selection, self.arm.plan.reuses)
-        self.promises.append(Promise(layer, self.alive, selection))
+        self.promises.append(Promise(layer, self.alive, selection, self.trace.counts))
         own, self.alive = apply_selection(tokens, selection, self.alive, self.trace.layout)
         self.trace.kept[layer] = self.alive
         if own.columns is not None:
@@ -202,17 +235,18 @@ class Call:
             heads, _, size = queries.shape
             self.flops["method"] += 2.0 * heads * size * kv.keys.shape[1] * len(run)
 
-    def _context(self, layer: int, tokens: Tokens) -> PruneContext:
+    def _context(self, layer: int, hidden: Tensor) -> PruneContext:
         visual, text = self._span(QueryGroup.VISUAL), self._span(QueryGroup.TEXT)
         return PruneContext(
             layer=layer,
             seed=self.seed,
-            visual=tokens.hidden[visual.start : visual.stop],
+            visual=hidden[visual.start : visual.stop],
             alive=self.alive,
-            text=tokens.hidden[text.start : text.stop],
-            task=tokens.hidden[visual.stop :],
+            text=hidden[text.start : text.stop],
+            task=hidden[visual.stop :],
             reusable=self.cached if self.alive.shape == self.cached.shape else self.cached[self.alive],
             trace=self.trace,
+            second_pass=self._second,
         )
 
 

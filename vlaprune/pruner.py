@@ -64,6 +64,7 @@ class Plan:
             and their cost is charged to the method
     budget  layer -> visual tokens that go on computing whenever the method selects there; the observed number is
             held against it. A layer without an entry has a data-dependent count
+    outputs  layers whose attention output `PruneContext.outputs` gives, from the next layer on
     reuses  the method names reused rows, so keys and values are kept from call to call
     vision_attention  it reads PruneContext.vision_attention, the attention inside the vision tower
     """
@@ -73,10 +74,12 @@ class Plan:
     budget: Mapping[int, Budget] = field(default_factory=dict)
     reuses: bool = False
     vision_attention: bool = False
+    outputs: frozenset[int] = frozenset()
 
     def check(self, info: ModelInfo, method: str) -> None:
         """ValueError that names the first thing the model cannot give."""
-        for what, layers in (("prunes before", self.layers), ("reads", self.reads), ("budgets", self.budget)):
+        named = {"prunes before": self.layers, "reads": self.reads, "budgets": self.budget}
+        for what, layers in {**named, "reads outputs of": sorted(self.outputs)}.items():
             wrong = [n for n in layers if not 0 <= n < info.num_layers]
             if wrong:
                 raise ValueError(
@@ -100,6 +103,7 @@ class PruneContext:
     task      [m, d] hidden states of everything behind the visual tokens: proprioception, instruction, action slots
     reusable  [n] bool: an earlier call of this episode left keys and values in every layer from here on
     trace     everything this call has read so far
+    second_pass  the decoder computes the prompt of this call for the second time
     """
 
     layer: int
@@ -110,6 +114,7 @@ class PruneContext:
     task: Tensor
     reusable: Tensor
     trace: Trace
+    second_pass: bool = False
 
     @property
     def step(self) -> int:
@@ -142,6 +147,13 @@ class PruneContext:
         """[H, q, n] softmax weights on the rows of this site, read at an earlier layer of this call."""
         weights = self.trace.visual(layer, rows)
         return weights if self.alive.shape[0] == self.total else weights[..., self.alive]
+
+    def outputs(self, layer: int) -> Tensor:
+        """[n, d] attention output of the rows at an earlier layer, after o_proj and before the residual sum.
+
+        Needs `layer` in Plan.outputs. KeyError where it is not, or is not computed yet.
+        """
+        return self.trace.outputs_of(layer, self.alive)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +211,16 @@ class Pruner(ABC):
     @abstractmethod
     def select(self, context: PruneContext) -> Selection | None:
         """What goes on. Called at every planned site of every model call; None leaves the tokens as they are."""
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """Whether the decoder computes the prompt of this call once more, from the same embeddings.
+
+        Asked once a call, when all layers are computed: `context` has the final rows, and as its layer the number of
+        layers. In the second pass `select` is asked at every planned layer again, with `context.second_pass`. What a
+        layer reads there replaces what it read in the first pass. Both passes are charged and timed; the budget of the
+        plan is held against the second.
+        """
+        return False
 
     def reset(self) -> None:  # noqa: B027 - most methods remember nothing
         """A new episode begins: forget everything."""

@@ -24,6 +24,8 @@ class StepRecord:
     ms             milliseconds by stage, the same names and "other"; of the whole packed call where `packed` > 1
     packed         sequences in the model call that this one was part of; 1 where it was alone
     cold           why the time is not that of a steady state: "compile", "capture" or "allocate"; empty where it is
+    first_rows     where the method asked for a second pass of the prompt, tokens computed at each layer of the first;
+                   rows, columns and visual are then those of the second, flops and ms those of both
     """
 
     rows: tuple[int, ...]
@@ -35,6 +37,7 @@ class StepRecord:
     ms: Mapping[str, float]
     packed: int = 1
     cold: str = ""
+    first_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def read(folder: Path | str) -> Run:
 
 
 def _episode(line: dict[str, Any]) -> EpisodeRecord:
-    tuples = ("rows", "columns", "visual")
+    tuples = ("rows", "columns", "visual", "first_rows")
     calls: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in c.items()} for c in line.pop("calls")]
     return EpisodeRecord(**line, calls=tuple(StepRecord(**call) for call in calls))
 

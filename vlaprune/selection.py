@@ -20,11 +20,13 @@ class Promise:
     layer      before which the method selected
     alive      [n] numbers, among the V, of the visual tokens it chose from
     selection  what it answered
+    counts     (rows, columns) of every layer of the pass; a reference, complete when the pass is over
     """
 
     layer: int
     alive: Tensor
     selection: Selection
+    counts: list[tuple[int, int]]
 
 
 def apply_selection(tokens: Tokens, selection: Selection, alive: Tensor, layout: Layout) -> tuple[Tokens, Tensor]:

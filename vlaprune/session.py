@@ -102,7 +102,8 @@ class Session:
         visual = tuple(rows - others for rows, _ in trace.counts)
         for promise in call.promises:
             verify(self.name, promise, self._cached)
-            check_budget(self.name, promise.layer, self.arm.plan.budget, layout, visual[promise.layer])
+            if promise.counts is trace.counts:  # the last pass of the prompt is what pruning is judged by
+                check_budget(self.name, promise.layer, self.arm.plan.budget, layout, visual[promise.layer])
         if self.arm.plan.reuses:
             self._cached = self._cached.index_fill(0, call.alive, True)
         flops["prompt"] += decoder_flops(self.arm.config, trace.counts)
@@ -114,6 +115,7 @@ class Session:
             decoded=len(trace.passes),
             flops=flops,
             ms={},
+            first_rows=tuple(rows for rows, _ in trace.first_counts),
         )
 
     def _check_reached(self, call: Call) -> None:

@@ -54,6 +54,7 @@ class SimulatedGraphs(Backend):
 
 
 Model = TypeVar("Model", bound=VLA)
+Answer = TypeVar("Answer")
 
 
 def with_segments(model: Model, backend: Backend) -> Model:
@@ -69,20 +70,32 @@ class Watched(Pruner):
     def __init__(self, inner: Pruner) -> None:
         self.inner = inner
         self.kept: list[tuple[tuple[int, tuple[int, ...]], ...]] = []
+        self.outputs: frozenset[int] = frozenset()
 
     def plan(self, info: ModelInfo) -> Plan:
         """The inner plan, asked for twice: it must not change."""
         first, second = self.inner.plan(info), self.inner.plan(info)
         assert first == second, f"plan() answers {first}, then {second}; a plan is fixed"
+        self.outputs = first.outputs
         return first
 
     def select(self, context: PruneContext) -> Selection | None:
         """The inner selection."""
-        before = [t.clone() for t in (context.visual, context.alive, context.text)]
-        chosen = self.inner.select(context)
-        for old, new in zip(before, (context.visual, context.alive, context.text), strict=True):
+        return self._unwritten(context, self.inner.select)
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """The inner wish."""
+        return self._unwritten(context, self.inner.wants_second_pass)
+
+    def _unwritten(self, context: PruneContext, ask: Callable[[PruneContext], Answer]) -> Answer:
+        """The answer of the inner pruner, which must leave its context as it is."""
+        read = [context.outputs(n) for n in sorted(self.outputs) if n < context.layer]
+        shown = [context.visual, context.alive, context.text, *read]
+        before = [t.clone() for t in shown]
+        answer = ask(context)
+        for old, new in zip(before, shown, strict=True):
             assert torch.equal(old, new), f"{type(self.inner).__name__} wrote to a tensor of its context"
-        return chosen
+        return answer
 
     def reset(self) -> None:
         """A new episode."""
@@ -116,7 +129,8 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
 
     A plan is fixed; select writes to nothing; dropped tokens never come back within a call; reset forgets the episode;
     several episodes in different phases, packed into one call, choose what each chooses alone; the fast path, running
-    layers in segments, chooses what the layer loop chooses.
+    layers in segments, chooses what the layer loop chooses. All of this also where it reads attention outputs or asks
+    for a second pass.
     """
     for style in styles:
         first, second = scenes(0, 1), scenes(1, 2)

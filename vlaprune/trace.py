@@ -232,7 +232,8 @@ class Trace:
     step    model calls since the episode began
     kept    layer -> [k] numbers, among the V, of the visual tokens computed from that layer on
     reused  layer -> [r] prompt positions attended to from there on with an earlier call's keys and values
-    counts  per layer (rows computed, columns attended to) of the prompt pass
+    counts  per layer (rows computed, columns attended to) of the prompt pass; where there are two, of the second
+    first_counts  the same of the first pass, where the method asked for a second; else empty
     passes  per pass behind the prompt (a decoded token, a denoising step), the columns attended to at each layer
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
@@ -251,9 +252,11 @@ class Trace:
     kept: dict[int, Tensor] = field(default_factory=dict)
     reused: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
+    first_counts: list[tuple[int, int]] = field(default_factory=list)
     passes: list[list[int]] = field(default_factory=list)
     vision_attention: Tensor | None = None
     _read: dict[tuple[int, QueryGroup], list[RowSlice]] = field(default_factory=dict, repr=False)
+    _outputs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -270,6 +273,27 @@ class Trace:
         """Takes attention rows of a layer, and where in them each query group is."""
         for group, (start, stop) in spans.items():
             self._read.setdefault((layer, group), []).append(RowSlice(rows, start, stop))
+
+    def add_outputs(self, layer: int, alive: Tensor, outputs: Tensor) -> None:
+        """Takes the attention outputs [n, d] of a layer for visual tokens with the numbers `alive` [n], ascending."""
+        self._outputs[layer] = alive, outputs
+
+    def outputs_of(self, layer: int, alive: Tensor) -> Tensor:
+        """[k, d] attention output at `layer` of visual tokens with the numbers `alive` [k], all computed there.
+
+        KeyError names what was not read.
+        """
+        if layer not in self._outputs:
+            raise KeyError(f"outputs of layer {layer} were not read in this call; read were {sorted(self._outputs)}")
+        there, outputs = self._outputs[layer]
+        if alive.shape == there.shape:
+            return outputs
+        return outputs.index_select(0, torch.searchsorted(there, alive))
+
+    def forget(self, layer: int) -> None:
+        """Drops the attention rows of a layer: the second pass is about to read them again."""
+        for key in [key for key in self._read if key[0] == layer]:
+            del self._read[key]
 
     def add_weights(self, layer: int, group: QueryGroup, weights: Tensor) -> None:
         """Takes softmax weights [H, q, P] of one query group that are computed already, such as hand-made ones."""

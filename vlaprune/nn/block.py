@@ -126,9 +126,13 @@ class Block(nn.Module):
         heads = self.config.num_heads
         return sdpa(q, per_head(k, heads), per_head(v, heads), mask, causal)
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Rows [N, d] behind the layer, from rows before it and attention output [H, N, hd]."""
-        x = x + self.out(attended.transpose(0, 1).flatten(1))
+    def output(self, attended: Tensor) -> Tensor:
+        """Attention output [N, d] of the layer, from that of its heads [H, N, hd]."""
+        return self.out(attended.transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+
+    def finish(self, x: Tensor, output: Tensor) -> Tensor:
+        """Rows [N, d] behind the layer, from rows before it and their attention output [N, d]."""
+        x = x + output
         return x + self.feed(self.norm_mlp(x))
 
     def feed(self, x: Tensor) -> Tensor:

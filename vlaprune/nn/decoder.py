@@ -96,6 +96,23 @@ class LayerKV:
     bias: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What one layer computed for one sequence. The tensors stay unmodified until the call ends.
+
+    seen     number of columns attended to
+    queries  [num_heads, n, head_dim] rotated; None where `records_attention` is False
+    kv       what the rows attended to; None where neither attention nor keys and values are kept
+    outputs  [n, d] attention output of the rows (after o_proj, before the residual sum); None where `records_outputs`
+             is False
+    """
+
+    seen: int
+    queries: Tensor | None = None
+    kv: LayerKV | None = None
+    outputs: Tensor | None = None
+
+
 class Hooks(Protocol):
     """What the decoder calls for one sequence.
 
@@ -109,21 +126,20 @@ class Hooks(Protocol):
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
         """The rows that go on into `layer`; the same object where nothing changes."""
 
-    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
-        """A layer is computed.
-
-        queries  [num_heads, n, head_dim] rotated; None where `records_attention` is False
-        kv       what the rows attended to; None where neither attention nor keys and values are kept
-        seen     number of columns attended to
-
-        These tensors stay unmodified until the call ends.
-        """
+    def leave(self, layer: int, tokens: Tokens, computed: Computed) -> None:
+        """A layer is computed."""
 
     def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one at which `enter` may change the rows."""
 
     def records_attention(self, layer: int) -> bool:
-        """Whether `leave` keeps queries and keys of this layer."""
+        """Whether `leave` reads queries and keys of this layer."""
+
+    def records_outputs(self, layer: int) -> bool:
+        """Whether `leave` reads the attention outputs of this layer."""
+
+    def begin_second_pass(self, hidden: Tensor) -> bool:
+        """All layers are computed; `hidden` [n, d] are the final rows. Whether to compute the prompt once more."""
 
 
 class NullSession:
@@ -136,7 +152,7 @@ class NullSession:
         """All rows go on."""
         return tokens
 
-    def leave(self, layer: int, tokens: Tokens, queries: Tensor | None, kv: LayerKV | None, seen: int) -> None:
+    def leave(self, layer: int, tokens: Tokens, computed: Computed) -> None:
         """Nothing is kept."""
 
     def next_prune_layer(self, layer: int) -> int:
@@ -147,8 +163,17 @@ class NullSession:
         """No."""
         return False
 
+    def records_outputs(self, layer: int) -> bool:
+        """No."""
+        return False
 
-Layer = tuple[Tensor, Tensor, Tensor, Tensor]  # rows [n, d]; queries [H, n, hd]; keys and values [kv, c, hd]
+    def begin_second_pass(self, hidden: Tensor) -> bool:
+        """No."""
+        return False
+
+
+# Rows [n, d]; queries [H, n, hd]; keys and values [kv, c, hd]; attention output [n, d] where it is read, else None.
+Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
 def mask_of(index: Tensor, columns: Tensor, bias: Tensor | None, causal: bool, dtype: torch.dtype) -> Tensor | None:
@@ -160,10 +185,14 @@ def mask_of(index: Tensor, columns: Tensor, bias: Tensor | None, causal: bool, d
     return added if mask is None else added.masked_fill(~mask, float("-inf"))
 
 
-def plain_layer(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Layer:
-    """Unit: one layer on rows [n, d] that attend to each other only, without a bias."""
+def plain_layer(block: Block, x: Tensor, cos: Tensor, sin: Tensor, reads: bool) -> Layer:
+    """Unit: one layer on rows [n, d] that attend to each other only, without a bias.
+
+    reads  the attention output is read
+    """
     q, k, v = block.project(block.norm_attention(x), (cos, sin))
-    return block.finish(x, block.attend(q[None], k[None], v[None], None, block.config.causal)[0]), q, k, v
+    output = block.output(block.attend(q[None], k[None], v[None], None, block.config.causal)[0])
+    return block.finish(x, output), q, k, v, output if reads else None
 
 
 def masked_layer(
@@ -175,20 +204,25 @@ def masked_layer(
     columns: Tensor,
     bias: Tensor | None,
     old: tuple[Tensor, Tensor] | None,
+    reads: bool,
 ) -> Layer:
     """Unit: one layer on rows [n, d] at positions [n], with a bias [c] or with old keys and values [kv, m, hd].
 
     columns  [c] positions attended to: the rows' own, then those of the old keys
+    reads    the attention output is read
     """
     q, k, v = block.project(block.norm_attention(x), (cos, sin))
     if old is not None:
         k, v = torch.cat((k, old[0]), 1), torch.cat((v, old[1]), 1)
     mask = mask_of(index, columns, bias, block.config.causal, q.dtype)
-    return block.finish(x, block.attend(q[None], k[None], v[None], mask)[0]), q, k, v
+    output = block.output(block.attend(q[None], k[None], v[None], mask)[0])
+    return block.finish(x, output), q, k, v, output if reads else None
 
 
-Wants = tuple[tuple[bool, bool], ...]  # of every layer of a segment: whether queries, and keys and values, are kept
-Kept = tuple[Tensor | None, Tensor | None, Tensor | None]  # queries [H, n, hd], keys and values [kv, c, hd] of a layer
+# Of every layer of a segment: whether queries, keys and values, attention outputs are kept.
+Wants = tuple[tuple[bool, bool, bool], ...]
+# Of a layer: queries [H, n, hd], keys and values [kv, c, hd], attention outputs [n, d]; None for what is not kept.
+Kept = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Decoder(nn.Module):
@@ -203,8 +237,19 @@ class Decoder(nn.Module):
     def forward(self, sequences: Sequence[Tokens], hooks: Sequence[Hooks], backend: Backend = EAGER) -> list[Tensor]:
         """Final hidden states [n, d] of the rows of each sequence that reached the end.
 
-        One sequence runs segment by segment through the backend. Several run layer by layer as they are.
+        One sequence runs segment by segment through the backend. Several run layer by layer as they are. Sequences
+        whose hooks ask for it are computed once more, from the same rows.
         """
+        out = self._pass(sequences, hooks, backend)
+        again = [i for i, own in enumerate(out) if hooks[i].begin_second_pass(own)]
+        if again:
+            redone = self._pass([sequences[i] for i in again], [hooks[i] for i in again], backend)
+            for i, rows in zip(again, redone, strict=True):
+                out[i] = rows
+        return out
+
+    def _pass(self, sequences: Sequence[Tokens], hooks: Sequence[Hooks], backend: Backend) -> list[Tensor]:
+        """All layers, once."""
         layer, last = 0, self.config.num_layers
         sequences = list(sequences)
         while layer < last:
@@ -219,9 +264,9 @@ class Decoder(nn.Module):
 
     def _segment(self, first: int, stop: int, tokens: Tokens, hook: Hooks, backend: Backend) -> Tokens:
         """Layers first .. stop - 1 of one sequence, through the backend; the hooks are then told of each layer."""
-        records = [hook.records_attention(layer) for layer in range(first, stop)]
         keeps = hook.keeps_kv or hook.cache is not None
-        wants = tuple((record, record or keeps) for record in records)
+        records = [(hook.records_attention(layer), hook.records_outputs(layer)) for layer in range(first, stop)]
+        wants = tuple((record, record or keeps, reads) for record, reads in records)
         columns = tokens.index if tokens.columns is None else tokens.columns
         own = tokens.index.shape[0]
         old: list[tuple[Tensor, Tensor] | None] = [None] * (stop - first)
@@ -230,11 +275,12 @@ class Decoder(nn.Module):
         masked = None if tokens.plain else (columns, tokens.bias, old)
         layers = partial(self.layers, first, stop, wants, backend)
         hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.index, masked)
-        for layer, (queries, keys, values) in enumerate(kept, first):
-            if backend.static and queries is not None:  # another pass of this call would overwrite them
-                queries, keys, values = queries.clone(), keys.clone(), values.clone()
+        for layer, own_kept in enumerate(kept, first):
+            queries, keys, values, outputs = own_kept
+            if backend.static and (queries is not None or outputs is not None):  # another pass would overwrite them
+                queries, keys, values, outputs = (None if t is None else t.clone() for t in own_kept)
             kv = None if keys is None else LayerKV(keys, values, columns, tokens.bias)
-            hook.leave(layer, tokens, queries, kv, columns.shape[0])
+            hook.leave(layer, tokens, Computed(columns.shape[0], queries, kv, outputs))
         return replace(tokens, hidden=hidden)
 
     def layers(
@@ -254,14 +300,14 @@ class Decoder(nn.Module):
         cos, sin = backend.unit(rope)(self.config, index, hidden.dtype)
         plain, other = backend.unit(plain_layer), backend.unit(masked_layer)
         kept: list[Kept] = []
-        for i, (records, keeps) in enumerate(wants):
+        for i, (records, keeps, reads) in enumerate(wants):
             block = self.blocks[first + i]
             if masked is None:
-                hidden, q, k, v = plain(block, hidden, cos, sin)
+                hidden, q, k, v, output = plain(block, hidden, cos, sin, reads)
             else:
                 columns, bias, old = masked
-                hidden, q, k, v = other(block, hidden, cos, sin, index, columns, bias, old[i])
-            kept.append((q if records else None, k if keeps else None, v if keeps else None))
+                hidden, q, k, v, output = other(block, hidden, cos, sin, index, columns, bias, old[i], reads)
+            kept.append((q if records else None, k if keeps else None, v if keeps else None, output))
         if stop == self.config.num_layers:
             hidden = backend.unit(normalise)(self.norm, hidden)
         return hidden, kept
@@ -278,7 +324,14 @@ class Decoder(nn.Module):
             block: Block = self.blocks[layer]  # type: ignore[assignment]
             q, k, v = block.project(block.norm_attention(hidden), tables)
             attend = self._attend_alike if alike else self._attend_each
-            hidden = block.finish(hidden, attend(layer, sequences, hooks, (q, k, v)))
+            attended, kept = attend(layer, sequences, hooks, (q, k, v))
+            output = block.output(attended)
+            start = 0
+            for tokens, hook, rows, queries, kv in zip(sequences, hooks, lengths, *kept, strict=True):
+                own = output[start : start + rows] if hook.records_outputs(layer) else None
+                hook.leave(layer, tokens, Computed(kv.columns.shape[0], queries, kv, own))
+                start += rows
+            hidden = block.finish(hidden, output)
         if layers.stop == self.config.num_layers:
             hidden = self.norm(hidden)
         parts = hidden.split(lengths)  # one node in the backward graph, where slices would be full gradients
@@ -286,10 +339,13 @@ class Decoder(nn.Module):
 
     def _attend_each(
         self, layer: int, sequences: Sequence[Tokens], hooks: Sequence[Hooks], qkv: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """Attention output [H, N, hd], sequence by sequence: ragged lengths, caches, reused columns."""
+    ) -> tuple[Tensor, tuple[Sequence[Tensor], Sequence[LayerKV]]]:
+        """Attention output [H, N, hd], sequence by sequence: ragged lengths, caches, reused columns.
+
+        Also the queries [H, n, hd] of each sequence, and what they attended to.
+        """
         block: Block = self.blocks[layer]  # type: ignore[assignment]
-        outs, lengths = [], [t.index.shape[0] for t in sequences]
+        outs, kept, lengths = [], [], [t.index.shape[0] for t in sequences]
         for tokens, hook, q, k, v in zip(sequences, hooks, *(t.split(lengths, 1) for t in qkv), strict=True):
             columns = tokens.index if tokens.columns is None else tokens.columns
             if hook.cache is not None and columns.shape[0] > tokens.index.shape[0]:
@@ -300,19 +356,18 @@ class Decoder(nn.Module):
             else:
                 mask = mask_of(tokens.index, columns, tokens.bias, self.config.causal, q.dtype)
                 outs.append(block.attend(q[None], k[None], v[None], mask)[0])
-            hook.leave(layer, tokens, q, LayerKV(k, v, columns, tokens.bias), columns.shape[0])
-        return torch.cat(outs, 1)
+            kept.append(LayerKV(k, v, columns, tokens.bias))
+        return torch.cat(outs, 1), (qkv[0].split(lengths, 1), kept)
 
     def _attend_alike(
         self, layer: int, sequences: Sequence[Tokens], hooks: Sequence[Hooks], qkv: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, tuple[Sequence[Tensor], Sequence[LayerKV]]]:
         """The same for sequences of one length that attend to themselves, in one kernel call: what training uses."""
         block: Block = self.blocks[layer]  # type: ignore[assignment]
         q, k, v = (t.unflatten(1, (len(sequences), -1)).transpose(0, 1) for t in qkv)
         out = block.attend(q, k, v, None, self.config.causal)
-        for i, (tokens, hook) in enumerate(zip(sequences, hooks, strict=True)):
-            hook.leave(layer, tokens, q[i], LayerKV(k[i], v[i], tokens.index, None), tokens.index.shape[0])
-        return out.transpose(0, 1).flatten(1, 2)
+        kept = [LayerKV(k[i], v[i], tokens.index, None) for i, tokens in enumerate(sequences)]
+        return out.transpose(0, 1).flatten(1, 2), (list(q), kept)
 
 
 def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:

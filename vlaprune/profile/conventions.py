@@ -45,11 +45,12 @@ def prompt_length(config: DecoderConfig, macs: float, ffn: int = 3) -> float:
 
 def rosetta(config: DecoderConfig, record: StepRecord) -> dict[str, float]:
     """One call in every convention; the keys are those of `CONVENTIONS`."""
-    paper = prefill_macs(config, record.rows)
+    rows = (*record.first_rows, *record.rows)
+    paper = prefill_macs(config, rows)
     return {
         "flops_call": sum(record.flops.values()),
         "flops_prefill": 2 * paper,
         "macs_prefill_paper": paper,
-        "macs_prefill_eq9": prefill_macs(config, record.rows, ffn=2),
+        "macs_prefill_eq9": prefill_macs(config, rows, ffn=2),
         "visual_mean": sum(record.visual) / len(record.visual),
     }

@@ -35,13 +35,16 @@ class Unheeded(Pruner):
 
     def plan(self, info: ModelInfo) -> Plan:
         """The method's own, without the promise of a count."""
-        own = self.inner.plan(info)
-        return Plan(own.layers, own.reads, {}, own.reuses, own.vision_attention)
+        return replace(self.inner.plan(info), budget={})
 
     def select(self, context: PruneContext) -> Selection | None:
         """Chooses, and keeps everything; what it asks to read in this call is read."""
         chosen = self.inner.select(context)
         return None if chosen is None else Selection.all(context, chosen.reads)
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """As the method does."""
+        return self.inner.wants_second_pass(context)
 
     def reset(self) -> None:
         """A new episode."""
