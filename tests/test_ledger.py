@@ -10,7 +10,7 @@ from doubles import Bench, play
 from vlaprune.records import EpisodeRecord, Header, Run
 from vlaprune.report import claims as ledger
 from vlaprune.report.claims import Claim
-from vlaprune.stats.paired import wilson
+from vlaprune.stats.rates import mean_of_tasks, wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ledger.load(ROOT / "results" / "claims")
@@ -70,7 +70,7 @@ def test_our_number_has_an_interval_and_a_mean_of_suites_needs_them_all():
 
 
 def test_tasks_count_alike_however_many_episodes_they_have():
-    rate, interval = ledger.mean([(9, 10), (0, 1000)])
+    rate, interval = mean_of_tasks([(9, 10), (0, 1000)])
     assert rate == pytest.approx(0.45) and interval.low < 0.45 < interval.high
 
 

@@ -27,12 +27,13 @@ from vlaprune.policy import Policy
 from vlaprune.profile import micro
 from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
-from vlaprune.profile.page import Page, interval
+from vlaprune.profile.page import Page
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Recording, actions, closes, numbers, phases, record, synthetic
 from vlaprune.profile.roofline import Device
 from vlaprune.profile.speed import COMPLETE, described
 from vlaprune.pruner import Budget, Plan
+from vlaprune.stats.measured import median_interval
 
 HERE = Device("here", 1e11, 1e10, "test")
 CPU = torch.device("cpu")
@@ -232,7 +233,7 @@ def test_memory_that_a_method_holds_is_counted():
 
 def test_the_interval_of_a_median_holds_the_median():
     values = np.random.default_rng(0).normal(1.5, 0.1, 40)
-    low, high = interval(values)
+    low, high = median_interval(values)
     assert low < np.median(values) < high and high - low < 0.15
 
 

@@ -14,8 +14,9 @@ from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import gate
-from vlaprune.profile.fidelity import Replay, foretells, overlap, partial_rank, replay, score
+from vlaprune.profile.fidelity import Replay, foretells, overlap, replay, score
 from vlaprune.profile.recording import Frame, Recording, synthetic
+from vlaprune.stats.ranks import partial_rank
 
 GRIP = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
 

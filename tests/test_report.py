@@ -11,6 +11,7 @@ from vlaprune import cli, report
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, StepRecord, read
 from vlaprune.stats import paired as stats
+from vlaprune.stats import rates
 
 TASKS = {"near": 6, "far": 6}
 DENSE = {"near": "111111", "far": "111000"}  # 9 of 12
@@ -70,7 +71,7 @@ def test_every_number_of_the_table(runs):
     dense, fastv = (row for _, row in table.iterrows())
     assert (dense["method"], fastv["method"]) == ("dense", "fastv keep=0.25")  # the baseline comes first
     for row, won in ((dense, 9), (fastv, 8)):
-        interval = stats.wilson(won, 12)
+        interval = rates.wilson(won, 12)
         assert (row.success, row.episodes, row.task) == (won, 12, "all")
         assert (row.rate, row.low, row.high) == pytest.approx((won / 12, interval.low, interval.high))
     assert (fastv.paired, fastv.lost, fastv.gained) == (12, 2, 1)
@@ -243,7 +244,7 @@ def test_errors_over_tasks(runs):
     assert fastv.loc["all", "clustered"] == pytest.approx(stats.clustered_error({"near": (5, 6), "far": (3, 6)}))
     assert fastv.loc["all", "difference_clustered"] == pytest.approx(stats.clustered_error(both))
     assert pd.isna(fastv.loc["far", "clustered"])
-    exact = stats.clopper_pearson(8, 12)
+    exact = rates.clopper_pearson(8, 12)
     assert (fastv.loc["all", "exact_low"], fastv.loc["all", "exact_high"]) == pytest.approx((exact.low, exact.high))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean
-from vlaprune.stats.paired import wilson
+from vlaprune.stats.rates import wilson
 
 
 class CSV:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.records import EpisodeRecord
-from vlaprune.stats import paired as stats
+from vlaprune.stats import rates as stats
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
 SAID = "said.log"

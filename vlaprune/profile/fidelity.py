@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from vlaprune.benchmark import Interface
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.profile.recording import PHASES, Recording, closes
+from vlaprune.stats.ranks import partial_rank, rank_correlation
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,22 +131,7 @@ def foretells(
     if len(a) < 4:
         raise ValueError(f"{len(a)} arms; a rank correlation needs at least 4")
     picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
-    drawn = _rank(a[picks], b[picks])
+    drawn = rank_correlation(a[picks], b[picks])
     low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
     given = partial_rank(a, b, np.asarray(tokens, float))
-    return Foretold(float(_rank(a, b)), float(low), float(high), len(a), given)
-
-
-def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of the last axes; NaN where one of them is the same throughout."""
-    ranks = (rankdata(x, axis=-1) for x in (a, b))
-    x, y = (r - r.mean(-1, keepdims=True) for r in ranks)
-    norm = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-    return np.asarray((x * y).sum(-1) / np.where(norm > 0, norm, np.nan))
-
-
-def partial_rank(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
-    """Rank correlation of a and b [n] that `given` [n] does not explain; NaN where it explains one of them."""
-    ab, ac, bc = (float(_rank(x, y)) for x, y in ((a, b), (a, given), (b, given)))
-    rest = (1 - ac * ac) * (1 - bc * bc)
-    return float((ab - ac * bc) / np.sqrt(rest)) if rest > 1e-9 else float("nan")
+    return Foretold(float(rank_correlation(a, b)), float(low), float(high), len(a), given)

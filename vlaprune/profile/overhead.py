@@ -19,9 +19,10 @@ from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro
 from vlaprune.profile.machine import Nvml, Watch
 from vlaprune.profile.measured import Methods
-from vlaprune.profile.page import Page, interval, percent
+from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import Recording
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.stats.measured import median_interval
 from vlaprune.trace import Trace
 
 ALLOWED = 1.03
@@ -121,8 +122,8 @@ def alternate(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 
 def ratios(base: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Medians of base and other [n, 2] (wall, processor), and of the rounds' ratios with its 95 % interval."""
     each = other / base
-    low, high = interval(each[:, 0])
-    busy_low, busy_high = interval(each[:, 1])
+    low, high = median_interval(each[:, 0])
+    busy_low, busy_high = median_interval(each[:, 1])
     return {
         "ms_base": float(np.median(base[:, 0])),
         "ms": float(np.median(other[:, 0])),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 Cells = Mapping[str, str]
@@ -50,14 +49,6 @@ def sources(made: Mapping[str, Any]) -> str:
     for key in ("versions", "hardware"):
         lines.append(f"- {key}: " + ", ".join(f"{k} {v}" for k, v in made[key].items() if v is not None))
     return "\n".join(lines)
-
-
-def interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of a median."""
-    lot = np.random.default_rng(seed)
-    medians = np.median(lot.choice(values, (draws, len(values))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def percent(share: float) -> str:

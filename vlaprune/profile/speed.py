@@ -10,9 +10,10 @@ import numpy as np
 from vlaprune.policy import VLA
 from vlaprune.profile.conventions import CONVENTIONS, rosetta
 from vlaprune.profile.micro import Arm, Pair
-from vlaprune.profile.page import Page, interval, percent
+from vlaprune.profile.page import Page, percent
 from vlaprune.profile.roofline import DEVICES, Device
 from vlaprune.records import STAGES, StepRecord
+from vlaprune.stats.measured import median_interval
 
 SHOWN = ("H100", "H200", "4090", "A100")
 COMPLETE = 0.95  # share of a call that its stages must explain
@@ -66,7 +67,7 @@ def floor(on: Device, arm: Arm) -> float:
 def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -> dict[str, Any]:
     """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible."""
     ratios = pair.ratios
-    low, high = interval(ratios)
+    low, high = median_interval(ratios)
     row |= {"flops_cut": 1 - row["flops_call"] / base["flops_call"]}
     beside = [t for i in pair.beside for t in dense.blocks[i]]
     row["method_share"] = row["ms_method"] / float(np.mean(beside))

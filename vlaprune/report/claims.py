@@ -7,14 +7,13 @@ method= by their short names, and any setting of theirs. Without `bench.suite` i
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vlaprune.records import Run
-from vlaprune.stats.paired import Interval, wilson
+from vlaprune.stats.rates import mean_of_tasks
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 EVIDENCE = {"P": "the authors' own page or abstract", "S": "a third party's notes of the paper"}
@@ -93,7 +92,7 @@ def ours(claim: Claim, runs: Sequence[Run]) -> str:
     if None in found:
         return NOT_RUN
     tasks = [task for run in found if run for task in _tasks(run)]
-    rate, interval = mean(tasks)
+    rate, interval = mean_of_tasks(tasks)
     missing = sum(len(run.missing) for run in found if run)
     counted = f"n = {sum(n for _, n in tasks)}" + (f", {missing} episodes missing" if missing else "")
     return f"{100 * rate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] ({counted})"
@@ -104,19 +103,6 @@ def _tasks(run: Run) -> Iterable[tuple[int, int]]:
         own = [record.success for (name, _), record in run.episodes.items() if name == task]
         if own:
             yield sum(own), len(own)
-
-
-def mean(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
-    """Mean over tasks of (successes, episodes), as the protocols have it, with an interval for episodes.
-
-    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates.
-    """
-    rates = [won / n for won, n in tasks]
-    rate = sum(rates) / len(rates)
-    if len({n for _, n in tasks}) == 1:
-        return rate, wilson(sum(won for won, _ in tasks), sum(n for _, n in tasks))
-    error = math.sqrt(sum(p * (1 - p) / n for p, (_, n) in zip(rates, tasks, strict=True))) / len(rates)
-    return rate, Interval(max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error))
 
 
 def markdown(claims: Sequence[Claim], runs: Sequence[Run]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from vlaprune.records import Header, Run, differences
 from vlaprune.stats.noise import lines, same_method
-from vlaprune.stats.paired import Interval, aa_floor
+from vlaprune.stats.paired import aa_floor
+from vlaprune.stats.rates import Interval
 
 
 @dataclass(frozen=True)

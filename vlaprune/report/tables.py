@@ -13,6 +13,7 @@ from vlaprune.report.notes import footnotes
 from vlaprune.report.runs import Arm, Comparison, compare, context
 from vlaprune.report.sources import shared, sources
 from vlaprune.stats import paired as stats
+from vlaprune.stats import rates
 
 
 def summarise(
@@ -61,7 +62,7 @@ def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
     frame = frame if task is None else frame[frame["task"] == task]
     won, n = int(frame["success"].sum()), len(frame)
     weights = frame["calls"] / frame["calls"].sum()
-    interval, exact = stats.wilson(won, n), stats.clopper_pearson(won, n)
+    interval, exact = rates.wilson(won, n), rates.clopper_pearson(won, n)
     each = {str(t): (int(f["success"].sum()), len(f)) for t, f in frame.groupby("task")}
     return {
         "method": arm.marked,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -18,42 +18,27 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 from scipy.stats import binomtest, norm
 
+from vlaprune.stats.exact import below, score
+from vlaprune.stats.rates import Interval, design_effect, wilson
+
 Key = TypeVar("Key", bound=Hashable)  # of an episode
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval of a rate or of a difference of rates."""
-
-    low: float
-    high: float
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a success rate, the default (Wilson 1927)."""
-    return _proportion(successes, n, confidence, "wilson")
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the exact interval of a success rate, never too narrow (Clopper & Pearson 1934)."""
-    return _proportion(successes, n, confidence, "exact")
-
-
-def _proportion(successes: int, n: int, confidence: float, method: str) -> Interval:
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"no success rate of {successes} out of {n} episodes")
-    found = binomtest(successes, n).proportion_ci(confidence, method)
-    return Interval(float(found.low), float(found.high))
+SEARCHED = 3000  # episodes up to which further ones are counted by the exact test
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A 2x2 table of the same episodes run dense and with the method; counts of episodes."""
+    """A 2x2 table of the same episodes run dense and with the method; counts of episodes.
+
+    design  with several seeds: factor by which changes of one (task, episode) under several seeds repeat each other
+    net     with several seeds: (task, episode) that lost more often than they gained, and the other way round
+    """
 
     both: int
     lost: int  # only dense succeeded
     gained: int  # only the method succeeded
     neither: int
+    design: float = 1.0
+    net: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty table and negative counts."""
@@ -70,20 +55,42 @@ class Pairs:
         """Success rate of the method minus that of dense."""
         return (self.gained - self.lost) / self.n
 
+    @property
+    def effective(self) -> tuple[float, float, int]:
+        """Gained, lost and n of as many independent episodes as tell as much; the counts themselves with one seed."""
+        n = max(1, int(self.n / self.design + 1e-9))
+        return self.gained * n / self.n, self.lost * n / self.n, n
 
-def pair(dense: Mapping[Key, bool], method: Mapping[Key, bool]) -> Pairs:
-    """Count a method against dense, episode by episode; both must hold the same episodes."""
+
+def pair(
+    dense: Mapping[Key, bool], method: Mapping[Key, bool], cluster: Callable[[Key], Hashable] | None = None
+) -> Pairs:
+    """Count a method against dense, episode by episode; both must hold the same episodes.
+
+    cluster  what episodes that repeat each other share, such as (task, episode) of several seeds
+    """
     if dense.keys() != method.keys():
         absent, extra = len(dense.keys() - method.keys()), len(method.keys() - dense.keys())
         raise ValueError(f"not the same episodes: method lacks {absent}, dense lacks {extra}")
     count = Counter((bool(dense[key]), bool(method[key])) for key in dense)
-    return Pairs(count[True, True], count[True, False], count[False, True], count[False, False])
+    found = Pairs(count[True, True], count[True, False], count[False, True], count[False, False])
+    groups: dict[Hashable, list[int]] = {}
+    for key in dense if cluster else ():
+        assert cluster is not None
+        groups.setdefault(cluster(key), []).append(bool(method[key]) - bool(dense[key]))
+    if len(groups) in (0, len(dense)):
+        return found
+    net = sum(sum(g) < 0 for g in groups.values()), sum(sum(g) > 0 for g in groups.values())
+    return replace(found, design=design_effect(groups.values()), net=net)
 
 
 def mcnemar_exact(pairs: Pairs) -> float:
-    """Return the two-sided exact McNemar p-value: are losses and gains equally likely?"""
-    discordant = pairs.lost + pairs.gained
-    return float(binomtest(pairs.lost, discordant).pvalue) if discordant else 1.0
+    """Return the two-sided exact McNemar p-value: are losses and gains equally likely?
+
+    With several seeds a (task, episode) counts once, by the sign of its net change.
+    """
+    lost, gained = pairs.net or (pairs.lost, pairs.gained)
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def newcombe(pairs: Pairs, confidence: float = 0.95) -> Interval:
@@ -101,25 +108,17 @@ def newcombe(pairs: Pairs, confidence: float = 0.95) -> Interval:
 def tango(pairs: Pairs, confidence: float = 0.95) -> Interval:
     """Return the score interval of the paired difference (Tango 1998, Stat. Med. 17:891)."""
     z = float(norm.ppf((1 + confidence) / 2))
+    gained, lost, n = pairs.effective
 
-    def low(gained: int, lost: int) -> float:
+    def low(gained: float, lost: float) -> float:
         def excess(delta: float) -> float:
-            distance, error = _score(gained, lost, pairs.n, delta)
-            return distance - z * error
+            distance, error = score(np.float64(gained), np.float64(lost), n, delta)
+            return float(distance - z * error)
 
         # At the estimate the score may be 0/0, so the search ends just beside it.
-        return float(brentq(excess, -1.0, (gained - lost) / pairs.n - 1e-9))
+        return float(brentq(excess, -1.0, (gained - lost) / n - 1e-9))
 
-    return Interval(low(pairs.gained, pairs.lost), -low(pairs.lost, pairs.gained))
-
-
-def _score(gained: int, lost: int, n: int, delta: float) -> tuple[float, float]:
-    """Return Tango's numerator and its standard error, were the true difference delta."""
-    linear = (2 * n - gained + lost) * delta - gained - lost
-    root = math.sqrt(max(0.0, linear * linear + 8 * n * lost * delta * (1 - delta)))
-    lost_rate = (root - linear) / (4 * n)  # most likely rate of losses, given delta
-    variance = n * (2 * lost_rate + delta * (1 - delta))
-    return gained - lost - n * delta, math.sqrt(max(0.0, variance))
+    return Interval(low(gained, lost), -low(lost, gained))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -150,6 +149,7 @@ class Verdict:
 
     decision: Literal["no worse", "worse", "undecided"]
     interval: Interval  # Tango, of method - dense, of this method alone
+    held: Interval  # at the level at which Holm judges this method: beside -margin exactly where it is decided
     p: float  # exact McNemar
     adjusted: float  # p-value of the decision, made for as many methods as were judged together (Holm)
     more: int  # episodes still needed, 0 once decided
@@ -164,42 +164,87 @@ def verdict(pairs: Pairs, margin: float, confidence: float = 0.95) -> Verdict:
 def verdicts(several: Sequence[Pairs], margin: float, confidence: float = 0.95) -> list[Verdict]:
     """Judge methods together: the chance of any wrong decision among them is at most 1 - confidence.
 
-    Tango's score test of "the difference is -margin", Holm over the methods. "No worse" if it is rejected and the
-    difference lies above, "worse" if below and exact McNemar agrees (the score is too bold on few episodes). For one
-    method this is Tango's interval against -margin; not Newcombe's, which may be 0 wide on two episodes.
+    The exact test of "the difference is -margin" (`exact.below`), both sides, Holm over the methods. "No worse" if it
+    is rejected and the difference lies above, "worse" if below and exact McNemar agrees.
     """
     if not 0 <= margin < 1:
         raise ValueError(f"a margin is a proportion in [0, 1), got {margin}")
     alpha = 1 - confidence
-    ps = [_against(pairs, margin) for pairs in several]
+    ps = [against(pairs, margin) for pairs in several]
     adjusted = holm(ps)
-    level = alpha / max(1, sum(p > alpha for p in adjusted))  # Holm's, for whichever is decided next
-    return [
-        _say(pairs, margin, confidence, p, held, level) for pairs, p, held in zip(several, ps, adjusted, strict=True)
-    ]
+    undecided = sum(p > alpha for p in adjusted)
+    levels = [0.0] * len(ps)
+    for rank, i in enumerate(np.argsort(ps, kind="stable")):
+        levels[i] = alpha / max(len(ps) - rank, undecided)
+    return [_say(pairs, margin, confidence, *told) for pairs, *told in zip(several, adjusted, levels, strict=True)]
 
 
-def _against(pairs: Pairs, margin: float) -> float:
+def against(pairs: Pairs, margin: float) -> float:
     """Return the two-sided p-value of "the difference is -margin", of McNemar too where it lies below."""
-    distance, error = _score(pairs.gained, pairs.lost, pairs.n, -margin)
-    p = 2 * float(norm.sf(abs(distance) / error)) if error else 1.0
-    return max(p, mcnemar_exact(pairs)) if distance < 0 else p
+    if pairs.difference < -margin:
+        return max(_beside(*pairs.effective, margin), mcnemar_exact(pairs))
+    return _beside(*pairs.effective, margin)
 
 
-def _say(pairs: Pairs, margin: float, confidence: float, p: float, adjusted: float, level: float) -> Verdict:
-    """Return the verdict; to be decided at even odds, the score, which grows as sqrt(n), must reach that of level."""
+def _beside(gained: float, lost: float, n: int, margin: float) -> float:
+    """Return the two-sided exact p-value of "the difference is -margin"."""
+    under = (gained - lost) / n < -margin
+    return min(1.0, 2 * (below(gained, lost, n, -margin) if under else below(lost, gained, n, margin)))
+
+
+def _held(tango: Interval, decision: str, margin: float) -> Interval:
+    """The score interval; its end stands at the margin where the exact test of the margin says otherwise."""
+    if decision == "no worse":
+        return Interval(max(tango.low, -margin), tango.high)
+    if decision == "worse":
+        return Interval(tango.low, min(tango.high, -margin))
+    return Interval(min(tango.low, -margin), max(tango.high, -margin))
+
+
+def _say(pairs: Pairs, margin: float, confidence: float, adjusted: float, level: float) -> Verdict:
+    """Return the verdict at Holm's level for this method."""
     interval, exact = tango(pairs, confidence), mcnemar_exact(pairs)
-    found = f"{100 * pairs.difference:+.1f} points, {100 * confidence:g} % interval "
-    found += f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}], margin {100 * margin:g}, "
-    found += f"n = {pairs.n}, lost {pairs.lost}, gained {pairs.gained}, McNemar p = {exact:.2g}"
+    decision: Literal["no worse", "worse", "undecided"] = "undecided"
     if adjusted <= 1 - confidence:
-        decision: Literal["no worse", "worse"] = "no worse" if pairs.difference > -margin else "worse"
-        return Verdict(decision, interval, exact, adjusted, 0, f"{decision}: {found}")
-    z, score = (float(norm.isf(x / 2)) for x in (level, p))
-    more = max(1, math.ceil(pairs.n * ((z / max(score, 1e-4)) ** 2 - 1)))
+        decision = "no worse" if pairs.difference > -margin else "worse"
+    held = _held(tango(pairs, 1 - level), decision, margin)
+    found = f"{100 * pairs.difference:+.1f} points, {100 * (1 - level):.4g} % interval "
+    found += f"[{100 * held.low:+.1f}, {100 * held.high:+.1f}], margin {100 * margin:g}, "
+    found += f"n = {pairs.n}, lost {pairs.lost}, gained {pairs.gained}, McNemar p = {exact:.2g}"
+    if decision != "undecided":
+        return Verdict(decision, interval, held, exact, adjusted, 0, f"{decision}: {found}")
+    more = _more(pairs, margin, level)
     about = f"about {round(more, 2 - len(str(more))):,}" if more < 1e6 else "over a million"
     words = f"undecided ({about} more episodes, for even odds, at these rates): {found}"
-    return Verdict("undecided", interval, exact, adjusted, more, words)
+    return Verdict("undecided", interval, held, exact, adjusted, more, words)
+
+
+def _more(pairs: Pairs, margin: float, level: float) -> int:
+    """Return how many more episodes decide at even odds: those after which a table of these rates does, to 1 %.
+
+    The score grows as sqrt(n); where that says fewer than `SEARCHED` episodes, the exact test is asked.
+    """
+    gained, lost, n = pairs.effective
+    scale = pairs.n / n
+    distance, error = score(np.float64(gained), np.float64(lost), n, -margin)
+    growth = (float(norm.isf(level / 2)) * float(error) / max(abs(float(distance)), 1e-9)) ** 2
+    if growth * n > SEARCHED:
+        return math.ceil(pairs.n * (min(growth, 1e9) - 1))
+
+    def decides(total: int) -> bool:
+        more = total / n
+        if _beside(gained * more, lost * more, total, margin) > level:
+            return False
+        changed = Pairs(0, round(lost * more), round(gained * more), 1)
+        return pairs.difference >= -margin or mcnemar_exact(changed) <= level
+
+    few, many = n, max(n + 1, math.ceil(growth * n))
+    while not decides(many) and many < 2 * SEARCHED:
+        few, many = many, many + max(1, many // 4)
+    while many - few > max(1, many // 100):
+        middle = (few + many) // 2
+        few, many = (few, middle) if decides(middle) else (middle, many)
+    return max(1, math.ceil(many * scale) - pairs.n)
 
 
 def aa_floor(first: Mapping[Key, bool], second: Mapping[Key, bool]) -> tuple[float, Interval]:

@@ -1,0 +1,21 @@
+"""Medians of what was measured, with their intervals, and whether a speed-up is possible. numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of a median."""
+    lot = np.random.default_rng(seed)
+    medians = np.median(lot.choice(values, (draws, len(values))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def impossible(speedup: float, flops_cut: float, tolerance: float = 0.1) -> bool:
+    """Whether a speed-up is above what this share of FLOPs saved allows, were all time spent computing.
+
+    Then the times do not measure the method: cold calls, a neighbour on the machine, a slow baseline.
+    """
+    return speedup > (1 + tolerance) * max(1.0, 1 / max(1e-9, 1 - flops_cut))

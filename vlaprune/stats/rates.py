@@ -1,0 +1,76 @@
+"""Intervals and means of success rates; an episode run under several seeds is one cluster. numpy and scipy only.
+
+Bad input raises ValueError in one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import betaincinv
+from scipy.stats import norm
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval of a rate or of a difference of rates."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95, design: float = 1.0) -> Interval:
+    """The Wilson score interval of a success rate, the default (Wilson 1927); `design` as in `design_effect`."""
+    rate, many = _rate(successes, n, design)
+    z = float(norm.isf((1 - confidence) / 2))
+    middle, reach = rate + z * z / (2 * many), z * math.sqrt(rate * (1 - rate) / many + z * z / (4 * many * many))
+    low, high = ((middle + sign * reach) / (1 + z * z / many) for sign in (-1, 1))
+    return Interval(0.0 if successes == 0 else low, 1.0 if successes == n else high)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95, design: float = 1.0) -> Interval:
+    """The exact interval of a success rate, never too narrow (Clopper & Pearson 1934)."""
+    rate, many = _rate(successes, n, design)
+    won, tail = rate * many, (1 - confidence) / 2
+    low = float(betaincinv(won, many - won + 1, tail)) if successes else 0.0
+    return Interval(low, float(betaincinv(won + 1, many - won, 1 - tail)) if successes < n else 1.0)
+
+
+def _rate(successes: int, n: int, design: float) -> tuple[float, float]:
+    """The rate, and how many independent episodes tell as much."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"no success rate of {successes} out of {n} episodes")
+    return successes / n, n / design
+
+
+def design_effect(clusters: Iterable[Sequence[float]]) -> float:
+    """By what factor the variance of a mean is larger than that of independent values (Kish 1965), at least 1.
+
+    A cluster holds the values of one (task, episode) under every seed. One more cluster, in which every seed changes
+    alike, is counted, so that a sample in which nothing changed does not pass for independent. 1 with one seed.
+    """
+    groups = [np.asarray(values, float) for values in clusters]
+    several = max((len(g) for g in groups), default=1)
+    if several < 2:
+        return 1.0
+    every = np.concatenate(groups)
+    centre = every.mean()
+    among = sum(float((g - centre).sum()) ** 2 for g in groups) + several**2
+    within = float(((every - centre) ** 2).sum()) + several
+    return max(1.0, among / within)
+
+
+def mean_of_tasks(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
+    """Unweighted mean over tasks of (successes, episodes), as the protocols have it, with an interval for episodes.
+
+    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates.
+    """
+    rates = [won / n for won, n in tasks]
+    rate = sum(rates) / len(rates)
+    if len({n for _, n in tasks}) == 1:
+        return rate, wilson(sum(won for won, _ in tasks), sum(n for _, n in tasks))
+    error = math.sqrt(sum(p * (1 - p) / n for p, (_, n) in zip(rates, tasks, strict=True))) / len(rates)
+    return rate, Interval(max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error))
