@@ -148,6 +148,26 @@ class Benchmark(Protocol):
         """Starts the simulator for one task; leaving the context closes it."""
 
 
+class Holds(Protocol):
+    """A benchmark that says what its robot does while it has no action; every mode of delay but `wait` asks."""
+
+    def hold(self, last: np.ndarray | None) -> np.ndarray:
+        """The [A] action that keeps the robot where it is and leaves the gripper as last commanded.
+
+        last  the last action [A] that was executed; None before the first of an episode
+        """
+
+
+def hold_still(last: np.ndarray | None, start: float, size: int = 7) -> np.ndarray:
+    """Holding where actions are changes: no motion, and the gripper's last command again.
+
+    start  the gripper's command before the first action
+    """
+    out = np.zeros(size)
+    out[-1] = start if last is None else last[-1]
+    return out
+
+
 def check_action(action: np.ndarray, size: int) -> np.ndarray:
     """The action as float64, or ValueError where its shape is wrong or a number is not finite."""
     action = np.asarray(action, dtype=np.float64)

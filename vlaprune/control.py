@@ -1,4 +1,4 @@
-"""What stands between a model and a robot: rotation, gripper, ensemble and re-plan rate. numpy only.
+"""What stands between a model and a robot: rotation, gripper, ensemble, re-plan rate and delay. numpy only.
 
 Sources: openvla/openvla@c8f03f4:experiments/robot/robot_utils.py (LIBERO's gripper);
 DelinQu/SimplerEnv-OpenVLA@ccfe380:simpler_env/policies/openvla/openvla_model.py (rotation, WidowX, sticky gripper);
@@ -7,12 +7,12 @@ microsoft/CogACT@b174a1b:sim_cogact/{cogact_policy,adaptive_ensemble}.py (its ow
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vlaprune.benchmark import Gripper, Interface
+from vlaprune.delay import Delay, Timeline
 
 ROTATIONS = ("axis_angle", "euler_xyz", "quat_xyzw")
 GRIPPERS: dict[
@@ -46,6 +46,9 @@ class Control:
     ensemble  how many chunks are averaged for each action, which means a model call for every action; 0 for none
     alpha     weight of the cosine between an older prediction and the newest in that average
     execute   actions executed per model call; None for the whole chunk
+
+    Holding (delay.py) is said in the robot's own conventions, by the benchmark: no control turns a held action, and the
+    steps of a sticky or latched change are not counted on while the robot holds.
 
     Errors: ValueError for options that do not exist or contradict each other.
     """
@@ -105,35 +108,65 @@ def taught(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
 
 
 class Controller:
-    """A control at work in one slot: it remembers the gripper and the chunks of an episode."""
+    """A control at work in one slot: it remembers the gripper and the chunks of an episode.
 
-    def __init__(self, control: Control) -> None:
-        self.control = control
+    delay  what happens while the policy thinks; None for a world that waits
+    """
+
+    def __init__(self, control: Control, delay: Delay | None = None) -> None:
+        self.control, self.delay = control, delay
+        self.timeline = Timeline("wait" if delay is None else delay.mode, max(1, control.ensemble))
         self.reset()
 
     def reset(self) -> None:
-        """A new episode, or a new instruction, begins."""
-        self._chunks: deque[np.ndarray] = deque(maxlen=max(1, self.control.ensemble))
+        """A new episode begins."""
+        self.timeline.reset()
+        self.executed: list[np.ndarray] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """A new instruction begins: older chunks and the gripper's course do not count any more."""
+        self.timeline.forget()
+        self._chunks: dict[int, np.ndarray] = {}
         self._before: float | None = None
         self._held, self._left = 0.0, 0
 
-    def actions(self, chunk: np.ndarray) -> np.ndarray:
-        """The [n, A] actions to execute before the next look, from a [chunk, A] as the model emits it."""
-        control = self.control
-        out = self._ensemble(chunk)[None] if control.ensemble else chunk[: control.calls(len(chunk))]
-        if control.rotation is not None:
-            hand, turn, gripper = np.split(out, [3, -1], axis=1)
-            out = np.concatenate([hand, np.stack([_turn(control.rotation, r) for r in turn]), gripper], axis=1)
-        if control.gripper is not None:
-            out = np.array(out)
-            out[:, -1] = [self._gripper(g) for g in out[:, -1]]
+    def actions(self, chunk: np.ndarray, late: int = 0) -> np.ndarray:
+        """The [n, A] actions to execute before the next look, from a [chunk, A] as the model emits it.
+
+        late  control steps after which the chunk arrives; the robot holds or goes on with older chunks until then
+        """
+        number, execute = self.timeline.calls, self.control.calls(len(chunk))
+        self._chunks[number] = chunk
+        steps = self.timeline.call(late, execute, len(chunk))
+        out = np.stack([self._execute(step.rows) for step in steps])
+        self._chunks = {n: c for n, c in self._chunks.items() if n > number - self.timeline.depth}
         return out
 
-    def _ensemble(self, chunk: np.ndarray) -> np.ndarray:
+    def _execute(self, rows: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """The [A] action of one control step."""
+        if rows:
+            action = self._action(np.stack([self._chunks[call][index] for call, index in rows]))
+        else:
+            assert self.delay is not None  # a world that waits never leaves a step without an action
+            action = self.delay.hold(self.executed[-1] if self.executed else None)
+        self.executed.append(action)
+        return action
+
+    def _action(self, planned: np.ndarray) -> np.ndarray:
+        """The [A] action that [m, A] planned for the same step become, the newest first."""
+        control = self.control
+        out = self._mean(planned) if control.ensemble else planned[0]
+        if control.rotation is not None:
+            hand, turn, gripper = np.split(out, [3, -1])
+            out = np.concatenate([hand, _turn(control.rotation, turn), gripper])
+        if control.gripper is not None:
+            out = np.array(out)
+            out[-1] = self._gripper(out[-1])
+        return out
+
+    def _mean(self, now: np.ndarray) -> np.ndarray:
         """The mean of what the last chunks say of now, each weighted by exp(alpha * its cosine with the newest)."""
-        self.control.calls(len(chunk))
-        self._chunks.append(chunk)
-        now = np.stack([c[age] for age, c in enumerate(reversed(self._chunks))])  # the newest first
         cosine = now @ now[0] / (np.linalg.norm(now, axis=1) * np.linalg.norm(now[0]) + 1e-7)
         weight = np.exp(self.control.alpha * cosine)
         return weight / weight.sum() @ now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
+from vlaprune.delay import Delay
 from vlaprune.meter import Clock
 from vlaprune.nn.backend import Backend
 from vlaprune.nn.decoder import Decoder
@@ -83,17 +84,24 @@ class Policy:
     """A model, and per slot a session and a controller. Slots that need a chunk share one packed call, nothing else.
 
     control  how chunks become the robot's actions; None leaves them as they are
+    delay    how long calls take in the world's time; None for a world that waits
     """
 
     def __init__(
-        self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1, control: Control | None = None
+        self,
+        model: VLA,
+        make_pruner: Callable[[], Pruner],
+        slots: int = 1,
+        control: Control | None = None,
+        delay: Delay | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots={slots}; use at least 1")
         self.model = model
         self.clock = Clock(str(model.device))
         self.sessions = [Session(make_pruner(), model.info, model.decoder.config, self.clock) for _ in range(slots)]
-        self.controllers = [Controller(control or Control()) for _ in range(slots)]
+        self.delay = delay
+        self.controllers = [Controller(control or Control(), delay) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
         self._told: list[str | None] = [None] * slots
 
@@ -113,14 +121,14 @@ class Policy:
         """Begins anew where the instruction changes within an episode (SIMPLER's put in drawer), as upstream does."""
         if self._told[slot] not in (None, instruction):
             self.sessions[slot].reset(self.sessions[slot].seed)
-            self.controllers[slot].reset()
+            self.controllers[slot].forget()
         self._told[slot] = instruction
 
     @torch.inference_mode()
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """The [n, action_dim] float64 actions to execute now, for each slot that has an observation.
+        """The [n, action_dim] float64 actions to execute until the next look, for each slot that has an observation.
 
-        ValueError where the model emits NaN.
+        With a delay they begin with what the robot does while the policy thinks. ValueError where the model emits NaN.
         """
         slots = list(observations)
         for slot in slots:
@@ -139,7 +147,7 @@ class Policy:
                 raise ValueError(
                     f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
                 )
-        out = {slot: self.controllers[slot].actions(chunk) for slot, chunk in actions.items()}
+        out = {slot: self.controllers[slot].actions(chunk, self._late(slot)) for slot, chunk in actions.items()}
         for slot, own in out.items():
             self.sessions[slot].executes(torch.from_numpy(own))
         return out
@@ -148,6 +156,26 @@ class Policy:
         """What a slot's latest call computed, read and kept; to look at, after `act`."""
         return self.sessions[slot].trace
 
-    def drain(self, slot: int) -> tuple[StepRecord, ...]:
-        """The records of a slot's calls since its reset."""
-        return tuple(self._calls[slot])
+    def _late(self, slot: int) -> int:
+        """Control steps that the slot's latest call takes; its milliseconds go into the call's record."""
+        if self.delay is None:
+            return 0
+        calls = self._calls[slot]
+        ms, late = self.delay.late(self.sessions[slot].seed, len(calls) - 1, calls[-1])
+        calls[-1] = replace(calls[-1], delay={"ms": ms})
+        return late
+
+    def drain(self, slot: int, steps: int | None = None) -> tuple[StepRecord, ...]:
+        """The records of a slot's calls since its reset.
+
+        steps  control steps after which the episode ended; None where all that was planned is executed
+        """
+        calls, timeline = self._calls[slot], self.controllers[slot].timeline
+        if self.delay is None:
+            return tuple(calls)
+        waited = timeline.waited(len(timeline.steps) if steps is None else steps)
+        return tuple(replace(c, delay={**c.delay, **asdict(w)}) for c, w in zip(calls, waited, strict=True))
+
+    def executed(self, slot: int, steps: int) -> np.ndarray:
+        """The first `steps` actions [steps, action_dim] that a slot executed since its reset."""
+        return np.stack(self.controllers[slot].executed[:steps])

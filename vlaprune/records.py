@@ -26,6 +26,7 @@ class StepRecord:
     cold           why the time is not that of a steady state: "compile", "capture" or "allocate"; empty where it is
     first_rows     where the method asked for a second pass of the prompt, tokens computed at each layer of the first;
                    rows, columns and visual are then those of the second, flops and ms those of both
+    delay          where the world did not wait: ms, and in control steps late, held, stale, dropped (delay.Waited)
     """
 
     rows: tuple[int, ...]
@@ -38,6 +39,7 @@ class StepRecord:
     packed: int = 1
     cold: str = ""
     first_rows: tuple[int, ...] = ()
+    delay: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class EpisodeRecord:
 
     ended    when it was over, seconds since 1970; seconds  how long it took on the wall clock. No part of the outcome:
              records that differ only in them are equal
+    motion   how the robot moved, see evaluation/motion.py; empty in journals from before it was recorded
     """
 
     task: str
@@ -55,6 +58,7 @@ class EpisodeRecord:
     calls: tuple[StepRecord, ...]
     ended: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    motion: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlaprune.benchmark import Interface, Observation, Task, check_action
+from vlaprune.benchmark import Interface, Observation, Task, check_action, hold_still
 
 
 class _World:
@@ -85,6 +85,10 @@ class Toy:
     def interface(self) -> Interface:
         """Whatever way a hand is turned or closed is the same here."""
         return Interface("any", "any", "delta", tuple(self.cameras), self.state)
+
+    def hold(self, last: np.ndarray | None) -> np.ndarray:
+        """The point stays where it is."""
+        return hold_still(last, start=0.0)
 
     def tasks(self) -> Sequence[Task]:
         """Reach the red light, reach the blue light."""

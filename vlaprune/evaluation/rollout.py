@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from vlaprune.benchmark import Benchmark, Env, Observation, Task
+from vlaprune.evaluation.motion import motion
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.records import EpisodeRecord, Header
 from vlaprune.trace import Trace
@@ -198,7 +199,7 @@ def rollout(
         try:
             for slot in slots:
                 slot.open(rules.time_limit)
-            for record in _Episodes(policy, task, slots, todo, journal, rules, watchers):
+            for record in _Episodes(policy, bench, task, slots, todo, journal, rules, watchers):
                 journal.write(record)
                 if rules.stop(record):
                     return
@@ -212,6 +213,7 @@ class _Episodes:
     """The missing episodes of one task, as they finish."""
 
     policy: Policy
+    bench: Benchmark
     task: Task
     slots: Sequence[EnvSlot]
     todo: deque[int]
@@ -250,10 +252,7 @@ class _Episodes:
             said = slot.advance(actions, self.rules.time_limit)
         if isinstance(said, Observation):
             return said
-        record = None
-        if said is not None:
-            took = time.monotonic() - slot.began
-            record = EpisodeRecord(name, slot.episode, *said, self.policy.drain(slot.slot), time.time(), took)
+        record = None if said is None else self._record(slot, *said)
         self._in_a_row = self._in_a_row + 1 if record is None else 0
         for watcher in self.watchers:
             watcher.end(name, slot.episode, record)
@@ -263,3 +262,9 @@ class _Episodes:
                 f"lines in {self.journal.folder}, mend the environment and run the same command again"
             )
         return record
+
+    def _record(self, slot: EnvSlot, success: bool, steps: int) -> EpisodeRecord:
+        calls = self.policy.drain(slot.slot, steps)
+        moved = motion(self.policy.executed(slot.slot, steps), self.bench.control_hz, self.bench.interface.frame)
+        took = time.monotonic() - slot.began
+        return EpisodeRecord(self.task.name, slot.episode, success, steps, calls, time.time(), took, moved)

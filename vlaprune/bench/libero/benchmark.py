@@ -27,7 +27,7 @@ from vlaprune.bench.libero.env import LiberoEnv, Look, drawing
 from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
 from vlaprune.bench.mujoco.panda import INTERFACE
-from vlaprune.benchmark import Env, Finding, Interface, Task
+from vlaprune.benchmark import Env, Finding, Interface, Task, hold_still
 
 MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
 
@@ -77,6 +77,10 @@ class Libero:
         """The chosen tasks, in LIBERO's order or the one asked for."""
         tasks = files.suite(self.suite)
         return tasks if self.only is None else tuple(tasks[n] for n in self.only)
+
+    def hold(self, last: np.ndarray | None) -> np.ndarray:
+        """No motion; before the first action the gripper goes on opening, as in the protocol's settling steps."""
+        return hold_still(last, start=-1.0)
 
     @contextmanager
     def open(self, task: Task) -> Iterator[Env]:

@@ -22,7 +22,7 @@ from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
 from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
 from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
-from vlaprune.benchmark import Interface, Task
+from vlaprune.benchmark import Interface, Task, hold_still
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 TASKS = (
@@ -75,6 +75,10 @@ class Robosuite:
         """The chosen tasks, in order."""
         by_name = {task.name: task for task in TASKS}
         return tuple(TASKS if self.names is None else (by_name[name] for name in self.names))
+
+    def hold(self, last: np.ndarray | None) -> np.ndarray:
+        """No motion; before the first action the fingers stay where the reset put them."""
+        return hold_still(last, start=0.0)
 
     @contextmanager
     def open(self, task: Task) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from vlaprune.bench import remote
 from vlaprune.bench.simpler.files import PACKAGE, VARIABLE, Interpreter, device, fingerprint, missing
 from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX, Start
 from vlaprune.bench.simpler.worlds import ManiSkill2, ManiSkill3
-from vlaprune.benchmark import Finding, Gripper, Interface, Task
+from vlaprune.benchmark import Finding, Gripper, Interface, Task, hold_still
 
 SUCCESS = ("last", "any", "stop")
 ANSWER = 1800.0  # seconds; ray tracing on a CPU takes ten minutes to begin, and time_limit stops a run earlier
@@ -104,6 +104,10 @@ class Simpler:
     def control_hz(self) -> float:
         """Actions a second."""
         return float((WIDOWX if self.robot == "widowx" else GOOGLE).hz)
+
+    def hold(self, last: np.ndarray | None) -> np.ndarray:
+        """No motion. WidowX' gripper is set and begins open; the Google robot's is moved on, so zero leaves it."""
+        return hold_still(last, start=1.0) if self.robot == "widowx" else np.zeros(7)
 
     def tasks(self) -> Sequence[Task]:
         """The rows of the papers' tables; a table's average is the unweighted mean over them."""
