@@ -21,12 +21,20 @@ from vlaprune.models.suffix import joined, record_action, record_passes, recorde
 from vlaprune.models.toy import Toy
 from vlaprune.nn.backend import EAGER
 from vlaprune.nn.extend import Suffix, extend, part
+from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
 from vlaprune.policy import Policy
 from vlaprune.pruner import Calibrated, Plan, Pruner, Selection
 from vlaprune.records import Header, read
 
 SIGMA = np.linspace(-0.2, 0.4, 25).tolist()  # values of tau
 CALIBRATIONS = Path(tempfile.mkdtemp())
+
+
+def filled(decoder, theirs, prefix="", unused=("embed_tokens.",)):
+    """A decoder with the weights of a transformers model, of which nothing is left out but `unused`."""
+    where = llama_weight_map(decoder.config, prefix, "")
+    load_weights(decoder, StateDict(theirs.state_dict()), where, unused, dtype=torch.float32)
+    return decoder
 
 
 def calibration(estimator, info, total, taus=SIGMA):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from doubles import filled
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
 from vlaprune.nn.backend import EAGER
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens, from_llama
+from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens
 from vlaprune.nn.extend import Suffix, extend, part
 from vlaprune.trace import attention_rows
 
@@ -33,7 +34,7 @@ def pair(causal=True):
     for p in llama.parameters():  # norms too, so that a forgotten weight shows
         torch.nn.init.normal_(p, std=0.2)
     ours = Decoder(DecoderConfig(**{**vars(SHAPE), "causal": causal})).eval()
-    ours.load_state_dict(from_llama(llama.state_dict(), 4, prefix=""))
+    filled(ours, llama)
     return llama, ours
 
 
@@ -58,7 +59,7 @@ def gemma_pair(causal=True):
     for p in gemma.parameters():
         torch.nn.init.normal_(p, std=0.2)
     ours = Decoder(DecoderConfig(**{**vars(GEMMA), "causal": causal})).eval()
-    ours.load_state_dict(from_llama(gemma.state_dict(), 3, prefix=""))
+    filled(ours, gemma)
     return gemma, ours
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def apply_selection(tokens: Tokens, selection: Selection, alive: Tensor, layout:
         cached.append(alive.index_select(0, selection.reuse.clamp(0, count - 1)) + start)
     columns = torch.cat((index, *cached)) if cached else None
     bias = _bias(tokens, stay, order, selection, start)
-    return Tokens(hidden, index, columns, bias), alive.index_select(0, keep)
+    return replace(tokens, hidden=hidden, index=index, columns=columns, bias=bias), alive.index_select(0, keep)
 
 
 def _bias(tokens: Tokens, stay: Tensor, order: Tensor, selection: Selection, start: int) -> Tensor | None:

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from doubles import filled
 from handmade import INFO, check_keeps_all, check_memoryless, kept, prune_context
 from transformers import LlamaConfig, LlamaModel
 
 from vlaprune.meter import Clock
 from vlaprune.methods.fastv import FastV
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, Tokens, from_llama
+from vlaprune.nn.decoder import Decoder, Tokens
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
@@ -120,7 +121,7 @@ def test_equals_hooks_on_llama(layer):
         hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96, rms_norm_eps=1e-5
     )
     ours = Decoder(shape).eval()
-    ours.load_state_dict(from_llama(llama.state_dict(), 4, prefix=""))
+    filled(ours, llama)
     x, visual = torch.randn(1, 19, 64), range(1, 16)
     want, keep = guest(llama, x, visual, layer, 6)
     session = Session(FastV(layer, 6), ModelInfo("llama", 4, 4, 64, 16), shape, Clock())

@@ -17,11 +17,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh
 class DecoderConfig:
     """The architecture of a decoder, in the names of transformers' configurations.
 
-    causal         a row attends to positions up to its own; False for attention in both directions
-    hidden_act     activation of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
-    norm_plus_one  RMS norms multiply by one plus their weight (Gemma), not by the weight (Llama)
+    causal                 a row attends to positions up to its own; False for attention in both directions
+    hidden_act             activation of the gated feed-forward: `silu` (Llama) or `gelu_tanh` (Gemma)
+    norm_plus_one          RMS norms multiply by one plus their weight (Gemma), not by the weight (Llama)
+    qkv_bias               the projections of queries, keys and values have a bias (Qwen2)
+    qk_norm                an RMS norm of each head's query and key, before rotation (Qwen3)
+    partial_rotary_factor  share of a head's numbers that RoPE rotates, the first ones (Phi-3: 0.75; else 1)
+    mrope_section          frequencies that follow each axis of a position (Qwen2-VL: time, height, width), together
+                           half of the rotated numbers; None where a position is one number
+    mrope_interleaved      the axes take turns from frequency to frequency (Qwen3-VL), not one after the other
+    no_rope_layers         layers without RoPE (SmolLM3: every fourth)
 
-    Errors: ValueError for an unknown activation.
+    Errors: ValueError for an unknown activation, or a rotation that does not fit the heads.
     """
 
     hidden_size: int
@@ -35,11 +42,40 @@ class DecoderConfig:
     causal: bool = True
     hidden_act: str = "silu"
     norm_plus_one: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    partial_rotary_factor: float = 1.0
+    mrope_section: tuple[int, ...] | None = None
+    mrope_interleaved: bool = False
+    no_rope_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses an activation that is not implemented."""
+        """Refuses an activation that is not implemented, and a rotation that does not fit."""
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
+        if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} "
+                "numbers of a head; use an even count"
+            )
+        if self.mrope_section is not None and sum(self.mrope_section) != self.rotary_dim // 2:
+            raise ValueError(
+                f"mrope_section={list(self.mrope_section)} are not the {self.rotary_dim // 2} frequencies of a head"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head RoPE rotates."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def axes(self) -> list[int]:
+        """Which axis of a position each frequency follows; empty where a position is one number."""
+        sections = self.mrope_section or ()
+        if not self.mrope_interleaved:
+            return [axis for axis, count in enumerate(sections) for _ in range(count)]
+        turns = [i % len(sections) for i in range(sum(sections))]
+        return [axis if i < len(sections) * sections[axis] else 0 for i, axis in enumerate(turns)]
 
 
 def per_head(t: Tensor, heads: int) -> Tensor:
@@ -79,14 +115,22 @@ class RMSNorm(nn.Module):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
+    if cos.shape[-1] < x.shape[-1]:  # the numbers behind the tables' are not rotated
+        turned, plain = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
+        return torch.cat((_rotate(turned, cos, sin), plain), -1)
     a, b = x.chunk(2, -1)
     return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
 
 
 def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, hd] of the rotary phases at positions `index` [N], the first half of the sines negated."""
-    half = torch.arange(0, config.head_dim, 2, device=index.device, dtype=torch.float32)
-    phase = index[:, None].float() / config.rope_theta ** (half / config.head_dim)
+    """Cosines and sines [N, rotary_dim] of the rotary phases at positions, the first half of the sines negated.
+
+    index  [N], or [N, axes] for a config with `mrope_section`; of one number all axes are that number
+    """
+    size = config.rotary_dim
+    half = torch.arange(0, size, 2, device=index.device, dtype=torch.float32)
+    own = index[:, None] if index.ndim == 1 else torch.stack([index[:, axis] for axis in config.axes], 1)
+    phase = own.float() / config.rope_theta ** (half / size)
     cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
@@ -94,13 +138,15 @@ def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tens
 class Block(nn.Module):
     """One decoder layer: norm, rotary attention with grouped keys, norm, gated feed-forward; QKV, gate/up are fused."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.rotates = config, layer not in config.no_rope_layers
         inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.parts = {"qkv": (inner, kv, kv), "gate_up": (config.intermediate_size,) * 2}  # rows of what is fused
         self.norm_attention = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
-        self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=False)
+        self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=config.qkv_bias)
+        self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_plus_one) if config.qk_norm else None
+        self.norm_k = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_plus_one) if config.qk_norm else None
         self.out = nn.Linear(inner, config.hidden_size, bias=False)
         self.norm_mlp = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
@@ -118,7 +164,10 @@ class Block(nn.Module):
         """Rotated queries [H, N, hd] and keys [kv, N, hd], and values [kv, N, hd], of normed rows [N, d]."""
         c = self.config
         heads = self.qkv(x).unflatten(-1, (c.num_heads + 2 * c.num_kv_heads, c.head_dim)).transpose(0, 1)
-        q, k = _rotate(heads[: -c.num_kv_heads], *rope).split((c.num_heads, c.num_kv_heads))
+        both = heads[: -c.num_kv_heads]
+        if self.norm_q is not None and self.norm_k is not None:
+            both = torch.cat((self.norm_q(both[: c.num_heads]), self.norm_k(both[c.num_heads :])))
+        q, k = (_rotate(both, *rope) if self.rotates else both).split((c.num_heads, c.num_kv_heads))
         return q, k, heads[-c.num_kv_heads :]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

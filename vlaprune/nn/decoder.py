@@ -8,7 +8,7 @@ its RoPE phase, its causal order and its cache slot, so dropped tokens leave no 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -28,17 +28,25 @@ class Tokens:
     index   [n] position of each row in the prompt, sorted
     columns [n + m] positions attended to: the rows' own, then those of m slots of the cache; None for just their own
     bias    [n + m] added to the attention logits of each column; None for zeros
+    axes    [length, axes] RoPE position of every position of the prompt, for a decoder with `mrope_section` (Qwen2-VL);
+            None where a row's position is its RoPE position. It stays the same for the whole call
     """
 
     hidden: Tensor
     index: Tensor
     columns: Tensor | None = None
     bias: Tensor | None = None
+    axes: Tensor | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the rows attend to each other only, without a bias."""
         return self.columns is None and self.bias is None
+
+    @property
+    def phases(self) -> Tensor:
+        """RoPE positions of the rows, [n] or [n, axes]."""
+        return self.index if self.axes is None else self.axes.index_select(0, self.index)
 
 
 class Cache:
@@ -231,7 +239,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
 
     def forward(self, sequences: Sequence[Tokens], hooks: Sequence[Hooks], backend: Backend = EAGER) -> list[Tensor]:
@@ -272,9 +280,9 @@ class Decoder(nn.Module):
         old: list[tuple[Tensor, Tensor] | None] = [None] * (stop - first)
         if hook.cache is not None and columns.shape[0] > own:
             old = [hook.cache.read(layer, columns[own:]) for layer in range(first, stop)]
-        masked = None if tokens.plain else (columns, tokens.bias, old)
+        masked = None if tokens.plain else (tokens.index, columns, tokens.bias, old)
         layers = partial(self.layers, first, stop, wants, backend)
-        hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.index, masked)
+        hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.phases, masked)
         for layer, own_kept in enumerate(kept, first):
             queries, keys, values, outputs = own_kept
             if backend.static and (queries is not None or outputs is not None):  # another pass would overwrite them
@@ -290,14 +298,15 @@ class Decoder(nn.Module):
         wants: Wants,
         backend: Backend,
         hidden: Tensor,
-        index: Tensor,
-        masked: tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor] | None]] | None,
+        phases: Tensor,
+        masked: tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor] | None]] | None,
     ) -> tuple[Tensor, list[Kept]]:
-        """Segment: layers first .. stop - 1 on rows [n, d] at positions [n], the final norm after the last layer.
+        """Segment: layers first .. stop - 1 on rows [n, d] at RoPE positions [n], the final norm after the last layer.
 
-        masked  columns [c], their bias, and per layer the keys and values of the columns that no row computes
+        masked  positions [n] of the rows, columns [c], their bias, and per layer the keys and values of the columns
+                that no row computes
         """
-        cos, sin = backend.unit(rope)(self.config, index, hidden.dtype)
+        cos, sin = backend.unit(rope)(self.config, phases, hidden.dtype)
         plain, other = backend.unit(plain_layer), backend.unit(masked_layer)
         kept: list[Kept] = []
         for i, (records, keeps, reads) in enumerate(wants):
@@ -305,7 +314,7 @@ class Decoder(nn.Module):
             if masked is None:
                 hidden, q, k, v, output = plain(block, hidden, cos, sin, reads)
             else:
-                columns, bias, old = masked
+                index, columns, bias, old = masked
                 hidden, q, k, v, output = other(block, hidden, cos, sin, index, columns, bias, old[i], reads)
             kept.append((q if records else None, k if keeps else None, v if keeps else None, output))
         if stop == self.config.num_layers:
@@ -316,7 +325,7 @@ class Decoder(nn.Module):
         """Some layers of several sequences: one product for the rows of all, attention sequence by sequence."""
         lengths = [t.index.shape[0] for t in sequences]
         hidden = torch.cat([t.hidden for t in sequences])
-        tables = rope(self.config, torch.cat([t.index for t in sequences]), hidden.dtype)
+        tables = rope(self.config, torch.cat([t.phases for t in sequences]), hidden.dtype)
         alike = len(set(lengths)) == 1 and all(
             t.plain and h.cache is None and not h.keeps_kv for t, h in zip(sequences, hooks, strict=True)
         )
@@ -368,17 +377,3 @@ class Decoder(nn.Module):
         out = block.attend(q, k, v, None, self.config.causal)
         kept = [LayerKV(k[i], v[i], tokens.index, None) for i, tokens in enumerate(sequences)]
         return out.transpose(0, 1).flatten(1, 2), (list(q), kept)
-
-
-def from_llama(state: Mapping[str, Tensor], layers: int, prefix: str = "model.") -> dict[str, Tensor]:
-    """Renames a Llama's or Gemma's tensors to those of `Decoder`, fusing QKV and gate/up; KeyError names a gap."""
-    out = {"norm.weight": state[f"{prefix}norm.weight"]}
-    for i in range(layers):
-        old, new = f"{prefix}layers.{i}.", f"blocks.{i}."
-        out[new + "norm_attention.weight"] = state[old + "input_layernorm.weight"]
-        out[new + "norm_mlp.weight"] = state[old + "post_attention_layernorm.weight"]
-        out[new + "qkv.weight"] = torch.cat([state[f"{old}self_attn.{n}_proj.weight"] for n in "qkv"])
-        out[new + "out.weight"] = state[old + "self_attn.o_proj.weight"]
-        out[new + "gate_up.weight"] = torch.cat([state[f"{old}mlp.{n}_proj.weight"] for n in ("gate", "up")])
-        out[new + "down.weight"] = state[old + "mlp.down_proj.weight"]
-    return out

@@ -41,8 +41,8 @@ class AdaNorm(nn.Module):
 class AdaBlock(Block):
     """A decoder layer whose norms follow the time of the flow."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: DecoderConfig, layer: int = 0) -> None:
+        super().__init__(config, layer)
         self.norm_attention = AdaNorm(config.hidden_size, config.rms_norm_eps)  # type: ignore[assignment]
         self.norm_mlp = AdaNorm(config.hidden_size, config.rms_norm_eps)  # type: ignore[assignment]
 
@@ -66,7 +66,7 @@ class Expert(nn.Module):
         super().__init__()
         self.config, self.adaptive = config, adaptive
         kind = AdaBlock if adaptive else Block
-        self.blocks = nn.ModuleList(kind(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(kind(config, layer) for layer in range(config.num_layers))
         self.norm: nn.Module = (
             AdaNorm(config.hidden_size, config.rms_norm_eps)
             if adaptive

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens, from_llama
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro
 from vlaprune.profile.machine import Nvml, Watch
@@ -97,7 +98,13 @@ def _both(config: DecoderConfig, length: int) -> tuple[Callable[[], Tensor], Cal
         attn_implementation="sdpa",  # type: ignore[call-arg]
     )
     model, decoder = LlamaModel(theirs_config).eval(), Decoder(config).eval()
-    decoder.load_state_dict(from_llama(model.state_dict(), config.num_layers, prefix=""))
+    load_weights(
+        decoder,
+        StateDict(model.state_dict()),
+        llama_weight_map(config, "", ""),
+        ("embed_tokens.",),
+        dtype=torch.float32,
+    )
     prompt, index = torch.randn(length, config.hidden_size), torch.arange(length)
     sessions = [NullSession()]
 
