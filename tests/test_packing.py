@@ -83,12 +83,13 @@ def test_a_reset_in_one_slot_leaves_the_others_untouched(make):
         assert [r.flops for r in policy.drain(slot)] == [f for *_, f in expected[2]]
 
 
-def test_milliseconds_are_told_only_where_a_sequence_had_the_device_for_itself():
+def test_milliseconds_come_with_the_number_of_sequences_that_shared_them():
     policy = Policy(Toy(), lambda: FastV(), slots=2)
     policy.act({0: EPISODES[0][0], 1: EPISODES[1][0]})
     policy.act({0: EPISODES[0][1]})
     shared, own = policy.drain(0)
-    assert shared.ms == {} and set(own.ms) >= {"prompt", "method", "other"}
+    assert (shared.packed, own.packed) == (2, 1)
+    assert all(set(r.ms) >= {"prompt", "method", "other"} for r in (shared, own))
 
 
 @pytest.mark.parametrize("slots", [0, -1])

@@ -104,6 +104,7 @@ class Policy:
         self.controllers = [Controller(control or Control(), delay) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
         self._told: list[str | None] = [None] * slots
+        self._largest: dict[int, int] = {}  # rows of the largest call so far, by the number of its sequences
 
     @property
     def slots(self) -> int:
@@ -136,13 +137,14 @@ class Policy:
             state = observations[slot].state
             self.sessions[slot].sees(None if state is None else torch.from_numpy(np.asarray(state)))
         sessions = [self.sessions[i] for i in slots]
+        compiled, captured = self.model.backend.compiled, self.model.backend.captured
         with self.clock.span("other"):
             chunks = self.model.predict([observations[i] for i in slots], sessions)
             actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
             records = [session.finish() for session in sessions]
-        ms = self.clock.read()
+        ms, cold = self.clock.read(), self._cold(records, compiled, captured)
         for slot, record in zip(slots, records, strict=True):
-            self._calls[slot].append(replace(record, ms=ms if len(slots) == 1 else {}))
+            self._calls[slot].append(replace(record, ms=ms, packed=len(slots), cold=cold))
             if not np.isfinite(actions[slot]).all():
                 raise ValueError(
                     f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
@@ -151,6 +153,23 @@ class Policy:
         for slot, own in out.items():
             self.sessions[slot].executes(torch.from_numpy(own))
         return out
+
+    def _cold(self, records: Sequence[StepRecord], compiled: int, captured: int) -> str:
+        """Why the time of this call is not that of a steady state; empty where it is.
+
+        compiled, captured  of the backend before the call
+
+        `compile` or `capture`: the backend did so during the call. `allocate`: no earlier call of so many sequences
+        computed as many rows, so memory was taken from the system, and kernels ran for the first time.
+        """
+        rows = sum(sum(record.first_rows) + sum(record.rows) for record in records)
+        largest = self._largest.get(len(records), 0)
+        self._largest[len(records)] = max(rows, largest)
+        if self.model.backend.compiled > compiled:
+            return "compile"
+        if self.model.backend.captured > captured:
+            return "capture"
+        return "allocate" if rows > largest else ""
 
     def trace(self, slot: int) -> Trace:
         """What a slot's latest call computed, read and kept; to look at, after `act`."""

@@ -199,7 +199,8 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     """One episode as one row: counts, and means over its model calls.
 
     kept         visual tokens computed, mean over layers; kept_layers the same at each layer, joined by "|"
-    gflops_*     10^9 FLOPs a call by stage; ms_* milliseconds a call, empty where the device was shared
+    gflops_*     10^9 FLOPs a call by stage
+    ms_*         milliseconds a call, mean over the calls that were neither packed nor cold; empty where there is none
     """
     calls: Sequence[StepRecord] = record.calls
     row: dict[str, Any] = {
@@ -214,7 +215,7 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
         "gflops": mean([sum(c.flops.values()) for c in calls]) / 1e9,
     }
     row |= {f"gflops_{s}": mean([c.flops.get(s, 0.0) for c in calls]) / 1e9 for s in STAGES}
-    timed = [c.ms for c in calls if c.ms]
+    timed = [c.ms for c in calls if c.ms and c.packed == 1 and not c.cold]
     row["ms"] = mean([sum(ms.values()) for ms in timed]) if timed else ""
     row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if timed else "" for s in (*STAGES, "other")}
     return row

@@ -43,7 +43,7 @@ class SimulatedGraphs(Backend):
         new = super().run(key, segment, *pytree.tree_unflatten(copies, spec))
         shapes = (key, tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         if shapes not in self._outputs:
-            self.builds += 1
+            self.captured += 1
             self._outputs[shapes] = new
             return new
         old = self._outputs[shapes]

@@ -99,7 +99,7 @@ class Wandb:
     def _call(self, call: StepRecord) -> dict[str, Any]:
         row: dict[str, Any] = {"calls": self._calls, "call/kept": mean(call.visual), "call/visual": call.total}
         row["call/gflops"] = sum(call.flops.values()) / 1e9
-        return row | ({"call/ms": sum(call.ms.values())} if call.ms else {})
+        return row | ({"call/ms": sum(call.ms.values())} if call.packed == 1 and not call.cold else {})
 
     def _standing(self) -> dict[str, float]:
         won, n = sum(row["success"] for row in self._rows), len(self._rows)

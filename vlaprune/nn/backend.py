@@ -30,7 +30,8 @@ class Backend:
 
     name     as on the command line: `kernel=NAME`
     static   whether outputs of a segment are overwritten by its next run
-    builds   how often something was compiled or captured; a call during which this grows is a cold call
+    compiled how often a unit was compiled
+    captured how often a segment was captured
     entered  how often a segment was run; 0 after a call means that the model bypasses its backend
     """
 
@@ -38,8 +39,14 @@ class Backend:
     static = False
 
     def __init__(self) -> None:
-        self.builds = 0
+        self.compiled = 0
+        self.captured = 0
         self.entered = 0
+
+    @property
+    def builds(self) -> int:
+        """How often something was compiled or captured; a call during which this grows is a cold call."""
+        return self.compiled + self.captured
 
     def unit(self, function: Function) -> Function:
         """The function, compiled where the backend compiles. `function` must be defined at module level."""
@@ -77,7 +84,7 @@ class Compiled(Backend):
 
     def _counted(self, graph: Any, inputs: Any) -> Any:
         """Compiles one graph and counts it."""
-        self.builds += 1
+        self.compiled += 1
         return torch._dynamo.lookup_backend(self.compiler)(graph, inputs)
 
 
@@ -145,7 +152,7 @@ class Captured(Compiled):
         return free > FREE * total
 
     def _capture(self, segment: Function, leaves: Sequence[Any], spec: Any) -> Graph:
-        self.builds += 1
+        self.captured += 1
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inputs = pytree.tree_unflatten(static, spec)
         side = torch.cuda.Stream()
