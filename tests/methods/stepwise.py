@@ -69,15 +69,30 @@ class Episode:
         text = torch.ones(len(layout.text), 16) if text is None else text
         done = torch.empty(0, 0, dtype=torch.float64) if executed is None else executed
         self.trace = Trace(layout, images, self.number, executed=done, vision_attention=tower)
-        alive = torch.arange(layout.total)
-        self.reads, self.values, chosen = dict(self.plan.reads), [], {}
-        decoded = layout.action.start >= layout.length
+        self.reads, self.values = dict(self.plan.reads), []
+        chosen, alive = self._pass(attention, visual, text, False)
+        if self.pruner.wants_second_pass(self._context(self.info.num_layers, visual[alive], text, alive, False)):
+            self.trace.kept.clear()
+            self.reads, self.values = dict(self.plan.reads), []
+            chosen, alive = self._pass(attention, visual, text, True)
+        for layer, rows in self.reads.items():
+            if layout.action.start >= layout.length and QueryGroup.ACTION in rows:
+                self._read(layer, QueryGroup.ACTION, attention, self.trace.kept.get(layer, alive))
+        self.pruner.observe(self.trace)
+        self.number += 1
+        return chosen
+
+    def _context(self, layer, visual, text, alive, second):
+        reusable = torch.full((len(alive),), self.filled)
+        return PruneContext(layer, 0, visual, alive, text, text, reusable, self.trace, second)
+
+    def _pass(self, attention, visual, text, second):
+        """What is kept at each site of a pass over the prompt, and the tokens that reach its end."""
+        layout, chosen = self.trace.layout, {}
+        alive, decoded = torch.arange(layout.total), layout.action.start >= layout.length
         for layer in range(self.info.num_layers):
             if layer in self.plan.layers:
-                reusable = torch.full((len(alive),), self.filled)
-                picked = self.pruner.select(
-                    PruneContext(layer, 0, visual[alive], alive, text, text, reusable, self.trace)
-                )
+                picked = self.pruner.select(self._context(layer, visual[alive], text, alive, second))
                 chosen[layer] = None
                 if picked is not None:
                     self.values.append(picked.values)
@@ -88,15 +103,12 @@ class Episode:
                     assert len(keep) and len(keep.unique()) == len(keep) and keep[0] >= 0 and keep[-1] < len(alive)
                     alive = self.trace.kept[layer] = alive[keep]
                     chosen[layer] = alive.tolist()
+            if layer in self.plan.outputs:
+                self.trace.add_outputs(layer, alive, visual[alive])
             for group in self.reads.get(layer, QueryGroup(0)):
                 if not (decoded and group is QueryGroup.ACTION):
                     self._read(layer, group, attention, alive)
-        for layer, rows in self.reads.items():
-            if decoded and QueryGroup.ACTION in rows:
-                self._read(layer, QueryGroup.ACTION, attention, self.trace.kept.get(layer, alive))
-        self.pruner.observe(self.trace)
-        self.number += 1
-        return chosen
+        return chosen, alive
 
     def _read(self, layer, group, attention, alive):
         layout = self.trace.layout

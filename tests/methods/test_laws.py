@@ -141,7 +141,10 @@ def test_cameras_stand_in_the_order_of_the_model(name):
 @pytest.mark.parametrize(
     ("name", "option", "lowest"),
     [
-        *((name, "layer", 1) for name in ("bottomk", "efficientvla", "fastv", "ties", "ties_hard", "vlapruner")),
+        *(
+            (name, "layer", 1)
+            for name in ("bottomk", "efficientvla", "fastv", "flashvla", "ties", "ties_hard", "vlapruner")
+        ),
         ("safe", "layer", 2),
         ("teamvla", "layer", 1),
         ("teamvla", "window", 1),
