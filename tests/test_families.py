@@ -21,7 +21,7 @@ from vlaprune.meter import Clock, decoder_flops
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
 from vlaprune.nn.weights import StateDict, decoder_config, llama_weight_map, load_weights
-from vlaprune.pruner import ModelInfo, Plan, Selection
+from vlaprune.pruner import ModelInfo, Plan, Pruner, Selection
 from vlaprune.session import Session
 from vlaprune.testing import flop_counter
 from vlaprune.trace import Layout, View
@@ -90,16 +90,11 @@ def test_hidden_rows_equal_the_library(kind, parity):
         assert (ours([Tokens(x[0], torch.arange(LENGTH))], [NullSession()])[0] - want).abs().max() > 1e-3
 
 
-class Every:
+class Every(Pruner):
     """Keeps every other visual token, from layer 2 on."""
-
-    name = "every"
 
     def plan(self, info):
         return Plan(layers=(2,))
-
-    def reset(self):
-        pass
 
     def select(self, context):
         return Selection(torch.arange(0, context.visual.shape[0], 2))
