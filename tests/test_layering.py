@@ -70,10 +70,13 @@ LAYERS = {
     "serve": ["policy", "benchmark", "records"],
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
     "doctor": ["doctor", "benchmark", "config"],
+    "commands": ["commands", "cli", "records", "stats", "profile.roofline"],
+    "commands.options": [],
+    "commands.usage": ["commands.options"],  # --help answers before Hydra or torch is imported
     "doctor.checks": ["doctor.checks", "benchmark"],
 }
 TORCHLESS = (
-    *("benchmark", "control", "delay", "records", "stats", "report", "bench", "config", "cli"),
+    *("benchmark", "control", "delay", "records", "stats", "report", "bench", "config", "cli", "commands"),
     *(
         "evaluation.loggers",
         "evaluation.motion",

@@ -24,6 +24,8 @@ def evaluate() -> None:
 
 def profile() -> None:
     """vlaprune-profile: what methods save and what they cost, all in one run."""
+    if _helped("profile"):
+        return
     from vlaprune import config
 
     said = list(sys.argv[1:])
@@ -99,6 +101,16 @@ def report() -> None:
         sys.exit(2)
 
 
+def _helped(name: str) -> bool:
+    """Prints the help of a command, if the command line asks for it; needs neither Hydra nor torch."""
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return False
+    from vlaprune.commands.usage import usage
+
+    print(usage(name, Path(sys.argv[0]).name, sys.argv[1:]))
+    return True
+
+
 def _line(error: BaseException) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return f"{type(error).__name__}: {' '.join(str(text).split())}"
@@ -110,6 +122,8 @@ def _say(error: BaseException) -> None:
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     """Runs a job under Hydra. Exit code 2 for what the user can mend: one line says what came and what is allowed."""
+    if _helped(name):
+        return
     import hydra
 
     from vlaprune import config
