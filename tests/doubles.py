@@ -163,6 +163,8 @@ def play(
     say=print,
     seed=7,
     watchers=(),
+    recorder=Recorder,
+    deterministic=False,
 ):
     """Runs the toy on two tasks as vlaprune-eval does; gives the run as it then stands in the folder."""
     bench, shard = bench or Bench(), shard or Shard()
@@ -174,10 +176,10 @@ def play(
         "method": {"_target_": f"{make.__module__}.{make.__name__}"},
         "bench": {"_target_": "vlaprune.bench.toy.Toy"},
     }
-    recorder = Recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
+    recorder = recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
         policy = Policy(model or Toy(), make, slots, Control(execute=execute))
-        rollout(policy, bench, recorder, shard, RolloutConfig(seed, time_limit), watchers)
+        rollout(policy, bench, recorder, shard, RolloutConfig(seed, time_limit, deterministic=deterministic), watchers)
     finally:
         recorder.close()
     return read(folder)

@@ -161,7 +161,7 @@ def test_by_default_every_setting_that_matters_has_a_folder_of_its_own(call, tmp
 
 def test_a_world_that_raises_leaves_the_rest_and_ctrl_c_what_is_done(call, tmp_path):
     code, _, errors = call(*TOY, "method=dense", "bench._target_=doubles.Flawed", "output=raised")
-    assert code == 2 and "2 episodes raised" in errors[-1] and "same command again" in errors[-1]
+    assert code == 2 and "2 episodes raised twice" in errors[-1] and "same command again" in errors[-1]
     assert len(read(tmp_path / "raised").episodes) == 2 and "Traceback" not in "".join(errors)
     stopped = ["bench._target_=doubles.Flawed", "+bench.stopped=true", "output=stopped"]
     code, out, errors = call(*TOY, "method=dense", *stopped)

@@ -168,5 +168,5 @@ def test_ctrl_c_is_no_error_of_an_episode(tmp_path):
     writer = recorder(tmp_path)
     with pytest.raises(KeyboardInterrupt), writer.attempt("t", 0):
         raise KeyboardInterrupt
-    assert writer.raised == 0 and not read(tmp_path).errors
+    assert not writer.raised and not read(tmp_path).errors
     writer.close()

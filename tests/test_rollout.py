@@ -14,8 +14,10 @@ import pytest
 import torch
 from doubles import Bench, outcomes, play
 
-from vlaprune.benchmark import Task
-from vlaprune.evaluation.rollout import Shard, attempt, watchdog
+from vlaprune.bench.episodes import Episodes
+from vlaprune.benchmark import Interface, Observation, Task
+from vlaprune.evaluation.pool import watchdog
+from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
 from vlaprune.records import read
@@ -54,7 +56,7 @@ class Counter:
 
     def observe(self):
         self.log.append("look")
-        return self.steps
+        return Observation({}, None, "count")
 
     def step(self, action):
         self.log.append(float(action[0]))
@@ -62,20 +64,18 @@ class Counter:
         return self.steps in self.wins
 
 
-def run_attempt(wins, limit, execute, stop=True):
+def run_episode(wins, limit, execute, stop=True):
     world, calls = Counter(wins), 0
-    course = attempt(world, Task("t", "do it", limit, 1, stop), 5)
-    course.send(None)
-    while True:
-        try:
-            course.send(np.arange(execute)[:, None] + 10 * calls)
-        except StopIteration as end:
-            return end.value, world.log
+    episodes = Episodes(world, Task("t", "do it", limit, 1, stop), Interface("any", "any", "delta", (), None))
+    now = episodes.start(5)
+    while isinstance(now, Observation):
+        now = episodes.advance(np.arange(execute)[:, None] + 10 * calls)
         calls += 1
+    return now, world.log
 
 
 def test_an_episode_looks_once_per_call_and_executes_what_it_is_sent():
-    outcome, log = run_attempt(wins={5}, limit=9, execute=2)
+    outcome, log = run_episode(wins={5}, limit=9, execute=2)
     assert outcome == (True, 5)
     assert log == ["reset 5", "look", 0, 1, "look", 10, 11, "look", 20]
 
@@ -93,7 +93,7 @@ def test_an_episode_looks_once_per_call_and_executes_what_it_is_sent():
 )
 @pytest.mark.parametrize("execute", [1, 3, 4])
 def test_how_an_episode_ends(wins, stop, outcome, execute):
-    assert run_attempt(wins, 7, execute, stop)[0] == outcome
+    assert run_episode(wins, 7, execute, stop)[0] == outcome
 
 
 def test_toy_solves_the_toy_world_and_a_limit_ends_an_episode(tmp_path):
@@ -156,13 +156,29 @@ def test_an_episode_that_raises_is_isolated_noted_and_run_again_next_time(tmp_pa
     bench = raising({0}, after=after)
     run = play(tmp_path / "a", bench, slots=slots, execute=1, say=said.append)
     assert set(run.missing) == {("reach-red", 0)} == KEYS - run.episodes.keys()  # missing, not a failure
-    (error,) = lines(tmp_path / "a", "error")
-    assert error["task"] == "reach-red" and error["episode"] == 0
-    assert error["error"] == "RuntimeError: the simulator is gone" and "in trouble" in error["traceback"]
-    assert len(said) == 1 and "will be run again" in said[0]
-    assert slots > 1 or bench.opened == 3  # one world per task, and a fresh one after the trouble
+    errors = lines(tmp_path / "a", "error")
+    for error in errors:
+        assert error["task"] == "reach-red" and error["episode"] == 0
+        assert error["error"] == "RuntimeError: the simulator is gone" and "in trouble" in error["traceback"]
+    assert len(errors) == len(said) == 2  # once more at the end
+    assert "it will be run again" in said[0] and "the same command runs it again" in said[1]
+    assert slots > 1 or bench.opened == 4  # one world per task, a fresh one after the trouble, one to try again
     again = play(tmp_path / "a", execute=1)
     assert outcomes(again) == outcomes(play(tmp_path / "b", execute=1))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_episode_that_raises_once_is_run_again_in_the_same_run(tmp_path, slots):
+    tried = []
+
+    def trouble(task, episode, steps):
+        if (task, episode) == ("reach-red", 1) and not tried:
+            tried.append(steps)
+            raise GONE
+
+    run = play(tmp_path / "a", Bench(trouble), make=Random, slots=slots, say=lambda text: None)
+    assert len(run.errors) == 1 and not run.missing
+    assert outcomes(run) == outcomes(play(tmp_path / "b", make=Random))
 
 
 def test_an_environment_that_hangs_is_given_up_after_the_time_limit(tmp_path):
@@ -209,7 +225,8 @@ def test_a_simulator_that_does_not_come_up_again_after_trouble_is_trouble(tmp_pa
 
     run = play(tmp_path, Stuck(good=2, trouble=trouble), time_limit=0.2, say=lambda text: None)
     assert run.missing == [("reach-blue", 1), ("reach-blue", 2)]
-    assert [line["error"].split(":")[0] for line in lines(tmp_path, "error")] == ["RuntimeError", "TimeoutError"]
+    kinds = [line["error"].split(":")[0] for line in lines(tmp_path, "error")]
+    assert kinds == ["RuntimeError", *["TimeoutError"] * 3]  # the last two are second attempts
 
 
 def test_what_a_simulator_raises_when_it_is_first_opened_ends_the_run(tmp_path):
@@ -242,7 +259,7 @@ def test_a_watcher_sees_every_call_and_every_end_and_changes_nothing(tmp_path, s
     for (task, episode), record in run.episodes.items():
         own = [what for t, e, what in eye.log if (t, e) == (task, episode)]
         assert own == [*range(len(record.calls)), record.success]
-    assert [what for t, e, what in eye.log if (t, e) == ("reach-red", 0)] == [0, 1, None]
+    assert [what for t, e, what in eye.log if (t, e) == ("reach-red", 0)] == [0, 1, None] * 2
 
 
 def test_the_watchdog_puts_back_what_it_found():
@@ -263,12 +280,13 @@ def test_a_run_in_which_everything_raises_is_given_up_in_one_line(tmp_path, slot
     ) as error:
         play(tmp_path, bench, episodes=20, slots=slots, say=lambda text: None)
     assert "\n" not in str(error.value)
-    assert len(lines(tmp_path, "error")) == 5 and not lines(tmp_path, "episode")
+    assert len(lines(tmp_path, "error")) == 5
+    assert all(line["task"] == "reach-blue" for line in lines(tmp_path, "episode"))
 
 
 def test_raises_now_and_then_do_not_end_a_run(tmp_path):
     run = play(tmp_path, raising({0, 1, 2, 3, 5, 6, 7, 8}), episodes=10, say=lambda text: None)
-    assert len(run.missing) == len(run.errors) == 8 and len(run.episodes) == 12
+    assert 2 * len(run.missing) == len(run.errors) == 16 and len(run.episodes) == 12
 
 
 class Broken(Toy):

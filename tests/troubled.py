@@ -5,14 +5,16 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
-from vlaprune.benchmark import Observation
+from vlaprune.benchmark import Interface, Observation
+
+MAIN = Interface("any", "any", "delta", ("main",), None)
 
 
 class Away:
@@ -62,6 +64,7 @@ class Troubled:
     path: str
     bad: int = 0
     name: str = "troubled"
+    interface: Interface = MAIN
 
     @contextmanager
     def open(self, task):
@@ -70,3 +73,77 @@ class Troubled:
         if Path(self.path).read_text().count("opened") <= self.bad:
             os._exit(3)
         yield Trouble(self.path)
+
+
+@dataclass(frozen=True)
+class Dying:
+    """The toy world in workers; in the first attempt at episode 1 of reach-red, the first step goes wrong.
+
+    how      what happens: segv, exit, stop, raise, interrupt, deaf or never
+    mark     a file that says that it has happened; PIDs of workers beside it
+    closing  seconds that closing takes
+    """
+
+    how: str
+    mark: str
+    closing: float = 0.0
+    worker: bool = True
+    name: str = "dying"
+    robot: None = None
+    control_hz: float = 5.0
+
+    @property
+    def interface(self):
+        return Toy().interface
+
+    def tasks(self):
+        return Toy().tasks()
+
+    @contextmanager
+    def open(self, task):
+        if self.worker:
+            with remote.opened(replace(self, worker=False), task) as env:
+                yield env
+            return
+        with open(f"{self.mark}.pids", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        with Toy().open(task) as world:
+            yield _Mortal(world, task, self)
+        time.sleep(self.closing)
+
+
+class _Mortal:
+    def __init__(self, world, task, bench):
+        self._world, self._task, self._bench = world, task, bench
+        self.observe = world.observe
+
+    def reset(self, episode):
+        self._episode, self._steps = episode, 0
+        self._world.reset(episode)
+
+    def step(self, action):
+        self._steps += 1
+        if (self._task.name, self._episode, self._steps) == ("reach-red", 1, 1) and not os.path.exists(
+            self._bench.mark
+        ):
+            self._break()
+        return self._world.step(action)
+
+    def _break(self):
+        how = self._bench.how
+        if how == "never":
+            return
+        Path(self._bench.mark).touch()
+        if how == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if how == "exit":
+            sys.exit(0)
+        if how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "raise":
+            raise KeyError("no such joint")
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        if how == "deaf":  # one long native call with every signal blocked
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            time.sleep(600)

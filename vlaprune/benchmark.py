@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class Interface:
     def __post_init__(self) -> None:
         """A YAML list of cameras becomes a tuple, so that equal interfaces compare equal."""
         object.__setattr__(self, "cameras", tuple(self.cameras))
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers a state of this layout has: eef_pos3_axisangle3_gripper2 has 8; 0 for none."""
+        return sum(int(n) for n in re.findall(r"\d+(?=_|$)", self.state or ""))
 
     def check(self, world: Interface) -> None:
         """Raises TypeError that names every mismatch between this model and `world` at once.

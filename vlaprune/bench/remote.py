@@ -9,6 +9,10 @@ What is passed must be picklable and open the simulator itself (here: with worke
 the standard library, `vlaprune.benchmark` and others of `vlaprune.bench`, because the other Python has nothing else of
 ours. The environment it gives has the contract's `reset`, `observe` and `step`, and `call(name, ...)` for any further
 method with plain arguments and a plain result. A worker that dies or hangs raises; the next `reset` starts another.
+
+Whoever has several of them need not wait for one: `begin` asks, `connection` can be read once there is an answer, and
+`finish` takes it. The verbs `start` and `advance` (`vlaprune.bench.episodes`) run a whole chunk of actions with one
+message. Opening begins at once and is waited for at the first use.
 """
 
 from __future__ import annotations
@@ -17,22 +21,28 @@ import builtins
 import mmap
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vlaprune.benchmark import Env, Observation, Task
+from vlaprune.bench.episodes import Outcome
+from vlaprune.bench.gate import PICTURES
+from vlaprune.benchmark import Env, Interface, Observation, Task
 
-MEMORY = 1 << 24  # bytes for the pictures of one observation; pages never written cost nothing
 TRIES = 2  # starts of a simulator that dies or hangs while it opens
+CLOSING = 5.0  # seconds after which a simulator that does not close is killed
 
 
 class Opens(Protocol):
@@ -42,12 +52,16 @@ class Opens(Protocol):
     def name(self) -> str:
         """Of the benchmark."""
 
+    @property
+    def interface(self) -> Interface:
+        """What its observations must have."""
+
     def open(self, task: Task) -> AbstractContextManager[Env]:
         """Starts the simulator for one task, in this very process."""
 
 
 class Gone(RuntimeError):
-    """The worker died or was killed because it gave no answer."""
+    """The worker died."""
 
 
 class RemoteEnv:
@@ -59,35 +73,98 @@ class RemoteEnv:
         self._label = f"worker of {bench.name} {task.name}"
         self._python, self._opening, self._answering = python, opening, answering
         self._worker: _Worker | None = None
-        self._start()
+        self._tries = 0  # of opening; 0 once open
+        self._start(tries=1)
+
+    def limit(self, seconds: float) -> None:
+        """Other limits, to open and to answer: after so many seconds the worker is killed; 0 for never."""
+        self._opening = self._answering = seconds or inf
+        self._until = self._asked + self._opening
+
+    @property
+    def connection(self) -> Connection:
+        """Can be read once the worker has answered or died."""
+        return self._there().pipe
+
+    @property
+    def deadline(self) -> float:
+        """When the worker has had its time, on the clock of `time.monotonic`."""
+        return self._until
+
+    def up(self) -> bool:
+        """Waits for the worker's first answer: whether the simulator is open now.
+
+        False where it died or hung and was started once more. Raises what opening raised; TimeoutError or `Gone` after
+        the last try.
+        """
+        if self._tries == 0:
+            return True
+        try:
+            self._receive("opening")
+        except (Gone, TimeoutError):
+            tries = self._tries
+            self.close()
+            if tries == TRIES:
+                raise
+            self._start(tries + 1)
+            return False
+        except BaseException:
+            self.close()
+            raise
+        self._tries = 0
+        return True
+
+    def begin(self, name: str, *arguments: Any) -> None:
+        """Asks the worker for `start`, `advance` or a method of the environment; `finish` takes the answer."""
+        while not self.up():
+            pass
+        self._doing, self._asked = name, time.monotonic()
+        self._until = self._asked + self._answering
+        self._there().send((name, arguments))
+
+    def finish(self) -> Any:
+        """Waits for the answer. What the world raised is raised here; TimeoutError or `Gone` end the worker."""
+        try:
+            return self._receive(self._doing)
+        except (Gone, TimeoutError):
+            self.close()
+            raise
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """The result of the environment's method `name`."""
+        self.begin(name, *arguments)
+        return self.finish()
 
     def reset(self, episode: int) -> None:
         """Puts the world into initial state `episode`; starts a new worker if the last one is gone."""
         if self._worker is None:
-            self._start()
+            self._start(tries=1)
         self.call("reset", episode)
 
     def observe(self) -> Observation:
         """What the policy may see now; pictures are copied out of shared memory."""
-        places, state, instruction = self.call("observe")
-        assert self._worker is not None
-        images = {camera: self._worker.picture(shape, at) for camera, shape, at in places}
-        return Observation(images, None if state is None else np.array(state), instruction)
+        seen = self.call("observe")
+        assert isinstance(seen, Observation)
+        return seen
 
     def step(self, action: np.ndarray) -> bool:
         """Applies one [action_dim] action for one control period; True while the task is achieved."""
         return bool(self.call("step", np.asarray(action, np.float64).tolist()))
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """The result of the environment's method `name`. What it raises is raised here; `Gone` if the worker is."""
-        if self._worker is None:
-            raise Gone(f"{self._label} is gone; reset starts another")
-        try:
-            self._worker.send((name, arguments))
-            return self._worker.answer(self._answering, f"{self._label}, {name}")
-        except Gone:
-            self.close()
-            raise
+    def hang_up(self) -> None:
+        """Lets the worker close its simulator; `close` waits for it."""
+        if self._worker is not None:
+            self._worker.pipe.close()
+
+    def kill(self) -> None:
+        """Ends the worker and what it has started at once."""
+        if self._worker is not None:
+            self._worker.kill()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker's process is over, so that `close` need not wait."""
+        return self._worker is None or self._worker.process.poll() is not None
 
     def close(self) -> None:
         """Ends the worker."""
@@ -95,20 +172,21 @@ class RemoteEnv:
             self._worker.close()
         self._worker = None
 
-    def _start(self) -> None:
-        """A worker with the task open; one that dies or hangs on the way is started once more."""
-        for attempt in range(1, TRIES + 1):
-            worker = _Worker(self._python)
-            try:
-                worker.send_bytes(self._what)
-                worker.answer(self._opening, f"{self._label}, opening")
-            except BaseException as error:
-                worker.close()
-                if isinstance(error, Gone) and attempt < TRIES:
-                    continue
-                raise
-            self._worker = worker
-            return
+    def _there(self) -> _Worker:
+        if self._worker is None:
+            raise Gone(f"{self._label} is gone; reset starts another")
+        return self._worker
+
+    def _start(self, tries: int) -> None:
+        self._worker = _Worker(self._python)
+        self._tries = tries
+        self._asked = time.monotonic()
+        self._until = self._asked + self._opening
+        self._worker.send_bytes(self._what)
+
+    def _receive(self, doing: str) -> Any:
+        limit = self._until - self._asked
+        return self._there().answer(self._until, f"{self._label}, {doing}", limit)
 
 
 class _Worker:
@@ -116,13 +194,15 @@ class _Worker:
 
     def __init__(self, python: str | None) -> None:
         near, far = socket.socketpair()
-        shared = _memory(MEMORY)
+        shared = _memory(PICTURES)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         here = Path(__file__).resolve()
+        # a worker that outlives its parent is ended by the kernel; it goes by the parent's thread
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         command = [python or sys.executable, str(here.with_name("worker.py")), str(far.fileno()), str(shared)]
         try:
-            self._process = subprocess.Popen(
-                [*command, str(here.parents[1])],
+            self.process = subprocess.Popen(
+                [*command, str(here.parents[1]), str(parent)],
                 env=_environment(python),
                 pass_fds=(far.fileno(), shared),
                 stdin=subprocess.DEVNULL,
@@ -136,56 +216,61 @@ class _Worker:
             raise ValueError(f"python={python} cannot be started ({error.strerror}); name an interpreter") from error
         finally:
             far.close()
-        self._memory = mmap.mmap(shared, MEMORY)
+        self._memory = mmap.mmap(shared, PICTURES)
         os.close(shared)
-        self._pipe = Connection(near.detach())
+        self.pipe = Connection(near.detach())
 
     def send(self, message: Any) -> None:
         """One message. A dead worker is noticed when it should answer."""
         with suppress(ConnectionError):
-            self._pipe.send(message)
+            self.pipe.send(message)
 
     def send_bytes(self, message: bytes) -> None:
         """The first message, pickled already."""
         with suppress(ConnectionError):
-            self._pipe.send_bytes(message)
+            self.pipe.send_bytes(message)
 
-    def answer(self, limit: float, what: str) -> Any:
-        """The worker's answer. Raises what it raised; `Gone` if it died or gave none within `limit` s."""
+    def answer(self, until: float, what: str, limit: float) -> Any:
+        """The worker's answer. Raises what it raised; TimeoutError if it gave none in time, `Gone` if it died."""
         try:
-            if not self._pipe.poll(limit):
-                self._process.kill()
-                raise Gone(f"{what}: no answer within {limit:g} s; killed")
-            kind, *said = self._pipe.recv()
+            left = until - time.monotonic()
+            if not self.pipe.poll(None if left == inf else max(0.0, left)):
+                self.kill()
+                raise TimeoutError(f"{what}: no answer within {limit:g} s (time_limit); killed")
+            kind, *said = self.pipe.recv()
         except (EOFError, ConnectionError):
-            code = self._process.wait()
+            code = self.process.wait()
             raise Gone(f"{what}: died with {_cause(code)}; its last words: {self._tail()}") from None
-        if kind == "ok":
-            return said[0]
-        name, text, trace = said
-        known = getattr(builtins, name, None)
-        simple = isinstance(known, type) and issubclass(known, (ValueError, TypeError, RuntimeError, ImportError))
-        error = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
-        error.add_note(trace)
-        raise error
+        if kind == "error":
+            raise _raised(*said)
+        if kind == "look":
+            places, state, instruction = said
+            images = {camera: self._picture(shape, at) for camera, shape, at in places}
+            return Observation(images, None if state is None else np.array(state), instruction)
+        return Outcome(*said) if kind == "end" else said[0]
 
-    def picture(self, shape: tuple[int, ...], at: int) -> np.ndarray:
+    def _picture(self, shape: tuple[int, ...], at: int) -> np.ndarray:
         """A copy of the picture that lies at `at`."""
         return np.frombuffer(self._memory, np.uint8, int(np.prod(shape)), at).reshape(shape).copy()
 
     def close(self) -> None:
-        """Lets the worker close its simulator, and kills it if it takes too long."""
-        self._pipe.close()
-        try:
-            self._process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Lets the worker close its simulator, and kills it, and what it has started, if it takes too long."""
+        self.pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(CLOSING)
+        self.kill()
+        self.process.wait()
         self._log.close()
+        self._memory.close()
+
+    def kill(self) -> None:
+        """Ends the process and all of its session at once."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _tail(self) -> str:
         """The last line of what the worker printed."""
-        self._log.seek(0)
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 65536))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "none"
 
@@ -205,6 +290,15 @@ def opened(
         yield env
     finally:
         env.close()
+
+
+def _raised(name: str, text: str, trace: str) -> Exception:
+    """The exception that a worker told of, of its own type where that is built in and takes a text."""
+    known = getattr(builtins, name, None)
+    simple = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError)
+    error = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
+    error.add_note(trace)
+    return error
 
 
 def _environment(python: str | None) -> dict[str, str]:

@@ -6,11 +6,11 @@ model can act here, though only those that were made for it will succeed.
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class _World:
         for channel, (x, y) in zip((0, 2), self._lights, strict=True):
             column, row = (round((v + 1) * self._image / 2) for v in (x, y))
             image[max(0, row - half) : row + half, max(0, column - half) : column + half, channel] = 255
-        state = np.zeros(width(self._interface.state))
+        state = np.zeros(self._interface.state_size)
         state[:2] = self._at
         return Observation({c: image.copy() for c in self._interface.cameras}, state, self._task.instruction)
 
@@ -48,14 +48,6 @@ class _World:
         move = np.clip(check_action(action, 7)[:2], -1, 1)
         self._at = np.clip(self._at + 0.2 * move, -1, 1)
         return bool(np.abs(self._at - self._lights[self._goal]).max() < 0.16)
-
-
-def width(state: str | None) -> int:
-    """How many numbers a state of this layout has: eef_pos3_axisangle3_gripper2 has 8. ValueError for fewer than 2."""
-    size = sum(int(n) for n in re.findall(r"\d+(?=_|$)", state or ""))
-    if size < 2:
-        raise ValueError(f"state={state}; the toy world needs a layout of at least two numbers, such as position2")
-    return size
 
 
 @dataclass
@@ -77,7 +69,10 @@ class Toy:
 
     def __post_init__(self) -> None:
         """ValueError for a state or a picture that is too small."""
-        width(self.state)
+        if self.interface.state_size < 2:
+            raise ValueError(
+                f"state={self.state}; the toy world needs a layout of at least two numbers, such as position2"
+            )
         if self.image < 16:
             raise ValueError(f"image={self.image}; the toy world draws at least 16 px")
 
@@ -94,7 +89,6 @@ class Toy:
         """Reach the red light, reach the blue light."""
         return [Task(f"reach-{c}", f"reach the {c} light", max_steps=12, episodes=50) for c in ("red", "blue")]
 
-    @contextmanager
-    def open(self, task: Task) -> Iterator[_World]:
+    def open(self, task: Task) -> AbstractContextManager[Any]:
         """A fresh world."""
-        yield _World(task, self.interface, self.image)
+        return nullcontext(_World(task, self.interface, self.image))

@@ -1,18 +1,21 @@
 """The far end of `vlaprune.bench.remote`: one environment in a process of its own, possibly under another Python.
 
 A script that needs Python 3.9 or later, numpy and what the simulator needs; it loads no model code. The first message
-is a pickled (benchmark, task) to open, each further one a method of the open environment with plain arguments; it
-answers one at a time. Pictures go through shared memory, the rest through the pipe. It ends when the pipe closes.
+is a pickled (benchmark, task) to open, each further one a verb with plain arguments; it answers one at a time. Pictures
+go through shared memory, the rest through the pipe. It ends when the pipe closes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import mmap
 import os
 import pickle
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,31 +50,62 @@ def pack(observation: Any, memory: mmap.mmap) -> tuple[list[tuple[str, tuple[int
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Opens what the first message says, then answers until the pipe closes."""
+    """Opens what the first message says, then answers until the pipe closes.
+
+    `start` and `advance` are whole episodes' verbs (`vlaprune.bench.episodes`), one message for a chunk of actions; any
+    other name is a method of the open environment.
+    """
+    from vlaprune.bench.episodes import Episodes
+
     try:
         bench, task = pickle.loads(connection.recv_bytes())
         with bench.open(task) as env:
+            episodes = Episodes(env, task, bench.interface)
             connection.send(("ok", None))
             while True:
                 name, arguments = connection.recv()
                 try:
-                    said = getattr(env, name)(*arguments)
-                    connection.send(("ok", pack(said, memory) if name == "observe" else said))
-                except Exception as error:
+                    said = getattr(episodes if name in ("start", "advance") else env, name)(*arguments)
+                    connection.send(_plain(said, memory))
+                except BaseException as error:  # sys.exit in a simulator ends an episode, not the run
                     connection.send(_told(error))
     except (EOFError, ConnectionError):
         return
-    except Exception as error:  # while opening
-        connection.send(_told(error))
+    except BaseException as error:  # while opening
+        with suppress(ConnectionError):
+            connection.send(_told(error))
 
 
-def _told(error: Exception) -> tuple[str, str, str, str]:
+def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
+    """An answer in plain words; pictures lie in shared memory."""
+    from vlaprune.bench.episodes import Outcome
+    from vlaprune.benchmark import Observation
+
+    if isinstance(said, Observation):
+        return ("look", *pack(said, memory))
+    if isinstance(said, Outcome):
+        return ("end", *said)
+    return "ok", said
+
+
+def _told(error: BaseException) -> tuple[str, str, str, str]:
     """An exception as plain words: type, message, traceback."""
-    return "error", type(error).__name__, str(error), traceback.format_exc()
+    text = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
+    return "error", type(error).__name__, str(text), traceback.format_exc()
+
+
+def die_with(parent: int) -> None:
+    """On Linux: killed as soon as the thread that started it is gone, whatever the simulator does then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 if __name__ == "__main__":
-    pipe, shared, package = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    pipe, shared, package, parent = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    if parent:
+        die_with(parent)
     os.dup2(2, 1)  # what simulators print belongs to the log
     own = Path(__file__).resolve().parent  # its folders robosuite, libero and mujoco must not hide the packages
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != own]

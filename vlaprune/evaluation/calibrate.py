@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vlaprune.benchmark import Benchmark, Task
-from vlaprune.evaluation.rollout import attempt
+from vlaprune.bench.episodes import Episodes, Outcome
+from vlaprune.benchmark import Benchmark, Observation, Task
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.pruner import Calibrated, Probe, Pruner
 
@@ -71,9 +71,7 @@ def play(policy: Policy, bench: Benchmark, task: Task, episode: int, seed: int) 
     """Plays one episode; nothing is recorded."""
     with bench.open(task) as env:
         policy.reset(0, episode_seed(seed, task.name, episode))
-        course, actions = attempt(env, task, episode), None
-        try:
-            while True:
-                actions = policy.act({0: course.send(actions)})[0]  # type: ignore[arg-type]
-        except StopIteration:
-            return
+        course = Episodes(env, task, bench.interface)
+        now: Observation | Outcome = course.start(episode)
+        while isinstance(now, Observation):
+            now = course.advance(policy.act({0: now})[0])

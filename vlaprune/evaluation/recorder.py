@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +22,8 @@ class Recorder:
     """Appends one JSON line per finished episode and feeds the sinks.
 
     A run that stopped goes on where it stopped. An episode that raised is noted with its traceback, is not a failure,
-    and is run again next time. The line is on disk before the next episode starts; a torn last line is cut off.
+    and is run once more in this run, or else next time. The line is on disk before the next episode starts; a torn last
+    line is cut off.
 
     Errors: ValueError if the folder holds a run with another identity, or another process is writing this journal.
     """
@@ -36,7 +38,7 @@ class Recorder:
     ) -> None:
         self.folder, self.header, self.say = Path(folder), header, say
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.raised = 0
+        self.raised: Counter[tuple[str, int]] = Counter()  # attempts that did, of each episode
         done: dict[tuple[str, int], EpisodeRecord] = {}
         if old := recorded(self.folder, header):
             done = old.episodes
@@ -88,7 +90,7 @@ class Recorder:
         try:
             yield
         except Exception as error:
-            self.raised += 1
+            self.raised[task, episode] += 1
             self._append(
                 {
                     "kind": "error",
@@ -98,9 +100,9 @@ class Recorder:
                     "traceback": traceback.format_exc(),
                 }
             )
+            then = "it will be run again" if self.raised[task, episode] == 1 else "the same command runs it again"
             self.say(
-                f"{task} episode {episode} raised {type(error).__name__}: {error}; "
-                f"noted in {self._file.name}, it will be run again"
+                f"{task} episode {episode} raised {type(error).__name__}: {error}; noted in {self._file.name}, {then}"
             )
 
     def write(self, record: EpisodeRecord) -> None:

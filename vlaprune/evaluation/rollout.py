@@ -1,42 +1,26 @@
-"""Runs episodes: which ones, in which slots, and what happens when one of them raises or hangs."""
+"""Runs episodes: which ones, in which slots, and what happens when one of them raises or hangs.
+
+Three parts: who runs what (`schedule`, pure), the open simulators (`pool`), and here the loop that joins them with the
+policy.
+"""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from vlaprune.benchmark import Benchmark, Env, Observation, Task
+from vlaprune.bench.episodes import Outcome
+from vlaprune.benchmark import Benchmark, Observation
 from vlaprune.evaluation.motion import motion
+from vlaprune.evaluation.pool import Event, Pool
+from vlaprune.evaluation.schedule import Key, Pace, Queue
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.records import EpisodeRecord, Header
 from vlaprune.trace import Trace
-
-Attempt = Generator[Observation, np.ndarray, tuple[bool, int]]
-
-
-def attempt(env: Env, task: Task, episode: int) -> Attempt:
-    """What an episode is: yields an observation, is sent [n, action_dim] actions and executes them.
-
-    Returns whether the task was achieved and the control steps it took.
-    """
-    env.reset(episode)
-    success, steps = False, 0
-    while True:
-        actions = yield env.observe()
-        for action in actions:
-            success = env.step(action)
-            steps += 1
-            if steps == task.max_steps or (success and task.terminate_on_success):
-                return success, steps
 
 
 @dataclass(frozen=True)
@@ -61,25 +45,6 @@ class Shard:
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
 
-@contextmanager
-def watchdog(seconds: float) -> Iterator[None]:
-    """TimeoutError inside the block once it has lasted too long; 0 switches it off. Main thread only."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"no answer within {seconds} s (time_limit)")
-
-    old = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-
-
 @dataclass(frozen=True)
 class RolloutConfig:
     """How episodes are run.
@@ -87,13 +52,16 @@ class RolloutConfig:
     seed        of the policy; the world's initial states do not depend on it
     time_limit  seconds between two looks after which an environment counts as hung; 0 for never
     patience    episodes that may raise one after the other before the run is given up
-    stop        asked after every episode; its yes ends the run, and what other slots are at is not recorded
+    stop        asked after every episode; its yes ends the run, and what other slots are at is not recorded. Episodes
+                then begin in the order of the list
+    deterministic  one sequence a call: an episode's numbers are the same bits for any number of slots, in any order
     """
 
     seed: int
     time_limit: float = 0.0
     patience: int = 5
-    stop: Callable[[EpisodeRecord], bool] = lambda record: False
+    stop: Callable[[EpisodeRecord], bool] | None = None
+    deterministic: bool = False
 
 
 class Journal(Protocol):
@@ -122,63 +90,6 @@ class Watcher(Protocol):
         """An episode is over; without a record the world raised."""
 
 
-class EnvSlot:
-    """One slot: its environment, opened anew after trouble, and the episode under way."""
-
-    def __init__(self, slot: int, bench: Benchmark, task: Task) -> None:
-        self.slot, self._bench, self._task = slot, bench, task
-        self._stack = ExitStack()
-        self._env: Env | None = None
-        self._attempt: Attempt | None = None
-        self.episode = -1
-        self.began = 0.0
-
-    @property
-    def busy(self) -> bool:
-        """Whether an episode is under way."""
-        return self._attempt is not None
-
-    def open(self, time_limit: float) -> None:
-        """Starts the simulator; what that raises, TimeoutError too, is for the user to mend."""
-        try:
-            with watchdog(time_limit):
-                self._open()
-        except TimeoutError as error:
-            raise TimeoutError(f"opening the simulator of {self._task.name}: {error}") from None
-
-    def _open(self) -> Env:
-        if self._env is None:
-            self._env = self._stack.enter_context(self._bench.open(self._task))
-        return self._env
-
-    def start(self, episode: int) -> None:
-        """Takes an episode; the world moves, and after trouble is opened again, at the first `advance`."""
-        self.episode, self._attempt, self.began = episode, self._course(episode), time.monotonic()
-
-    def _course(self, episode: int) -> Attempt:
-        return (yield from attempt(self._open(), self._task, episode))
-
-    def advance(self, actions: np.ndarray | None, time_limit: float) -> Observation | tuple[bool, int]:
-        """The next observation, or the outcome (success, steps). What the world raises ends episode and world."""
-        assert self._attempt is not None
-        try:
-            with watchdog(time_limit):
-                return self._attempt.send(actions)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            self._attempt = None
-            return stop.value
-        except BaseException:
-            self._attempt = None
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Closes the environment. One that cannot even close is left behind."""
-        self._env = None
-        with suppress(Exception):
-            self._stack.close()
-
-
 def rollout(
     policy: Policy,
     bench: Benchmark,
@@ -189,82 +100,140 @@ def rollout(
 ) -> None:
     """Runs every missing episode of the journal's tasks; a slot that finishes takes the next episode at once.
 
-    What an environment raises is noted and its episode run again another time. What the policy raises ends the run:
-    its numbers could not be believed. RuntimeError after `rules.patience` episodes that raised in a row.
+    Simulators in workers run side by side, and while the policy computes for others. Whatever finishes first, an
+    episode's number alone decides its initial state and its randomness.
+
+    What an environment raises is noted, and its episode run once more at the end. What the policy raises ends the run:
+    its numbers could not be believed. So does what the first simulator of a task raises as it opens: it is for the user
+    to mend. RuntimeError after `rules.patience` episodes of a task that raised one after the other.
     """
-    for task in bench.tasks():
-        asked = journal.header.tasks.get(task.name, 0)
-        todo = deque(e for e in shard.of(asked) if not journal.has(task.name, e))
-        slots = [EnvSlot(slot, bench, task) for slot in range(min(policy.slots, len(todo)))]
-        try:
-            for slot in slots:
-                slot.open(rules.time_limit)
-            for record in _Episodes(policy, bench, task, slots, todo, journal, rules, watchers):
-                journal.write(record)
-                if rules.stop(record):
-                    return
-        finally:
-            for slot in slots:
-                slot.close()
+    asked = journal.header.tasks
+    todo = [(t.name, e) for t in bench.tasks() for e in shard.of(asked.get(t.name, 0)) if not journal.has(t.name, e)]
+    queue = Queue(todo, ordered=rules.stop is not None)
+    pool = Pool(bench, rules.time_limit)
+    try:
+        for record in _Rollout(policy, bench, queue, pool, journal, rules, watchers):
+            journal.write(record)
+            if rules.stop is not None and rules.stop(record):
+                return
+    finally:
+        pool.close()
 
 
-@dataclass
-class _Episodes:
-    """The missing episodes of one task, as they finish."""
+class _Rollout:
+    """The episodes of a run, as they finish."""
 
-    policy: Policy
-    bench: Benchmark
-    task: Task
-    slots: Sequence[EnvSlot]
-    todo: deque[int]
-    journal: Journal
-    rules: RolloutConfig
-    watchers: Sequence[Watcher]
-    _in_a_row: int = 0  # episodes that raised
+    def __init__(
+        self,
+        policy: Policy,
+        bench: Benchmark,
+        queue: Queue,
+        pool: Pool,
+        journal: Journal,
+        rules: RolloutConfig,
+        watchers: Sequence[Watcher],
+    ) -> None:
+        self._policy, self._bench, self._queue, self._pool = policy, bench, queue, pool
+        self._tasks = {task.name: task for task in bench.tasks()}
+        self._journal, self._rules, self._watchers = journal, rules, watchers
+        self._slots = range(min(policy.slots, len(queue)))
+        self._at: dict[int, Key] = {}  # the episode of each busy slot
+        self._began: dict[int, float] = {}  # and when it did
+        self._looks: dict[int, Observation] = {}  # which the policy has still to answer
+        self._pace = Pace()
+        self._opened: set[str] = set()  # tasks of which a simulator came up
+        self._in_a_row: dict[str, int] = {}  # episodes of a task that raised
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
-        actions: dict[int, np.ndarray] = {}
         while True:
-            looks: dict[int, Observation] = {}
-            for slot in self.slots:
-                while slot.slot not in looks and (slot.busy or self.todo):
-                    said = self._advance(slot, actions.pop(slot.slot, None))
-                    if isinstance(said, Observation):
-                        looks[slot.slot] = said
-                    elif said is not None:
-                        yield said
-            if not looks:
+            for slot in self._slots:
+                if slot not in self._at:
+                    self._next(slot)
+            if not self._pool.busy and not self._looks:
                 return
-            actions = self.policy.act(looks)
-            for slot in self.slots if self.watchers else ():
-                if slot.slot in looks:
-                    for watcher in self.watchers:
-                        watcher.look(self.task.name, slot.episode, self.policy.trace(slot.slot))
+            patience = self._patience()
+            events = self._pool.wait(patience)
+            for event in events:
+                record = self._hear(event)
+                if record is not None:
+                    yield record
+            if self._looks and (patience == 0 or (patience and not events)):
+                self._act()
 
-    def _advance(self, slot: EnvSlot, actions: np.ndarray | None) -> Observation | EpisodeRecord | None:
-        """The next observation of a slot or its finished episode; None where the world raised."""
-        name = self.task.name
-        if not slot.busy:
-            slot.start(self.todo.popleft())
-            self.policy.reset(slot.slot, episode_seed(self.rules.seed, name, slot.episode))
-        said: Observation | tuple[bool, int] | None = None
-        with self.journal.attempt(name, slot.episode):
-            said = slot.advance(actions, self.rules.time_limit)
-        if isinstance(said, Observation):
-            return said
-        record = None if said is None else self._record(slot, *said)
-        self._in_a_row = self._in_a_row + 1 if record is None else 0
-        for watcher in self.watchers:
-            watcher.end(name, slot.episode, record)
-        if self._in_a_row == self.rules.patience:
-            raise RuntimeError(
-                f"{self._in_a_row} episodes of {name} raised one after the other; see the error "
-                f"lines in {self.journal.folder}, mend the environment and run the same command again"
-            )
+    def _patience(self) -> float | None:
+        """Seconds that observations in hand may wait for others; None where there is none."""
+        if not self._looks:
+            return None
+        return 0.0 if self._rules.deterministic else self._pace.wait(len(self._looks), self._pool.ages())
+
+    def _next(self, slot: int) -> None:
+        """Gives a free slot its next episode, and opens its task first where another one is open."""
+        key = self._queue.take(self._pool.task(slot), self._pool.tasks())
+        if key is None:
+            return
+        self._at[slot] = key
+        if self._pool.task(slot) == key[0]:
+            self._start(slot)
+        else:
+            self._pool.open(slot, self._tasks[key[0]])
+
+    def _start(self, slot: int) -> None:
+        task, episode = self._at[slot]
+        self._began[slot] = time.monotonic()
+        self._policy.reset(slot, episode_seed(self._rules.seed, task, episode))
+        self._pool.post(slot, "start", episode)
+
+    def _hear(self, event: Event) -> EpisodeRecord | None:
+        """What has become of a slot; the record of an episode that is over."""
+        slot, said = event.slot, event.said
+        if event.error is not None:
+            self._raised(slot, event.error)
+        elif said is None:
+            self._opened.add(self._at[slot][0])
+            self._start(slot)
+        elif isinstance(said, Observation):
+            self._looks[slot] = said
+            self._pace.simulated(event.seconds)
+        else:
+            return self._over(slot, said)
+        return None
+
+    def _act(self) -> None:
+        """One call of the policy for those that wait, and their worlds go on. Alone, if rounding must not differ."""
+        slots = list(self._looks)[: 1 if self._rules.deterministic else None]
+        looks = {slot: self._looks.pop(slot) for slot in slots}
+        began = time.monotonic()
+        actions = self._policy.act(looks)
+        self._pace.called(len(looks), time.monotonic() - began)
+        for slot in slots:
+            self._pool.post(slot, "advance", actions[slot])
+        for slot in slots if self._watchers else ():
+            for watcher in self._watchers:
+                watcher.look(*self._at[slot], self._policy.trace(slot))
+
+    def _over(self, slot: int, outcome: Outcome) -> EpisodeRecord:
+        task, episode = self._at.pop(slot)
+        calls, took = self._policy.drain(slot, outcome.steps), time.monotonic() - self._began[slot]
+        actions, bench = self._policy.executed(slot, outcome.steps), self._bench
+        moved = motion(actions, bench.control_hz, bench.interface.frame)
+        record = EpisodeRecord(task, episode, *outcome, calls, time.time(), took, moved)
+        self._in_a_row[task] = 0
+        for watcher in self._watchers:
+            watcher.end(task, episode, record)
         return record
 
-    def _record(self, slot: EnvSlot, success: bool, steps: int) -> EpisodeRecord:
-        calls = self.policy.drain(slot.slot, steps)
-        moved = motion(self.policy.executed(slot.slot, steps), self.bench.control_hz, self.bench.interface.frame)
-        took = time.monotonic() - slot.began
-        return EpisodeRecord(self.task.name, slot.episode, success, steps, calls, time.time(), took, moved)
+    def _raised(self, slot: int, error: Exception) -> None:
+        task, episode = self._at.pop(slot)
+        if task not in self._opened:
+            raise error
+        with self._journal.attempt(task, episode):
+            raise error
+        first = self._queue.raised((task, episode))
+        for watcher in self._watchers:
+            watcher.end(task, episode, None)
+        self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones
+        if first and self._in_a_row[task] == self._rules.patience:
+            raise RuntimeError(
+                f"{self._in_a_row[task]} episodes of {task} raised one after the other; see the error "
+                f"lines in {self._journal.folder}, mend the environment and run the same command again"
+            )

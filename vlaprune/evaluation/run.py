@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,8 @@ def main(
     bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
     try:
         with _film(cfg, bench, header) as films:
-            rules = RolloutConfig(cfg.seed, cfg.time_limit)
-            if rule is not None:
-                rules = replace(rules, stop=rule)
-            if not any(map(rules.stop, mine)):
+            rules = RolloutConfig(cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic)
+            if rule is None or not any(map(rule, mine)):
                 with kernel(cfg.kernel):
                     rollout(policy, bench, recorder, shard, rules, [bar, *films])
         if rule is not None and rule.state.stopped:
@@ -59,9 +56,9 @@ def main(
         bar.close()
     if job is None:
         print(report.summary(read(cfg.output)))
-    if recorder.raised:
+    if lost := [key for key in recorder.raised if not recorder.has(*key)]:
         raise RuntimeError(
-            f"{recorder.raised} episodes raised (error lines in {recorder.folder}); run the same command again "
+            f"{len(lost)} episodes raised twice (error lines in {recorder.folder}); run the same command again "
             "to redo just these"
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.bench.episodes import Episodes, Outcome
 from vlaprune.benchmark import Benchmark, Interface, Observation
-from vlaprune.evaluation.rollout import attempt
 from vlaprune.policy import Policy, episode_seed
 
 PHASES = ("approach", "switch", "carry", "after")
@@ -118,18 +117,17 @@ def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Record
     frames: list[Frame] = []
     for task in bench.tasks():
         with bench.open(task) as env:
+            course = Episodes(env, task, bench.interface)
             for episode in range(min(episodes, task.episodes)):
                 policy.reset(0, episode_seed(seed, task.name, episode))
-                play, actions = attempt(env, task, episode), None
                 seen: list[Observation] = []
                 closed: list[np.ndarray] = []
-                try:
-                    while True:
-                        seen.append(play.send(actions))  # type: ignore[arg-type]
-                        actions = policy.act({0: seen[-1]})[0]
-                        closed.append(closes(actions, policy.model.interface))
-                except StopIteration:
-                    pass
+                now: Observation | Outcome = course.start(episode)
+                while isinstance(now, Observation):
+                    seen.append(now)
+                    actions = policy.act({0: now})[0]
+                    closed.append(closes(actions, policy.model.interface))
+                    now = course.advance(actions)
                 frames += [
                     Frame(o, task.name, episode, i, p)
                     for i, (o, p) in enumerate(zip(seen, phases(closed), strict=True))
@@ -150,14 +148,9 @@ def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 
             for one in images.values():
                 row, column = lot.integers(0, image - width, 2)
                 one[row : row + width, column : column + width] = lot.integers(0, 255, 3)
-            state = None if interface.state is None else 0.1 * lot.standard_normal(numbers(interface.state))
+            state = None if interface.state is None else 0.1 * lot.standard_normal(interface.state_size)
             frames.append(Frame(Observation(images, state, "pick up the red cube"), "noise", episode, step))
     return Recording(frames, {"bench": f"noise of seed {seed}", "episodes": episodes})
-
-
-def numbers(state: str) -> int:
-    """How many numbers a state layout such as "eef_pos3_axisangle3_gripper2" has."""
-    return sum(int(n) for n in re.findall(r"(\d+)(?:_|$)", state))
 
 
 def actions(policy: Policy, episode: Iterable[Frame], seed: int) -> list[np.ndarray]:

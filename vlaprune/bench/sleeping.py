@@ -1,0 +1,77 @@
+"""The toy world with the times of a real simulator, which it sleeps away: to measure how rollouts scale."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlaprune.bench import remote
+from vlaprune.bench.toy import Toy
+from vlaprune.benchmark import Env, Observation, Task
+
+
+class _Slow:
+    """A world whose every answer takes its time."""
+
+    def __init__(self, world: Env, pause: Callable[[float], None], step: float, look: float) -> None:
+        self._world, self._pause, self._step, self._look = world, pause, step, look
+
+    def reset(self, episode: int) -> None:
+        """At once."""
+        self._world.reset(episode)
+
+    def observe(self) -> Observation:
+        """After the time of a look."""
+        self._pause(self._look)
+        return self._world.observe()
+
+    def step(self, action: np.ndarray) -> bool:
+        """After the time of a step."""
+        self._pause(self._step)
+        return self._world.step(action)
+
+
+@dataclass
+class Sleeping(Toy):
+    """The toy world, slowed down.
+
+    step, look, start  seconds of a control step, of a look, and of opening
+    steps   control steps of every episode, which does not end sooner; None for the toy's
+    jitter  whether each pause is drawn anew, up to twice as long: what finishes first is then a matter of luck
+    worker  each environment in a process of its own
+    """
+
+    step: float = 0.01
+    look: float = 0.02
+    start: float = 0.0
+    steps: int | None = None
+    jitter: bool = False
+    worker: bool = True
+
+    name = "sleeping"
+
+    def tasks(self) -> list[Task]:
+        """The toy's, perhaps of a fixed length."""
+        tasks = super().tasks()
+        if self.steps is None:
+            return list(tasks)
+        return [replace(t, max_steps=self.steps, terminate_on_success=False) for t in tasks]
+
+    def open(self, task: Task) -> AbstractContextManager[Any]:
+        """A fresh world, after the time of opening."""
+        return remote.opened(replace(self, worker=False), task) if self.worker else self._here(task)
+
+    @contextmanager
+    def _here(self, task: Task) -> Iterator[Env]:
+        self._pause(self.start)
+        with super().open(task) as world:
+            yield _Slow(world, self._pause, self.step, self.look)
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(random.uniform(0.0, 2.0 * seconds) if self.jitter else seconds)
