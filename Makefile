@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: help demo report test check lint type fix fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -62,6 +62,9 @@ type: .venv/done  ## types
 fix: .venv/done  ## corrects style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fresh: .venv/done  ## a new user's path: vlaprune new method, model and bench; install, test, run, report (minutes)
+	bash scripts/fresh_user.sh $(BIN)
 
 wheel: .venv/done  ## the distribution, dist/*.whl and *.tar.gz, from a build in an environment of its own
 	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
