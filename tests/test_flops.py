@@ -8,7 +8,7 @@ import torch
 from vlaprune.meter import block_flops, decoder_flops, vit_block_flops
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, prompt_length, rosetta
-from vlaprune.profile.published import LLAMA, MODELS, PATCHES, prismatic, siglip
+from vlaprune.profile.published import LLAMA, MODELS, PATCHES, flow, prismatic, siglip
 from vlaprune.profile.roofline import (
     DEVICES,
     Device,
@@ -23,6 +23,7 @@ from vlaprune.profile.roofline import (
     total,
     vit,
 )
+from vlaprune.profile.times import TIMES
 from vlaprune.records import StepRecord
 
 T = 1e12
@@ -102,7 +103,7 @@ def whole(model, kept, layer):
     flops = total(model.call(kept, layer)).flops
     if model.config.causal:
         visual = [model.visual if i < layer else kept for i in range(32)]
-        flops -= 0.5 * sum(attention(n, n, 32, 32, 128).flops for n, _ in model.counts(visual))
+        flops -= 0.5 * sum(attention(n, n, 32, 32, 128).flops for n, _ in model.counts(visual, visual))
     return flops / T
 
 
@@ -183,3 +184,22 @@ def test_a_call_in_every_convention():
     assert said["flops_prefill"] == 2 * said["macs_prefill_paper"] == stages["prompt"]
     assert said["macs_prefill_paper"] - said["macs_prefill_eq9"] == 16 * 64 * 96
     assert said["visual_mean"] == 6
+
+
+def test_no_published_time_lies_below_our_floor():
+    known = [t for t in TIMES if t.floor is not None]
+    assert len(known) >= 10 and {t.device for t in known} >= {"4090", "5090", "Orin64", "Thor"}
+    for time in known:
+        assert time.ratio > 1.0, f"{time} lies below the floor of {time.floor:.1f} ms"
+    assert min(t.ratio for t in known) < 1.4  # nor is the floor so low that it says nothing
+
+
+def test_pi05_costs_what_pi0_costs_without_its_state_row_and_time():
+    pi0, pi05 = (flow(name, 2, 48) for name in ("pi0", "pi05"))
+    assert total(pi05.call()).flops < total(pi0.call()).flops < 1.02 * total(pi05.call()).flops
+
+
+def test_a_device_is_found_whatever_its_letters():
+    assert device("orin64") is DEVICES["Orin64"] and device("H100") is device("h100")
+    with pytest.raises(ValueError, match=r"device 'orin' is not one of H100, .*Thor"):
+        device("orin")

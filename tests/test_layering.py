@@ -68,6 +68,8 @@ LAYERS = {
     "profile.conventions": ["nn.block", "records"],
     "profile.roofline": ["meter", "nn.block"],
     "profile.published": ["profile.roofline", "nn.block"],
+    "profile.latency": ["profile.published", "profile.roofline", "records"],
+    "profile.times": ["profile.published", "profile.roofline"],
     "training": [
         *("training", "policy", "pruner", "session", "benchmark", "control", "meter", "stats", "nn.load", "nn.lora"),
     ],

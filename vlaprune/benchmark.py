@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -154,6 +154,7 @@ class Benchmark(Protocol):
         """Starts the simulator for one task; leaving the context closes it."""
 
 
+@runtime_checkable
 class Holds(Protocol):
     """A benchmark that says what its robot does while it has no action; every mode of delay but `wait` asks."""
 

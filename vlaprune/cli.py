@@ -193,11 +193,12 @@ def _evaluate(cfg: DictConfig) -> None:
     config.check(cfg)
     config.ready(cfg)
     model, make_pruner, bench = config.build(cfg)
-    header = config.header(cfg, model, bench)
+    delay = config.delay(cfg, bench, model)
+    header = config.header(cfg, model, bench, delay)
     model, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
     folder = Path(cfg.output)
     make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, folder, cfg.seed)
-    policy = Policy(model, make_pruner, cfg.slots, control)
+    policy = Policy(model, make_pruner, cfg.slots, control, delay)
     evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
 
 

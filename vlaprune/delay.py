@@ -47,10 +47,14 @@ class Latency(Protocol):
     """How long calls take on the robot's device.
 
     expected  ms of a dense call; what must fit is checked with it before a run
+    note      where the milliseconds come from, in words, for a footnote
     """
 
     @property
     def expected(self) -> float: ...  # noqa: D102
+
+    @property
+    def note(self) -> str: ...  # noqa: D102
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
         """Milliseconds of one call: a function of these alone, never of a global generator.

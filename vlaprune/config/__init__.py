@@ -3,6 +3,7 @@
 from vlaprune.config.build import build, control, load, make, make_plain, model_for, model_node, ready, sinks
 from vlaprune.config.check import check, check_profile
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
+from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.provenance import header, provenance, tasks
 from vlaprune.config.sweep import arms, every, job, methods
 
@@ -14,6 +15,8 @@ __all__ = [
     "composed",
     "config_path",
     "control",
+    "delay",
+    "delay_identity",
     "every",
     "header",
     "job",

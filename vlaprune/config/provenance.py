@@ -17,9 +17,11 @@ from omegaconf import DictConfig
 
 from vlaprune.config.build import control, model_node
 from vlaprune.config.compose import plain
+from vlaprune.config.delay import delay_identity
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
+    from vlaprune.delay import Delay
     from vlaprune.policy import VLA
     from vlaprune.records import Header
 
@@ -35,8 +37,8 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
     return {t.name: episodes or t.episodes for t in bench.tasks()}
 
 
-def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
-    """What the journal says of this run."""
+def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
+    """What the journal says of this run; `delay` as `config.delay` gives it."""
     from vlaprune.evaluation.rollout import Shard
     from vlaprune.records import Header
 
@@ -51,12 +53,16 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark) -> Header:
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         said["control"] = asdict(driver)
+    if delay is not None:
+        said["delay"] = delay_identity(cfg)
     if cfg.kernel != "sdpa":
         said["kernel"] = cfg.kernel
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
     told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard, "video": cfg.video}
+    if delay is not None:
+        known["delay"] = delay.latency.note
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
     return Header(identity, known, tasks(bench, cfg.episodes))

@@ -8,6 +8,7 @@ from typing import Any
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.published import MODELS, Model
 from vlaprune.profile.roofline import DEVICES, Device, ceiling, total
+from vlaprune.profile.times import table
 
 LAYERS = (0, 2)  # before which tokens are dropped
 
@@ -30,6 +31,11 @@ def fill(page: Page, keeps: Sequence[float]) -> list[dict[str, Any]]:
             f"{on.flops / 1e12:.0f} TFLOP/s, {on.bandwidth / 1e12:.2f} TB/s ({on.source}); below {on.ridge:.0f} rows a "
             "layer's weights bound it."
         )
+    page.table("Published times of whole calls", table())
+    page.text(
+        "None was measured here. A floor for 8 bits is half of that for 16. Where the prompt is not told, the floor is "
+        "that of no text at all.",
+    )
     return rows
 
 

@@ -169,7 +169,7 @@ def checks(setting: Setting) -> list[Path]:
         recording = noise(model, cfg.seed)
         every = setting.ready(setting.every(cfg.keeps), model, recording)
         found = check.one(page, name, model, every, recording, share, cfg)
-        rows += [{"model": name, **row} for row in found.rows]
+        rows += [{**row, "model": name} for row in found.rows]
         device = str(model.device)
         del model
         check.free()

@@ -7,8 +7,9 @@ whole rectangle, as everywhere in vlaprune.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.profile.roofline import Work, block, decoder, linear, vit
@@ -46,14 +47,14 @@ class Model:
     shape    the decoder that prunes
     images   cameras
     others   prompt positions that are no visual tokens: text, state, slots
-    build    stages of a call from the observed visual tokens of each layer
+    build    stages of a call from the visual tokens that each layer computes and those that it attends to
     """
 
     name: str
     config: DecoderConfig
     images: int
     others: int
-    build: Callable[[Model, list[int]], dict[str, list[Work]]]
+    build: Callable[[Model, Sequence[int], Sequence[int]], dict[str, list[Work]]]
 
     @property
     def visual(self) -> int:
@@ -63,57 +64,74 @@ class Model:
     def call(self, kept: int | None = None, layer: int = 0) -> dict[str, list[Work]]:
         """Stages of a call that computes `kept` visual tokens from `layer` on; None for a dense one."""
         kept = self.visual if kept is None else kept
-        return self.build(self, [self.visual if i < layer else kept for i in range(self.config.num_layers)])
+        visual = [self.visual if i < layer else kept for i in range(self.config.num_layers)]
+        return self.build(self, visual, visual)
 
-    def counts(self, visual: list[int]) -> list[tuple[int, int]]:
-        """(rows, columns) of the prompt pass from the visual tokens of each layer."""
-        return [(n + self.others, n + self.others) for n in visual]
+    def counts(self, visual: Sequence[int], seen: Sequence[int]) -> list[tuple[int, int]]:
+        """(rows, columns) of the prompt pass from the visual tokens computed and attended to at each layer."""
+        return [(n + self.others, m + self.others) for n, m in zip(visual, seen, strict=True)]
 
 
-def _openvla(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+def _openvla(model: Model, visual: Sequence[int], seen: Sequence[int]) -> dict[str, list[Work]]:
     towers, projector = prismatic(model.images)
     words = linear(1, LLAMA.hidden_size, VOCABULARY)
-    passes = [block(LLAMA, 1, n + model.others + i + 1) for i in range(6) for n in visual]
+    passes = [block(LLAMA, 1, n + model.others + i + 1) for i in range(6) for n in seen]
     return {
         "vision": towers,
         "projector": projector,
-        "prompt": [*decoder(LLAMA, model.counts(visual)), *words],
+        "prompt": [*decoder(LLAMA, model.counts(visual, seen)), *words],
         "decode": [*(w for one in passes for w in one), *(w.times(6) for w in words)],
     }
 
 
-def _oft(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+def _oft(model: Model, visual: Sequence[int], seen: Sequence[int]) -> dict[str, list[Work]]:
     towers, projector = prismatic(model.images)
     return {
         "vision": towers,
         "projector": projector,
-        "prompt": decoder(LLAMA, model.counts(visual)),
+        "prompt": decoder(LLAMA, model.counts(visual, seen)),
         "head": [*linear(1, 8, 4096, 4096), *linear(8, 28672, 4096, 4096, 4096, 7)],
     }
 
 
-def _cogact(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+def _cogact(model: Model, visual: Sequence[int], seen: Sequence[int]) -> dict[str, list[Work]]:
     towers, projector = prismatic(model.images)
     step = vit(34, 768, 12, 3072, 12)  # classifier-free guidance: two sequences of 17 rows
     return {
         "vision": towers,
         "projector": projector,
-        "prompt": decoder(LLAMA, model.counts(visual)),
+        "prompt": decoder(LLAMA, model.counts(visual, seen)),
         "head": [w.times(10) for w in step],
     }
 
 
-def _pi0(model: Model, visual: list[int]) -> dict[str, list[Work]]:
+def _flow(
+    model: Model,
+    visual: Sequence[int],
+    seen: Sequence[int],
+    chunk: int = 50,
+    steps: int = 10,
+    adaptive: bool = False,
+) -> dict[str, list[Work]]:
+    """pi0, or with `adaptive` pi0.5, which has no state row and whose time goes into the norms, computed once."""
     tower, projector = siglip(model.images)
-    rows = 51  # a state token and 50 actions
-    step = [*linear(rows - 1, 32, 1024), *linear(rows - 1, 2048, 1024, 1024), *linear(rows - 1, 1024, 32)]
-    step += [w for n in visual for w in block(EXPERT, rows, n + model.others + rows)]
+    rows = chunk if adaptive else chunk + 1
+    step = [*linear(chunk, 32, 1024), *linear(chunk, 1024, 32)]
+    step += [] if adaptive else linear(chunk, 2048, 1024, 1024)
+    step += [w for n in seen for w in block(EXPERT, rows, n + model.others + rows)]
+    state = [] if adaptive else linear(1, 32, 1024)
     return {
         "vision": tower,
         "projector": projector,
-        "prompt": decoder(GEMMA, model.counts(visual)),
-        "head": [*linear(1, 32, 1024), *(w.times(10) for w in step)],
+        "prompt": decoder(GEMMA, model.counts(visual, seen)),
+        "head": [*state, *(w.times(steps) for w in step)],
     }
+
+
+def flow(name: str, images: int, others: int, chunk: int = 50, steps: int = 10) -> Model:
+    """pi0 or pi05 with so many cameras, other prompt positions, actions a chunk and steps of the flow."""
+    build = partial(_flow, chunk=chunk, steps=steps, adaptive=name == "pi05")
+    return Model(name, GEMMA, images, others, build)
 
 
 MODELS = {
@@ -122,6 +140,7 @@ MODELS = {
         Model("openvla", LLAMA, 1, 26, _openvla),
         Model("oft", BIDIRECTIONAL, 2, 84, _oft),
         Model("cogact", LLAMA, 1, 27, _cogact),
-        Model("pi0", GEMMA, 2, 48, _pi0),
+        flow("pi0", 2, 48),
+        flow("pi05", 2, 56, chunk=10),
     )
 }

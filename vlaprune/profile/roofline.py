@@ -61,6 +61,7 @@ class Device:
 
 
 SHEET = "vendor's data sheet, bf16 dense, not measured here"
+JETSON = "measured there: infinigence/ApxInf@21ae1dc:doc/jetson-roofline.md, not here"
 DEVICES = {
     d.name: d
     for d in (
@@ -68,15 +69,19 @@ DEVICES = {
         Device("H200", 790e12, 4.3e12, "reported as measured (sheet: 989 TFLOP/s, 4.8 TB/s), not measured here"),
         Device("4090", 182.8e12, 1.01e12, "arXiv:2510.26742, not measured here"),
         Device("A100", 312e12, 2.039e12, SHEET + "; the 80 GB SXM part"),
+        Device("5090", 209.5e12, 1.792e12, SHEET + " (RTX Blackwell whitepaper, FP32 accumulation)"),
+        Device("Orin64", 33.8e12, 152.8e9, JETSON + "; AGX Orin 64 GB, MAXN"),
+        Device("Thor", 135.2e12, 257.0e9, JETSON + "; Drive AGX Thor, 14 SMs"),
     )
 }
 
 
 def device(name: str) -> Device:
-    """One of `DEVICES`. ValueError names them."""
-    if name not in DEVICES:
+    """One of `DEVICES`, in capital letters or not. ValueError names them."""
+    found = {known.lower(): on for known, on in DEVICES.items()}.get(name.lower())
+    if found is None:
         raise ValueError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
-    return DEVICES[name]
+    return found
 
 
 def linear(rows: int, *widths: int, size: int = 2) -> list[Work]:

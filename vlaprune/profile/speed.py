@@ -36,6 +36,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     pruned = [r for r in records if min(r.visual) < r.total]
     counted = {k: sum(w.flops for w in v) / arm.counted for k, v in arm.products.items()}
     row: dict[str, Any] = {
+        "model": model.info.name,
         "method": arm.label,
         "kernel": arm.rung,
         "calls": len(ms),
@@ -49,6 +50,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row |= {f"flops_{s}": mean(records, s) for s in STAGES}
     row |= {k: float(np.mean([rosetta(model.decoder.config, r)[k] for r in records])) for k in CONVENTIONS}
     row["steady_flops"] = float(np.mean([sum(r.flops.values()) for r in pruned])) if pruned else row["flops_call"]
+    row["ms_pruned"] = float(np.median([t for t, r in zip(ms, records, strict=True) if min(r.visual) < r.total] or ms))
     row |= {"visual": records[0].total, "flops_method_seen": counted.get("method", 0.0)}
     row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted
     row["floor_ms"] = floor(here, arm)

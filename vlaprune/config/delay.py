@@ -1,0 +1,66 @@
+"""From the keys of `delay` to a delay, checked before anything runs, and what the journal says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vlaprune.benchmark import Benchmark, Holds
+from vlaprune.config.build import control
+from vlaprune.config.compose import plain
+from vlaprune.delay import MODES, Delay, check_chunk, steps_late
+from vlaprune.errors import UserError
+
+if TYPE_CHECKING:
+    from vlaprune.policy import VLA
+
+SOURCES = ("ms", "jitter", "device", "table", "model")
+
+
+def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
+    """What the calls of this run cost in the world's time; None for a world that waits.
+
+    UserError in one line for an unknown mode, no or several sources of latency, a benchmark that does not say what
+    holding is, and a chunk that is too short.
+    """
+    from vlaprune.profile.latency import source
+
+    keys = plain(cfg.delay)
+    mode = keys["mode"]
+    if mode not in MODES:
+        raise UserError(f"delay.mode={mode}; use one of {', '.join(MODES)}")
+    given = [f"delay.{key}={keys[key]}" for key in SOURCES if keys[key] is not None]
+    if mode == "wait":
+        if given:
+            raise UserError(f"{' '.join(given)} with delay.mode=wait, where the world waits; choose another mode")
+        return None
+    if not isinstance(bench, Holds):
+        raise UserError(f"bench {bench.name} does not say what its robot does while it has no action; add `hold` to it")
+    if keys["ms"] == "measured" and cfg.slots != 1:
+        raise UserError(f"delay.ms=measured with slots={cfg.slots}; a call's own time needs slots=1")
+    latency = source(keys, model.info.name, _method(cfg))
+    execute = control(cfg, bench).calls(model.chunk, model.info.name)
+    check_chunk(mode, steps_late(latency.expected, bench.control_hz), execute, model.chunk)
+    return Delay(mode, latency, bench.control_hz, bench.hold)
+
+
+def delay_identity(cfg: DictConfig) -> dict[str, Any]:
+    """What of a delay decides the numbers: the keys that are set, a table by its bits."""
+    from vlaprune.profile.latency import digest
+
+    keys = {k: v for k, v in plain(cfg.delay).items() if v is not None}
+    if "device" not in keys or "table" in keys:
+        keys.pop("share", None)
+    if "table" in keys:
+        keys["table"] = digest(Path(keys["table"]))
+    return keys
+
+
+def _method(cfg: DictConfig) -> str:
+    """The name of the method's file in configs/method."""
+    if HydraConfig.initialized():
+        return str(HydraConfig.get().runtime.choices["method"])
+    return str(cfg.method._target_).split(".")[-2]

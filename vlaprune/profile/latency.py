@@ -1,0 +1,286 @@
+"""How long a call takes on the robot's device: a number, a distribution, a measured table, a model, or as here.
+
+A call's latency is a function of its episode's seed, its number and what it computed, so that a run is the same on
+every machine; `Measured` alone is not.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlaprune.profile.published import MODELS, Model
+from vlaprune.profile.roofline import Stages, decoder, device, total
+from vlaprune.records import StepRecord
+
+P99 = 2.3263478740408408  # of a standard normal distribution
+SHARE = 0.6  # of the roofline that a good implementation reaches, unless said otherwise
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Every call takes the same time, or a lognormal one.
+
+    p50  milliseconds
+    p99  milliseconds; None where every call takes p50
+    """
+
+    p50: float
+    p99: float | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for times that are none."""
+        if not (math.isfinite(self.p50) and self.p50 >= 0):
+            raise ValueError(f"delay.ms={self.p50}; use a number of milliseconds from 0 on, or measured")
+        if self.p99 is not None and not self.p50 < self.p99 < math.inf:
+            raise ValueError(f"delay.jitter={self.p99} with delay.ms={self.p50}; the p99 is above the p50, both in ms")
+        if self.p99 is not None and not self.p50:
+            raise ValueError("delay.jitter needs delay.ms above 0")
+
+    @property
+    def expected(self) -> float:
+        """The p50."""
+        return self.p50
+
+    def ms(self, seed: int, call: int, record: StepRecord) -> float:
+        """The time, drawn from a generator of this episode and call alone."""
+        if self.p99 is None:
+            return self.p50
+        z = np.random.default_rng([seed, call]).standard_normal()
+        return float(self.p50 * math.exp(math.log(self.p99 / self.p50) / P99 * z))
+
+    @property
+    def note(self) -> str:
+        """For a footnote."""
+        spread = "" if self.p99 is None else f", p99 {self.p99:g} ms (lognormal)"
+        return f"every call takes {self.p50:g} ms{spread}"
+
+
+class Measured:
+    """The call's own time here. Not reproducible."""
+
+    expected = 0.0
+    note = "each call's own wall time on this machine: not reproducible"
+
+    def ms(self, seed: int, call: int, record: StepRecord) -> float:
+        """The sum of the call's stages. ValueError where it shared a packed call."""
+        if record.packed > 1 or not record.ms:
+            raise ValueError("delay.ms=measured needs calls of one sequence each; set slots=1")
+        return sum(record.ms.values())
+
+
+def observed(model: Model, record: StepRecord) -> Stages:
+    """The stages of a published model that keeps the shares of visual tokens that a call was seen to keep.
+
+    Its layer i takes the shares of the observed layer at the same relative depth. Where the method took a second pass
+    of the prompt, the first is added.
+    """
+    layers, own = model.config.num_layers, len(record.visual)
+    at = [i * own // layers for i in range(layers)]
+    scale = model.visual / record.total
+    others = [r - v for r, v in zip(record.rows, record.visual, strict=True)]
+    visual = [round(record.visual[i] * scale) for i in at]
+    seen = [round((record.columns[i] - others[i]) * scale) for i in at]
+    stages = dict(model.build(model, visual, seen))
+    if record.first_rows:
+        first = [round((record.first_rows[i] - others[i]) * scale) for i in at]
+        stages["prompt"] = [*stages["prompt"], *decoder(model.config, model.counts(first, first))]
+    return stages
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """The roofline floor of a full-size model on a device, divided by a share. A model of time, not a measurement.
+
+    model   in `published.MODELS`; it need not be the model that acts, whose shares of tokens it keeps
+    device  in `roofline.DEVICES`
+    share   of the roofline that the implementation reaches
+    """
+
+    model: str
+    device: str
+    share: float = SHARE
+
+    def __post_init__(self) -> None:
+        """ValueError in one line for a model or a device without a floor."""
+        device(self.device)
+        if self.model not in MODELS:
+            raise ValueError(
+                f"delay.device={self.device} needs a floor, and model {self.model} has none; there are floors of "
+                f"{', '.join(MODELS)}: name one with delay.model, or give delay.table"
+            )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"delay.share={self.share}; use a share of the roofline above 0, up to 1")
+
+    def _ms(self, stages: Stages) -> float:
+        return sum(device(self.device).floors(stages).values()) / self.share
+
+    @cached_property
+    def expected(self) -> float:
+        """Of a dense call."""
+        return self._ms(MODELS[self.model].call())
+
+    def ms(self, seed: int, call: int, record: StepRecord) -> float:
+        """From the visual tokens that the call computed and attended to at each layer."""
+        return self._ms(observed(MODELS[self.model], record))
+
+    @property
+    def note(self) -> str:
+        """For a footnote."""
+        return (
+            f"modelled, not measured: roofline floor of {self.model} on {device(self.device).name} divided by "
+            f"{self.share:g}, without a method's own work; a dense call takes {self.expected:.1f} ms"
+        )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a table: GFLOPs and milliseconds of one kind of call."""
+
+    method: str
+    flops: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Milliseconds from a CSV of vlaprune-profile mode=speed, piecewise-linear in a call's FLOPs between its arms.
+
+    path    the CSV
+    model   whose times it must hold
+    method  the method that runs: its own arms and dense decide where the table has any, else all arms do
+    scaled  calls are counted as those of the full-size `model` (delay.model), not as what the acting model computed
+    """
+
+    path: Path
+    model: str
+    method: str
+    scaled: bool = False
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Sorted by FLOPs. ValueError in one line for a file that is no such table, or of another model."""
+        rows = self._rows()
+        dense = [r for r in rows if r["method"].split()[0] == "dense"]
+        if not dense:
+            raise ValueError(f"{self.path} has no dense arm; make it with vlaprune-profile mode=speed")
+        kernel = min(dense, key=lambda r: float(r["ms_p50"]))["kernel"]
+        rows = [r for r in rows if r["kernel"] == kernel]
+        base = [Arm("dense", float(r["flops_call"]), float(r["ms_p50"])) for r in rows if r in dense]
+        pruned = [
+            Arm(r["method"].split()[0], float(r["steady_flops"]), float(r["ms_pruned"])) for r in rows if r not in dense
+        ]
+        own = [arm for arm in pruned if arm.method == self.method]
+        return sorted([*base, *(own or pruned)], key=lambda arm: arm.flops)
+
+    def _rows(self) -> Sequence[Mapping[str, str]]:
+        if not self.path.is_file():
+            raise ValueError(f"delay.table={self.path} is no file; make one with vlaprune-profile mode=speed")
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        needed = ("model", "method", "kernel", "ms_p50", "ms_pruned", "flops_call", "steady_flops")
+        if not rows or (lacks := [k for k in needed if k not in rows[0]]):
+            said = f"lacks {', '.join(lacks)}" if rows else "is empty"
+            raise ValueError(f"delay.table={self.path} {said}; make it anew with vlaprune-profile mode=speed")
+        own = [r for r in rows if r["model"] == self.model]
+        if not own:
+            others = sorted({r["model"] for r in rows})
+            raise ValueError(
+                f"delay.table={self.path} holds times of {', '.join(others)}, and the calls are those of {self.model}; "
+                f"give its table, or set delay.model={others[0]}"
+            )
+        return own
+
+    @cached_property
+    def _curve(self) -> tuple[list[float], list[float]]:
+        """FLOPs without repeats, and the mean time at each."""
+        return curve(self.arms)
+
+    @property
+    def expected(self) -> float:
+        """Of a dense call."""
+        return next(arm.ms for arm in self.arms if arm.method == "dense")
+
+    def ms(self, seed: int, call: int, record: StepRecord) -> float:
+        """Between the arms; below the least and above the most, theirs."""
+        flops = sum(record.flops.values())
+        if self.scaled:
+            flops = total(observed(MODELS[self.model], record)).flops
+        return float(np.interp(flops, *self._curve))
+
+    @property
+    def error(self) -> float:
+        """The largest relative difference between an arm's time and the line through the others; 0 for two arms."""
+        worst = 0.0
+        for i in range(1, len(self.arms) - 1):
+            others = curve([*self.arms[:i], *self.arms[i + 1 :]])
+            arm = self.arms[i]
+            worst = max(worst, abs(float(np.interp(arm.flops, *others)) - arm.ms) / arm.ms)
+        return worst
+
+    @property
+    def note(self) -> str:
+        """For a footnote."""
+        return (
+            f"measured times of {self.model} in {self.path.name}: {len(self.arms)} arms, linear in FLOPs between them, "
+            f"an arm left out is missed by at most {100 * self.error:.0f} %; a dense call takes {self.expected:.1f} ms"
+        )
+
+
+def digest(path: Path) -> str:
+    """Of a table's bits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def curve(arms: Sequence[Arm]) -> tuple[list[float], list[float]]:
+    """FLOPs, ascending without repeats, and the mean time of the arms at each."""
+    found: dict[float, list[float]] = {}
+    for arm in sorted(arms, key=lambda arm: arm.flops):
+        found.setdefault(arm.flops, []).append(arm.ms)
+    return list(found), [sum(ms) / len(ms) for ms in found.values()]
+
+
+Source = Fixed | Measured | Modelled | Table
+
+
+def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
+    """The one source that the keys of `delay` name. ValueError in one line where there is none, or more than one.
+
+    model, method  short names of what acts
+    """
+    ms, on, table, jitter = (settings.get(key) for key in ("ms", "device", "table", "jitter"))
+    timed = str(settings.get("model") or model)
+    if table is None and settings.get("model") is not None and on is None:
+        raise ValueError(f"delay.model={timed} says whose time a device takes; add delay.device or delay.table")
+    if (ms is None) == (on is None and table is None):
+        raise ValueError(
+            f"delay.mode={settings['mode']} needs one of delay.ms, delay.device and delay.table, got "
+            f"ms={ms}, device={on}, table={table}"
+        )
+    if jitter is not None and (ms is None or ms == "measured"):
+        raise ValueError(f"delay.jitter={jitter} goes with delay.ms=NUMBER only")
+    if ms == "measured":
+        return Measured()
+    if ms is not None:
+        return Fixed(_number("ms", ms), None if jitter is None else _number("jitter", jitter))
+    if table is None:
+        return Modelled(timed, str(on), _number("share", settings.get("share", SHARE)))
+    found = Table(Path(table), timed, method, scaled=settings.get("model") is not None and timed != model)
+    if found.scaled and timed not in MODELS:
+        raise ValueError(f"delay.model={timed} has no full-size counts here; there are {', '.join(MODELS)}")
+    assert found.arms
+    return found
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"delay.{key}={value}; use a number" + (", or measured" if key == "ms" else ""))
+    return float(value)
