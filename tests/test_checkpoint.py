@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlaprune.models.prismatic import Prismatic, Sizes, unused, weight_map
-from vlaprune.nn.checkpoint import Checkpoint
+from vlaprune.nn.checkpoint import Checkpoint, check_companions
 from vlaprune.nn.hub import locate
+from vlaprune.nn.load import fill
 from vlaprune.nn.weights import WeightMap, fits, load_weights, randomise
 
 
@@ -129,6 +130,88 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         Checkpoint(tmp_path / "bad.pt")
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["params/_METADATA"], "holds openpi's JAX weights .*convert_jax_model_to_pytorch.py of openpi"),
+        (["checkpoints/it.pt"], "holds Prismatic's training weights .*convert_openvla_weights_to_hf.py"),
+        (["adapter_model.safetensors"], "holds a LoRA adapter that is not merged .*merge it into its base first"),
+        (
+            ["lora_adapter/adapter_model.safetensors"],
+            "LoRA adapter that is not merged .*merge_lora_weights_and_save.py",
+        ),
+        (["pytorch_model.bin"], "holds pickled weights .*safe_serialization"),
+    ],
+)
+def test_a_folder_in_another_format_names_what_converts_it(tmp_path, files, said):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=said) as caught:
+        Checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [{"weight_map": []}, {"weight_map": {"a": 3}}, {}, {"weight_map": {}}])
+def test_an_index_without_a_map_is_named(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json has no weight_map|lacks every shard"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("write", [sharded, single])
+def test_weights_that_are_not_finite_are_named(tmp_path, write, wrong):
+    state = tensors()
+    state["b"][3, 1] = wrong
+    with pytest.raises(ValueError, match=r"not finite in 1 tensors: \['b'\]; they are damaged"):
+        load_weights(empty(), Checkpoint(write(tmp_path, state)), PIECES)
+
+
+def test_weights_too_large_for_the_dtype_are_named(tmp_path):
+    state = tensors()
+    state["a"][0, 0] = 7e4
+    checkpoint = Checkpoint(single(tmp_path, state))
+    load_weights(empty(), checkpoint, PIECES, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"\['a'\]; they are damaged, or too large for this dtype"):
+        load_weights(empty(), checkpoint, PIECES, dtype=torch.float16)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    single(tmp_path, {"model.a": torch.zeros(1), "a": torch.ones(1)})
+    with pytest.raises(ValueError, match="has two tensors a; keep one"):
+        Checkpoint(tmp_path, strip="model.")
+    torch.save({"module.a": torch.zeros(1), "a": torch.ones(1)}, tmp_path / "it.pt")
+    with pytest.raises(ValueError, match="has two tensors a; keep one"):
+        Checkpoint(tmp_path / "it.pt", strip="module.")
+
+
+def test_our_own_weights_are_refused_with_a_nan(tmp_path):
+    own = nn.Linear(2, 2)
+    own.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights here have numbers that are not finite in 1 tensors: \['weight'\]"):
+        fill(nn.Linear(2, 2), own.state_dict(), "here")
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("vision_backbone--9_checkpoint.pt", r"which openvla does not read; they are FiLM layers of OpenVLA-OFT\+"),
+        ("action_head--9_checkpoint.pt", "they are OpenVLA-OFT's: use model=oft model.head=l1"),
+        ("proprio_projector--9_checkpoint.pt", "use model=oft model.state=eef_pos3"),
+        ("adapter_model.safetensors", "it is a LoRA adapter: merge it"),
+        ("something.pt", "has something.pt, which openvla does not read; take them out"),
+    ],
+)
+def test_a_companion_that_nobody_reads_is_refused_by_name(tmp_path, beside, said):
+    single(tmp_path, tensors())
+    for name in (beside, "optimizer.pt", "training_args.bin", "rng_state_0.pth", "config.json"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=said):
+        check_companions(tmp_path, (), "openvla")
+    check_companions(tmp_path, (beside,), "openvla")
+
+
 def test_a_hub_that_is_not_there_ends_in_one_line_that_says_what_to_do(monkeypatch, tmp_path):
     assert locate(str(tmp_path)) == tmp_path
     with pytest.raises(ValueError, match="weights no/such/folder do not exist; give a folder"):
@@ -208,7 +291,7 @@ def test_a_tensor_of_openvla_that_is_missing_or_too_much_is_named(trunk):
 MEMORY = """
 import sys, torch
 from torch import nn
-from vlaprune.nn.checkpoint import Checkpoint
+from vlaprune.nn.checkpoint import Checkpoint, check_companions
 from vlaprune.nn.weights import WeightMap, load_weights
 def status(*names):
     lines = dict(line.split(":") for line in open("/proc/self/status"))

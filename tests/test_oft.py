@@ -12,6 +12,7 @@ from test_openvla import SMALL, look, publish, sessions, statistics
 from vlaprune.benchmark import Observation
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.oft import OFT, PUBLISHED
+from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.prismatic import STOP
 from vlaprune.nn.decoder import NullSession, Tokens
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map
@@ -262,10 +263,23 @@ def test_a_published_folder_loads_trunk_head_projector_and_statistics(model, tmp
     assert torch.equal(action[:, 6].float(), unit[:, 6])
 
 
+def test_a_policy_with_film_or_of_another_head_is_refused(model, tmp_path):
+    """It was evaluated without FiLM, and OpenVLA took this folder without a word."""
+    publish_oft(model, tmp_path)
+    options = {**OPTIONS, "weights": str(tmp_path), "suite": "libero_spatial"}
+    with pytest.raises(ValueError, match="which openvla does not read; they are OpenVLA-OFT's: use model=oft"):
+        OpenVLA(**options)
+    with pytest.raises(ValueError, match=r"proprio_projector--.*use model=oft model.state=eef_pos3"):
+        OFT(**options, state=None)
+    (tmp_path / "vision_backbone--150000_checkpoint.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"FiLM layers of OpenVLA-OFT\+, which is not implemented"):
+        OFT(**options)
+
+
 def test_missing_or_double_extras_are_named_before_the_weights_are_read(model, tmp_path):
     publish_oft(model, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "action_head--150000_checkpoint.pt").rename(tmp_path / "head.pt")
+    (tmp_path / "action_head--150000_checkpoint.pt").rename(tmp_path / "head.old")
     with pytest.raises(ValueError, match=r"has no action_head--\*_checkpoint.pt; oft needs exactly one"):
         opened(tmp_path)
     save_extras(model, tmp_path)

@@ -4,7 +4,8 @@ Prompt: begin | visual tokens of every camera | state | text, ending in the lone
 chunk, all zeros | stop. Everything attends to everything. A row speaks for the slot behind it, as in decoding, so the
 head reads from the lone space to the last slot but one. QueryGroup.ACTION are the slots themselves: the authors of
 VLA-Pruner and SAFE-Pruner read the attention of these rows. Kim et al., arXiv:2502.19645; source:
-moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not here.
+moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not
+implemented: its weights are refused.
 Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
 its later passes repeat what the method selected in the first. Training sees the pictures that acting sees, without
 random crops and colours.
@@ -53,7 +54,6 @@ HEADS = ("l1", "tokens", "diffusion")
 PUBLISHED = {
     f"libero_{name}": f"moojink/openvla-7b-oft-finetuned-libero-{name}" for name in ("spatial", "object", "goal", "10")
 }
-PATTERNS = ("*.json", "*.safetensors", "*_checkpoint.pt")
 EPS = 1e-8  # added to a range before anything is divided by it or multiplied with it
 
 
@@ -109,13 +109,14 @@ class OFT(nn.Module):
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
         self.device = resolve_device(device)
         self._schedule = Schedule(steps)
-        source = Source.of(published(weights, suite, PUBLISHED, "oft"), PATTERNS)
-        self._tokenize = source.tokenize
         numbers = sum(int(n) for n in re.findall(r"\d+(?=_|$)", state or ""))
-        self._range = source.range("action", action, unnorm or suite, EPS)
-        self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None
         with torch.device("meta"):
             extras = self._extras(own.width, numbers)
+        reads = [f"{name}--*_checkpoint.pt" for name in extras]
+        source = Source.of(published(weights, suite, PUBLISHED, "oft"), "oft", reads)
+        self._tokenize = source.tokenize
+        self._range = source.range("action", action, unnorm or suite, EPS)
+        self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None
         files = {} if source.folder is None else {name: beside(source.folder, name) for name in extras}
         self.trunk, self.card = source.trunk(own, False, seed, self.device, kind)
         for name, (module, prefix) in extras.items():

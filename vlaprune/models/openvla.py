@@ -82,7 +82,7 @@ class OpenVLA:
         own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
         self.device = resolve_device(device)
-        source = Source.of(published(weights, suite, PUBLISHED, "openvla"))
+        source = Source.of(published(weights, suite, PUBLISHED, "openvla"), "openvla")
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))

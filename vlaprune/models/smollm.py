@@ -57,7 +57,7 @@ def pretrained(path: Path, layers: int, device: torch.device) -> tuple[SmolLM, T
     weights = llama_weight_map(config, "model.", "decoder.")
     weights["model.embed_tokens.weight"] = WeightMap("embedding.weight")
     rest = tuple(f"model.layers.{i}." for i in range(layers, file.field("llama.block_count")))
-    load_weights(trunk, file, weights, rest, device, torch.float32)
+    load_weights(trunk, file, weights, (*rest, "output.weight"), device, torch.float32)
     return trunk, tokenizer_of(file), {"weights": path.name, "sha256": file.digest}
 
 

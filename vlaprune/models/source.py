@@ -19,10 +19,12 @@ from vlaprune.models.prismatic import (
     unused,
     weight_map,
 )
-from vlaprune.nn.checkpoint import Checkpoint, read_json
+from vlaprune.nn.checkpoint import Checkpoint, check_companions, read_json, shards
 from vlaprune.nn.hub import locate
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.weights import load_weights, randomise
+
+PATTERNS = ("*.json", "*.safetensors", "*_checkpoint.pt")  # of the hub; the last are OpenVLA-OFT's
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,19 @@ class Source:
     stats: Stats = (ROUNDED, HALF)
 
     @classmethod
-    def of(cls, weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Source:
-        """From a folder or the hub, or a stand-in for `random`. ValueError for what is missing or malformed."""
+    def of(cls, weights: str, name: str, reads: Sequence[str] = ()) -> Source:
+        """From a folder or the hub, or a stand-in for `random`. ValueError for what is missing or malformed.
+
+        name   of the model
+        reads  patterns of files of weights that it reads besides the checkpoint's; any other is refused
+        """
         if weights == "random":
             return cls(None, stand_in)
-        folder = locate(weights, patterns)
+        folder = locate(weights, PATTERNS)
+        if not folder.is_dir():
+            raise ValueError(f"weights {folder} are a file; {name} needs the checkpoint's folder, with its json files")
+        shards(folder)  # what is no checkpoint is named first
+        check_companions(folder, reads, name)
         text = read_json(folder / "config.json").get("text_config") or {}
         eps = text.get("rms_norm_eps", 1e-6)  # the library's default, where a config leaves it out
         return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,36 @@ import torch
 from torch import Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf", ".msgpack")  # of files that hold weights
+HARMLESS = (  # files of training and of other libraries, which hold no other weights of the policy
+    *("pytorch_model*.bin", "model*.safetensors", "optimizer*", "scheduler*", "rng_state*", "random_states*"),
+    *("training_args.bin", "scaler.pt", "ema*.pt", "*_step_*.safetensors"),
+)
+CONVERTERS = (  # of folders in another format: what they contain, whose they are, and what makes a folder of them
+    (
+        "params/*",
+        "openpi's JAX weights",
+        "convert them with examples/convert_jax_model_to_pytorch.py of openpi (--checkpoint_dir FOLDER --config_name "
+        "NAME --output_path OUT) and copy assets/ into OUT",
+    ),
+    (
+        "checkpoints/*.pt",
+        "Prismatic's training weights",
+        "convert them with vla-scripts/extern/convert_openvla_weights_to_hf.py of openvla",
+    ),
+    (
+        "adapter_model.*",
+        "a LoRA adapter that is not merged",
+        "merge it into its base first (PeftModel.merge_and_unload and save_pretrained, or vla-scripts/"
+        "merge_lora_weights_and_save.py of openvla-oft)",
+    ),
+    (
+        "lora_adapter/adapter_model.*",
+        "a LoRA adapter that is not merged",
+        "merge it into its base first (vla-scripts/merge_lora_weights_and_save.py of openvla-oft)",
+    ),
+    ("pytorch_model*.bin", "pickled weights", "save them as safetensors: save_pretrained(safe_serialization=True)"),
+)
 
 
 class Checkpoint:
@@ -30,45 +61,33 @@ class Checkpoint:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, tuple[Path, str]] = {}
         self._loaded: dict[str, Tensor] = {}
-        self._open: tuple[Path, object] | None = None
+        self._open: tuple[Path, Any] | None = None
         if self.path.suffix in (".pt", ".pth", ".bin"):
             self._loaded = dict(_flat(_unpickled(self.path), within, self.path))
             self.files = [self.path]
         else:
-            self.files = self._shards()
+            self.files = shards(self.path)
             for file in self.files:
                 self._list(file)
-        self.shapes |= {k.removeprefix(strip): tuple(t.shape) for k, t in self._loaded.items()}
-        self._loaded = {k.removeprefix(strip): t for k, t in self._loaded.items()}
+        for key in [*self._loaded]:
+            name, tensor = self._new(key), self._loaded.pop(key)
+            self._loaded[name], self.shapes[name] = tensor, tuple(tensor.shape)
 
-    def _shards(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
-        if not self.path.is_dir():
-            raise ValueError(f"checkpoint {self.path} does not exist; give a folder, a .safetensors or a .pt file")
-        if (self.path / SINGLE).is_file():
-            return [self.path / SINGLE]
-        if not (self.path / INDEX).is_file():
-            there = sorted(p.name for p in self.path.iterdir())[:6]
-            raise ValueError(f"checkpoint {self.path} has neither {SINGLE} nor {INDEX}; it has {there}")
-        names: dict[str, str] = read_json(self.path / INDEX).get("weight_map", {})
-        shards = [self.path / name for name in sorted(set(names.values()))]
-        missing = [p.name for p in shards if not p.is_file()]
-        if missing or not shards:
-            raise ValueError(
-                f"checkpoint {self.path} lacks {missing or 'every shard'} of the {len(shards)} that {INDEX} names; "
-                "download it again"
-            )
-        return shards
+    def _new(self, key: str) -> str:
+        """The name of a tensor without the prefix. ValueError where another tensor has that name."""
+        name = key.removeprefix(self._strip)
+        if name in self.shapes:
+            raise ValueError(f"checkpoint {self.path} has two tensors {name}; keep one of them")
+        return name
 
     def _list(self, file: Path) -> None:
         handle = self._handle(file)
-        for key in handle.keys():  # type: ignore[attr-defined]  # noqa: SIM118 - not a dict
-            name = key.removeprefix(self._strip)
+        for key in handle.keys():  # noqa: SIM118 - not a dict
+            name = self._new(key)
             self._files[name] = (file, key)
-            self.shapes[name] = tuple(handle.get_slice(key).get_shape())  # type: ignore[attr-defined]
+            self.shapes[name] = tuple(handle.get_slice(key).get_shape())
 
-    def _handle(self, file: Path) -> object:
+    def _handle(self, file: Path) -> Any:
         """The opened file; one at a time, so that the pages of one shard at most are mapped."""
         from safetensors import SafetensorError, safe_open
 
@@ -106,6 +125,61 @@ class Checkpoint:
                 stream.seek(max(0, size - (1 << 20)))
                 digest.update(stream.read())
         return digest.hexdigest()
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of a checkpoint in safetensors. ValueError that says what is there instead, or missing."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {path} does not exist; give a folder, a .safetensors or a .pt file")
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    if not (path / INDEX).is_file():
+        raise ValueError(_no_weights(path))
+    names = read_json(path / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise ValueError(f"{path / INDEX} has no weight_map of tensor names to files; download it again")
+    shards = [path / name for name in sorted(set(names.values()))]
+    missing = [p.name for p in shards if not p.is_file()]
+    if missing or not shards:
+        raise ValueError(
+            f"checkpoint {path} lacks {missing or 'every shard'} of the {len(shards)} that {INDEX} names; "
+            "download it again"
+        )
+    return shards
+
+
+def _no_weights(folder: Path) -> str:
+    """What a folder without weights in safetensors is, and what to do."""
+    for pattern, what, mend in CONVERTERS:
+        if any(folder.glob(pattern)):
+            return f"checkpoint {folder} holds {what} and no {SINGLE}; {mend}"
+    there = sorted(p.name for p in folder.iterdir())[:6]
+    return f"checkpoint {folder} has neither {SINGLE} nor {INDEX}; it has {there}"
+
+
+def check_companions(folder: Path, reads: Sequence[str], name: str) -> None:
+    """ValueError for a file of weights beside a checkpoint's that the model does not read: it may change the answers.
+
+    reads  patterns of the files that the model `name` reads besides the checkpoint's own
+    """
+    beside = sorted(p.name for p in folder.iterdir() if p.suffix in KINDS)
+    unread = [n for n in beside if not any(fnmatchcase(n, p) for p in (*HARMLESS, *reads))]
+    if not unread:
+        return
+    known = [says for pattern, says in COMPANIONS.items() for n in unread if fnmatchcase(n, pattern)]
+    mend = known[0] if known else "take them out of the folder if the policy does not need them"
+    raise ValueError(f"checkpoint {folder} has {', '.join(unread[:4])}, which {name} does not read; {mend}")
+
+
+COMPANIONS = {
+    "vision_backbone--*": "they are FiLM layers of OpenVLA-OFT+, which is not implemented: use weights without FiLM",
+    "action_head--*": "they are OpenVLA-OFT's: use model=oft model.head=l1",
+    "noisy_action_projector--*": "they are OpenVLA-OFT's diffusion head: use model=oft model.head=diffusion",
+    "proprio_projector--*": "they read the robot's state: use model=oft model.state=eef_pos3_axisangle3_gripper2",
+    "adapter_model*": "it is a LoRA adapter: merge it into the weights first, or take it away if it is merged",
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:

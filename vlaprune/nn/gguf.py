@@ -54,8 +54,7 @@ class GGUF:
             raise ValueError(f"{self.path} cannot be read ({error}); it is damaged or no GGUF file") from None
         if self.field("general.architecture") != "llama":
             raise ValueError(f"{self.path} holds a {self.field('general.architecture')}; a llama is needed")
-        tensors = {renamed(t.name): t for t in self._reader.tensors}
-        self._tensors = {name: t for name, t in tensors.items() if name is not None}
+        self._tensors = {renamed(t.name): t for t in self._reader.tensors}
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
     def field(self, key: str) -> Any:
@@ -110,9 +109,9 @@ class GGUF:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def renamed(name: str) -> str | None:
-    """The name in transformers of a GGUF's tensor; None for one that a Llama does not have."""
+def renamed(name: str) -> str:
+    """The name in transformers of a GGUF's tensor; one that a Llama does not have keeps its own."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     _, layer, part, kind = [*name.split("."), "", "", ""][:4]
-    return f"model.layers.{layer}.{INSIDE[part]}.{kind}" if part in INSIDE else None
+    return f"model.layers.{layer}.{INSIDE[part]}.{kind}" if part in INSIDE else name

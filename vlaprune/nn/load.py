@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vlaprune.nn.weights import finite
+
 CARD = "vlaprune"
 
 
@@ -71,4 +73,5 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     ]
     if wrong:
         raise ValueError(f"weights {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
+    finite({k: v for k, v in state.items() if v.is_floating_point()}, source)
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
