@@ -17,10 +17,9 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.ties.calibration import fingerprint
-from vlaprune.models.suffix import joined, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import joined, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.models.toy import Toy
-from vlaprune.nn.backend import EAGER
-from vlaprune.nn.extend import Suffix, extend, part
+from vlaprune.nn.extend import Suffix
 from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
 from vlaprune.policy import Policy
 from vlaprune.pruner import Calibrated, Plan, Pruner, Selection
@@ -201,15 +200,14 @@ def same(a, b, atol=1e-5):
 
 def decoded(decoder, call, rows):
     """Final rows [n, d] of rows [n, d] behind the prompt of a call, one pass each."""
-    count, config = len(rows), decoder.config
-    suffix = Suffix.of(config, [call], [call.trace.layout.length], count)
+    prompt, lengths = left_by_prompt([call])
+    suffix = Suffix(decoder.blocks, prompt, lengths, len(rows))
     out, queries = [], []
     for i, row in enumerate(rows):
-        tables = part(suffix.tables, i, i + 1)
-        x, each = extend(decoder.blocks, row[None], tables, suffix.kv, (count, i, 0), EAGER)
+        x, each = suffix.extend(row[None], i)
         out.append(decoder.norm(x))
         queries.append(each)
-    layers = recorded_layers([call], config)
-    record_passes([call], suffix, count)
-    record_action([call], suffix, layers, joined(queries, layers, suffix.kv))
+    layers = recorded_layers([call], decoder.config)
+    record_passes([call], len(rows))
+    record_action([call], layers, joined(queries, layers, suffix))
     return torch.cat(out)

@@ -5,10 +5,9 @@ import torch
 from doubles import filled
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
-from vlaprune.nn.backend import EAGER
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens
-from vlaprune.nn.extend import Suffix, extend, part
+from vlaprune.nn.extend import Suffix
 from vlaprune.trace import attention_rows
 
 SHAPE = DecoderConfig(
@@ -83,6 +82,9 @@ class Remembering(NullSession):
     def kv(self, layer):
         return self.found[layer]
 
+    def left(self, layers):
+        return [[(self.kv(n).keys, self.kv(n).values, None)] for n in range(layers)]
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", PAIRS)
@@ -93,11 +95,11 @@ def test_prompt_and_two_decode_steps_equal_the_library(kind, parity):
     session = Remembering()
     rows = ours([Tokens(x[0, :9], torch.arange(9))], [session])[0]
     parity(f"{kind} decoder", "prompt: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
-    suffix = Suffix.of(ours.config, [session], [9], 2)
+    suffix = Suffix(ours.blocks, session.left(ours.config.num_layers), [9], 2)
     for i in range(2):
         step = x[:, 9 + i : 10 + i]
         out = llama(inputs_embeds=step, past_key_values=out.past_key_values, use_cache=True)
-        rows, _ = extend(ours.blocks, step[0], part(suffix.tables, i, i + 1), suffix.kv, (2, i, 0), EAGER)
+        rows, _ = suffix.extend(step[0], i)
         rows = ours.norm(rows)
         parity(f"{kind} decoder", "decoding: hidden rows of transformers", rows, out.last_hidden_state[0], 1e-5)
 

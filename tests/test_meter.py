@@ -16,10 +16,9 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.methods.random import Random
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
-from vlaprune.nn.backend import EAGER
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
-from vlaprune.nn.extend import Suffix, extend, part
+from vlaprune.nn.extend import Suffix
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
 from vlaprune.records import STAGES
@@ -89,9 +88,9 @@ def test_the_decoder_formula_with_grouped_keys(causal):
     with flop_counter() as prompt:
         decoder([Tokens(torch.randn(9, 64), torch.arange(9))], [session])
     assert prompt.get_total_flops() == decoder_flops(shape, [(9, 9)] * 3)
-    suffix = Suffix.of(shape, [session], [9], 1)
+    suffix = Suffix(decoder.blocks, session.left(3), [9], 1)
     with flop_counter() as step:
-        extend(decoder.blocks, torch.randn(1, 64), part(suffix.tables, 0, 1), suffix.kv, (1, 0, 0), EAGER)
+        suffix.extend(torch.randn(1, 64), 0)
     assert step.get_total_flops() == decoder_flops(shape, [(1, 10)] * 3)
     with flop_counter() as packed:
         decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullSession()] * 2)

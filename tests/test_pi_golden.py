@@ -7,6 +7,7 @@ from golden import PI, load, pi_weight, scene, uniform
 
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
+from vlaprune.models import paligemma
 from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.models.tokenizer import Text
@@ -66,9 +67,8 @@ def test_the_recording_tells_wrong_arithmetic_from_right(monkeypatch):
         return (answered(model)[0] - golden).abs().max()
 
     def shifted(model):
-        of = Suffix.of
-        near = lambda config, calls, lengths, rows: of(config, calls, [n - 4 for n in lengths], rows)  # noqa: E731
-        monkeypatch.setattr(Suffix, "of", near)
+        near = lambda blocks, kv, lengths, *others: Suffix(blocks, kv, [n - 4 for n in lengths], *others)  # noqa: E731
+        monkeypatch.setattr(paligemma, "Suffix", near)
 
     def narrow(model):
         model.net.embedding.weight.data.mul_(PI["width"] ** -0.5)

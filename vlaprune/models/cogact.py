@@ -41,6 +41,7 @@ from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
 from vlaprune.nn.hub import locate
 from vlaprune.nn.lora import identity
+from vlaprune.nn.resident import to_host
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
@@ -177,7 +178,7 @@ class CogACT:
         with stage(calls, "head", self.action.flops()):
             denoise = partial(self.action, backend=self.backend)
             unit = self.backend.run(("head",), denoise, torch.stack([r[-1] for r in rows]), self._noise(calls))
-        return list(restore(self._decided(unit), self.range))
+        return list(restore(self._decided(to_host(unit)), self.range))
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""

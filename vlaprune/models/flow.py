@@ -31,13 +31,12 @@ from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import NUMBERS, FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.prismatic import images, precision, resolve_device
 from vlaprune.models.scaling import Scaling
-from vlaprune.models.suffix import record_action, recorded_layers
+from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import RMSNorm
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, Tokens
-from vlaprune.nn.extend import Suffix
 from vlaprune.nn.hub import locate
 from vlaprune.nn.lora import identity
 from vlaprune.nn.weights import load_weights, randomise
@@ -177,21 +176,19 @@ class Flow(ABC):
             flows = self._flow(calls, scaled)
         if self.device.type == "meta":
             return list(flows[..., :ACTION])
-        raw = [self.restore(f, s) for f, s in zip(flows.double().cpu().numpy(), states, strict=True)]
+        raw = [self.restore(f, s) for f, s in zip(flows.cpu().double().numpy(), states, strict=True)]
         return [torch.from_numpy(r) for r in raw]
 
     def _flow(self, calls: Sequence[Call], states: Sequence[np.ndarray | None]) -> Tensor:
         """Actions [B, chunk, 32] in fp32, `steps` Euler steps from noise at time 1 to time 0."""
-        config = self.net.expert.config
-        suffix = Suffix.of(config, calls, [c.trace.layout.length for c in calls], self.num_prefix + self.chunk)
-        layers = recorded_layers(calls, config)
+        layers = recorded_layers(calls, self.net.expert.config)
         run = partial(denoise, self.net, self.constants, layers, self.backend)
-        inputs = (self._noise(calls), self._padded(states), suffix.tables, suffix.kv)
+        inputs = (self._noise(calls), self._padded(states), *left_by_prompt(calls))
         actions, reads = self.backend.run(("flow", layers), run, *inputs)
-        record_action(calls, suffix, layers, reads, causal=False)
-        for i, call in enumerate(calls):
-            self._count(call, suffix.columns(i))
-        return actions
+        record_action(calls, layers, reads, causal=False)
+        for call in calls:
+            self._count(call, columns_of(call))
+        return actions  # type: ignore[no-any-return]
 
     @property
     def constants(self) -> FlowConstants:

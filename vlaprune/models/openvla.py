@@ -29,11 +29,11 @@ from vlaprune.models.prismatic import (
     restore,
 )
 from vlaprune.models.source import Source, published
-from vlaprune.models.suffix import Read, joined, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, joined, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import normalise
 from vlaprune.nn.decoder import Decoder
-from vlaprune.nn.extend import KV, Suffix, extend, part
+from vlaprune.nn.extend import PromptKV, Suffix
 from vlaprune.nn.lora import identity
 from vlaprune.session import Session
 from vlaprune.trace import Layout
@@ -132,33 +132,31 @@ class OpenVLA:
 
     def _decode(self, rows: Tensor, calls: Sequence[Call]) -> Tensor:
         """Greedy tokens [B, 7] after last rows [B, d]; positions go on from the full prompt, whatever was pruned."""
-        passes = ACTION - 1
-        suffix = Suffix.of(self.decoder.config, calls, [c.trace.layout.length for c in calls], passes)
         layers = recorded_layers(calls, self.decoder.config)
-        run = partial(self.decoded, layers, suffix.tables)
-        tokens, reads = self.backend.run(("decode", layers), run, rows, suffix.kv)
-        record_passes(calls, suffix, passes)
-        record_action(calls, suffix, layers, reads)
+        run = partial(self.decoded, layers)
+        tokens, reads = self.backend.run(("decode", layers), run, rows, *left_by_prompt(calls))
+        record_passes(calls, ACTION - 1)
+        record_action(calls, layers, reads)
         head = ACTION * linear_flops(1, *self.trunk.head.weight.T.shape)
         for call in calls:
             call.charge("head", head)
         return tokens
 
     def decoded(
-        self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], rows: Tensor, buffers: Sequence[Sequence[KV]]
+        self, layers: tuple[int, ...], rows: Tensor, prompt: PromptKV, lengths: Sequence[int]
     ) -> tuple[Tensor, list[list[Read]]]:
-        """Segment: greedy tokens [B, 7] after rows [B, d]; the reads of some layers."""
+        """Segment: greedy tokens [B, 7] after rows [B, d] and what the prompts left; the reads of some layers."""
         backend, trunk = self.backend, self.trunk
+        suffix = Suffix(self.decoder.blocks, prompt, lengths, ACTION - 1, backend)
         best = backend.unit(best_token)
         token, x = best(trunk.head, trunk.embedding, rows)
         tokens, queries = [token], []
         for i in range(ACTION - 1):
-            span = (ACTION - 1, i, 0)
-            x, each = extend(self.decoder.blocks, x, part(tables, i, i + 1), buffers, span, backend)
+            x, each = suffix.extend(x, i)
             queries.append(each)
             token, x = best(trunk.head, trunk.embedding, backend.unit(normalise)(self.decoder.norm, x))
             tokens.append(token)
-        return torch.stack(tokens, 1), joined(queries, layers, buffers)
+        return torch.stack(tokens, 1), joined(queries, layers, suffix)
 
 
 def best_token(head: nn.Module, embedding: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,8 @@ from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, RMSNorm
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.expert import AdaNorm, Expert, embed_time, flow_times
-from vlaprune.nn.extend import KV, extend, part
+from vlaprune.nn.extend import PromptKV, Suffix
+from vlaprune.nn.resident import TokenIds
 from vlaprune.nn.towers import Tower, TowerShape, project_features
 from vlaprune.nn.weights import WeightMap, llama_weight_map
 
@@ -97,6 +98,7 @@ class PaliGemma(nn.Module):
         self.state = None if adaptive else nn.Linear(NUMBERS, d)
         self.action_in, self.action_out = nn.Linear(NUMBERS, d), nn.Linear(d, NUMBERS)
         self.time_in, self.time_out = nn.Linear(d if adaptive else 2 * d, d), nn.Linear(d, d)
+        self._ids = TokenIds()
 
     def cast(self, dtype: torch.dtype) -> PaliGemma:
         """Everything in `dtype`, but what has to stay in fp32."""
@@ -133,7 +135,7 @@ class PaliGemma(nn.Module):
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] scaled embeddings of token ids."""
-        rows = self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))
+        rows = self.embedding(self._ids(ids, self.embedding.weight.device))
         return rows * self.sizes.width**0.5
 
     # -- the suffix --------------------------------------------------------------------------------------------
@@ -199,32 +201,29 @@ def denoise(
     backend: Backend,
     actions: Tensor,
     state: Tensor | None,
-    tables: tuple[Tensor, Tensor],
-    buffers: Sequence[Sequence[KV]],
+    prompt: PromptKV,
+    lengths: Sequence[int],
 ) -> tuple[Tensor, list[list[Read]]]:
     """Segment: actions [B, chunk, 32] from noise of that shape, by Euler steps from time 1 to time 0.
 
     state    [B, 32] for the state row in front (pi0); None without one
-    tables   of all suffix rows
-    buffers  by layer, then by sequence
+    prompt   what the prompts left
+    lengths  of the prompts, as if no token had been pruned
 
     Also the action rows of some layers, one read for each step.
     """
     chunk, steps, dtype = actions.shape[1], len(constants.times), net.projector.weight.dtype
     rows, euler = backend.unit(suffix_rows), backend.unit(euler_step)
     reads: list[list[Read]] = [[] for _ in layers]
-    room = chunk + (state is not None)
+    suffix = Suffix(net.expert.blocks, prompt, lengths, chunk + (state is not None), backend)
     for step in range(steps):
-        first = state if step == 0 else None
-        x = rows(net, actions, constants.times[step], first, dtype)
+        x = rows(net, actions, constants.times[step], state if step == 0 else None, dtype)
         prefix = x.shape[0] // actions.shape[0] - chunk
-        start = room - chunk - prefix
         own = None if constants.modulations is None else [m[step] for m in constants.modulations]
-        span = (room, start, prefix)
-        x, queries = extend(net.expert.blocks, x, part(tables, start, room), buffers, span, backend, own)
+        x, queries = suffix.extend(x, suffix.rows - chunk - prefix, prefix, own)
         actions = euler(net, x, None if own is None else own[-1], actions, steps)
         for read, layer in zip(reads, layers, strict=True):  # the next step overwrites the suffix of the keys
-            read.append((queries[layer][:, :, -chunk:], [kv[0].clone() for kv in buffers[layer]]))
+            read.append((queries[layer][:, :, -chunk:], [kv[0].clone() for kv in suffix.buffers[layer]]))
     return actions, reads
 
 

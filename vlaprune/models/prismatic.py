@@ -25,6 +25,7 @@ from vlaprune.meter import linear_flops
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.nn.resident import TokenIds, to_host
 from vlaprune.nn.statistics import Range
 from vlaprune.nn.towers import FusedTower, Projector, dino, project_features, siglip, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map
@@ -104,6 +105,7 @@ class Prismatic(nn.Module):
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
         self.decoder = Decoder(sizes.shape(causal, eps))
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+        self._ids = TokenIds()
 
     def views(self, cameras: Sequence[str]) -> tuple[View, ...]:
         """The cameras' places among the visual tokens."""
@@ -219,14 +221,15 @@ def images(
 
 
 def restore(unit: Tensor, span: Range) -> Tensor:
-    """Numbers [..., s] in [-1, 1] to the units of the dataset, float64; what is not masked passes as it is."""
+    """Numbers [..., s] in [-1, 1] to the units of the dataset, float64 on the CPU; what is not masked stays."""
+    unit = to_host(unit).double()
     low, high, mask = (torch.as_tensor(a, device=unit.device) for a in (span.low, span.high, span.mask))
-    unit = unit.double()
     return torch.where(mask, 0.5 * (unit + 1) * (high - low + span.eps) + low, unit)
 
 
 def decode_bins(tokens: Tensor) -> Tensor:
-    """Token ids to numbers in [-1, 1]: the middles of 255 equal bins, the highest id the lowest number."""
+    """Token ids to numbers in [-1, 1] on the CPU: the middles of 255 equal bins, the highest id the lowest number."""
+    tokens = to_host(tokens)
     edges = torch.linspace(-1, 1, 256, dtype=torch.float64, device=tokens.device)
     return ((edges[:-1] + edges[1:]) / 2)[(TEXT - tokens - 1).clamp(0, 254)]
 

@@ -1,4 +1,4 @@
-"""What models that compute rows behind the prompt record of them: columns, FLOPs, attention of the action rows."""
+"""What models that compute rows behind the prompt take from the calls, and record: columns, FLOPs, action rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlaprune.call import Call, decode_flops
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.extend import KV, Suffix
+from vlaprune.nn.extend import PromptKV, Suffix
 from vlaprune.trace import AttentionRows
 
 
@@ -18,10 +18,23 @@ def recorded_layers(calls: Sequence[Call], config: DecoderConfig) -> tuple[int, 
     return tuple(layer for layer in range(config.num_layers) if any(c.records_action(layer) for c in calls))
 
 
-def record_passes(calls: Sequence[Call], suffix: Suffix, passes: int) -> None:
+def left_by_prompt(calls: Sequence[Call]) -> tuple[PromptKV, list[int]]:
+    """What the prompts left at each layer, and the length of each prompt before pruning: inputs of a segment."""
+    layers = range(calls[0].config.num_layers)
+    found = [[call.kv(layer) for call in calls] for layer in layers]
+    return [[(kv.keys, kv.values, kv.bias) for kv in own] for own in found], [c.trace.layout.length for c in calls]
+
+
+def columns_of(call: Call) -> list[int]:
+    """Columns of the prompt that rows behind it attend to, at each layer."""
+    return [call.kv(layer).columns.shape[0] for layer in range(call.config.num_layers)]
+
+
+def record_passes(calls: Sequence[Call], passes: int) -> None:
     """Notes and charges `passes` decoded rows, one a pass, each of which also attends to those before it."""
-    for i, call in enumerate(calls):
-        columns = [[seen + number + 1 for seen in suffix.columns(i)] for number in range(passes)]
+    for call in calls:
+        prompt = columns_of(call)
+        columns = [[seen + number + 1 for seen in prompt] for number in range(passes)]
         call.record_passes(columns)
         call.charge("decode", decode_flops(call.config, columns))
 
@@ -32,7 +45,7 @@ Read = tuple[
 
 
 def record_action(
-    calls: Sequence[Call], suffix: Suffix, layers: Sequence[int], reads: Sequence[Sequence[Read]], causal: bool = True
+    calls: Sequence[Call], layers: Sequence[int], reads: Sequence[Sequence[Read]], causal: bool = True
 ) -> None:
     """Hands over the action rows of some layers.
 
@@ -42,15 +55,23 @@ def record_action(
     for layer, own in zip(layers, reads, strict=True):
         for i, call in enumerate(calls):
             if call.records_action(layer):
-                buffer = suffix.buffers[layer][i]
+                columns, bias = _extended(call, layer, own[0][1][i].shape[1])
                 for queries, keys in own:
-                    index = buffer.columns[-queries.shape[2] :] if causal else None
-                    rows = AttentionRows(queries[i], keys[i], buffer.columns, index, buffer.tensors[2])
-                    call.record_attention(layer, rows)
+                    index = columns[-queries.shape[2] :] if causal else None
+                    call.record_attention(layer, AttentionRows(queries[i], keys[i], columns, index, bias))
 
 
-def joined(
-    queries: Sequence[Sequence[Tensor]], layers: Sequence[int], buffers: Sequence[Sequence[KV]]
-) -> list[list[Read]]:
+def _extended(call: Call, layer: int, total: int) -> tuple[Tensor, Tensor | None]:
+    """Positions [total] of the prompt's columns and of the rows behind them, and their bias."""
+    kv, length = call.kv(layer), call.trace.layout.length
+    rows = total - kv.columns.shape[0]
+    behind = torch.arange(length, length + rows, device=kv.columns.device)
+    bias = None if kv.bias is None else torch.cat((kv.bias, kv.bias.new_zeros(rows)))
+    return torch.cat((kv.columns, behind)), bias
+
+
+def joined(queries: Sequence[Sequence[Tensor]], layers: Sequence[int], suffix: Suffix) -> list[list[Read]]:
     """The reads of rows that were computed one a pass: per pass and layer queries [B, H, 1, hd], and the final keys."""
-    return [[(torch.cat([own[layer] for own in queries], 2), [kv[0] for kv in buffers[layer]])] for layer in layers]
+    return [
+        [(torch.cat([own[layer] for own in queries], 2), [kv[0] for kv in suffix.buffers[layer]])] for layer in layers
+    ]

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
-from vlaprune.models.suffix import Read, joined, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, joined, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, normalise
 from vlaprune.nn.decoder import Decoder, Tokens
-from vlaprune.nn.extend import KV, Suffix, extend, part
+from vlaprune.nn.extend import PromptKV, Suffix
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
 from vlaprune.trace import Layout, View
@@ -98,26 +98,23 @@ class Toy:
 
     def _decode(self, query: Tensor, calls: Sequence[Call]) -> Tensor:
         """Final rows [B, chunk, d] of the same query [B, d] at the positions behind the prompts."""
-        lengths = [call.trace.layout.length for call in calls]
-        suffix = Suffix.of(self.decoder.config, calls, lengths, self.chunk)
         layers = recorded_layers(calls, self.decoder.config)
-        run = partial(self.decoded, layers, suffix.tables)
-        rows, reads = self.backend.run(("decode", layers), run, query, suffix.kv)
-        record_passes(calls, suffix, self.chunk)
-        record_action(calls, suffix, layers, reads)
-        return rows
+        rows, reads = self.backend.run(("decode", layers), partial(self.decoded, layers), query, *left_by_prompt(calls))
+        record_passes(calls, self.chunk)
+        record_action(calls, layers, reads)
+        return rows  # type: ignore[no-any-return]
 
     def decoded(
-        self, layers: tuple[int, ...], tables: tuple[Tensor, Tensor], query: Tensor, buffers: Sequence[Sequence[KV]]
+        self, layers: tuple[int, ...], query: Tensor, prompt: PromptKV, lengths: Sequence[int]
     ) -> tuple[Tensor, list[list[Read]]]:
         """Segment: final rows [B, chunk, d], a pass each; the reads of some layers."""
+        suffix = Suffix(self.decoder.blocks, prompt, lengths, self.chunk, self.backend)
         rows, queries = [], []
         for i in range(self.chunk):
-            span = (self.chunk, i, 0)
-            x, each = extend(self.decoder.blocks, query, part(tables, i, i + 1), buffers, span, self.backend)
+            x, each = suffix.extend(query, i)
             rows.append(self.backend.unit(normalise)(self.decoder.norm, x))
             queries.append(each)
-        return torch.stack(rows, 1), joined(queries, layers, buffers)
+        return torch.stack(rows, 1), joined(queries, layers, suffix)
 
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
         side, patch = self.side, image.shape[0] // self.side

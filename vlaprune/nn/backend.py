@@ -103,6 +103,18 @@ class Graph:
     inputs: Sequence[Tensor]
     outputs: Any
 
+    def replay(self, given: Sequence[Tensor]) -> Any:
+        """The outputs for these inputs. Inputs of one dtype are copied by one kernel: a prompt leaves many of them."""
+        alike: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for static, new in zip(self.inputs, given, strict=True):
+            own = alike.setdefault(static.dtype, ([], []))
+            own[0].append(static)
+            own[1].append(new)
+        for statics, news in alike.values():
+            torch._foreach_copy_(statics, news)
+        self.graph.replay()
+        return self.outputs
+
 
 class Captured(Compiled):
     """Segments that were run several times with the same shapes are captured and replayed. Needs CUDA.
@@ -141,10 +153,7 @@ class Captured(Compiled):
                 return super().run(key, segment, *inputs)
             found = self._graphs[shapes] = self._capture(segment, leaves, spec)
         self.entered += 1
-        for static, given in zip(found.inputs, tensors, strict=True):
-            static.copy_(given)
-        found.graph.replay()
-        return found.outputs
+        return found.replay(tensors)
 
     @staticmethod
     def _room() -> bool:

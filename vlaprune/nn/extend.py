@@ -1,50 +1,32 @@
 """Rows behind the prompt: decoded tokens, and the rows of an action expert. They attend to what the prompt left.
 
-Every layer has a buffer: the prompt's keys and values at that layer, each layer its own columns, then room for the rows
-that follow. Writing a row's keys and values happens in place, so nothing grows and the sizes of a call are fixed.
+All of it happens within one segment. What the prompt left at each layer, each layer its own columns, goes in. The
+segment makes buffers of it with room for the rows that follow. A row's keys and values are written in place, so nothing
+grows and the sizes of a call are fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlaprune.nn.backend import Backend
-from vlaprune.nn.block import Block, DecoderConfig, rope
-from vlaprune.nn.decoder import LayerKV
+from vlaprune.nn.backend import EAGER, Backend
+from vlaprune.nn.block import Block, rope
 
-KV = tuple[Tensor, Tensor, Tensor | None]  # keys and values [kv, m + s, hd], bias [m + s] or None
+KV = tuple[Tensor, Tensor, Tensor | None]  # keys and values [kv, c, hd], bias [c] added to the logits or None
+PromptKV = Sequence[Sequence[KV]]  # by layer, then by sequence
 
 
-@dataclass(frozen=True, eq=False)
-class KVBuffer:
-    """Keys and values of one sequence at one layer: m columns of the prompt, then room for s rows.
-
-    tensors  keys and values [num_kv_heads, m + s, head_dim], and the bias [m + s] added to the logits, or None
-    columns  [m + s] positions
-    rows     s
-    """
-
-    tensors: KV
-    columns: Tensor
-    rows: int
-
-    @classmethod
-    def of(cls, kv: LayerKV, positions: Tensor) -> KVBuffer:
-        """What the prompt left at a layer, and room for rows at `positions` [s]."""
-        rows = positions.shape[0]
-        keys, values = (torch.cat((t, t.new_zeros(t.shape[0], rows, t.shape[2])), 1) for t in (kv.keys, kv.values))
-        bias = None if kv.bias is None else torch.cat((kv.bias, kv.bias.new_zeros(rows)))
-        return cls((keys, values, bias), torch.cat((kv.columns, positions)), rows)
-
-    @property
-    def seen(self) -> int:
-        """Columns of the prompt."""
-        return self.columns.shape[0] - self.rows
+def make_room(kv: KV, rows: int) -> KV:
+    """Unit: keys, values and bias of the m columns of a prompt at one layer, with room for `rows` more."""
+    keys, values, bias = kv
+    longer = None if bias is None else F.pad(bias, (0, rows))
+    return F.pad(keys, (0, 0, 0, rows)), F.pad(values, (0, 0, 0, rows)), longer
 
 
 def attend_buffer(block: Block, q: Tensor, kv: KV, seen: int) -> Tensor:
@@ -90,67 +72,50 @@ def extend_layer(
     return x + (fed if gate is None else fed * gate), q
 
 
-def extend(
-    blocks: nn.ModuleList,
-    x: Tensor,
-    tables: tuple[Tensor, Tensor],
-    buffers: Sequence[Sequence[KV]],
-    span: tuple[int, int, int],
-    backend: Backend,
-    modulations: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """All layers on n rows of each of B sequences: rows [B * n, d] before the final norm, and each layer's queries.
-
-    buffers      by layer, then by sequence
-    modulations  2 per layer; None for plain norms
-    """
-    unit, queries = backend.unit(extend_layer), []
-    for layer, block in enumerate(blocks):
-        own = None if modulations is None else (modulations[2 * layer], modulations[2 * layer + 1])
-        x, q = unit(block, x, tables, buffers[layer], span, own)
-        queries.append(q)
-    return x, queries
-
-
-class Prompt(Protocol):
-    """What rows behind a prompt need of it."""
-
-    def kv(self, layer: int) -> LayerKV:
-        """The keys and values that they attend to at `layer`."""
-
-
 @dataclass(frozen=True, eq=False)
 class Suffix:
-    """Room for s rows behind the prompts of B sequences.
+    """`rows` rows behind the prompts of B sequences, some of them computed at a time. It lives within one segment.
 
-    buffers  by layer, then by sequence
-    tables   cosines and sines [B, s, head_dim] of the rows' positions
+    blocks   layers that compute the rows
+    prompt   what the prompts left
+    lengths  positions of each prompt, as if no token had been pruned; the rows' positions go on from there
     """
 
-    buffers: list[list[KVBuffer]]
-    tables: tuple[Tensor, Tensor]
+    blocks: nn.ModuleList
+    prompt: PromptKV
+    lengths: Sequence[int]
+    rows: int
+    backend: Backend = EAGER
 
-    @classmethod
-    def of(cls, config: DecoderConfig, prompts: Sequence[Prompt], lengths: Sequence[int], rows: int) -> Suffix:
-        """Behind prompts of so many positions, as if no token had been pruned."""
-        layers = [[prompt.kv(layer) for prompt in prompts] for layer in range(config.num_layers)]
-        like = layers[0][0].keys
-        positions = [torch.arange(length, length + rows, device=like.device) for length in lengths]
-        buffers = [[KVBuffer.of(kv, at) for kv, at in zip(own, positions, strict=True)] for own in layers]
-        cos, sin = rope(config, torch.cat(positions), like.dtype)
-        return cls(buffers, (cos.unflatten(0, (-1, rows)), sin.unflatten(0, (-1, rows))))
+    @cached_property
+    def buffers(self) -> list[list[KV]]:
+        """The prompts' keys, values and biases with room for the rows: by layer, then by sequence."""
+        unit = self.backend.unit(make_room)
+        return [[unit(kv, self.rows) for kv in own] for own in self.prompt]
 
-    @property
-    def kv(self) -> list[list[KV]]:
-        """The tensors of the buffers."""
-        return [[buffer.tensors for buffer in own] for own in self.buffers]
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, rows, head_dim] of the rows' positions."""
+        like: Tensor = self.prompt[0][0][0]
+        positions = torch.cat([torch.arange(n, n + self.rows, device=like.device) for n in self.lengths])
+        cos, sin = self.backend.unit(rope)(self.blocks[0].config, positions, like.dtype)
+        return cos.unflatten(0, (-1, self.rows)), sin.unflatten(0, (-1, self.rows))
 
-    def columns(self, sequence: int) -> list[int]:
-        """Columns of the prompt at each layer."""
-        return [own[sequence].seen for own in self.buffers]
+    def extend(
+        self, x: Tensor, start: int, prefix: int = 0, modulations: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers on n rows of each sequence: rows [B * n, d] before the final norm, and each layer's queries.
 
-
-def part(tables: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The tables [B * n, hd] of rows start .. stop - 1 of each sequence."""
-    cos, sin = tables
-    return cos[:, start:stop].flatten(0, 1), sin[:, start:stop].flatten(0, 1)
+        x            [B * n, d]
+        start        which of the suffix's rows these are the first of
+        prefix       how many of the n do not see the rows behind them
+        modulations  2 per layer; None for plain norms
+        """
+        unit, queries = self.backend.unit(extend_layer), []
+        stop = start + x.shape[0] // len(self.lengths)
+        cos, sin = (t[:, start:stop].flatten(0, 1) for t in self.tables)
+        for layer, block in enumerate(self.blocks):
+            own = None if modulations is None else (modulations[2 * layer], modulations[2 * layer + 1])
+            x, q = unit(block, x, (cos, sin), self.buffers[layer], (self.rows, start, prefix), own)
+            queries.append(q)
+        return x, queries
