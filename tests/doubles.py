@@ -169,11 +169,11 @@ def play(
     bench, shard = bench or Bench(), shard or Shard()
     tasks = {t.name: episodes for t in bench.tasks()}
     identity = {
-        "model": {"_target_": "vlaprune.models.toy.Toy"},
+        "model": {"name": "toy"},
         "seed": seed,
         "execute": execute,
-        "method": {"_target_": f"{make.__module__}.{make.__name__}"},
-        "bench": {"_target_": "vlaprune.bench.toy.Toy"},
+        "method": {"name": make.__name__.lower()},
+        "bench": {"name": "toy", "margin": 0.05, "protocol": "vlaprune"},
     }
     recorder = recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:

@@ -16,7 +16,7 @@ from vlaprune.stats.anytime import Anytime, said
 
 def make_run(folder, outcomes, method="dense", task="t"):
     """A run of one task with these outcomes, as if read from a folder."""
-    identity = {"method": {"_target_": method}, "bench": {"_target_": "b"}, "seed": 7}
+    identity = {"method": {"name": method}, "bench": {"name": "b", "margin": 0.05}, "seed": 7}
     episodes = {(task, i): EpisodeRecord(task, i, bool(s), 1, ()) for i, s in enumerate(outcomes)}
     return Run(folder, Header(identity, {}, {task: len(outcomes)}), episodes)
 
@@ -108,7 +108,7 @@ def test_a_baseline_that_is_none_is_refused():
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_run_that_is_ruined_ends_early_and_its_journal_says_so(tmp_path, slots):
     base = play(tmp_path / "base", episodes=20)
-    header = Header({**base.header.identity, "method": {"_target_": "ruin"}}, {}, base.header.tasks)
+    header = Header({**base.header.identity, "method": {"name": "ruin"}}, {}, base.header.tasks)
     recorder = Recorder(tmp_path / "run", header)
     rule = Anytime(base, header)
     world = Bench(limit=1)  # too short to arrive

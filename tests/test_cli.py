@@ -260,7 +260,7 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
     assert 8 <= n < 20 and run.stopped["lost"] >= 8
     code, out, errors = call("runs", command="report")
     assert (code, errors) == (0, []), errors
-    assert "doubles‡" in out and "stopped: worse" in out and f"/{n} " in out and "takes no part" in out
+    assert "doubles.Blind‡" in out and "stopped: worse" in out and f"/{n} " in out and "takes no part" in out
     code, out, errors = call(*toy, "method=dense", *rule)  # it stays stopped
     assert code == 0 and len(read(tmp_path / "runs" / "blind").episodes) == n
 

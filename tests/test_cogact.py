@@ -343,4 +343,4 @@ def test_the_robot_decides_the_unit_of_actions(composed, robot, dataset):
     cfg = composed("model=cogact")
     assert config.model_for(cfg, robot).unnorm == dataset
     assert config.model_for(composed("model=cogact", "model.unnorm=mine"), robot).unnorm == "mine"
-    assert config.make(cfg.model.controls[robot]).ensemble in (2, 7)
+    assert config.make("control", cfg.model.controls[robot]).ensemble in (2, 7)

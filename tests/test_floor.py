@@ -9,7 +9,7 @@ from vlaprune.stats import noise as floor
 
 
 def run(folder, outcomes, steps=5, **conditions):
-    header = Header({"method": {"_target_": "dense"}}, conditions, {"t": len(outcomes)})
+    header = Header({"method": {"name": "dense"}}, conditions, {"t": len(outcomes)})
     return Run(folder, header, {("t", i): EpisodeRecord("t", i, s, steps, ()) for i, s in enumerate(outcomes)})
 
 
@@ -28,7 +28,7 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path):
 
 def test_other_methods_are_no_floor_and_strangers_are_refused():
     other = run("x", [True])
-    other.header.identity["method"]["_target_"] = "fastv"
+    other.header.identity["method"]["name"] = "fastv"
     assert not floor.same_method([run("a", [True]), other]) and not floor.same_method([other])
     stranger = Run("y", other.header, {("u", 0): EpisodeRecord("u", 0, True, 1, ())})
     with pytest.raises(ValueError, match="y and a have no episode in common"):
@@ -37,7 +37,7 @@ def test_other_methods_are_no_floor_and_strangers_are_refused():
 
 def test_runs_are_alike_if_only_their_methods_differ():
     def made(method, suite):
-        identity = {"method": {"_target_": method}, "bench": {"_target_": "libero", "suite": suite}}
+        identity = {"method": {"name": method}, "bench": {"name": "libero", "suite": suite}}
         return Run(f"{method} {suite}", Header(identity, {}, {suite: 1}))
 
     runs = [made(method, suite) for suite in ("goal", "object") for method in ("dense", "fastv")]

@@ -208,7 +208,7 @@ def test_the_journal_says_which_package_and_which_assets(tmp_path, monkeypatch):
 def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols():
     def look(*overrides):
         cfg, _ = config.composed(["bench=libero", *overrides])
-        bench = config.make(cfg.bench)
+        bench = config.make("bench", cfg.bench)
         return bench, config.model_node(cfg, bench)
 
     for suite in ("libero_object", "libero_spatial"):

@@ -213,7 +213,7 @@ def test_the_console_is_heard(tmp_path):
     assert "undefinedThing is not defined" in look(tmp_path / "bad.html")[1][0]
 
 
-ENDED = {"_target_": "vlaprune.methods.ended.X"}
+ENDED = {"name": "ended"}
 
 
 def test_any_journals_have_a_page(runs):

@@ -45,7 +45,9 @@ def test_a_third_partys_method_runs_sweeps_and_is_listed(tmp_path):
     )
     assert said.returncode == 2, said.stderr
     run = read(tmp_path / "run")
-    assert run.header.identity["method"] == {"_target_": "vlaprune_mine.Mine", "keep": 0.5} and not run.missing
+    assert (
+        run.header.identity["method"] == {"name": "mine", "package": "vlaprune_mine", "keep": 0.5} and not run.missing
+    )
     assert {c.visual for r in run.episodes.values() for c in r.calls} == {(32,) * 6}
     for name in ("mine", "random"):
         calls = [c for r in read(tmp_path / "sweep" / name).episodes.values() for c in r.calls]

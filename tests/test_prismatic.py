@@ -56,7 +56,7 @@ def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed,
     with pytest.raises(ValueError, match=r"hub cannot be reached .*hf download .*libero-goal --local-dir FOLDER"):
         config.build(cfg)
     assert asked[0].split("/")[0] == {"openvla": "openvla", "oft": "moojink"}[name]
-    control = config.make(cfg.model.controls.libero)
+    control = config.make("control", cfg.model.controls.libero)
     driven = control.drives(Interface("as_trained", "zero_one", "delta", ("primary",), None))
     assert (driven.rotation, driven.gripper) == ("axis_angle", "close_positive")
 

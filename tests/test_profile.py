@@ -271,7 +271,7 @@ def test_a_sweep_is_one_run_with_all_arms_in_one_table(tmp_path, monkeypatch):
     ("argv", "said"),
     [
         (("mode=fast",), "mode=fast is not one of speed"),
-        (("ladder=[turbo]",), "ladder rung 'turbo' is not one of eager"),
+        (("ladder=[turbo]",), "backend 'turbo' is not one of eager"),
         (("method=fastv", "method.keep=3.5"), "keep=3.5"),
         (("block=0",), "block=0"),
         (("bench=robosuite", "observations=none.npz"), "do not fit"),

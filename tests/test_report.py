@@ -42,12 +42,12 @@ def write(
 ):
     """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
     identity = {
-        "model": {"_target_": "vlaprune.models.tiny.Tiny"} | ({"weights": trained} if trained else {}),
+        "model": {"name": "tiny"} | ({"weights": trained} if trained else {}),
         "seed": seed,
         "execute": 8,
         "weights": weights,
-        "method": {"_target_": f"vlaprune.methods.{method}.X", **options},
-        "bench": {"_target_": f"vlaprune.bench.{bench}.X"},
+        "method": {"name": method, **options},
+        "bench": {"name": bench, "margin": 0.05, "protocol": "p"},
     }
     recorder = Recorder(folder, Header(identity, provenance or {}, tasks), shard=shard)
     for task, marks in won.items():
@@ -89,9 +89,9 @@ def test_every_number_of_the_table(runs):
 def test_means_are_over_model_calls_not_over_episodes(tmp_path):
     """One short and one long episode: the long one has three quarters of the calls and of the weight."""
     identity = {
-        "method": {"_target_": "a.dense.D"},
-        "model": {"_target_": "a.tiny.T"},
-        "bench": {"_target_": "a.toy.T"},
+        "method": {"name": "dense"},
+        "model": {"name": "tiny"},
+        "bench": {"name": "toy", "margin": 0.05},
     }
     recorder = Recorder(tmp_path, Header(identity, {}, {"t": 2}))
     recorder.write(EpisodeRecord("t", 0, True, 1, (call(0, 2.0, 10.0),)))
@@ -162,7 +162,7 @@ def test_runs_that_differ_in_more_than_the_method_are_refused(runs):
     ("other", "said", "judged"),
     [
         ({"seed": 8}, r"differ in more than the method \(seed 7 -> 8\)", False),
-        ({"bench": "libero"}, r"differ in more than the method \(bench._target_ .*libero.X\)", False),
+        ({"bench": "libero"}, r"differ in more than the method \(bench.name toy -> libero\)", False),
         ({"weights": "def"}, r"have different weights \(sha256 abc -> def\)", False),
         ({"tasks": {"near": 6, "far": 3}}, r"were asked for different episodes \(far 6 -> 3\)", True),
         ({"tasks": {"near": 6}}, r"were asked for different episodes \(far 6 -> 0\)", True),
@@ -323,7 +323,7 @@ def test_differences_stand_beside_the_floor_of_a_repeated_baseline(runs):
 
 def test_a_floor_is_made_of_repeats_of_the_baseline(runs):
     comparison = report.compare(report.find([runs]))
-    with pytest.raises(ValueError, match=r"fastv is no repeat of .*dense: method._target_ "):
+    with pytest.raises(ValueError, match=r"fastv is no repeat of .*dense: .*method.name "):
         comparison.above([read(runs / "dense"), read(runs / "fastv")])
     with pytest.raises(ValueError, match="a floor needs the baseline at least twice, got 1 run"):
         comparison.above([read(runs / "dense")])

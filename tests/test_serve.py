@@ -209,8 +209,11 @@ def test_a_model_that_wants_other_cameras_is_refused():
     with initialize_config_dir(config.config_path(), version_base="1.3"):
         cfg = compose("serve", [*TOY, "bench.cameras=[primary]"])
         with pytest.raises(TypeError, match=r"toy and bench client do not fit: cameras \('main',\) vs \('primary',\)"):
-            config.build(cfg)
+            config.build(cfg, "client")
         cfg = compose("serve")
-        assert cfg.bench.cameras == ["primary", "wrist"] and config.control(cfg, config.make(cfg.bench)).execute == 10
+        assert (
+            cfg.bench.cameras == ["primary", "wrist"]
+            and config.control(cfg, config.make("client", cfg.bench)).execute == 10
+        )
     with pytest.raises(ValueError, match=r"cameras \['a', 'b'\] are called \['x'\]; give each one a name"):
         Client(["a", "b"], ["x"])

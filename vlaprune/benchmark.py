@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -130,9 +130,12 @@ class Finding:
 
 
 class Benchmark(Protocol):
-    """A named, fixed list of tasks.
+    """A named, fixed list of tasks. What it may also offer are the protocols `Supports...` below.
 
-    robot  whose controls (control.py) a model's chunks go through, e.g. "libero"; None where they are taken as they are
+    robot     whose controls (control.py) a model's chunks go through, e.g. "libero"; None where they are taken as they
+              are
+    margin    the loss of success, as a share of episodes, below which a method counts as no worse
+    protocol  whose rules of evaluation these are: initial states, steps, pictures, e.g. "openvla"
     """
 
     @property
@@ -146,6 +149,12 @@ class Benchmark(Protocol):
 
     @property
     def control_hz(self) -> float: ...  # noqa: D102
+
+    @property
+    def margin(self) -> float: ...  # noqa: D102
+
+    @property
+    def protocol(self) -> str: ...  # noqa: D102
 
     def tasks(self) -> Sequence[Task]:
         """Every task, in the order they are run. Needs no simulator."""
@@ -173,6 +182,64 @@ def hold_still(last: np.ndarray | None, start: float, size: int = 7) -> np.ndarr
     out = np.zeros(size)
     out[-1] = start if last is None else last[-1]
     return out
+
+@runtime_checkable
+class SupportsReady(Protocol):
+    """A benchmark whose packages and files can be looked for without starting a simulator."""
+
+    def ready(self) -> None:
+        """RuntimeError in one line for the first thing that is missing."""
+
+
+@runtime_checkable
+class SupportsFindings(Protocol):
+    """A benchmark that tells vlaprune-doctor what it needs."""
+
+    def findings(self) -> Iterable[Finding]:
+        """One for each package or file. Starts no simulator."""
+
+
+@runtime_checkable
+class SupportsIdentity(Protocol):
+    """A benchmark that knows better than its options what decides its numbers."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Options, and digests of files; recorded in place of the options."""
+
+
+@runtime_checkable
+class SupportsProvenance(Protocol):
+    """A benchmark whose simulator has versions of its own."""
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What is good to know of the simulator; recorded, and may differ when a run is resumed."""
+
+
+@runtime_checkable
+class SupportsExpert(Protocol):
+    """A benchmark with scripted experts, from which vlaprune-train makes demonstrations."""
+
+    def expert(self, env: Any) -> Callable[[], np.ndarray]:
+        """A function that returns the expert's [action_dim] action for the present state of an open environment."""
+
+
+@runtime_checkable
+class SupportsHint(Env, Protocol):
+    """An environment that tells a learner where the objects are."""
+
+    def hint(self) -> np.ndarray:
+        """[h] positions of the objects in metres."""
+
+
+@runtime_checkable
+class SupportsSnapshot(Env, Protocol):
+    """An environment that can go back to an earlier state."""
+
+    def snapshot(self) -> Any:
+        """The present state, for `restore`."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Goes back to a state that `snapshot` gave."""
 
 
 def check_action(action: np.ndarray, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vlaprune.evaluation.progress import RunStatus
+    from vlaprune.pruner import Pruner
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
@@ -212,7 +213,7 @@ def _serve(cfg: DictConfig) -> None:
     for key in ("port", "slots", "seed"):
         if type(cfg[key]) is not int:
             raise ValueError(f"{key}={cfg[key]}; use a whole number")
-    model, make_pruner, client = config.build(cfg)
+    model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)
     about = {
@@ -233,13 +234,13 @@ def _train(cfg: DictConfig) -> None:
     from vlaprune.training import cloning as train
     from vlaprune.training import tuning
 
-    bench = config.make(cfg.bench)
-    learnt = cfg.tune if cfg.tune is not None else tuning.learnt(config.make(cfg.method))
+    bench = config.make("bench", cfg.bench)
+    learnt = cfg.tune if cfg.tune is not None else tuning.learnt(config.make("method", cfg.method))
     if learnt and cfg.model.weights == "random":
         cfg.model.weights = cfg.tuning.weights
     node = config.model_node(cfg, bench)
     job = tuning.main if learnt else train.main
-    job(cfg, bench, lambda: config.make(node), lambda: config.make(cfg.method))
+    job(cfg, bench, lambda: config.make("model", node), lambda: config.make("method", cfg.method))
 
 
 def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
@@ -252,19 +253,25 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
 
     config.check_profile(cfg)
     torch.set_num_threads(cfg.threads)
-    methods = [(label, partial(config.make, node)) for label, node in config.methods(arms)]
+
+    def makers(arms: Sequence[tuple[str, DictConfig]]) -> list[tuple[str, Callable[[], Pruner]]]:
+        return [(label, partial(config.make, "method", node)) for label, node in arms]
+
+    methods = makers(config.methods(arms))
     for _, make in methods:
         make()  # a wrong option speaks before the weights are loaded
-    bench = config.make(cfg.bench)
+    bench = config.make("bench", cfg.bench)
     with TemporaryDirectory() as scratch:
         setting = job.Setting(
             cfg,
             partial(config.load, cfg, bench),
             methods,
-            lambda keeps: [(label, partial(config.make, node)) for label, node in config.every(keeps, cfg.methods)],
+            lambda keeps: [
+                (label, partial(config.make, "method", node)) for label, node in config.every(keeps, cfg.methods)
+            ],
             partial(config.control, cfg, bench),
             bench,
-            config.make_plain,
+            config.recorded_method,
             lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *said])},
             Path(scratch),
         )

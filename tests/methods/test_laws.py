@@ -30,7 +30,7 @@ def made(name):
     node = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     if name == "spvla":
         node["edges"] = False  # every patch of these pictures has one
-    return calibrated(lambda: config.make_plain(node), INFO, TOTAL)()
+    return calibrated(lambda: config.make("method", node), INFO, TOTAL)()
 
 
 def pictures(seed, grids=GRIDS):
@@ -165,8 +165,8 @@ def test_cameras_stand_in_the_order_of_the_model(name):
 def test_the_lowest_number_that_means_something_is_taken_and_the_next_refused(name, option, lowest):
     node = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     with pytest.raises(ValueError, match=f"{option}={lowest - 1}"):
-        config.make_plain(node | {option: lowest - 1})
-    method = calibrated(lambda: config.make_plain(node | {option: lowest}), INFO, TOTAL)()
+        config.make("method", node | {option: lowest - 1})
+    method = calibrated(lambda: config.make("method", node | {option: lowest}), INFO, TOTAL)()
     episode = Episode(method, prompt(GRIDS))
     for step in range(2):
         episode.call(attend(step, TOTAL), images=pictures(step), tower=torch.rand(TOTAL))
@@ -194,8 +194,8 @@ def test_the_lowest_number_that_means_something_is_taken_and_the_next_refused(na
 def test_both_ends_of_a_range_are_taken_and_what_lies_beyond_is_refused(name, option, low, high):
     node = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for value in (float(low), float(high)):
-        assert config.make_plain(node | {option: value})
+        assert config.make("method", node | {option: value})
     for value in (low - 0.01, high + 0.01):
         with pytest.raises(ValueError, match=option) as refusal:
-            config.make_plain(node | {option: value})
+            config.make("method", node | {option: value})
         assert "\n" not in str(refusal.value)

@@ -66,6 +66,8 @@ class Toy:
     name = "toy"
     robot = None
     control_hz = 5.0
+    margin = 0.05
+    protocol = "vlaprune"
 
     def __post_init__(self) -> None:
         """ValueError for a state or a picture that is too small."""

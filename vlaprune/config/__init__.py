@@ -1,7 +1,8 @@
 """From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
 
-from vlaprune.config.build import build, control, load, make, make_plain, model_for, model_node, ready, sinks
+from vlaprune.config.build import build, control, load, model_for, model_node, ready, recorded_method, sinks
 from vlaprune.config.check import check, check_profile
+from vlaprune.config.classes import make
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.provenance import header, provenance, tasks
@@ -22,7 +23,6 @@ __all__ = [
     "job",
     "load",
     "make",
-    "make_plain",
     "methods",
     "model_for",
     "model_node",
@@ -31,6 +31,7 @@ __all__ = [
     "prepare",
     "provenance",
     "ready",
+    "recorded_method",
     "sinks",
     "tasks",
 ]

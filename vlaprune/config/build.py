@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vlaprune.config.classes import make
 from vlaprune.config.compose import plain
+from vlaprune.errors import UserError
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
@@ -22,44 +23,30 @@ if TYPE_CHECKING:
     from vlaprune.records import Sink
 
 
-def make(node: DictConfig) -> Any:
-    """Instantiates a config group; what its constructor raises comes out as it was, without Hydra's wrapping."""
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if cause is None or isinstance(cause, (ImportError, AttributeError)):
-            raise ValueError(str(error).splitlines()[0]) from error
-        if isinstance(cause, TypeError):
-            given = ", ".join(f"{k}={node[k]}" for k in map(str, node) if k != "_target_")
-            raise ValueError(f"{node._target_}({given}): {cause}") from error
-        raise cause from None
+def build(cfg: DictConfig, world: str = "bench") -> tuple[VLA, Callable[[], Pruner], Benchmark]:
+    """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions.
 
-
-def make_plain(node: Mapping[str, Any]) -> Any:
-    """The same from plain settings, as a journal holds them."""
-    return make(OmegaConf.create(dict(node)))
-
-
-def build(cfg: DictConfig) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
-    """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions."""
-    bench = make(cfg.bench)
-    make(cfg.method)  # a wrong option speaks before the weights are loaded
+    world  the role of the node `bench`: a benchmark, or the client of a server
+    """
+    bench = make(world, cfg.bench)
+    make("method", cfg.method)  # a wrong option speaks before the weights are loaded
     driver = control(cfg, bench)
-    model = make(model_node(cfg, bench))
+    model = make("model", model_node(cfg, bench))
     driver.calls(model.chunk, model.info.name)
     try:
         driver.drives(model.interface).check(bench.interface)
     except TypeError as error:
         raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
-    return model, lambda: make(cfg.method), bench
+    return model, lambda: make("method", cfg.method), bench
 
 
 def ready(cfg: DictConfig) -> None:
     """Lets the benchmark look for its simulator and assets before weights are loaded; RuntimeError in one line."""
-    look = getattr(make(cfg.bench), "ready", None)
-    if look is not None:
-        look()
+    from vlaprune.benchmark import SupportsReady
+
+    bench = make("bench", cfg.bench)
+    if isinstance(bench, SupportsReady):
+        bench.ready()
 
 
 def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
@@ -88,19 +75,33 @@ def control(cfg: DictConfig, bench: Benchmark) -> Control:
             f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has controls for "
             f"{', '.join(map(str, controls))}: choose one of their benchmarks, or add controls.{bench.robot}"
         )
-    chosen = make(controls[bench.robot])
+    chosen = make("control", controls[bench.robot])
     return chosen if cfg.execute is None else replace(chosen, execute=cfg.execute)
 
 
 def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
     """The configured model, or another by its name in configs/model with random weights."""
     if name is None:
-        return make(model_node(cfg, bench))
+        return make("model", model_node(cfg, bench))
     job = HydraConfig.get()
     others = [o for o in job.overrides.task if not o.startswith("model=")]
-    return make(model_node(compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"]), bench))
+    other = compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"])
+    return make("model", model_node(other, bench))
+
+
+def recorded_method(said: Mapping[str, Any]) -> Pruner:
+    """The method that a journal names, with its options. A journal is data: only names of configs/method are looked up.
+
+    UserError for a name that is none, or an option that the method does not have.
+    """
+    name, job = str(said.get("name")), HydraConfig.get()
+    if name not in GlobalHydra.instance().config_loader().get_group_options("method"):
+        raise UserError(f"a journal names the method {name}, which configs/method does not have; leave that run out")
+    node = plain(compose(job.job.config_name, [*job.overrides.task, f"method={name}"]).method)
+    options = {key: value for key, value in said.items() if key not in ("name", "package", "_target_")}
+    return make("method", {"_target_": node["_target_"]} | options)
 
 
 def sinks(cfg: DictConfig) -> Sequence[Sink]:
     """The chosen loggers."""
-    return [make(node) for node in (cfg.get("logger") or {}).values()]
+    return [make("logger", node) for node in (cfg.get("logger") or {}).values()]

@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-GROUPS = ("model", "method", "bench")  # what a run joins
+from vlaprune.config.names import named
 
 
 class ThirdParty(SearchPathPlugin):
@@ -50,14 +50,13 @@ def config_path() -> str:
 
 
 def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, dict[str, str]]:
-    """What a command would run with these overrides, and the option chosen in each group. Else ValueError."""
+    """What a command would run with these overrides, and the name of each part. Else ValueError."""
     with _search_path():
         try:
             cfg = compose(name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(" ".join(str(error).split())) from None
-    choices = cfg.hydra.runtime.choices
-    return cfg, {group: str(choices[group]) for group in GROUPS}
+    return cfg, named(cfg.hydra)
 
 
 def options(group: str) -> list[str]:

@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vlaprune.config.build import control, model_node
-from vlaprune.config.compose import plain
 from vlaprune.config.delay import delay_identity
+from vlaprune.config.names import identified, named
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
@@ -39,17 +40,19 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
 
 def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
     """What the journal says of this run; `delay` as `config.delay` gives it."""
+    from vlaprune.benchmark import SupportsIdentity, SupportsProvenance
     from vlaprune.evaluation.rollout import Shard
     from vlaprune.records import Header
 
     shard = Shard(cfg.shard.index, cfg.shard.count).suffix
-
+    hydra = HydraConfig.get()
+    names = named(hydra)
     nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
-    said: dict[str, Any] = {k: plain(node) for k, node in nodes.items()}
-    for key in WHERE:
-        said["bench"].pop(key, None)
-    if hasattr(bench, "identity"):  # its own word on what decides numbers
-        said["bench"] = {"_target_": cfg.bench._target_, **bench.identity()}
+    said: dict[str, Any] = {part: identified(names[part], node) for part, node in nodes.items()}
+    world = {key: value for key, value in said["bench"].items() if key not in WHERE}
+    if isinstance(bench, SupportsIdentity):
+        world = {key: world[key] for key in ("name", "package") if key in world} | dict(bench.identity())
+    said["bench"] = world | {"margin": bench.margin, "protocol": bench.protocol}
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         said["control"] = asdict(driver)
@@ -59,10 +62,12 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
         said["kernel"] = cfg.kernel
     card: Mapping[str, Any] = getattr(model, "card", {})
     identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
-    told: dict[str, Any] = getattr(bench, "provenance", dict)()  # of a simulator in another interpreter
+    told = dict(bench.provenance()) if isinstance(bench, SupportsProvenance) else {}
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard, "video": cfg.video}
     if delay is not None:
         known["delay"] = delay.latency.note
+    known["overrides"] = list(hydra.overrides.task)
+    known["classes"] = {part: str(node._target_) for part, node in nodes.items()}
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
     return Header(identity, known, tasks(bench, cfg.episodes))

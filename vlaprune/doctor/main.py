@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from vlaprune.benchmark import Finding
+from vlaprune.benchmark import Finding, SupportsFindings
 
 PARTS = ("model", "method", "bench")
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
@@ -78,7 +78,7 @@ def _robot(overrides: Sequence[str]) -> str | None:
     from vlaprune import config
 
     try:
-        bench = config.make(config.composed(overrides)[0].bench)
+        bench = config.make("bench", config.composed(overrides)[0].bench)
     except ERRORS:
         return None
     return bench.robot
@@ -90,7 +90,7 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
 
     cfg = config.composed(overrides)[0]
     try:
-        bench = config.make(cfg.bench)
+        bench = config.make("bench", cfg.bench)
     except ERRORS as error:
         yield Finding("options", " ".join(str(error).split()), ok=False)
         return
@@ -101,4 +101,5 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
         yield Finding("robot", " ".join(str(error).split()), ok=False)
     else:
         yield Finding("robot", f"{bench.robot or 'none of its own'}; the model has controls for it")
-    yield from getattr(bench, "findings", tuple)()
+    if isinstance(bench, SupportsFindings):
+        yield from bench.findings()

@@ -32,7 +32,7 @@ def main(
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
-    label = f"{policy.model.info.name} {report.label(header)} {bench.name}"
+    label = " ".join([header.identity["model"]["name"], report.label(header), header.identity["bench"]["name"]])
     asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
     mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
     won = sum(r.success for r in mine)

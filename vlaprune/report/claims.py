@@ -74,8 +74,7 @@ def _is(identity: Mapping[str, Any], key: str, value: str) -> bool:
     group, *rest = key.split(".")
     node: Any = identity[group]
     if not rest:
-        *_, module, name = str(node["_target_"]).split(".")
-        return value in ((name.lower(),) if name.lower().startswith(module) else (module, name.lower()))
+        return value == node.get("name")
     for part in rest:
         node = node.get(part) if isinstance(node, Mapping) else None
     return str(node) == value

@@ -11,23 +11,23 @@ from vlaprune.records import Header, Run, differences, read
 from vlaprune.report.noise import Noise, noise
 from vlaprune.stats.anytime import said
 
-MARGIN = {"libero": 0.02, "simpler": 0.05, "robosuite": 0.05}  # non-inferiority margins, as shares of episodes
-
 
 def name(header: Header) -> str:
-    """The method's short name: the module it is in."""
-    return str(header.identity["method"]["_target_"]).split(".")[-2]
+    """The method's short name: that of its YAML."""
+    return str(header.identity["method"]["name"])
 
 
 def label(header: Header, others: Sequence[Header] = ()) -> str:
     """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2".
 
-    Methods that share a module are told apart by class: "mine.First", "mine.Second".
+    Methods of two packages that have one name are told apart by package: "a mine", "b mine".
     """
     method, same = header.identity["method"], [o.identity["method"] for o in others if name(o) == name(header)]
-    shared = any(o["_target_"] != method["_target_"] for o in same)
-    called = ".".join(str(method["_target_"]).split(".")[-2:]) if shared else name(header)
-    differ = [k for k in method if k not in ("_target_", "keep") and any(o.get(k) != method[k] for o in same)]
+    shared = any(o.get("package") != method.get("package") for o in same)
+    called = " ".join([method.get("package", "vlaprune"), name(header)]) if shared else name(header)
+    same = [o for o in same if o.get("package") == method.get("package")]
+    named = ("name", "package", "keep")
+    differ = [k for k in method if k not in named and any(o.get(k) != method[k] for o in same)]
     return " ".join([called, *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
 
 
@@ -89,7 +89,7 @@ class Comparison:
     @property
     def margin(self) -> float:
         """The non-inferiority margin of the benchmark, as a share of episodes."""
-        return MARGIN.get(part(self.arms[0].run, "bench"), 0.05)
+        return float(self.arms[0].run.header.identity["bench"]["margin"])
 
     def above(self, repeats: Sequence[Run]) -> Comparison:
         """The same, with the floor that these repeats of the baseline make. ValueError where they are none."""
@@ -115,8 +115,8 @@ class Comparison:
 
 
 def part(run: Run, of: str) -> str:
-    """The short name of a run's model or bench: the module it is in."""
-    return str(run.header.identity[of]["_target_"]).split(".")[-2]
+    """The short name of a run's model or bench: that of its YAML."""
+    return str(run.header.identity[of]["name"])
 
 
 def shown(run: Run, of: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlaprune.benchmark import Interface, Observation
+from vlaprune.benchmark import Interface, Observation, SupportsExpert
 from vlaprune.control import taught
 from vlaprune.nn.load import save
 from vlaprune.policy import Policy
@@ -85,7 +85,8 @@ def teaching(cfg: Any) -> Teaching:
 
 def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
-    if not hasattr(bench, "expert"):
+    teaches = isinstance(bench, SupportsExpert)
+    if not teaches:
         raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
         raise ValueError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")

@@ -232,7 +232,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     card = {
         "model": policy.info.name,
         "bench": bench.name,
-        "method": cfg.method._target_.rsplit(".", 1)[1],
+        "method": type(method).__name__,
         "from": policy.card,
         "frames": len(shown.images),
         "recipe": asdict(recipe),

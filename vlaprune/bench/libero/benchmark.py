@@ -63,6 +63,8 @@ class Libero:
     robot: str | None = field(default="libero", init=False)
     interface: Interface = field(default=INTERFACE, init=False)
     control_hz: float = field(default=20.0, init=False)
+    margin: float = field(default=0.02, init=False)
+    protocol: str = field(default="openvla", init=False)
 
     def __post_init__(self) -> None:
         """Refuses unknown suites, tasks and renderers before anything is started."""

@@ -61,6 +61,8 @@ class Robosuite:
     robot: str | None = field(default=None, init=False)
     interface: Interface = field(default=INTERFACE, init=False)
     control_hz: float = field(default=20.0, init=False)
+    margin: float = field(default=0.05, init=False)
+    protocol: str = field(default="vlaprune", init=False)
 
     def __post_init__(self) -> None:
         """Refuses unknown task names and renderers before anything is started."""

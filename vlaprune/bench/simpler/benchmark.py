@@ -109,6 +109,16 @@ class Simpler:
         """No motion. WidowX' gripper is set and begins open; the Google robot's is moved on, so zero leaves it."""
         return hold_still(last, start=1.0) if self.robot == "widowx" else np.zeros(7)
 
+    @property
+    def margin(self) -> float:
+        """The loss of success that counts as no worse, as a share of episodes."""
+        return 0.05
+
+    @property
+    def protocol(self) -> str:
+        """SimplerEnv's own, or what mani-skill 3 makes of it, which are no SIMPLER scores."""
+        return "simpler" if self.backend == "ms2" else "simpler-ms3"
+
     def tasks(self) -> Sequence[Task]:
         """The rows of the papers' tables; a table's average is the unweighted mean over them."""
         rows = SUITES[self.suite]

@@ -1,0 +1,98 @@
+"""From a node of a configuration to an object: only classes that fit their role are ever called.
+
+A `_target_` names a class and its other keys are the constructor's arguments, plain values all of them. A function
+(pandas.read_pickle, os.system) or a class of another kind is refused before anything of it is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlaprune.errors import UserError
+
+ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
+    "model": ("predict",),
+    "method": ("plan", "select", "reset", "observe"),
+    "bench": ("tasks", "open"),
+    "client": ("read",),
+    "logger": ("open", "episode", "close"),
+    "control": ("calls", "drives"),
+}
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question that ends a message, for the nearest of the known words; empty where none is near."""
+    near = get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def find(target: str, role: str) -> type:
+    """The class that a dotted path names. UserError where there is none or it does not fit its role.
+
+    Modules of the current folder are found, too.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        if not (error.name and f"{module}.".startswith(f"{error.name}.")):
+            raise  # a module that this one needs
+        raise UserError(
+            f"{role}._target_={target}: there is no module {error.name} here; write package.module.Class of an "
+            "installed package, or of a file below the current folder"
+        ) from None
+    except ValueError:
+        found = None
+    able = ROLES[role]
+    if not isinstance(found, type) or not all(callable(getattr(found, ability, None)) for ability in able):
+        what = "nothing" if found is None else "a class" if isinstance(found, type) else type(found).__name__
+        raise UserError(
+            f"{role}._target_={target} is {what if found is None else f'{what} and'} no {role}; "
+            f"name a class with {', '.join(able)}"
+        )
+    return found
+
+
+def make(role: str, node: Any) -> Any:
+    """The object that a node, or a mapping, describes. What its constructor raises comes out as it was."""
+    node = OmegaConf.create(dict(node)) if isinstance(node, dict) else node
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{role} is {node}; choose one by {role}=NAME, or give {role}._target_=package.module.Class")
+    try:
+        given: dict[str, Any] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{role}: {' '.join(str(error).split())}") from None
+    kind = find(given.pop("_target_"), role)
+    accepts(role, kind, given)
+    return kind(**given)
+
+
+def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
+    """UserError where a constructor does not take these options, or lacks one."""
+    parameters = inspect.signature(kind).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    loose = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key in given:
+        if not isinstance(key, str) or (key not in known and not loose) or key.startswith("_"):
+            takes = f"has {', '.join(known)}" if known else "has no options"
+            raise UserError(f"{role}.{key}={given[key]}: {kind.__name__} {takes}{meant(str(key), known)}")
+    hints = {p.name: str(p.annotation) for p in parameters}
+    for key, kinds in ((k, hints.get(k, "")) for k in given):
+        wanted = next((t for t in ("int", "bool") if kinds in (t, f"{t} | None", f"<class '{t}'>")), None)
+        value = given[key]
+        if wanted and type(value).__name__ != wanted and not (value is None and "None" in kinds):
+            raise UserError(f"{role}.{key}={value}; use {'a whole number' if wanted == 'int' else 'true or false'}")
+    missing = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in given]
+    if missing:
+        raise UserError(f"{role}: {kind.__name__} needs {role}.{missing[0]}=VALUE")

@@ -1,0 +1,29 @@
+"""What a run's model, method and benchmark are called: by their YAML files, or by the class on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+GROUPS = ("model", "method", "bench")  # what a run joins
+
+
+def named(hydra: Any) -> dict[str, str]:
+    """The name of each part, of a composed `hydra` section: that of its YAML file, or `_target_` where it was typed.
+
+    A class that moves to another module keeps the name of its file.
+    """
+    typed = dict(override.lstrip("+").partition("=")[::2] for override in hydra.overrides.task)
+    choices = hydra.runtime.choices
+    return {group: typed.get(f"{group}._target_", str(choices[group])) for group in GROUPS if group in choices}
+
+
+def identified(name: str, node: DictConfig) -> dict[str, Any]:
+    """What a journal records of a part: its name, the package of a third party, and its options.
+
+    Two packages that call their classes or files the same are told apart by `package`.
+    """
+    options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    package = str(options.pop("_target_")).partition(".")[0]
+    return {"name": name, **({} if package == "vlaprune" else {"package": package}), **options}
