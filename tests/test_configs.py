@@ -200,7 +200,7 @@ def test_the_command_line_answers_without_torch():
         [sys.executable, "-c", check], capture_output=True, text=True, env={**os.environ}, check=False
     )
     assert said.returncode == 0, said.stderr
-    assert "method: " in said.stdout and "keep: 0.25" in said.stdout
+    assert "vlaprune-eval" in said.stdout and "keep: 0.25" in said.stdout
 
 
 class Arm(ToyBench):

@@ -183,6 +183,7 @@ def hold_still(last: np.ndarray | None, start: float, size: int = 7) -> np.ndarr
     out[-1] = start if last is None else last[-1]
     return out
 
+
 @runtime_checkable
 class SupportsReady(Protocol):
     """A benchmark whose packages and files can be looked for without starting a simulator."""
