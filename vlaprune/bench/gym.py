@@ -1,0 +1,68 @@
+"""Any environment with gymnasium's `reset`, `step` and `render` as one of ours. gymnasium itself is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlaprune.benchmark import Observation
+
+Seen = tuple[Mapping[str, np.ndarray], np.ndarray | None]  # camera -> [h, w, 3] uint8, and the state [s] or None
+
+
+class GymLike(Protocol):
+    """What is called of an environment: gymnasium.Env has it."""
+
+    def reset(self, *, seed: int) -> tuple[Any, Mapping[str, Any]]:
+        """The first observation, and further information. The seed alone must decide them."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
+        """Observation, reward, terminated, truncated, further information."""
+
+    def render(self) -> Any:
+        """A picture [h, w, 3] uint8."""
+
+    def close(self) -> None:
+        """Frees the simulator."""
+
+
+@dataclass
+class GymEnv:
+    """One open task of a benchmark (`vlaprune.benchmark.Env`) in a gymnasium environment.
+
+    env          the environment; its action space takes what the model emits
+    instruction  what the policy is told
+    read         pictures by camera and state, from gymnasium's last observation and the environment. It must change
+                 nothing and may be called several times a step
+    success      key of the information of a step that says whether the task is achieved
+    first_seed   episode e is reset with seed first_seed + e
+    """
+
+    env: GymLike
+    instruction: str
+    read: Callable[[Any, GymLike], Seen]
+    success: str = "is_success"
+    first_seed: int = 0
+    _last: Any = field(default=None, init=False, repr=False)
+
+    def reset(self, episode: int) -> None:
+        """Initial state `episode`."""
+        self._last, _ = self.env.reset(seed=self.first_seed + episode)
+
+    def observe(self) -> Observation:
+        """What the policy may see now."""
+        images, state = self.read(self._last, self.env)
+        return Observation(images, None if state is None else np.asarray(state, np.float64), self.instruction)
+
+    def step(self, action: np.ndarray) -> bool:
+        """Applies one action; True while the task is achieved. ValueError where the environment does not say."""
+        self._last, _, _, _, info = self.env.step(np.asarray(action, np.float32))
+        if self.success not in info:
+            raise ValueError(
+                f"this environment's step information has {sorted(info)}, not {self.success!r}; "
+                "name the key that tells success: GymEnv(..., success=KEY)"
+            )
+        return bool(info[self.success])
