@@ -264,3 +264,8 @@ def test_the_toy_model_says_what_an_observation_lacks():
     look = Observation({"main": np.zeros((64, 64, 3), np.uint8)}, None, "reach the red light")
     with pytest.raises(ValueError, match="observation has no state"):
         Policy(Toy(), Dense).act({0: look})
+
+
+@pytest.mark.parametrize("state, size", [("eef_pos3_axisangle3_gripper2", 8), ("position2", 2), (None, 0)])
+def test_a_layout_says_how_many_numbers_a_state_has(state, size):
+    assert Interface("any", "any", "delta", (), state).state_size == size

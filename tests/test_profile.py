@@ -29,7 +29,7 @@ from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page
 from vlaprune.profile.products import Products
-from vlaprune.profile.recording import Recording, actions, closes, numbers, phases, record, synthetic
+from vlaprune.profile.recording import Recording, actions, closes, phases, record, synthetic
 from vlaprune.profile.roofline import Device
 from vlaprune.profile.speed import COMPLETE, described
 from vlaprune.pruner import Budget, Plan
@@ -100,7 +100,6 @@ def test_phases_follow_the_gripper():
 
 def test_synthetic_observations_fit_the_interface_and_move_little(tiny):
     frames = synthetic(tiny.interface, 64, episodes=2, steps=3).frames
-    assert numbers("eef_pos3_axisangle3_gripper2") == 8 and numbers("position2") == 2
     a, b = (f.observation.images["a"] for f in frames[:2])
     assert 0 < (a != b).any(-1).mean() < 0.05
     assert len(actions(Policy(tiny, Dense), frames[:3], 0)) == 3

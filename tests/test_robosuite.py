@@ -10,7 +10,8 @@ import pytest
 
 from vlaprune.bench.mujoco.gl import draws_with
 from vlaprune.bench.robosuite import benchmark as robosuite
-from vlaprune.bench.robosuite.benchmark import TASKS, Robosuite, axis_angle
+from vlaprune.bench.robosuite.benchmark import TASKS, Robosuite
+from vlaprune.bench.robosuite.env import axis_angle
 from vlaprune.benchmark import Benchmark
 from vlaprune.training import demos
 
