@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):
     assert code == 2 and sum("FastV prunes before layers [99]" in e for e in errors) == 1
     arms = [e for e in errors if "4/4 = 100.0 % [51.0, 100.0]" in e]  # a line for each, and a table of all
     assert len(arms) == 2 and all(e.endswith("done") for e in arms) and "method.layer=2" in arms[1]
-    assert out.count("| 4/4 ") == 2 and "Traceback" not in "".join(errors)
+    assert len(re.findall(r"100\.0 +4/4", out)) == 2 and "Traceback" not in "".join(errors)
     assert {p.parent.name for p in tmp_path.glob("sweep/*/journal.jsonl")} == {"1", "2"}
 
 
@@ -199,7 +200,7 @@ def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
     said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 2, said.stderr
     assert said.stderr.count("Random prunes before layers [99]") == 1 and "Traceback" not in said.stderr
-    assert said.stdout.count("| 4/4 ") == 2
+    assert len(re.findall(r"100\.0 +4/4", said.stdout)) == 2
     for layer in "01":
         assert not read(tmp_path / "sweep" / layer).missing
 
@@ -260,7 +261,8 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
     assert 8 <= n < 20 and run.stopped["lost"] >= 8
     code, out, errors = call("runs", command="report")
     assert (code, errors) == (0, []), errors
-    assert "doubles.Blind‡" in out and "stopped: worse" in out and f"/{n} " in out and "takes no part" in out
+    assert "doubles.Blind‡" in out and "stopped: worse" in out and f"/{n} " in out
+    assert "takes no part" in " ".join(out.split())
     code, out, errors = call(*toy, "method=dense", *rule)  # it stays stopped
     assert code == 0 and len(read(tmp_path / "runs" / "blind").episodes) == n
 
@@ -268,7 +270,7 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
 def test_a_sweep_over_suites_prints_a_table_of_each(call):
     sides = "model.side=4,8"
     code, out, errors = call("-m", *TOY, "method=dense,random", sides)
-    assert code == 0 and out.count("| dense ") == out.count("| random ") == 2 and "no table" not in "".join(errors)
+    assert code == 0 and out.count("\ndense ") == out.count("\nrandom ") == 2 and "no table" not in "".join(errors)
     assert "model.side 4 -> 8:" in out
 
 

@@ -13,8 +13,7 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, Selection
-from vlaprune.records import Header, Run, film_name
-from vlaprune.report.sources import shared
+from vlaprune.records import film_name
 from vlaprune.testing import scenes
 from vlaprune.trace import Layout, Trace, View
 
@@ -167,11 +166,3 @@ def test_names_of_films():
 def test_an_unknown_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"video=some; use one of none, failures, all"):
         Film(tmp_path, "some", 1.0, 1.0, print)
-
-
-def test_times_of_a_filmed_run_are_not_compared(tmp_path):
-    def told(*argv):
-        return Run(tmp_path, Header({}, {"command": " ".join(["vlaprune-eval", *argv])}, {}))
-
-    assert shared([told("method=dense"), told("video=none")]) == ""
-    assert "was filmed" in shared([told("method=dense"), told("method=fastv", "video=failures")])

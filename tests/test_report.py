@@ -1,20 +1,26 @@
 """Tables from hand-made journals of 12 episodes: every number can be checked by eye."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from vlaprune import cli, report
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.records import EpisodeRecord, Header, StepRecord, read
+from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, read
+from vlaprune.report import times
+from vlaprune.report.machines import shared
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
 
 TASKS = {"near": 6, "far": 6}
 DENSE = {"near": "111111", "far": "111000"}  # 9 of 12
+ALONE = []  # folders written so far
 FASTV = {"near": "111011", "far": "110100"}  # 8 of 12: loses near 3 and far 2, gains far 3
 
 
@@ -38,6 +44,8 @@ def write(
     weights="abc",
     provenance=None,
     trained=None,
+    margin=0.05,
+    protocol="p",
     **options,
 ):
     """A journal; `won` maps a task to one character per episode, "-" for one that is missing."""
@@ -47,14 +55,19 @@ def write(
         "execute": 8,
         "weights": weights,
         "method": {"name": method, **options},
-        "bench": {"name": bench, "margin": 0.05, "protocol": "p"},
+        "bench": {"name": bench, "margin": margin, "protocol": protocol},
     }
-    recorder = Recorder(folder, Header(identity, provenance or {}, tasks), shard=shard)
+    ALONE.append(folder)  # each run has the machine to itself, unless the test says otherwise
+    made = {"host": "here", "boot": "b", "slots": 1, "device_users": None, "load": 0.5, "video": "none"}
+    made |= {"hardware": {"device": "cpu", "cpu": "c", "cores": 2, "threads": 1}} | (provenance or {})
+    ended = made.pop("began", 1e9 + 1e4 * len(ALONE))
+    recorder = Recorder(folder, Header(identity, made, tasks), shard=shard)
     for task, marks in won.items():
         for episode, mark in enumerate(marks):
+            ended += 2.0
             if mark != "-":  # an episode that fails takes three calls, one that succeeds two
                 calls = (call(kept, gflops, ms),) * (2 + (mark == "0"))
-                recorder.write(EpisodeRecord(task, episode, mark == "1", 10, calls))
+                recorder.write(EpisodeRecord(task, episode, mark == "1", 10, calls, ended, 1.5))
     recorder.close()
     return folder
 
@@ -97,7 +110,7 @@ def test_means_are_over_model_calls_not_over_episodes(tmp_path):
     recorder.write(EpisodeRecord("t", 0, True, 1, (call(0, 2.0, 10.0),)))
     recorder.write(EpisodeRecord("t", 1, True, 3, (call(64, 6.0, 30.0),) * 3))
     recorder.close()
-    row = report.summarise(report.find([tmp_path])).iloc[0]
+    row = report.tabulate(report.compare(report.find([tmp_path])), timed=True).iloc[0]
     assert (row.kept, row.gflops, row.ms) == pytest.approx((32 / 4 + 64 * 3 / 4, 5, 25))
 
 
@@ -162,6 +175,7 @@ def test_runs_that_differ_in_more_than_the_method_are_refused(runs):
     ("other", "said", "judged"),
     [
         ({"seed": 8}, r"differ in more than the method \(seed 7 -> 8\)", False),
+        ({"protocol": "q"}, r"differ in more than the method \(bench.protocol p -> q\)", False),
         ({"bench": "libero"}, r"differ in more than the method \(bench.name toy -> libero\)", False),
         ({"weights": "def"}, r"have different weights \(sha256 abc -> def\)", False),
         ({"tasks": {"near": 6, "far": 3}}, r"were asked for different episodes \(far 6 -> 3\)", True),
@@ -215,10 +229,10 @@ def test_a_run_of_another_bench_is_not_paired(runs):
     assert pd.isna(table.loc["random†", "lost"]) and table.loc["fastv keep=0.25", "lost"] == 2
 
 
-def test_mixed_runs_of_one_name_are_told_apart_by_folder(runs):
+def test_an_arm_of_more_seeds_is_paired_on_those_that_both_have(runs):
     write(runs / "eight", DENSE, seed=8)
     table = report.summarise(report.find([runs]), mixed=True)
-    assert table["method"].tolist() == ["dense (dense)", "dense (eight)†", "fastv keep=0.25"]
+    assert table["method"].tolist() == ["dense", "fastv keep=0.25†"]  # seed 8 of dense has no partner
 
 
 def test_verdicts_of_a_table_hold_together(tmp_path):
@@ -230,17 +244,18 @@ def test_verdicts_of_a_table_hold_together(tmp_path):
     alone = report.summarise([read(tmp_path / "dense"), read(tmp_path / "arm3")])
     together = report.summarise(report.find([tmp_path]))
     assert alone["verdict"].tolist()[1:] == ["worse"] and set(together["verdict"].dropna()) == {"undecided"}
-    assert together["difference_high"].max() < -0.05  # each interval is the method's own
+    assert together["difference_high"].max() < -0.05  # each method's own; what is shown is at Holm's level:
+    assert together["held_high"].max() >= -0.05 and alone["held_high"].max() < -0.05
     assert together["holm_p"].dropna().to_numpy() == pytest.approx(10 * alone["holm_p"].iloc[1])
     said = together.attrs["notes"]
     assert "Holm over the 10 methods" in said[0] and "Holm" not in alone.attrs["notes"][0]
-    assert "with 80 paired episodes, 0 % of which flip both ways" in said[1] and "alpha 0.05 / 10" in said[1]
+    assert "with 80 paired episodes, 0 % of which flip both ways" in said[2] and "alpha 0.05 / 10" in said[2]
     assert said == [line.removeprefix("% ") for line in report.latex(together).splitlines() if line[:2] == "% "][1:]
 
 
 def test_errors_over_tasks(runs):
     fastv = report.summarise(report.find([runs]), by_task=True).set_index(["method", "task"]).loc["fastv keep=0.25"]
-    both = {"near": stats.Pairs(5, 1, 0, 0), "far": stats.Pairs(2, 1, 1, 2)}
+    both = {"near": (-1, 6), "far": (0, 6)}
     assert fastv.loc["all", "clustered"] == pytest.approx(stats.clustered_error({"near": (5, 6), "far": (3, 6)}))
     assert fastv.loc["all", "difference_clustered"] == pytest.approx(stats.clustered_error(both))
     assert pd.isna(fastv.loc["far", "clustered"])
@@ -251,17 +266,25 @@ def test_errors_over_tasks(runs):
 @pytest.mark.parametrize(
     ("provenance", "why"),
     [
-        ({"command": "vlaprune-eval -m hydra/launcher=joblib"}, "shared their machine"),
-        ({"hardware": {"device": "cuda"}}, "different hardware"),
+        ({"hardware": {"device": "cuda"}}, "different hardware (device cpu, cpu c, threads 1; device cuda)"),
+        ({"hardware": {"device": "cpu", "cpu": "c", "threads": 4}}, "cpu c, threads 1; device cpu, cpu c, threads 4)"),
+        ({"device_users": 2}, "another process used the device when random began"),
+        ({"load": 3.5}, "its machine was busy when random began (load 3.5 on 2 cores)"),
+        ({"video": "all"}, "random was filmed"),
+        ({"host": ""}, "where and when random ran is not recorded"),
     ],
 )
 def test_no_speedup_where_the_machine_was_shared(runs, provenance, why):
     write(runs / "random", DENSE, "random", kept=8, ms=5.0, provenance=provenance)
     comparison = report.compare(report.find([runs]))
     table = report.tabulate(comparison)
-    assert "speedup" not in table and why in table.attrs["notes"][-1] and "ms/call" not in report.markdown(table)
+    assert (
+        "speedup" not in table
+        and any(why in n for n in table.attrs["notes"])
+        and "ms/call" not in report.markdown(table)
+    )
     looked = report.tabulate(comparison, timed=True)
-    assert "~1.25x" in report.markdown(looked) and why in looked.attrs["notes"][-1]
+    assert "~1.25x" in report.markdown(looked) and any(why in n for n in looked.attrs["notes"])
     assert looked["speedup"].tolist() == pytest.approx([1, 1.25, 4])
 
 
@@ -346,7 +369,11 @@ def test_the_command(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vlaprune-report", str(runs), "--output", str(tmp_path / "out")])
     cli.report()
     said = capsys.readouterr().out
-    assert "| fastv keep=0.25" in said and "table.tex" in said
+    assert (
+        "\nfastv keep=0.25  66.7" in said
+        and "table.tex" in said
+        and max(map(len, said.split("/tmp")[0].splitlines())) <= 80
+    )
     write(runs / "again", DENSE)
     with pytest.raises(SystemExit) as stop:
         cli.report()
@@ -370,3 +397,171 @@ def test_tasks_of_unequal_size_have_their_unweighted_mean_too(runs, tmp_path):
     table = report.summarise(report.find([tmp_path / "simpler"]))
     assert table["rate"][0] == 0.75 and table["average"][0] == pytest.approx((2 / 3 + 1) / 2)
     assert "mean of tasks" in report.markdown(table) and "83.3" in report.markdown(table)
+
+
+# seeds, times, machines
+
+
+def test_seeds_of_one_method_are_one_row(tmp_path):
+    """`-m seed=0,1,2`: pairs have the same task, episode and seed; equal seeds tell no more than one."""
+    for seed in (0, 1, 2):
+        write(tmp_path / f"dense{seed}", DENSE, seed=seed)
+        write(tmp_path / f"fastv{seed}", FASTV, "fastv", seed=seed, kept=16)
+    one = report.summarise([read(tmp_path / name) for name in ("dense0", "fastv0")]).set_index("method")
+    table = report.summarise(report.find([tmp_path])).set_index("method")
+    assert list(table.index) == ["dense", "fastv"]
+    fastv = table.loc["fastv"]
+    assert (fastv.success, fastv.episodes, fastv.seeds, fastv.paired, fastv.lost, fastv.gained) == (24, 36, 3, 36, 6, 3)
+    for column in (
+        "low",
+        "high",
+        "difference_low",
+        "difference_high",
+        "held_low",
+        "held_high",
+        "mcnemar_p",
+        "exact_low",
+    ):
+        assert fastv[column] == pytest.approx(one.loc["fastv", column]), column
+    assert any(n.startswith("Seeds 0, 1, 2 are pooled") for n in table.attrs["notes"])
+    # other episodes under every seed: then they count
+    write(tmp_path / "other2", {"near": "001111", "far": "001111"}, "fastv", seed=2, kept=8)
+    runs = [read(tmp_path / n) for n in ("dense0", "dense1", "dense2", "fastv0", "fastv1")]
+    mixed = [*runs, read(tmp_path / "fastv2")]
+    spread = report.summarise(mixed).set_index("method").loc["fastv"]
+    assert spread.paired == 36 and spread.high - spread.low <= one.loc["fastv", "high"] - one.loc["fastv", "low"] + 1e-9
+
+
+def test_pairs_are_of_one_seed(tmp_path):
+    """Were seeds mixed up, losses of seed 1 would meet successes of seed 0."""
+    for seed, won in ((0, {"near": "111000"}), (1, {"near": "000111"})):
+        write(tmp_path / f"dense{seed}", won, seed=seed, tasks={"near": 6})
+        write(tmp_path / f"fastv{seed}", won, "fastv", seed=seed, tasks={"near": 6})
+    row = report.summarise(report.find([tmp_path])).iloc[1]
+    assert (row.paired, row.lost, row.gained, row.both) == (12, 0, 0, 6)
+
+
+def calls(*kinds):
+    """(count, gflops, ms, more) each."""
+    return [replace(call(8, gflops, ms), **more) for count, gflops, ms, more in kinds for _ in range(count)]
+
+
+def test_times_are_medians_of_steady_calls_and_the_rest_is_counted():
+    cold, packed = {"cold": "compile"}, {"packed": 4}
+    took = times.times(calls((2, 5.0, 9000.0, cold), (29, 5.0, 20.0, {}), (1, 5.0, 400.0, {}), (3, 5.0, 50.0, packed)))
+    assert (took.ms, took.method) == (20, 5) and took.enough
+    assert (took.steady, took.cold, took.packed, took.untimed) == (30, 2, 3, 0)
+    assert took.told == "30 steady (2 cold, 3 packed)"
+
+
+def test_a_method_of_dense_and_pruned_calls_is_timed_by_what_it_does():
+    """One dense call in three: the plain median would be that of the pruned ones."""
+    took = times.times(calls((20, 5.0, 30.0, {}), (40, 2.0, 12.0, {})))
+    assert took.ms == pytest.approx(30 / 3 + 12 * 2 / 3)
+    untimed = times.times(calls((20, 5.0, 30.0, {"packed": 2}), (40, 2.0, 12.0, {})))
+    assert math.isnan(untimed.ms) and not untimed.enough  # nothing is known of a third of its calls
+    assert math.isnan(times.times([]).ms)
+
+
+@pytest.mark.parametrize("short", ["dense", "fastv"])
+def test_a_speedup_needs_enough_steady_calls_of_both(tmp_path, short):
+    for name, ms in (("dense", 20.0), ("fastv", 16.0)):
+        won = {"near": "11"} if name == short else {"near": "1" * 20}
+        write(tmp_path / name, won, name, tasks={"near": 20}, gflops=5.0 if name == "dense" else 2.0, ms=ms)
+    table = report.summarise(report.find([tmp_path]), partial=True)
+    assert table["speedup"].isna().all() or table["speedup"].dropna().tolist() == [1.0]
+    assert table["ms"].notna().all() and any("fewer than 20 steady calls" in n for n in table.attrs["notes"])
+
+
+def test_an_arm_timed_on_some_episodes_only_says_on_how_many_calls(runs):
+    journal = runs / "fastv" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines[-6:]:
+        for one in line["calls"]:
+            one["ms"] = {}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = report.summarise(report.find([runs]))
+    assert table["ms"].tolist() == [20, 16] and table["untimed"].tolist()[1] == 15 and pd.isna(table["speedup"][1])
+    assert any("fastv keep=0.25 13 steady (15 untimed)" in n for n in table.attrs["notes"])
+
+
+@pytest.mark.parametrize(("ms", "doubted"), [(8.5, False), (4.0, True)])
+def test_a_speedup_above_what_the_flops_allow_is_flagged(runs, ms, doubted):
+    """0.6 of the FLOPs saved allow 2.5x."""
+    write(runs / "fast", DENSE, "fast", gflops=2.0, ms=ms)
+    table = report.summarise(report.find([runs]))
+    row = table.set_index("method").loc["fast"]
+    assert row.impossible == doubted and ("x ?" in report.markdown(table)) == doubted
+    assert any("more than the FLOPs saved allow (fast 5.00x for 2.50x)" in n for n in table.attrs["notes"]) == doubted
+
+
+def alone(name, spans, **told):
+    """A run whose episodes ended so, each (start, end)."""
+    told = {"host": "h", "boot": "b", "slots": 1, "hardware": {"device": "cpu", "cores": 4}} | told
+    episodes = {("t", i): EpisodeRecord("t", i, True, 1, (), end, end - start) for i, (start, end) in enumerate(spans)}
+    return Run(Path(name), Header({}, told, {"t": len(spans)}), episodes)
+
+
+def test_runs_shared_their_machine_if_they_ran_at_one_time_on_one_host():
+    first, after = alone("a", [(0.5, 10), (10, 20)]), alone("b", [(20, 30), (30, 40)])
+    assert shared([first, after]) == ""
+    between = alone("c", [(8, 12)])
+    assert shared([first, between]) == "a and c ran on one machine at the same time, for 4 s"
+    assert (
+        shared([first, alone("c", [(8, 12)], host="other")]) == shared([first, alone("c", [(8, 12)], boot="2")]) == ""
+    )
+    assert shared([first, alone("c", [(20, 21), (19.99, 20)])]) == ""  # two clocks differ by as much
+    # three commands, the middle one only beside the last: what a launcher was called is nowhere asked
+    assert "b and d" in shared([first, after, alone("d", [(39, 45)], command="vlaprune-eval")])
+    assert shared([alone("a", [(0.5, 10)], command="hydra/launcher=joblib"), after]) == ""
+
+
+def test_one_run_by_several_processes_is_told_by_its_episodes():
+    spans = [(0.5, 10), (1, 9)]
+    assert shared([alone("a", spans)]) == "several processes made a side by side"
+    assert shared([alone("a", spans, slots=2)]) == ""
+    assert shared([alone("a", [(0.5, 10), (9.98, 20)])]) == ""
+
+
+def test_threads_matter_on_a_cpu_only():
+    for device, said in (("cuda", False), ("cpu", True)):
+        two = [
+            alone(f"r{n}", [(20 * n + 1, 20 * n + 9)], hardware={"device": device, "cpu": "c", "threads": n})
+            for n in (1, 2)
+        ]
+        assert bool(shared(two)) == said
+    assert "threads 1; " in shared(two)
+
+
+def test_a_terminal_table_fits_80_columns(tmp_path):
+    write(tmp_path / "dense", DENSE)
+    for rows in ("first_and_longest", "first_and_shortest"):
+        write(
+            tmp_path / rows, FASTV, "a_method_with_a_very_long_name", kept=16, gflops=2.0, ms=9.0, keep=0.25, rows=rows
+        )
+    by_task = report.terminal(report.summarise(report.find([tmp_path]), by_task=True))
+    assert max(map(len, by_task.splitlines())) <= 80 and " task " in by_task.splitlines()[2]
+    table = report.summarise(report.find([tmp_path]))
+    told = report.terminal(table)
+    assert max(map(len, told.splitlines())) <= 80 and max(map(len, report.below(table).splitlines())) <= 80
+    heads, *lines = told.splitlines()[2:]
+    assert heads.split() == ["method", "%", "success", "difference", "verdict", "FLOPs", "speed"]
+    assert "-8.3 [" in told and "undecided" in told and "60.0%" in told and "2.22x" in told
+    assert len({line.split()[0] for line in lines}) == 3  # long names stay apart
+    wide = report.terminal(table, wide=True)
+    assert "lost / gained" in wide and max(map(len, wide.splitlines())) > 80
+    chosen = report.terminal(table, only=["verdict", "lost / gained"])
+    assert chosen.splitlines()[2].split() == ["method", "verdict", "lost", "/", "gained"]
+    with pytest.raises(ValueError, match="no column speeed here; choose from method, success"):
+        report.terminal(table, only=["speeed"])
+
+
+def test_the_margin_of_the_benchmark_decides(tmp_path):
+    """Ninety-five pairs that changed nothing: no worse by five points, undecided by two."""
+    won = {"near": "1" * 95}
+    for margin, verdict in ((0.05, "no worse"), (0.02, "undecided")):
+        for method in ("dense", "fastv"):
+            write(tmp_path / f"{margin}" / method, won, method, tasks={"near": 95}, margin=margin)
+        table = report.summarise(report.find([tmp_path / f"{margin}"]))
+        assert table["verdict"][1] == verdict and f"margin of {100 * margin:g} points" in table.attrs["notes"][0]
+        assert (table["held_low"][1] >= -margin) == (verdict == "no worse")

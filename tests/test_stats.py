@@ -187,7 +187,7 @@ def test_clustered_error():
     found = stats.clustered_error({"a": (2, 3), "b": (1, 4), "c": (2, 2)})
     assert found == pytest.approx(cluster_oracle(values, clusters))
     # differences of the same shape: a lost 1 of 3, b gained 2 of 4, c nothing of 2
-    tasks = {"a": Pairs(2, 1, 0, 0), "b": Pairs(1, 0, 2, 1), "c": Pairs(2, 0, 0, 0)}
+    tasks = {"a": (-1, 3), "b": (2, 4), "c": (0, 2)}
     expected = cluster_oracle([-1, 0, 0, 1, 1, 0, 0, 0, 0], clusters)
     assert stats.clustered_error(tasks) == pytest.approx(expected)
     # by hand: two tasks of 10, all against nothing; residual sums +-5, sqrt(2 * 50) / 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,46 +56,10 @@ def doctor() -> None:
 
 def report() -> None:
     """vlaprune-report: tables from recorded runs."""
-    parser = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
-    parser.add_argument(
-        "--baseline", default="dense", help="label of the run that others are paired with (default: dense)"
-    )
-    parser.add_argument("--tasks", action="store_true", help="one row per task as well")
-    parser.add_argument("--untimed", action="store_true", help="no milliseconds: the runs shared their machine")
-    parser.add_argument("--timed", action="store_true", help="show milliseconds even of runs that shared their machine")
-    parser.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
-    parser.add_argument(
-        "--mixed", action="store_true", help="show runs of other protocols, weights or episodes, marked with †"
-    )
-    parser.add_argument(
-        "--floor", nargs="+", type=Path, metavar="RUN", help="runs of the baseline again (experiment=aa): its noise"
-    )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
-    parser.add_argument(
-        "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
-    )
-    parser.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
-    parser.add_argument("--name", default="table", help="name of the files (default: table)")
-    args = parser.parse_args()
     try:
-        from vlaprune import report as tables
+        from vlaprune.report import command
 
-        comparison = tables.compare(tables.find(args.runs), args.baseline, args.partial, args.mixed)
-        if args.floor:
-            comparison = comparison.above(tables.find(args.floor))
-        table = tables.tabulate(comparison, args.tasks, args.timed)
-        if args.untimed:
-            table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
-        print(tables.markdown(table), *table.attrs["notes"], sep="\n\n")
-        for path in tables.write(table, args.output, args.name):
-            print(path)
-        if args.html:
-            from vlaprune.report import page
-
-            room = int(1e6 * args.videos)
-            text = page.page(comparison, args.html, timed=args.timed, untimed=args.untimed, videos=room)
-            print(page.write(text, args.html))
+        command.main()
     except USER_ERRORS as error:
         _say(error)
         sys.exit(2)
@@ -179,7 +142,8 @@ def _verdicts(statuses: Sequence[RunStatus]) -> None:
             if group is not groups[0]:
                 first, this = (floor.conditions(g[0].header) for g in (groups[0], group))
                 print(f"\n{differences(first, this)}:\n")
-            print(tables.markdown(tables.tabulate(tables.compare(group, partial=True))))
+            table = tables.tabulate(tables.compare(group, partial=True))
+            print(tables.terminal(table), tables.below(table), sep="\n\n")
     except USER_ERRORS as error:
         print(f"no table of this sweep: {_line(error)}", file=sys.stderr)
 

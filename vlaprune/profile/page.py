@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from vlaprune.report.markdown import table
+
 Cells = Mapping[str, str]
 
 
@@ -28,11 +30,8 @@ class Page:
         if not rows:
             return
         columns = list(rows[0])
-        cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
-        widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
-        lines = [" | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-        lines.insert(1, " | ".join("-" * w for w in widths))
-        self.parts.append(f"## {heading}\n\n" + "\n".join(f"| {line} |" for line in lines))
+        cells = [[row.get(c, "") for c in columns] for row in rows]
+        self.parts.append(f"## {heading}\n\n{table(columns, cells)}")
 
     def write(self, folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
         """NAME.md and NAME.csv; `made` is the provenance of this process."""

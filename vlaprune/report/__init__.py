@@ -2,11 +2,12 @@
 
 from vlaprune.report.runs import Arm, Comparison, compare, find, label, name
 from vlaprune.report.tables import summarise, tabulate
-from vlaprune.report.text import latex, markdown, pretty, summary, write
+from vlaprune.report.text import below, latex, markdown, pretty, summary, terminal, write
 
 __all__ = [
     "Arm",
     "Comparison",
+    "below",
     "compare",
     "find",
     "label",
@@ -17,5 +18,6 @@ __all__ = [
     "summarise",
     "summary",
     "tabulate",
+    "terminal",
     "write",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.records import Run
+from vlaprune.report.markdown import table
 from vlaprune.stats.rates import mean_of_tasks
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -117,10 +118,12 @@ def markdown(claims: Sequence[Claim], runs: Sequence[Run]) -> str:
         own = [c for c in claims if c.paper == paper]
         done = sum(ours(c, runs) not in (NOT_RUN, "not compared") for c in own)
         lines += ["", f"## {paper}", "", f"{done} of {len(own)} numbers have one of ours beside them.", ""]
-        lines += ["| run | quantity | paper | ours | where | conditions | preset |", "|---|---|---|---|---|---|---|"]
-        for c in own:
-            printed = f"{c.value:.1f}" if c.quantity.startswith("success") else f"{c.value:g}"
-            printed += f" ± {c.spread}" if c.spread else ""
-            cells = (f"`{c.run}`", c.quantity, printed, ours(c, runs), f"{c.where} ({c.evidence})", c.note, c.preset)
-            lines.append("| " + " | ".join(cells) + " |")
+        heads = ("run", "quantity", "paper", "ours", "where", "conditions", "preset")
+        lines.append(table(heads, [_cells(c, runs) for c in own]))
     return "\n".join(lines) + "\n"
+
+
+def _cells(c: Claim, runs: Sequence[Run]) -> tuple[str, ...]:
+    printed = f"{c.value:.1f}" if c.quantity.startswith("success") else f"{c.value:g}"
+    printed += f" ± {c.spread}" if c.spread else ""
+    return f"`{c.run}`", c.quantity, printed, ours(c, runs), f"{c.where} ({c.evidence})", c.note, c.preset

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from vlaprune.records import Run, film_name
-from vlaprune.report.runs import Arm, Comparison
-from vlaprune.report.tables import pairs, pooled
+from vlaprune.report.runs import Arm, Comparison, Key
+from vlaprune.report.tables import pairs, shared_episodes
 from vlaprune.stats import paired as stats
 
 
@@ -49,21 +49,26 @@ def flips(comparison: Comparison) -> list[Flips]:
     base, out = comparison.baseline, []
     for arm in comparison.others if base else ():
         assert base is not None
-        tables = pairs(arm, base)
-        if tables:
-            lost, gained = (_episodes(arm.run, base.run, tables, won) for won in (False, True))
-            out.append(Flips(arm, pooled(tables), lost, gained))
+        if keys := shared_episodes(arm, base):
+            lost, gained = (_episodes(arm, base, keys, won) for won in (False, True))
+            out.append(Flips(arm, pairs(arm, base, keys), lost, gained))
     return out
 
 
-def _episodes(run: Run, base: Run, tasks: Iterable[str], won: bool) -> tuple[Flip, ...]:
+def _episodes(arm: Arm, base: Arm, keys: Sequence[Key], won: bool) -> tuple[Flip, ...]:
     out = []
-    for task in tasks:
-        for key in sorted(k for k in run.episodes if k[0] == task and k in base.episodes):
-            ours, theirs = run.episodes[key], base.episodes[key]
-            if ours.success == won != theirs.success:
-                out.append(Flip(*key, (theirs.steps, ours.steps), (video(base, *key), video(run, *key))))
+    tasks = list(dict.fromkeys(task for task, _, _ in keys))
+    for key in sorted(keys, key=lambda k: (tasks.index(k[0]), k[1], str(k[2]))):
+        ours, theirs = arm.episodes[key], base.episodes[key]
+        if ours.success == won != theirs.success:
+            films = (video(_of(base, key), *key[:2]), video(_of(arm, key), *key[:2]))
+            out.append(Flip(*key[:2], (theirs.steps, ours.steps), films))
     return tuple(out)
+
+
+def _of(arm: Arm, key: Key) -> Run:
+    """The run that an episode comes from."""
+    return arm.runs[arm.seeds.index(key[2])]
 
 
 def video(run: Run, task: str, episode: int) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from vlaprune.report.runs import Arm, Comparison, part
+from vlaprune.report.times import STEADY
 from vlaprune.stats import power
 
 JUDGED = ("no worse", "worse", "undecided")
@@ -38,10 +39,32 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
         )
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
+    return out + _times(comparison, table, whole)
+
+
+def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
+    """How times were taken, how many calls they rest on, which of them cannot be."""
+    out = []
     if table.attrs["shared"]:
         shown = "~ Times are shown because of --timed" if "ms" in table else "No times"
         out.append(f"{shown}: {table.attrs['shared']}.")
+    if "ms" in table and whole["ms"].notna().any():
+        told = "; ".join(f"{method} {count}" for method, count in table.attrs["times"].items())
+        out.append(
+            "Times: median of steady calls of one size (calls alone on the device, none that compiled, captured or "
+            f"allocated), sizes weighed by how often they are called. Calls: {told}."
+        )
+        if "speedup" in whole and whole["speedup"].isna().any():
+            out.append(f"No speed-up where the method or the baseline has fewer than {STEADY} steady calls.")
+    if "impossible" in whole and whole["impossible"].any():
+        odd = whole[whole["impossible"]]
+        said = ", ".join(f"{r.method} {r.speedup:.2f}x for {_most(r.flops_cut):.2f}x" for r in odd.itertuples())
+        out.append(f"? The speed-up is more than the FLOPs saved allow ({said}): do not trust these times.")
     return out
+
+
+def _most(cut: float) -> float:
+    return 1 / max(1e-9, 1 - max(0.0, cut))
 
 
 def _noise(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
@@ -71,11 +94,26 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     if base is None or judged.empty:
         return []
     several = f", Holm over the {len(judged)} methods (per task: over that task's)" if len(judged) > 1 else ""
+    at = "the level at which Holm judges its method" if several else "95 %"
     n, apart = typical(judged)
     return [
         f"Verdict: method - {base.label} on the same episodes against a margin of {100 * comparison.margin:g} points, "
-        f"Tango's score test at alpha 0.05{several}; worse also needs exact McNemar. Intervals are each method's own.",
+        f"exact unconditional test at alpha 0.05{several}; worse also needs exact McNemar.",
+        f"Intervals of differences are Tango's at {at}; their end stands at the margin where the exact test is "
+        "stricter, so that they lie beside the margin exactly where there is a verdict.",
+        *_pooled(comparison),
         f"Power: {sees(n, apart, len(judged))}.",
+    ]
+
+
+def _pooled(comparison: Comparison) -> list[str]:
+    """What is said where arms have several seeds."""
+    if all(len(arm.seeds) < 2 for arm in comparison.arms):
+        return []
+    seeds = ", ".join(dict.fromkeys(str(seed) for arm in comparison.arms for seed in arm.seeds))
+    return [
+        f"Seeds {seeds} are pooled: pairs have the same task, episode and seed; intervals and tests take an episode "
+        "under all its seeds as one cluster."
     ]
 
 
@@ -148,7 +186,7 @@ def _floor(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
     if comparison.floor is None:
         return Limit(
             "That a difference of an episode or two comes from the method",
-            "no repeat of the baseline was given (--floor), so the noise of kernels and renderers is not known.",
+            "no repeat of the baseline was given (--noise), so the noise of kernels and renderers is not known.",
         )
     hidden = ties(comparison, whole)
     if not hidden:
@@ -180,7 +218,7 @@ def _tasks(comparison: Comparison) -> Limit | None:
 
 def _seeds(comparison: Comparison) -> Limit | None:
     weights = {str(a.run.header.identity.get("weights")) for a in comparison.arms}
-    seeds = {str(a.run.header.identity.get("seed")) for a in comparison.arms}
+    seeds = {str(seed) for a in comparison.arms for seed in a.seeds}
     if len(weights) > 1 or len(seeds) > 1:
         return None
     return Limit("That another policy behaves the same", "one set of weights and one seed were run.")

@@ -68,7 +68,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         unshelved=sum(not v.embedded for v in places.values()),
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],
-        provenance=_provenance([a.run for a in comparison.arms]),
+        provenance=_provenance([run for a in comparison.arms for run in a.runs]),
     )
 
 
@@ -114,7 +114,7 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
         "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
         "ms": cell("ms", about + "{:.2f}", f"method {known('ms_method') or 0:.2f}"),
-        "speed-up": cell("speedup", about + "{:.2f} x"),
+        "speed-up": cell("speedup", about + "{:.2f} x", _doubt(row)),
         "s.e. over tasks": cell("difference_clustered", "{:.1f}", "", 100),
     }
 
@@ -124,13 +124,17 @@ def _span(low: float, high: float) -> str:
 
 
 def _signed(row: Any) -> str:
-    low, high = getattr(row, "difference_low", 0.0), getattr(row, "difference_high", 0.0)
+    low, high = getattr(row, "held_low", 0.0), getattr(row, "held_high", 0.0)
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _otherwise(row: Any) -> str:
     apart, floors = getattr(row, "otherwise", 0.0), getattr(row, "floors", float("nan"))
     return f"{100 * apart:.1f} %" + (f", {floors:.1f} floors" if floors == floors else "")
+
+
+def _doubt(row: Any) -> str:
+    return "more than its FLOPs allow" if getattr(row, "impossible", False) else ""
 
 
 def _more(row: Any) -> str:
@@ -157,14 +161,14 @@ def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
         charts["flops"] = plots.cost(table, "flops_cut", "FLOPs cut, %", "flops", "Success against FLOPs saved")
     if "ms" in table and table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
-    layers = {a.marked: _layers(a.run) for a in comparison.arms}
+    layers = {a.marked: _layers(a) for a in comparison.arms}
     charts["tokens"] = plots.tokens(layers, dict(zip(table["method"], table["visual"].astype(int), strict=True)))
     return charts
 
 
-def _layers(run: Run) -> list[float]:
+def _layers(arm: Arm) -> list[float]:
     """Visual tokens computed at each layer, mean over all model calls."""
-    calls = [call.visual for record in run.episodes.values() for call in record.calls]
+    calls = [call.visual for call in arm.calls]
     return [sum(layer) / len(calls) for layer in zip(*calls, strict=True)]
 
 
@@ -187,8 +191,9 @@ def _tasks(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, list[
 def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:
     """An arm with its settings and the hash of its journals."""
     digest = hashlib.sha256()
-    for path in sorted(arm.run.folder.glob("journal*.jsonl")):
-        digest.update(path.read_bytes())
+    for run in arm.runs:
+        for path in sorted(run.folder.glob("journal*.jsonl")):
+            digest.update(path.read_bytes())
     return arm, list(_flat(arm.run.header.identity["method"])), digest.hexdigest()
 
 

@@ -25,11 +25,11 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
         ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
         for y, r in enumerate(rows.itertuples()):
             colour, marker, face = look(r.verdict)
-            d, low, high = (100 * v for v in (r.difference, r.difference_low, r.difference_high))
+            d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
             tips[f"tip{y}"] = f"{r.method}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {r.verdict}"
-        low, high = 100 * rows["difference_low"].min(), 100 * rows["difference_high"].max()
+        low, high = 100 * rows["held_low"].min(), 100 * rows["held_high"].max()
         low, high = min(low, -100 * margin), max(high, 0.0)
         ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         ax.set_ylim(len(rows) - 0.4, -0.6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlaprune.records import Header, Run, differences, read
+from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
 from vlaprune.report.noise import Noise, noise
 from vlaprune.stats.anytime import said
 
@@ -42,10 +43,14 @@ def find(paths: Iterable[Path]) -> list[Run]:
     return runs
 
 
+Key = tuple[str, int, Any]  # of an episode in a report: task, episode, seed
+
+
 @dataclass(frozen=True)
 class Arm:
-    """A run as it stands in a report.
+    """Runs that are one row of a report: one method under one or several seeds.
 
+    runs     one for each seed
     label    unique in the report
     missing  episodes that were asked for and are not there
     stopped  how a rule ended it early, empty where none did
@@ -55,13 +60,33 @@ class Arm:
              which episodes were asked for, nor if a rule chose the number
     """
 
-    run: Run
+    runs: tuple[Run, ...]
     label: str
     missing: int = 0
     mixed: str = ""
     judged: bool = True
     stopped: str = ""
     tuned: bool = False
+
+    @property
+    def run(self) -> Run:
+        """The run under the first seed: settings are the same in all."""
+        return self.runs[0]
+
+    @cached_property
+    def episodes(self) -> Mapping[Key, EpisodeRecord]:
+        """Every finished episode under every seed."""
+        return {(*key, _seed(run)): record for run in self.runs for key, record in run.episodes.items()}
+
+    @property
+    def calls(self) -> Iterator[StepRecord]:
+        """Every model call."""
+        return (call for record in self.episodes.values() for call in record.calls)
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        """Of its runs."""
+        return tuple(_seed(run) for run in self.runs)
 
     @property
     def marked(self) -> str:
@@ -132,35 +157,77 @@ def context(run: Run) -> Mapping[str, Any]:
 def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False, mixed: bool = False) -> Comparison:
     """Puts runs side by side, or says in one line why they cannot be: ValueError.
 
+    Runs that differ in the seed only are one row.
+
     partial  runs with episodes missing are shown, marked *
-    mixed    runs of another protocol, other weights or other episodes are shown, marked †
+    mixed    runs of another protocol, other weights, seeds or episodes are shown, marked †
     """
     runs = [r for r in runs if r.episodes or not partial]
     if not runs:
         raise ValueError("none of these runs has a finished episode")
-    headers = [r.header for r in runs]
-    labels = _labels(runs, [label(h, headers) for h in headers], mixed)
-    first = next((r for r, called in zip(runs, labels, strict=True) if baseline in (name(r.header), called)), runs[0])
+    groups = _over_seeds(runs)
+    firsts = [group[0] for group in groups]
+    headers = [r.header for r in firsts]
+    labels = _labels(firsts, [label(h, headers) for h in headers], mixed)
+    at = next((i for i, h in enumerate(headers) if baseline in (name(h), labels[i])), 0)
     arms = []
-    for run, called in zip(runs, labels, strict=True):
-        tuned = _tuned(run, first)
-        reasons = [_protocol(run, first, tuned), "" if tuned else _weights(run, first), _episodes(run, first)]
-        if any(reasons) and not mixed:
-            reason = next(filter(None, reasons))
-            raise ValueError(
-                f"{run.folder} and {first.folder} {reason}; make a report of each, or pass --mixed to look anyway"
-            )
-        stopped = said(run.stopped) if run.stopped else ""
-        missing = 0 if stopped else len(run.missing)
-        if missing and not partial:
-            raise ValueError(
-                f"run {run.folder} lacks {missing} of {sum(run.header.tasks.values())} episodes; "
-                "finish it, or pass --partial"
-            )
-        judged = not any(reasons[:2]) and not stopped
-        arms.append(Arm(run, called, missing, "; ".join(filter(None, reasons)), judged, stopped, tuned))
-    base = next((a for a in arms if a.run is first and baseline in (a.method, a.label)), None)
+    for group, called in zip(groups, labels, strict=True):
+        arms.append(_arm(group, groups[at], called, partial, mixed))
+    base = arms[at] if baseline in (arms[at].method, arms[at].label) else None
     return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
+
+
+def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, mixed: bool) -> Arm:
+    run, first = group[0], base[0]
+    tuned = _tuned(run, first)
+    reasons = [
+        _protocol(run, first, tuned),
+        "" if tuned else _weights(run, first),
+        _seeds(group, base),
+        *(_episodes(one, first) for one in group),
+    ]
+    if any(reasons) and not mixed:
+        raise ValueError(
+            f"{run.folder} and {first.folder} {next(filter(None, reasons))}; make a report of each, or pass --mixed to "
+            "look anyway"
+        )
+    stopped = "; ".join(said(one.stopped) for one in group if one.stopped)
+    missing = 0 if stopped else sum(len(one.missing) for one in group)
+    if missing and not partial:
+        lacking = next(one for one in group if one.missing)
+        raise ValueError(
+            f"run {lacking.folder} lacks {len(lacking.missing)} of {sum(lacking.header.tasks.values())} episodes; "
+            "finish it, or pass --partial"
+        )
+    judged = not any(reasons[:2]) and not stopped and bool({*map(_seed, group)} & {*map(_seed, base)})
+    mixture = "; ".join(dict.fromkeys(filter(None, reasons)))
+    return Arm(tuple(group), called, missing, mixture, judged, stopped, tuned)
+
+
+def _over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs in groups that differ in the seed only, in the order in which they come; one seed twice is two groups."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        own = [g for g in groups if _but_seed(g[0]) == _but_seed(run) and _seed(run) not in map(_seed, g)]
+        if own:
+            own[0].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def _but_seed(run: Run) -> Mapping[str, Any]:
+    return {k: v for k, v in run.header.identity.items() if k != "seed"}
+
+
+def _seed(run: Run) -> Any:
+    return run.header.identity.get("seed")
+
+
+def _seeds(group: Sequence[Run], base: Sequence[Run]) -> str:
+    """Seeds that one arm has and the baseline has not, or the other way round."""
+    a, b = (sorted(map(str, map(_seed, runs))) for runs in (base, group))
+    return f"differ in more than the method (seed {', '.join(a)} -> {', '.join(b)})" if a != b else ""
 
 
 def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str]:
@@ -187,8 +254,8 @@ def _tuned(run: Run, first: Run) -> bool:
 
 
 def _protocol(run: Run, first: Run, tuned: bool) -> str:
-    """Settings of model, bench, seed or execution that differ; weights have a line of their own."""
-    a, b = ({k: v for k, v in context(r).items() if k != "weights"} for r in (first, run))
+    """Settings of model, bench or execution that differ; weights and seeds have a line of their own."""
+    a, b = ({k: v for k, v in context(r).items() if k not in ("weights", "seed")} for r in (first, run))
     if tuned:  # where its weights lie is then no difference of protocol
         a, b = (one | {"model": {k: v for k, v in one["model"].items() if k != "weights"}} for one in (a, b))
     return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""

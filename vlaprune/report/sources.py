@@ -1,4 +1,4 @@
-"""What made some runs, and whether they had their machines to themselves."""
+"""What made some runs: commands, commits, versions, hardware, weights."""
 
 from __future__ import annotations
 
@@ -23,17 +23,3 @@ def sources(runs: Sequence[Run]) -> list[str]:
             for found in [t[key] for t in told if t.get(key)][:1]
         ]
     return [*lines, f"weights: sha256 {', '.join(sorted(weights))}"]
-
-
-def shared(runs: Sequence[Run]) -> str:
-    """Why milliseconds of these runs do not compare, empty where nothing speaks against it."""
-    commands = [str(r.header.provenance.get("command", "")) for r in runs]
-    if any("launcher=joblib" in c or "launcher=submitit_local" in c for c in commands):
-        return "the runs shared their machine (several processes side by side)"
-    if any("video=all" in c or "video=failures" in c for c in commands):
-        return "a run was filmed (the encoder ran beside the policy)"
-    if any(len(list(r.folder.glob("journal*.jsonl"))) > 1 for r in runs):
-        return "a run was made by several processes (shards)"
-    if len({str(r.header.provenance.get("hardware")) for r in runs}) > 1:
-        return "the runs were made on different hardware"
-    return ""

@@ -8,12 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from vlaprune.records import Run, episode_row
+from vlaprune.records import EpisodeRecord, Run, episode_row
+from vlaprune.report.machines import shared
 from vlaprune.report.notes import footnotes
-from vlaprune.report.runs import Arm, Comparison, compare, context
-from vlaprune.report.sources import shared, sources
+from vlaprune.report.runs import Arm, Comparison, Key, compare, context
+from vlaprune.report.sources import sources
+from vlaprune.report.times import times
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
+from vlaprune.stats.measured import impossible
 
 
 def summarise(
@@ -28,84 +31,94 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
 
     Columns: success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
     error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
-    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual, gflops, ms;
+    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual and gflops;
+    ms, ms_method and the steady calls they are medians of (`times`), with cold, packed and untimed ones beside;
     against the baseline on the same episodes paired, both, lost, gained, neither, otherwise (the share lost or gained)
-    and floors (that in units of what a repeat of the baseline does), difference with Tango's interval and its standard
-    error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup. No times where the runs shared their
-    machine, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes) and
-    shared: why milliseconds do not compare, if they do not.
+    and floors (that in units of what a repeat of the baseline does), difference with Tango's interval
+    (difference_low, difference_high), the interval at the level of its verdict (held_low, held_high) and its standard
+    error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup, impossible (whether the speed-up is above what the
+    FLOPs allow). No times where the runs did not have their machine to themselves, unless `timed` says to look anyway.
+    `attrs` holds title, sources, notes (the footnotes), shared (why milliseconds do not compare, if they do not) and
+    times (the counts of calls in words).
     """
-    frames = {a.label: pd.DataFrame([episode_row(r) for r in a.run.episodes.values()]) for a in comparison.arms}
+    frames = {a.label: _frame(a) for a in comparison.arms}
     rows = []
     for task in [None, *comparison.tasks] if by_task else [None]:
-        here = [a for a in comparison.arms if task is None or any(k[0] == task for k in a.run.episodes)]
+        here = [a for a in comparison.arms if task is None or any(k[0] == task for k in a.episodes)]
         found = {a.label: _row(a, frames[a.label], task) for a in here}
         _judge(comparison, here, task, found)
         rows += list(found.values())
     table = pd.DataFrame(rows)
-    reason = shared([a.run for a in comparison.arms]) if table["ms"].notna().any() else ""
+    reason = shared([run for a in comparison.arms for run in a.runs]) if table["ms"].notna().any() else ""
     if reason and not timed:
         table = table.drop(columns=["ms", "ms_method"])
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
         if "ms" in table:
-            table["speedup"] = table["task"].map(dense["ms"]) / table["ms"]
+            enough = table["enough"] & table["task"].map(dense["enough"]).fillna(False).astype(bool)
+            table["speedup"] = (table["task"].map(dense["ms"]) / table["ms"]).where(enough)
+            pairs_ = zip(table["speedup"], table["flops_cut"], strict=True)
+            table["impossible"] = [impossible(ratio, cut) for ratio, cut in pairs_]
     table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
-    table.attrs["sources"] = sources([a.run for a in comparison.arms])
+    table.attrs["sources"] = sources([run for a in comparison.arms for run in a.runs])
+    table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms}
     table.attrs["notes"] = footnotes(comparison, table)
-    return table
+    return table.drop(columns=["enough"])
+
+
+def _frame(arm: Arm) -> pd.DataFrame:
+    """A row per episode."""
+    return pd.DataFrame([episode_row(r) | {"seed": seed} for (_, _, seed), r in arm.episodes.items()])
 
 
 def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
     frame = frame if task is None else frame[frame["task"] == task]
     won, n = int(frame["success"].sum()), len(frame)
     weights = frame["calls"] / frame["calls"].sum()
-    interval, exact = rates.wilson(won, n), rates.clopper_pearson(won, n)
+    design = rates.design_effect([one.to_list() for _, one in frame.groupby(["task", "episode"])["success"]])
+    interval, exact = (f(won, n, design=design) for f in (rates.wilson, rates.clopper_pearson))
     each = {str(t): (int(f["success"].sum()), len(f)) for t, f in frame.groupby("task")}
+    took = times(call for key, record in arm.episodes.items() if task in (None, key[0]) for call in record.calls)
+    unequal = len({episodes for _, episodes in each.values()}) > 1
     return {
         "method": arm.marked,
         "task": task or "all",
         "success": won,
         "episodes": n,
+        "seeds": len(arm.seeds),
         "rate": won / n,
         "low": interval.low,
         "high": interval.high,
         "exact_low": exact.low,
         "exact_high": exact.high,
-        "average": _average(list(each.values())),
+        "average": rates.mean_of_tasks(list(each.values()))[0] if unequal else math.nan,
         "clustered": stats.clustered_error(each) if len(each) > 1 else math.nan,
         "kept": (frame["kept"] * weights).sum(),
         "visual": int(frame["visual"].iloc[0]),
         "gflops": (frame["gflops"] * weights).sum(),
-        "ms": pd.to_numeric(frame["ms"], errors="coerce").mul(weights).sum(min_count=n),
-        "ms_method": pd.to_numeric(frame["ms_method"], errors="coerce").mul(weights).sum(min_count=n),
+        "ms": took.ms,
+        "ms_method": took.method,
+        "steady": took.steady,
+        "cold": took.cold,
+        "packed": took.packed,
+        "untimed": took.untimed,
+        "enough": took.enough,
     }
 
 
-def _average(tasks: Sequence[tuple[int, int]]) -> float:
-    """The mean of the tasks' rates from (won, episodes) each; NaN where it is the pooled rate anyway."""
-    if len({episodes for _, episodes in tasks}) < 2:
-        return math.nan
-    return sum(won / episodes for won, episodes in tasks) / len(tasks)
-
-
-def pairs(arm: Arm, base: Arm, task: str | None = None) -> dict[str, stats.Pairs]:
-    """Task -> 2x2 counts on the episodes that both arms have; empty where their benchmarks differ."""
+def shared_episodes(arm: Arm, base: Arm, task: str | None = None) -> list[Key]:
+    """What both arms have: the same task, episode and seed; nothing where their benchmarks differ."""
     if context(arm.run)["bench"] != context(base.run)["bench"]:
-        return {}
-    both = [k for k in base.run.episodes if k in arm.run.episodes and task in (None, k[0])]
-    out = {}
-    for one in dict.fromkeys(t for t, _ in both):
-        ours, theirs = ({k: r.episodes[k].success for k in both if k[0] == one} for r in (arm.run, base.run))
-        out[one] = stats.pair(theirs, ours)
-    return out
+        return []
+    return [key for key in base.episodes if key in arm.episodes and task in (None, key[0])]
 
 
-def pooled(tasks: Mapping[str, stats.Pairs]) -> stats.Pairs:
-    """The 2x2 counts of all tasks together."""
-    return stats.Pairs(*(sum(getattr(p, k) for p in tasks.values()) for k in ("both", "lost", "gained", "neither")))
+def pairs(arm: Arm, base: Arm, keys: Sequence[Key]) -> stats.Pairs:
+    """2x2 counts on those episodes; those of one (task, episode) under several seeds are a cluster."""
+    ours, theirs = ({key: one.episodes[key].success for key in keys} for one in (arm, base))
+    return stats.pair(theirs, ours, cluster=lambda key: key[:2])
 
 
 def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: Mapping[str, dict[str, Any]]) -> None:
@@ -113,35 +126,54 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
     base = comparison.baseline
     if base is None or base not in here:
         return
-    tables = {a.label: found for a in here if a is not base and (found := pairs(a, base, task))}
-    judged = [a.label for a in here if a.judged and a.label in tables]
-    said = stats.verdicts([pooled(tables[one]) for one in judged], comparison.margin)
-    verdicts = dict(zip(judged, said, strict=True))
+    keys = {a.label: found for a in here if a is not base and (found := shared_episodes(a, base, task))}
     arms = {a.label: a for a in here}
+    whole = {one: pairs(arms[one], base, found) for one, found in keys.items()}
+    judged = [one for one in whole if arms[one].judged]
+    said = stats.verdicts([whole[one] for one in judged], comparison.margin)
+    verdicts = dict(zip(judged, said, strict=True))
     units = comparison.floor.units if comparison.floor else lambda apart: math.nan
-    for one, tasks in tables.items():
-        whole, told = pooled(tasks), verdicts.get(one)
-        interval = stats.tango(whole)
+    for one in (a.label for a in here if a is not base):
+        rows[one]["verdict"] = _other(arms[one])
+        if one not in whole:
+            continue
+        pair, told = whole[one], verdicts.get(one)
+        interval = stats.tango(pair)
+        held = told.held if told else interval
+        tasks = _by_task(keys[one], arms[one].episodes, base.episodes)
         rows[one] |= {
-            "paired": whole.n,
-            "both": whole.both,
-            "lost": whole.lost,
-            "gained": whole.gained,
-            "neither": whole.neither,
-            "otherwise": (whole.lost + whole.gained) / whole.n,
-            "floors": units((whole.lost + whole.gained) / whole.n),
-            "difference": whole.difference,
+            "paired": pair.n,
+            "both": pair.both,
+            "lost": pair.lost,
+            "gained": pair.gained,
+            "neither": pair.neither,
+            "otherwise": (pair.lost + pair.gained) / pair.n,
+            "floors": units((pair.lost + pair.gained) / pair.n),
+            "difference": pair.difference,
             "difference_low": interval.low,
             "difference_high": interval.high,
+            "held_low": held.low,
+            "held_high": held.high,
             "difference_clustered": stats.clustered_error(tasks) if len(tasks) > 1 else math.nan,
-            "mcnemar_p": stats.mcnemar_exact(whole),
+            "mcnemar_p": stats.mcnemar_exact(pair),
             "holm_p": told.adjusted if told else math.nan,
             "verdict": told.decision if told else _other(arms[one]),
             "more": told.more if told else math.nan,
         }
 
 
+def _by_task(
+    keys: Sequence[Key], ours: Mapping[Key, EpisodeRecord], theirs: Mapping[Key, EpisodeRecord]
+) -> dict[str, tuple[int, int]]:
+    """Task -> episodes gained less those lost, and paired episodes."""
+    out: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        net, n = out.get(key[0], (0, 0))
+        out[key[0]] = (net + ours[key].success - theirs[key].success, n + 1)
+    return out
+
+
 def _other(arm: Arm) -> str:
     """What stands for a verdict where none is reached on a fixed number of episodes."""
-    stop = arm.run.stopped
+    stop = next((run.stopped for run in arm.runs if run.stopped), None)
     return f"stopped: {stop['verdict']}" if stop and arm.stopped else "not judged"

@@ -1,14 +1,17 @@
-"""Tables for people: Markdown, CSV, LaTeX and the lines at the end of a run."""
+"""Tables for people: terminal, Markdown, CSV, LaTeX and the lines at the end of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
 
 from vlaprune.records import Run
+from vlaprune.report.markdown import TERMINAL, columns
+from vlaprune.report.markdown import table as lined
 from vlaprune.report.runs import compare
 from vlaprune.report.tables import tabulate
 
@@ -31,7 +34,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["lost / gained"] = cells(lambda r: f"{r.lost:.0f} / {r.gained:.0f}", "lost")
         if table["floors"].notna().any():
             out["floors"] = cells(lambda r: f"{r.floors:.1f}", "floors")
-        out["difference [95 % interval]"] = cells(_difference, "lost")
+        out["difference [interval]"] = cells(_difference, "lost")
         if table["difference_clustered"].notna().any():
             out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")
         out["verdict"] = [_words(r) for r in rows]
@@ -44,12 +47,12 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["ms/call"] = cells(lambda r: f"{about}{r.ms:.2f}", "ms")
         out["of it method"] = cells(lambda r: f"{about}{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
-            out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x", "speedup")
+            out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x{' ?' if r.impossible else ''}", "speedup")
     return out
 
 
 def _difference(row: Any) -> str:
-    low, high = 100 * row.difference_low, 100 * row.difference_high
+    low, high = 100 * row.held_low, 100 * row.held_high
     return f"{100 * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -61,15 +64,40 @@ def _words(row: Any) -> str:
     return f"undecided (about {row.more:.0f} more)"
 
 
+# what a terminal shows first, under shorter names
+SHORT = {"method": "method", "task": "task", "%": "%", "success": "success", "difference [interval]": "difference"}
+SHORT |= {"verdict": "verdict", "FLOPs cut": "FLOPs", "speed-up": "speed"}
+
+
+def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) -> str:
+    """A title and plain columns, at most 80 characters a line; with `wide` or `only` every column, or those named.
+
+    ValueError for a column that this table does not have.
+    """
+    shown = pretty(table)
+    if not wide and not only:
+        shown["%"] = [f"{100 * rate:.1f}" for rate in table["rate"]]
+        if "verdict" in shown:
+            shown["verdict"] = ["baseline" if pd.isna(v) else v for v in table["verdict"]]
+        only = [c for c in SHORT if c in shown]
+    if unknown := [c for c in only if c not in shown]:
+        raise ValueError(f"no column {', '.join(unknown)} here; choose from {', '.join(shown)}")
+    kept = ["method", *(c for c in only if c != "method")] if only else list(shown)
+    rows = [[str(cell) for cell in row] for row in shown[kept].itertuples(index=False)]
+    heads = kept if wide else [SHORT.get(c, c) for c in kept]
+    return f"{table.attrs['title']}\n\n{columns(heads, rows, None if wide else TERMINAL)}"
+
+
+def below(table: pd.DataFrame) -> str:
+    """The notes of a table, in lines of a terminal's width."""
+    return "\n".join(fill(note, TERMINAL, subsequent_indent="  ") for note in table.attrs["notes"])
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A title and a Markdown table."""
     shown = pretty(table)
-    widths = [max(len(c), *(len(v) for v in shown[c])) for c in shown]
-    lines = [
-        " | ".join(v.ljust(w) for v, w in zip(cells, widths, strict=True))
-        for cells in (shown.columns, ["-" * w for w in widths], *shown.itertuples(index=False))
-    ]
-    return f"**{table.attrs['title']}**\n\n" + "\n".join(f"| {line} |" for line in lines)
+    rows = [list(row) for row in shown.itertuples(index=False)]
+    return f"**{table.attrs['title']}**\n\n{lined(list(shown.columns), rows)}"
 
 
 def latex(table: pd.DataFrame) -> str:

@@ -8,27 +8,29 @@ left out, and 1e-6 is added (Berger & Boos 1994), so that rare events decide onl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln, xlog1py, xlogy
 
+Counts = float | np.ndarray  # of any one shape
 BEYOND = 1e-6  # the level at which a rate is excluded; no p-value is smaller
 POINTS = 65  # rates that are tried: about one each sixth of a standard error
 MASS = 1e-10  # of counts of gained episodes, left out on each side
 
 
-def score(gained: np.ndarray, lost: np.ndarray, n: float, delta: float) -> tuple[np.ndarray, np.ndarray]:
+def score(gained: Counts, lost: Counts, n: float, delta: float) -> tuple[np.ndarray, np.ndarray]:
     """Tango's numerator and its standard error, were the true difference delta; counts of n episodes, any one shape."""
     linear = (2 * n - gained + lost) * delta - gained - lost
     root = np.sqrt(np.maximum(0.0, linear * linear + 8 * n * lost * delta * (1 - delta)))
     rate = (root - linear) / (4 * n)  # most likely rate of losses, given delta
     variance = n * (2 * rate + delta * (1 - delta))
-    return gained - lost - n * delta, np.sqrt(np.maximum(0.0, variance))
+    return np.asarray(gained - lost - n * delta), np.sqrt(np.maximum(0.0, variance))
 
 
-def statistic(gained: np.ndarray, lost: np.ndarray, n: float, delta: float) -> np.ndarray:
+def statistic(gained: Counts, lost: Counts, n: float, delta: float) -> np.ndarray:
     """The score in standard errors; 0 where both are 0."""
     distance, error = score(gained, lost, n, delta)
     return np.where(np.abs(distance) < 1e-12 * n, 0.0, distance / np.maximum(error, 1e-300))
@@ -44,7 +46,7 @@ def below(gained: float, lost: float, n: int, delta: float) -> float:
     rates = _nuisance(gained + lost, n, delta)
     if not rates.size:
         return BEYOND
-    seen = float(statistic(np.array(gained), np.array(lost), n, delta))
+    seen = float(statistic(gained, lost, n, delta))
     chance = _chance(rates, n, delta, lambda g: _fewest(g, n, delta, seen))
     return min(1.0, float(chance.max()) + BEYOND)
 
@@ -61,8 +63,8 @@ def _nuisance(changed: float, n: int, delta: float) -> np.ndarray:
     low, high = max((low - delta) / 2, 0.0, -delta), min((high - delta) / 2, (1 - delta) / 2)
     if low > high:
         return np.array([])
-    turn = np.arcsin(np.sqrt([low, min(high, 1.0)]))  # even steps in standard errors
-    return np.clip(np.sin(np.linspace(*turn, POINTS)) ** 2, low, high)
+    first, last = (math.asin(math.sqrt(rate)) for rate in (low, min(high, 1.0)))  # even steps in standard errors
+    return np.clip(np.sin(np.linspace(first, last, POINTS)) ** 2, low, high)
 
 
 def _fewest(gained: np.ndarray, n: int, delta: float, seen: float) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from vlaprune.stats import exact
@@ -34,8 +36,8 @@ def boundary(n: int, margin: float, alpha: float = 0.05, side: int = 1) -> np.nd
 def worst(n: int, margin: float, side: int = 1, points: int = 400) -> tuple[float, float]:
     """The largest rate of that wrong verdict where the truth is on the margin, and the rate of losses it is at."""
     delta = -side * margin  # as the side sees it: side -1 has gained and lost exchanged
-    ends = np.arcsin(np.sqrt([max(0.0, -delta), (1 - delta) / 2]))
-    rates = np.sin(np.linspace(*ends, points)) ** 2
+    low, high = (math.asin(math.sqrt(rate)) for rate in (max(0.0, -delta), (1 - delta) / 2))
+    rates = np.sin(np.linspace(low, high, points)) ** 2
     chance = exact.region(rates, n, delta, boundary(n, margin, side=side))
     i = int(chance.argmax())
     return float(chance[i]), float(rates[i] if side > 0 else rates[i] + delta)

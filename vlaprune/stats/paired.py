@@ -112,7 +112,7 @@ def tango(pairs: Pairs, confidence: float = 0.95) -> Interval:
 
     def low(gained: float, lost: float) -> float:
         def excess(delta: float) -> float:
-            distance, error = score(np.float64(gained), np.float64(lost), n, delta)
+            distance, error = score(gained, lost, n, delta)
             return float(distance - z * error)
 
         # At the estimate the score may be 0/0, so the search ends just beside it.
@@ -129,13 +129,13 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def clustered_error(tasks: Mapping[str, Pairs | tuple[int, int]]) -> float:
+def clustered_error(tasks: Mapping[str, tuple[int, int]]) -> float:
     """Return the standard error of a pooled rate or difference whose episodes cluster in tasks.
 
-    A task is (successes, episodes), or Pairs. Scaled by C / (C - 1) for C tasks, as inspect_ai's
-    `stderr(cluster=)`; use with t of C - 1 degrees. 0 if all tasks agree: show Wilson beside it.
+    A task is (successes, or episodes gained less those lost; episodes). Scaled by C / (C - 1) for C tasks, as
+    inspect_ai's `stderr(cluster=)`; use with t of C - 1 degrees. 0 if all tasks agree: show Wilson beside it.
     """
-    rows = [(t.gained - t.lost, t.n) if isinstance(t, Pairs) else t for t in tasks.values()]
+    rows = list(tasks.values())
     if len(rows) < 2 or min(n for _, n in rows) < 1:
         raise ValueError(f"a clustered error needs two tasks with episodes, got {dict(tasks)}")
     total, n = np.array(rows, dtype=float).T
@@ -226,7 +226,7 @@ def _more(pairs: Pairs, margin: float, level: float) -> int:
     """
     gained, lost, n = pairs.effective
     scale = pairs.n / n
-    distance, error = score(np.float64(gained), np.float64(lost), n, -margin)
+    distance, error = score(gained, lost, n, -margin)
     growth = (float(norm.isf(level / 2)) * float(error) / max(abs(float(distance)), 1e-9)) ** 2
     if growth * n > SEARCHED:
         return math.ceil(pairs.n * (min(growth, 1e9) - 1))

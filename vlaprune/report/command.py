@@ -1,0 +1,67 @@
+"""The command vlaprune-report: tables on the terminal and in files, one page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlaprune.report.runs import compare, find
+from vlaprune.report.tables import tabulate
+from vlaprune.report.text import below, terminal, write
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    out = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
+    out.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
+    out.add_argument("--baseline", default="dense", help="label of the arm that others are paired with")
+    out.add_argument("--tasks", action="store_true", help="one row per task as well")
+    out.add_argument("--wide", action="store_true", help="every column, however long the lines become")
+    out.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="these columns of --wide",
+    )
+    out.add_argument("--untimed", action="store_true", help="no milliseconds")
+    out.add_argument("--timed", action="store_true", help="milliseconds even of runs that shared their machine")
+    out.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
+    out.add_argument(
+        "--mixed", action="store_true", help="show runs of other protocols, weights, seeds or episodes, marked with †"
+    )
+    out.add_argument(
+        "--noise",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="runs of the baseline again (experiment=aa): how often a repeat alone ends an episode otherwise",
+    )
+    out.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
+    out.add_argument(
+        "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
+    )
+    out.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
+    out.add_argument("--name", default="table", help="name of the files (default: table)")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table and its notes, writes the files, prints their paths."""
+    args = parser().parse_args(arguments)
+    comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
+    if args.noise:
+        comparison = comparison.above(find(args.noise))
+    table = tabulate(comparison, args.tasks, args.timed)
+    if args.untimed:
+        table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
+    print(terminal(table, args.wide, args.columns), below(table), sep="\n\n", end="\n\n")
+    for path in write(table, args.output, args.name):
+        print(path)
+    if args.html:
+        from vlaprune.report import page  # draws: loaded where it is wanted
+
+        room = int(1e6 * args.videos)
+        text = page.page(comparison, args.html, timed=args.timed, untimed=args.untimed, videos=room)
+        print(page.write(text, args.html))

@@ -1,0 +1,94 @@
+"""Whether some runs had their machines to themselves, from what was recorded while they ran and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from vlaprune.records import Run
+
+Span = tuple[float, float]  # start and end, seconds since 1970
+SLACK = 0.05  # seconds: two clocks of one process differ by less
+
+
+def shared(runs: Sequence[Run]) -> str:
+    """Why milliseconds of these runs do not compare, empty where nothing speaks against it."""
+    return next(_reasons(runs), "")
+
+
+def _reasons(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        told, name = run.header.provenance, run.folder.name
+        if not told.get("host") or not all(r.ended for r in run.episodes.values()):
+            yield f"where and when {name} ran is not recorded"
+        if _deepest(_spans(run)) > int(told.get("slots") or 1):
+            yield f"several processes made {name} side by side"
+        if int(told.get("device_users") or 0) > 1:
+            yield f"another process used the device when {name} began"
+        if (told.get("load") or 0.0) > (_hardware(run).get("cores") or float("inf")):
+            yield f"its machine was busy when {name} began (load {told['load']:.1f} on {_hardware(run)['cores']} cores)"
+        if told.get("video") in ("all", "failures"):
+            yield f"{name} was filmed (the encoder ran beside the policy)"
+    for a, b in combinations(runs, 2):
+        if _machine(a) == _machine(b) and (together := _overlap(_spans(a), _spans(b))) > SLACK:
+            yield f"{a.folder.name} and {b.folder.name} ran on one machine at the same time, for {together:.3g} s"
+    kinds = {_kind(run): run for run in runs}
+    if len(kinds) > 1:
+        yield f"the runs were made on different hardware ({'; '.join(sorted(map(_said, kinds)))})"
+
+
+def _hardware(run: Run) -> Mapping[str, Any]:
+    return run.header.provenance.get("hardware") or {}
+
+
+def _kind(run: Run) -> tuple[tuple[str, str], ...]:
+    """What of the hardware decides times: the device; on a CPU also which, and how many threads."""
+    found = _hardware(run)
+    matters = ("device", "cpu", "threads") if str(found.get("device", "cpu")).startswith("cpu") else ("device",)
+    return tuple((key, str(found[key])) for key in matters if key in found)
+
+
+def _said(kind: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in kind)
+
+
+def _machine(run: Run) -> tuple[str, str]:
+    told = run.header.provenance
+    return str(told.get("host")), str(told.get("boot"))
+
+
+def _spans(run: Run) -> list[Span]:
+    """When each episode ran, by its start."""
+    return sorted((r.ended - r.seconds, r.ended) for r in run.episodes.values() if r.ended)
+
+
+def _deepest(spans: Sequence[Span]) -> int:
+    """How many episodes ran at once, at most."""
+    turns = sorted([(start + SLACK, 1) for start, end in spans if end - start > 2 * SLACK])
+    turns += [(end, -1) for start, end in spans if end - start > 2 * SLACK]
+    deep = most = 0
+    for _, turn in sorted(turns):
+        deep += turn
+        most = max(most, deep)
+    return most
+
+
+def _overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
+    """Seconds that both were at work; spans of one run are joined first."""
+    ours, theirs = _joined(a), _joined(b)
+    total, i, j = 0.0, 0, 0
+    while i < len(ours) and j < len(theirs):
+        total += max(0.0, min(ours[i][1], theirs[j][1]) - max(ours[i][0], theirs[j][0]))
+        i, j = (i + 1, j) if ours[i][1] < theirs[j][1] else (i, j + 1)
+    return total
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    out: list[Span] = []
+    for start, end in sorted(spans):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
