@@ -37,7 +37,7 @@ def verdicts(folder, episodes):
 
 def test_a_method_that_ruins_every_second_episode_is_worse_within_60_and_its_twin_is_not(tmp_path):
     said = verdicts(tmp_path, 30)  # of two tasks
-    ruinous, twin = said["test_verdicts.Ruinous"], said["test_verdicts.Twin"]
+    ruinous, twin = said["ruinous"], said["twin"]
     assert ruinous.paired == 60 and ruinous.verdict == "worse" and ruinous.holm_p < 0.05
     assert ruinous.gained == 0 and 20 <= ruinous.lost <= 30  # a blind policy sometimes stumbles upon the light
     assert twin.verdict == "undecided" and twin.lost == twin.gained == 0 and twin.more > 0
