@@ -3,11 +3,13 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from doubles import Bench
 
+from vlaprune import config
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.control import Control, Controller
 from vlaprune.delay import Delay, Timeline, Waited, check_chunk, steps_late
@@ -228,7 +230,10 @@ def ran(delay, model=None, bench=None, control=None, slots=1, make=Dense, episod
 
 
 def plain(records):
-    return {k: replace(r, calls=tuple(replace(c, ms={}, delay={}) for c in r.calls)) for k, r in records.items()}
+    return {
+        k: replace(r, calls=tuple(replace(c, ms={}, packed=1, cold="", delay={}) for c in r.calls))
+        for k, r in records.items()
+    }
 
 
 @pytest.mark.parametrize("mode", ["hold", "overlap", "stale"])
@@ -240,6 +245,25 @@ def test_no_delay_gives_the_episodes_of_a_world_that_waits(mode, control):
     assert all(
         c.delay == {"ms": 0.0, "late": 0, "held": 0, "stale": 0, "dropped": 0} for r in late.values() for c in r.calls
     )
+
+
+SMALL = sorted(p.stem for p in (Path(config.config_path()) / "model").glob("*_tiny.yaml"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_delay_is_a_world_that_waits_for_every_model(name):
+    cfg, _ = config.composed([f"model={name}", "bench=toy", "method=dense"])
+    (model, _, _), world = config.build(cfg), Bench(limit=5)
+    world.cameras, world.image = model.interface.cameras, 32
+    waits = plain(ran(None, model, world, Control(execute=1), episodes=1))
+    for mode in ("hold", "overlap", "stale"):
+        assert plain(ran(delayed(mode, 0.0, bench=world), model, world, Control(execute=1), episodes=1)) == waits
+    assert plain(ran(delayed("hold", 200.0, bench=world), model, world, Control(execute=1), episodes=1)) != waits
+
+
+def test_a_film_plays_in_the_worlds_time():
+    periods = {mode: delayed(mode, 600.0).period(2) for mode in ("wait", "hold", "overlap", "stale")}
+    assert periods == {"wait": 2, "hold": 5, "overlap": 3, "stale": 3}
 
 
 def test_held_steps_count_against_the_limit_and_an_episode_may_end_while_it_holds():

@@ -78,6 +78,11 @@ class Delay:
     hz: float
     hold: Hold
 
+    def period(self, execute: int) -> int:
+        """Control steps from one look to the next, where every call takes what is expected."""
+        late = 0 if self.mode == "wait" else steps_late(self.latency.expected, self.hz)
+        return late + execute if self.mode == "hold" else max(late, execute)
+
     def late(self, seed: int, call: int, record: StepRecord) -> tuple[float, int]:
         """Milliseconds and control steps that a call takes."""
         ms = self.latency.ms(seed, call, record)

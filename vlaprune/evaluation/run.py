@@ -39,7 +39,7 @@ def main(
     base = str(cfg.baseline or "")
     bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
     try:
-        with _film(cfg, bench, header) as films:
+        with _film(cfg, policy, bench, header) as films:
             rules = RolloutConfig(cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic)
             if rule is None or not any(map(rule, mine)):
                 with kernel(cfg.kernel):
@@ -70,7 +70,7 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
     if run is None:
         raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
     replay = Replay(run, chosen(run, cfg.only), say)
-    with _film(cfg, bench, header) as films, kernel(cfg.kernel):
+    with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
         rollout(policy, bench, replay, shard, RolloutConfig(cfg.seed, cfg.time_limit), films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
@@ -93,15 +93,16 @@ def _rule(cfg: Any, header: Header) -> Anytime | None:
 
 
 @contextmanager
-def _film(cfg: Any, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
+def _film(cfg: Any, policy: Policy, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
     """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
     if cfg.video not in KINDS:
         raise ValueError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
     if cfg.video == "none":
         yield ()
         return
-    fps = max(1.0, bench.control_hz / header.identity["execute"])
-    film = Film(Path(cfg.output), cfg.video, fps, cfg.video_megabytes, say)
+    execute = header.identity["execute"]
+    steps = execute if policy.delay is None else policy.delay.period(execute)
+    film = Film(Path(cfg.output), cfg.video, max(1.0, bench.control_hz / steps), cfg.video_megabytes, say)
     try:
         yield (film,)
     finally:
