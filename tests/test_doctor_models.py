@@ -33,7 +33,7 @@ def cogact(folder):
 
 def pi05(folder):
     test_pi05.saved(folder, Pi05(**test_pi05.OPTIONS))
-    return {**test_pi05.OPTIONS, "weights": str(folder), "tokenizer": str(folder)}, "model.safetensors"
+    return {**test_pi05.LOADED, "weights": str(folder), "tokenizer": str(folder)}, "model.safetensors"
 
 
 @pytest.mark.parametrize(("kind", "make"), [(OpenVLA, openvla), (OFT, oft), (CogACT, cogact), (Pi05, pi05)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.vlapruner import VLAPruner
+from vlaprune.models.family import Family
 from vlaprune.models.letterbox import resize_pil, resize_torch
 from vlaprune.models.paligemma import PaliGemma, Sizes, weight_map
 from vlaprune.models.pi0 import Pi0, Pi05
@@ -144,7 +146,7 @@ def test_what_methods_remember_outlives_a_state_that_changes_the_length_of_the_t
 
 
 def test_pi05_without_a_state_needs_none_and_reads_the_text_of_pi0(models):
-    model = Pi05(**OPTIONS, discrete=False)
+    model = Pi05(**OPTIONS, state_as="none")
     assert model.interface.state is None and models["pi05"].interface.state
     text = model._text("go_there", None)
     assert text == models["pi0"]._text("go_there", None)
@@ -254,6 +256,7 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place(name, count, total
     assert sum(p.numel() for p in net.parameters()) == sum(map(math.prod, tensors.values())) - 257152 * 1024
 
 
+LOADED = {k: v for k, v in OPTIONS.items() if k != "chunk"}
 STATS = {"mean": 0.5, "std": 2.0, "q01": -1.0, "q99": 3.0}
 
 
@@ -264,8 +267,35 @@ def norms(state=8, action=7):
     }
 
 
-def saved(folder, model, lerobot=False):
+OPENPI = {  # as examples/convert_jax_model_to_pytorch.py writes it
+    "action_dim": 32,
+    "action_horizon": 10,
+    "paligemma_variant": "gemma_2b",
+    "action_expert_variant": "gemma_300m",
+    "precision": "bfloat16",
+}
+LEROBOT = {  # of lerobot v0.4.4's config.json, what is looked at
+    "type": "pi05",
+    "n_obs_steps": 1,
+    "chunk_size": CHUNK,
+    "max_state_dim": 32,
+    "max_action_dim": 32,
+    "num_inference_steps": 10,
+    "image_resolution": [56, 56],
+    "tokenizer_max_length": 200,
+    "paligemma_variant": "gemma_2b",
+    "action_expert_variant": "gemma_300m",
+    "min_period": 0.004,
+    "max_period": 4.0,
+}
+V044 = {"use_peft": False, "rtc_config": None}
+V051 = {**V044, "use_relative_actions": False, "relative_exclude_joints": ["gripper"], "action_feature_names": None}
+
+
+def saved(folder, model, lerobot=False, **config):
     """A checkpoint of a small model in the names of openpi and lerobot, with statistics and a tokenizer."""
+    said = {**(LEROBOT | {"type": model.name} if lerobot else OPENPI), **config}
+    (folder / "config.json").write_text(json.dumps(said))
     where, _ = weight_map(model.net, {})
     own, state = dict(model.net.named_parameters()), {}
     for key, piece in where.items():
@@ -297,15 +327,131 @@ def tokenizer(folder, begin=2):
     it.save(str(folder / "tokenizer.json"))
 
 
+@pytest.mark.parametrize(("kind", "chunk"), [("pi0", 50), ("pi05", 10)])
+def test_a_folder_converted_by_openpi_says_how_it_is_read(tmp_path, models, kind, chunk):
+    """It loaded with lerobot's defaults: 50 actions instead of 10, a state in words, no deltas."""
+    saved(tmp_path, models[kind], action_horizon=chunk)
+    model = MODELS[kind](**{**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)})
+    assert (model.chunk, model.steps, model.resize) == (chunk, 10, "pil")
+    assert model.delta == (kind == "pi0") and model.state_as == {"pi0": "row", "pi05": "none"}[kind]
+    assert (model.interface.state is None) == (kind == "pi05")
+    observation = look()
+    said = model._text("a b", model._state(observation)).ids
+    assert said == (2, 4, 5, 3)  # begin, two words, line break
+    (actions,) = Policy(model, Dense).act({0: observation}).values()
+    assert actions.shape == (chunk, 7) and model.card["family"] == "openpi"
+    with (
+        pytest.raises(ValueError, match=rf"model.chunk=50, but .*\(openpi\) says {chunk}; leave it out")
+        if (chunk != 50)
+        else nullcontext()
+    ):
+        MODELS[kind](**{**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path), "chunk": 50})
+
+
+def test_openpis_other_pi05_asks_whether_the_text_holds_the_state(tmp_path, models):
+    saved(tmp_path, models["pi05"], action_horizon=16)
+    options = {**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"does not say whether the text holds the state: set model.state_as=none for"):
+        Pi05(**options)
+    assert Pi05(**options, state_as="text").reads_state
+
+
+@pytest.mark.parametrize(
+    ("config", "state"), [({}, "padded"), (V044, None), (V051, "text")], ids=["v0.4.0", "v0.4.4 to v0.5.0", "v0.5.1"]
+)
+def test_lerobots_versions_are_told_apart_by_their_keys(tmp_path, models, config, state):
+    saved(tmp_path, models["pi05"], lerobot=True, **config)
+    options = {**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
+    if state is None:
+        with pytest.raises(ValueError, match=r"does not say whether .* set model.state_as=padded for .*v0\.4\.4"):
+            Pi05(**options)
+    for given in (None, "padded", "text"):
+        if given or state:
+            model = Pi05(**options, state_as=given)
+            assert model.state_as == (given or state)
+            assert (model.chunk, model.resize, model.delta) == (CHUNK, "torch", False)
+    with pytest.raises(ValueError, match=r"state_as=none, but weights .*\(lerobot\) read it as text or padded"):
+        Pi05(**options, state_as="none")
+
+
+def test_the_published_fine_tune_is_known_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LEROBOT | V044))
+    for name, said in (("lerobot/pi05_libero_finetuned@main", "padded"), ("me/pi05_libero_finetuned", None)):
+        assert Family.of(tmp_path, name, True).state_as == said
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"type": "pi0"}, "is of a pi0; model=pi05 reads pi05's"),
+        ({"type": "smolvla"}, "is of a smolvla; model=pi05"),
+        ({"use_visual_memory": True}, "has use_visual_memory=True instead of False, which is not computed here"),
+        ({"max_state_dim": 24}, "has max_state_dim=24 instead of 32"),
+        ({"use_peft": True}, r"has use_peft=True instead of False, .*merge adapters \(LoRA\) first"),
+        ({"use_relative_actions": True}, "has use_relative_actions: .* model.delta=true if they are the first six"),
+        ({"image_resolution": [224, 224]}, "reads pictures of 224 pixels, not 56"),
+    ],
+)
+def test_what_a_checkpoint_needs_and_is_not_here_is_refused(tmp_path, models, config, said):
+    saved(tmp_path, models["pi05"], lerobot=True, **config)
+    with pytest.raises(ValueError, match=said):
+        Pi05(**{**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)})
+
+
+def test_a_folder_without_config_asks_for_it(tmp_path, models):
+    saved(tmp_path, models["pi05"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has no config\.json, which says whether openpi or lerobot trained it"):
+        Pi05(**{**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)})
+
+
+# Made by hand from lerobot's processor_pi05.py: tags v0.4.0 and v0.4.4 pad the scaled state, v0.5.0 does not.
+BY_HAND = {
+    "padded": "Task: pick up the can, State: -1 0 0 128 255 255 255 192 "
+    "128 128 128 128 128 128 128 128 128 128 128 128 "
+    "128 128 128 128 128 128 128 128 128 128 128 128;\nAction: ",
+    "text": "Task: pick up the can, State: -1 0 0 128 255 255 255 192;\nAction: ",
+}
+
+
+@pytest.mark.parametrize("state_as", BY_HAND)
+def test_both_prompts_of_lerobots_pi05_equal_strings_made_by_hand(state_as, monkeypatch):
+    model, said = Pi05(**OPTIONS, state_as=state_as), []
+    monkeypatch.setattr(model, "words", Words(lambda text: said.append(text) or list(range(len(text.split())))))
+    state = np.array([-1.5, -1.0, -0.996, 0.0, 0.999, 1.0, 7.0, 0.5])
+    text = model._text(" pick_up the\ncan ", state)
+    assert said[0] == BY_HAND[state_as] and text.told == range(2, 6)
+
+
+def test_statistics_padded_to_32_numbers_are_read_as_openpi_reads_them(tmp_path):
+    """openpi reads the first ones; only zeros and ones may stand behind them."""
+    x = np.random.default_rng(0).normal(size=(5, 8))
+    plain_, long = norms(8, 7), norms(8, 7)
+    for group in long.values():
+        for name, numbers in group.items():
+            group[name] = numbers + [float(name in ("std", "q99"))] * (32 - len(numbers))
+    found = []
+    for said in (plain_, long):
+        (tmp_path / "norm_stats.json").write_text(json.dumps({"norm_stats": said}))
+        found += [Scaling.of(tmp_path, quantiles, 8, 7) for quantiles in (False, True)]
+    for a, b in zip(found[:2], found[2:], strict=True):
+        assert np.array_equal(a.state.scale(x), b.state.scale(x))
+        assert np.array_equal(a.action.restore(x), b.action.restore(x))
+    long["state"]["mean"][20] = 0.25
+    (tmp_path / "norm_stats.json").write_text(json.dumps({"norm_stats": long}))
+    with pytest.raises(ValueError, match=r"state.mean is .* the model needs 8 finite numbers"):
+        Scaling.of(tmp_path, False, 8, 7)
+
+
 @pytest.mark.parametrize("lerobot", [False, True])
 def test_a_checkpoint_loads_into_the_same_numbers(tmp_path, models, lerobot):
     saved(tmp_path, models["pi05"], lerobot=lerobot)
-    options = {**OPTIONS, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
+    options = {**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
     model = Pi05(**options)
     for (name, a), b in zip(model.net.named_parameters(), models["pi05"].net.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert model.card["sha256"] and model._text("a b", None).ids == (2, 4, 5, 3)
-    raw, out = np.arange(8.0), np.zeros((CHUNK, 32))
+    raw, out = np.arange(8.0), np.zeros((model.chunk, 32))
     i = np.arange(8)
     assert np.allclose(model.scaling.state.scale(raw), (raw - (i - 1)) / 4 * 2 - 1, atol=1e-5)
     centre = 0.5 + np.arange(7) if lerobot else 1.0 + np.arange(7)
@@ -346,13 +492,13 @@ def test_scaling_is_undone_by_its_inverse_and_says_what_is_wrong(tmp_path):
         with pytest.raises(ValueError, match=message):
             Scaling.of(tmp_path, False, 8, 8)
     (tmp_path / "norm_stats.json").unlink()
-    with pytest.raises(ValueError, match=r"has 0 files norm_stats.json .* put the one of your data set"):
+    with pytest.raises(ValueError, match=r"has no statistics .* such as pi05_base have none: fine-tune them first, or"):
         Scaling.of(tmp_path, False, 8, 8)
 
 
 def test_a_checkpoint_of_the_other_model_and_a_foreign_tokenizer_are_named(tmp_path, models):
     saved(tmp_path, models["pi05"])
-    options = {**OPTIONS, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
+    options = {**LOADED, "weights": str(tmp_path), "tokenizer": str(tmp_path)}
     with pytest.raises(ValueError, match=r"does not fit PaliGemma; it lacks .*has besides"):
         Pi0(**options)
     tokenizer(tmp_path, begin=0)

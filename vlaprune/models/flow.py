@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.meter import block_flops
+from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.letterbox import RESIZE
-from vlaprune.models.paligemma import NUMBERS, FlowConstants, PaliGemma, Sizes, denoise, weight_map
+from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.prismatic import images, precision, resolve_device
 from vlaprune.models.scaling import Scaling
 from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
@@ -48,52 +50,85 @@ STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
 FILES = ("*.json", "*.safetensors", "assets/**/norm_stats.json")
 
 
-class Flow(ABC):
-    """What pi0 and pi0.5 share: a prompt, then a flow of actions. Subclasses say what the text and the state are.
+def parent(weights: Path) -> Path:
+    """The folder of weights that are a folder or a file."""
+    return weights.parent if weights.is_file() else weights
 
-    Errors: ValueError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit.
+
+class Flow(ABC):
+    """What pi0 and pi0.5 share: a prompt, then a flow of actions. Subclasses say what the text is.
+
+    weights    folder, file, or owner/name of the hub, in openpi's, lerobot's or transformers' names; or `random`. The
+               checkpoint's own files say what an option below is if it is None (models/family.py)
+    tokenizer  folder, or owner/name of the hub, that has PaliGemma's tokenizer.json
+    cameras    one to three, in the model's order: base, left wrist, right wrist
+    state_as   how the robot's state is read: as a `row` of the expert (pi0); in pi0.5 in the `text`, in 256 levels, in
+               the text and `padded` with zeros to 32 numbers (lerobot up to v0.4.4), or `none` (openpi's pi05_libero)
+    resize     `torch` (lerobot: bilinear, no antialias) or `pil` (openpi's client: bilinear, antialias, whole levels)
+    delta      actions are relative to the state, six numbers (openpi's pi0_libero; lerobot's checkpoints are not)
+    steps      Euler steps
+    chunk      actions per call
+    seed       of random weights
+    sizes      of a smaller model, for tests
+    device     `auto`, `cpu`, `cuda`, `meta`, ...
+    dtype      of weights and computation
+
+    Errors: ValueError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit,
+    options that contradict the checkpoint, and for what its files do not say and must not be guessed.
     """
 
     name: str
     adaptive: bool
+    published: str  # weights where none are named
     room: int  # text tokens at most
 
     def __init__(
         self,
-        weights: str,
-        tokenizer: str,
-        cameras: Sequence[str],
-        resize: str,
-        steps: int,
-        chunk: int,
-        seed: int,
-        sizes: Mapping[str, int] | None,
-        device: str,
-        dtype: str,
+        weights: str | None = None,
+        tokenizer: str = "google/paligemma-3b-pt-224",
+        cameras: Sequence[str] = ("primary", "wrist"),
+        state_as: str | None = None,
+        resize: str | None = None,
+        delta: bool | None = None,
+        steps: int | None = None,
+        chunk: int | None = None,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        device: str = "auto",
+        dtype: str = "bfloat16",
     ) -> None:
+        weights = weights or self.published
         if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
             raise ValueError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
-        if resize not in RESIZE:
+        if resize is not None and resize not in RESIZE:
             raise ValueError(f"resize={resize}; use one of {', '.join(RESIZE)}")
-        if steps < 1 or chunk < 1:
+        if min(n for n in (steps, chunk, 1) if n is not None) < 1:
             raise ValueError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
         self.device, kind = resolve_device(device), precision(dtype)
         with torch.device("meta"):
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
         own = self.net.sizes
-        self.resize, self.steps, self.chunk = resize, steps, chunk
+        folder = None if weights == "random" else locate(weights, FILES)
+        self.family = family = (
+            Family.random(self.adaptive) if folder is None else Family.of(parent(folder), weights, self.adaptive)
+        )
+        if family.image not in (None, own.image):
+            raise ValueError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {own.image}")
+        self.chunk, self.state_as = family.settle(chunk, state_as)
+        self.resize, self.steps = resize or family.resize, steps or family.steps
+        self.delta, self.room = family.delta if delta is None else delta, family.room or self.room
         self.info = ModelInfo(self.name, own.layers, own.heads, own.width, own.head_size)
         state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
-        self.card: dict[str, object] = {"weights": weights, "seed": seed}
+        self.card: dict[str, object] = {"weights": weights, "seed": seed, **self.read_as()}
         self.scaling = Scaling.identity(STATE, ACTION)
         self.words: Words
         self.backend: Backend = EAGER
         self._constants: FlowConstants | None = None
-        if weights == "random":
+        if folder is None:
             self._random(seed)
         else:
-            self._load(weights, tokenizer)
+            self._load(folder, tokenizer)
         self.info = replace(self.info, weights=identity(self.card))
 
     @property
@@ -101,10 +136,15 @@ class Flow(ABC):
         """The decoder that pruning shortens."""
         return self.net.decoder
 
+    def read_as(self) -> dict[str, object]:
+        """How the checkpoint is read: what its files and the options say together."""
+        said = {"family": self.family.name, "state_as": self.state_as, "resize": self.resize}
+        return {**said, "delta": self.delta, "steps": self.steps, "chunk": self.chunk}
+
     @property
     def reads_state(self) -> bool:
-        """Whether observations must have a state."""
-        return True
+        """Whether observations must have a state: in the text, in the expert's state row, or added to the actions."""
+        return self.state_as != "none" or self.delta
 
     def _random(self, seed: int) -> None:
         randomise(self.net, seed, self.device, None)
@@ -114,13 +154,10 @@ class Flow(ABC):
                     module.weight.zero_()
         self.words = tokenizer_of(None, self.net.sizes.vocabulary)
 
-    def _load(self, weights: str, tokenizer: str) -> None:
-        folder = locate(weights, FILES)
+    def _load(self, folder: Path, tokenizer: str) -> None:
         checkpoint = Checkpoint(folder, strip="model.")
         self.words = tokenizer_of(tokenizer, self.net.sizes.vocabulary)
-        if folder.is_file():
-            folder = folder.parent
-        self.scaling = Scaling.of(folder, self.adaptive, STATE, ACTION)
+        self.scaling = Scaling.of(parent(folder), self.adaptive, STATE, ACTION)
         load_weights(self.net, checkpoint, *weight_map(self.net, checkpoint.shapes), self.device, None)
         self.card["sha256"] = checkpoint.digest
 
@@ -131,8 +168,14 @@ class Flow(ABC):
         """The whole text in tokens; `state` is scaled."""
 
     def restore(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
-        """Actions [chunk, 7] of the benchmark from the model's [chunk, 32]; `state` is raw."""
-        return self.scaling.action.restore(actions)
+        """Actions [chunk, 7] of the benchmark from the model's [chunk, 32]; `state` is raw.
+
+        With `delta`, the state is added to the six numbers of position and rotation.
+        """
+        raw = self.scaling.action.restore(actions)
+        if self.delta and state is not None:
+            raw[:, :6] += state[:6]
+        return raw
 
     # -- a call --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlaprune.call import Call, stage
 from vlaprune.meter import linear_flops
+from vlaprune.models.family import NUMBERS
 from vlaprune.models.suffix import Read
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, RMSNorm
@@ -27,7 +28,6 @@ from vlaprune.nn.resident import TokenIds
 from vlaprune.nn.towers import Tower, TowerShape, project_features
 from vlaprune.nn.weights import WeightMap, llama_weight_map
 
-NUMBERS = 32  # of a state and of an action, padded with zeros
 EXPERT = ("expert", "state", "action_in", "action_out", "time_in", "time_out")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +56,9 @@ class Scaling:
         state, action  how many numbers there must be
         """
         processor = folder / "policy_preprocessor.json"
-        if processor.is_file():
-            groups, modes, source = _lerobot(processor)
+        step = _normalizer(processor) if processor.is_file() else None
+        if step is not None and step.get("state_file"):
+            groups, modes, source = _lerobot(processor, step)
         else:
             file = _norm_stats(folder)
             said, source = read_json(file).get("norm_stats"), str(file)
@@ -65,6 +67,7 @@ class Scaling:
                 raise ValueError(f"{source} has no norm_stats of `state` and `actions`; it has {has}")
             groups = {"STATE": said["state"], "ACTION": said["actions"]}
             modes = dict.fromkeys(groups, "openpi quantiles" if quantiles else "openpi mean_std")
+            modes = modes if step is None else _kinds(step)
         sizes = {"STATE": state, "ACTION": action}
         scales = [_scale(groups[g], modes[g], sizes[g], f"{source}: {g.lower()}") for g in ("STATE", "ACTION")]
         return cls(*scales)
@@ -73,26 +76,36 @@ class Scaling:
 def _norm_stats(folder: Path) -> Path:
     """The one norm_stats.json of an openpi checkpoint."""
     found = sorted({*folder.glob("norm_stats.json"), *folder.glob("assets/**/norm_stats.json")})
-    if len(found) != 1:
+    if not found:
         raise ValueError(
-            f"checkpoint {folder} has {len(found)} files norm_stats.json and no policy_preprocessor.json; actions have "
-            "no unit without statistics: put the one of your data set beside the weights"
+            f"checkpoint {folder} has no statistics of states and actions (norm_stats.json, or a state_file of the "
+            "normalizer in policy_preprocessor.json), and actions have no unit without them; base models such as "
+            "pi05_base have none: fine-tune them first, or put the norm_stats.json of your data set beside the weights"
         )
+    if len(found) > 1:
+        names = [str(f.relative_to(folder)) for f in found]
+        raise ValueError(f"checkpoint {folder} has {len(found)} files norm_stats.json: {names}; keep one")
     return found[0]
 
 
-def _lerobot(file: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str], str]:
-    """Statistics and kinds of scaling by group, from the normalising step of a lerobot processor."""
+def _normalizer(file: Path) -> Mapping[str, Any]:
+    """The normalising step of a lerobot processor."""
     steps = read_json(file).get("steps")
-    own = [
-        s
-        for s in (steps if isinstance(steps, list) else [])
-        if isinstance(s, Mapping) and s.get("registry_name") == "normalizer_processor" and s.get("state_file")
-    ]
-    if len(own) != 1:
-        raise ValueError(f"{file} has {len(own)} steps `normalizer_processor` with a state_file; expected one")
-    kinds = own[0]["config"]["norm_map"]
-    stats = Checkpoint(file.parent / own[0]["state_file"])
+    steps = [s for s in (steps if isinstance(steps, list) else []) if isinstance(s, Mapping)]
+    own = [s for s in steps if s.get("registry_name") == "normalizer_processor"]
+    if len(own) != 1 or not isinstance(own[0].get("config", {}).get("norm_map"), Mapping):
+        raise ValueError(f"{file} has {len(own)} steps `normalizer_processor` with a norm_map; expected one")
+    return own[0]
+
+
+def _kinds(step: Mapping[str, Any]) -> dict[str, str]:
+    """How lerobot scales states and actions."""
+    return {g: f"lerobot {step['config']['norm_map'].get(g, 'IDENTITY').lower()}" for g in ("STATE", "ACTION")}
+
+
+def _lerobot(file: Path, step: Mapping[str, Any]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str], str]:
+    """Statistics and kinds of scaling by group, from the normalising step of a lerobot processor."""
+    stats = Checkpoint(file.parent / step["state_file"])
     groups = {
         group: {
             k.removeprefix(f"{name}."): stats.tensor(k).double().numpy()
@@ -101,7 +114,7 @@ def _lerobot(file: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, st
         }
         for group, name in (("STATE", "observation.state"), ("ACTION", "action"))
     }
-    return groups, {g: f"lerobot {kinds.get(g, 'IDENTITY').lower()}" for g in groups}, str(stats.path)
+    return groups, _kinds(step), str(stats.path)
 
 
 def _quantiles(n: Numbers, eps: float) -> Scale:
@@ -130,6 +143,8 @@ def _scale(numbers: Mapping[str, object], kind: str, size: int, source: str) -> 
         raise ValueError(f"{source} lacks {', '.join(missing)}; it has {sorted(numbers)}")
     own = {n: np.asarray(numbers[n], dtype=np.float64) for n in needed}
     for name, values in own.items():
+        if values.ndim == 1 and np.isin(values[size:], (0, 1)).all():  # openpi pads them to 32, and reads `size`
+            own[name] = values = values[:size]
         if values.shape != (size,) or not np.isfinite(values).all():
             raise ValueError(f"{source}.{name} is {values.tolist()}; the model needs {size} finite numbers")
     return make(own)

@@ -177,7 +177,7 @@ class Block(nn.Module):
 
     def output(self, attended: Tensor) -> Tensor:
         """Attention output [N, d] of the layer, from that of its heads [H, N, hd]."""
-        return self.out(attended.transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.out(attended.transpose(0, 1).flatten(1))
 
     def finish(self, x: Tensor, output: Tensor) -> Tensor:
         """Rows [N, d] behind the layer, from rows before it and their attention output [N, d]."""

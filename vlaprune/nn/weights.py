@@ -23,12 +23,14 @@ from vlaprune.nn.block import DecoderConfig
 class Tensors(Protocol):
     """A source of tensors, such as `Checkpoint`, `GGUF` or `StateDict`.
 
-    path    of the file or folder, or the source's name; for errors
     shapes  name -> shape
     """
 
-    path: Path | str
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def path(self) -> Path | str:
+        """The file or folder, or the source's name; for errors."""
 
     def tensor(self, key: str) -> Tensor:
         """One tensor."""

@@ -1,0 +1,142 @@
+"""What the files of a pi0 or pi0.5 checkpoint say of it: who trained it, and all that must not be guessed.
+
+Three families put the same tensors into a folder and mean different things by them:
+
+- openpi, converted to PyTorch by its examples/convert_jax_model_to_pytorch.py: config.json has `action_horizon` and no
+  type. It says nothing of states and deltas. openpi's LIBERO configurations do: pi0_libero was trained with actions
+  relative to the state, pi05_libero (horizon 10) without a state in its text.
+- lerobot: config.json has `type`. Up to v0.4.4 (commit f0d2b37 removed it) the scaled state was padded with zeros to 32
+  numbers before it was put into words, so that pi0.5's text is another one. No file says which; the keys of config.json
+  tell versions apart, but for those between v0.4.4 and v0.5.0.
+- transformers (pi0 only): config.json has `model_type`.
+
+Sources: openpi@15a9616 (training/config.py, examples/convert_jax_model_to_pytorch.py); lerobot v0.4.0, v0.4.4, v0.5.0,
+v0.5.1 (policies/pi05/{configuration,processor}_pi05.py, configs/policies.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlaprune.errors import UserError
+from vlaprune.nn.checkpoint import read_json
+
+NUMBERS = 32  # of a state and of an action, padded with zeros
+PADDED = ("lerobot/pi05_libero_finetuned", "lerobot/pi05_libero_finetuned_v044")  # trained with padded states
+FIXED = {  # of lerobot's config.json: what is computed here, and nothing else
+    "paligemma_variant": "gemma_2b",
+    "action_expert_variant": "gemma_300m",
+    "max_state_dim": NUMBERS,
+    "max_action_dim": NUMBERS,
+    "action_dim": NUMBERS,
+    "min_period": 4e-3,
+    "max_period": 4.0,
+    "n_obs_steps": 1,
+    "use_visual_memory": False,
+    "use_proprioceptive_memory": False,
+    "use_peft": False,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Of one checkpoint; None for what its files do not say.
+
+    name      openpi, lerobot, transformers, or none for random weights
+    chunk     actions per call
+    states    how the robot's state may be read: `row` of the expert (pi0); for pi0.5 in the `text`, in the text and
+              `padded` to 32 numbers, or `none` at all
+    state_as  which of them it is
+    delta     actions are relative to the state, six numbers
+    resize    how pictures become square: a name of `letterbox.RESIZE`
+    steps     Euler steps
+    room      text tokens at most
+    image     side of the pictures that the vision tower reads, pixels
+    """
+
+    name: str
+    chunk: int
+    states: tuple[str, ...]
+    state_as: str | None
+    delta: bool = False
+    resize: str = "torch"
+    steps: int = 10
+    room: int | None = None
+    image: int | None = None
+
+    @classmethod
+    def random(cls, adaptive: bool) -> Family:
+        """Of random weights, which can be read in any way."""
+        return cls("none", 50, ("text", "padded", "none"), "text") if adaptive else cls("none", 50, ("row",), "row")
+
+    @classmethod
+    def of(cls, folder: Path, weights: str, adaptive: bool) -> Family:
+        """From config.json, which must be there. ValueError for another model, and for what is not computed here.
+
+        weights   as the user named them; published names are known
+        adaptive  the model is pi0.5
+        """
+        file, own = folder / "config.json", "pi05" if adaptive else "pi0"
+        if not file.is_file():
+            raise UserError(
+                f"checkpoint {folder} has no config.json, which says whether openpi or lerobot trained it; put it "
+                "beside the weights (openpi's has action_horizon, lerobot's has type and chunk_size)"
+            )
+        said = read_json(file)
+        kind = said.get("type", said.get("model_type"))
+        if kind is None and "action_horizon" in said:
+            kind = "openpi"
+        if kind not in ("openpi", own):
+            raise UserError(f"{file} is of a {kind}; model={own} reads {own}'s")
+        wrong = [f"{k}={said[k]} instead of {v}" for k, v in FIXED.items() if said.get(k) not in (v, None)]
+        if wrong:
+            raise UserError(f"{file} has {', '.join(wrong)}, which is not computed here; merge adapters (LoRA) first")
+        if kind == "openpi":
+            chunk = int(said["action_horizon"])
+            if not adaptive:
+                return cls("openpi", chunk, ("row",), "row", delta=True, resize="pil")
+            # pi05_libero; pi05_base and others have the state in their text
+            return cls("openpi", chunk, ("text", "none"), "none" if chunk == 10 else None, resize="pil")
+        if said.get("use_relative_actions"):
+            raise UserError(
+                f"{file} has use_relative_actions: which numbers they are depends on names that it does not give for "
+                "LIBERO; set it to false and model.delta=true if they are the first six"
+            )
+        states, state = (("text", "padded"), _padding(said, weights)) if adaptive else (("row",), "row")
+        image = (said.get("image_resolution") or [None])[0]
+        room, steps = said.get("tokenizer_max_length"), int(said.get("num_inference_steps") or 10)
+        name = "lerobot" if "type" in said else "transformers"
+        return cls(name, int(said.get("chunk_size") or 50), states, state, steps=steps, room=room, image=image)
+
+    def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
+        """What the user gave, else what the files say. ValueError where they say something else, or nothing."""
+        if chunk not in (None, self.chunk) and self.name != "none":
+            raise UserError(
+                f"model.chunk={chunk}, but the checkpoint's config.json ({self.name}) says {self.chunk}; leave it out"
+            )
+        if state_as is None and self.state_as is None:
+            raise UserError(f"the checkpoint's config.json ({self.name}) does not say {ASK[self.name]}")
+        if state_as not in (None, *self.states):
+            raise UserError(
+                f"model.state_as={state_as}, but weights of this kind ({self.name}) read it as "
+                + " or ".join(self.states)
+            )
+        return chunk or self.chunk, state_as or self.state_as or ""
+
+
+ASK = {
+    "openpi": "whether the text holds the state: set model.state_as=none for weights trained as pi05_libero, "
+    "text for those trained as pi05_base",
+    "lerobot": "whether the state in the text was padded: set model.state_as=padded for weights trained by lerobot up to "
+    "v0.4.4, text from v0.5.0 on (the wrong one succeeds in no episode)",
+}
+
+
+def _padding(said: Mapping[str, Any], weights: str) -> str | None:
+    """Of lerobot's pi0.5: `padded` up to v0.4.4, `text` from v0.5.0 on; None where config.json fits both."""
+    if "use_peft" not in said or weights.partition("@")[0] in PADDED:
+        return "padded"
+    return "text" if "use_relative_actions" in said else None
