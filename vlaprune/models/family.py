@@ -130,7 +130,7 @@ class Family:
 ASK = {
     "openpi": "whether the text holds the state: set model.state_as=none for weights trained as pi05_libero, "
     "text for those trained as pi05_base",
-    "lerobot": "whether the state in the text was padded: set model.state_as=padded for weights trained by lerobot up to "
+    "lerobot": "whether the state in the text was padded: set model.state_as=padded for weights of lerobot up to "
     "v0.4.4, text from v0.5.0 on (the wrong one succeeds in no episode)",
 }
 
