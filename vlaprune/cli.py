@@ -150,21 +150,9 @@ def _verdicts(statuses: Sequence[RunStatus]) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     from vlaprune import config
-    from vlaprune.evaluation import run as evaluate
-    from vlaprune.evaluation.calibrate import calibrated
-    from vlaprune.models.backends import with_backend
-    from vlaprune.policy import Policy
+    from vlaprune.api.evaluation import run_composed
 
-    config.check(cfg)
-    config.ready(cfg)
-    model, make_pruner, bench = config.build(cfg)
-    delay = config.delay(cfg, bench, model)
-    header = config.header(cfg, model, bench, delay)
-    model, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
-    folder = Path(cfg.output)
-    make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, folder, cfg.seed)
-    policy = Policy(model, make_pruner, cfg.slots, control, delay)
-    evaluate.main(cfg, policy, bench, header, config.sinks(cfg), config.job())
+    run_composed(cfg, job=config.job())
 
 
 def _serve(cfg: DictConfig) -> None:

@@ -5,6 +5,7 @@ from vlaprune.config.check import check, check_profile
 from vlaprune.config.classes import make
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
+from vlaprune.config.objects import standing_in
 from vlaprune.config.provenance import header, provenance, tasks
 from vlaprune.config.sweep import arms, every, job, methods
 
@@ -33,5 +34,6 @@ __all__ = [
     "ready",
     "recorded_method",
     "sinks",
+    "standing_in",
     "tasks",
 ]

@@ -23,28 +23,33 @@ if TYPE_CHECKING:
     from vlaprune.records import Sink
 
 
-def build(cfg: DictConfig, world: str = "bench") -> tuple[VLA, Callable[[], Pruner], Benchmark]:
+def build(
+    cfg: DictConfig, world: str = "bench", given: Mapping[str, Any] | None = None
+) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
     """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions.
 
     world  the role of the node `bench`: a benchmark, or the client of a server
+    given  objects in place of what the configuration describes: `model`, `bench`, and as `method` a function that
+           makes one
     """
-    bench = make(world, cfg.bench)
-    make("method", cfg.method)  # a wrong option speaks before the weights are loaded
+    given = given or {}
+    bench = given["bench"] if "bench" in given else make(world, cfg.bench)
+    make_pruner = given["method"] if "method" in given else lambda: make("method", cfg.method)
+    make_pruner()  # a wrong option speaks before the weights are loaded
     driver = control(cfg, bench)
-    model = make("model", model_node(cfg, bench))
+    model = given["model"] if "model" in given else make("model", model_node(cfg, bench))
     driver.calls(model.chunk, model.info.name)
     try:
         driver.drives(model.interface).check(bench.interface)
     except TypeError as error:
         raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
-    return model, lambda: make("method", cfg.method), bench
+    return model, make_pruner, bench
 
 
-def ready(cfg: DictConfig) -> None:
-    """Lets the benchmark look for its simulator and assets before weights are loaded; RuntimeError in one line."""
+def ready(bench: Benchmark) -> None:
+    """Lets a benchmark look for its simulator and assets before weights are loaded; RuntimeError in one line."""
     from vlaprune.benchmark import SupportsReady
 
-    bench = make("bench", cfg.bench)
     if isinstance(bench, SupportsReady):
         bench.ready()
 

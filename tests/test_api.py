@@ -1,0 +1,119 @@
+"""The Python interface gives what the command line gives, with names or with objects of one's own."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import torch
+
+import vlaprune
+from vlaprune.api.evaluation import digest, setting
+from vlaprune.bench.toy import Toy as Lights
+from vlaprune.models.toy import Toy
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.records import read
+
+
+@dataclass
+class FirstHalf(Pruner):
+    """Keeps the first tokens."""
+
+    keep: float = 0.5
+
+    def plan(self, info: ModelInfo) -> Plan:
+        return Plan((0,), budget={0: Budget(self.keep)})
+
+    def select(self, context: PruneContext) -> Selection:
+        return Selection(torch.arange(Budget(self.keep).count(context.total)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Dense by name, a method of one's own as an object, on the toy world."""
+    folder = tmp_path_factory.mktemp("api")
+    common = {"model": "toy", "bench": "toy", "episodes": 2}
+    dense = vlaprune.evaluate(method="dense", output=folder / "dense", **common)
+    mine = vlaprune.evaluate(method=FirstHalf(0.25), output=folder / "mine", **common)
+    return folder, dense, mine
+
+
+def test_a_run_by_name_is_that_of_the_command_line(runs, tmp_path):
+    command = ["model=toy", "method=dense", "bench=toy", "logger=csv", "episodes=2", f"output={tmp_path / 'run'}"]
+    code = f"import sys; from vlaprune.cli import evaluate; sys.argv = ['vlaprune-eval', *{command}]; evaluate()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    theirs = read(tmp_path / "run")
+    assert runs[1].header.identity == theirs.header.identity and runs[1].header.tasks == theirs.header.tasks
+    for key, record in runs[1].episodes.items():
+        other = theirs.episodes[key]
+        assert (record.success, record.steps) == (other.success, other.steps)
+        assert [c.flops for c in record.calls] == [c.flops for c in other.calls]
+
+
+def test_an_object_is_recorded_by_its_own_name_and_options(runs):
+    _, _, mine = runs
+    method = mine.header.identity["method"]
+    assert method["name"] == "firsthalf" and method["keep"] == 0.25 and method["package"] == __name__
+    assert {c.visual for r in mine.episodes.values() for c in r.calls} == {(16,) * 6}
+
+
+def test_the_same_call_goes_on_and_another_is_refused(runs):
+    folder, _, mine = runs
+    again = vlaprune.evaluate("toy", FirstHalf(0.25), "toy", episodes=2, output=folder / "mine")
+    assert again.episodes == mine.episodes
+    with pytest.raises(ValueError, match="another run"):
+        vlaprune.evaluate("toy", FirstHalf(0.5), "toy", episodes=2, output=folder / "mine")
+
+
+def test_models_and_benchmarks_may_be_objects(tmp_path):
+    run = vlaprune.evaluate(Toy(chunk=2), FirstHalf, Lights(), episodes=1, output=tmp_path)
+    assert run.header.identity["model"]["name"] == "toy" and run.header.identity["bench"]["name"] == "toy"
+    assert len(run.episodes) == 2 and run.header.identity["execute"] == 2
+
+
+def test_two_weights_are_two_models():
+    one, other = Toy(), Toy()
+    assert digest(one.decoder) == digest(other.decoder)
+    with torch.no_grad():
+        other.decoder.norm.weight[0] += 1
+    assert digest(one.decoder) != digest(other.decoder)
+
+
+def test_load_runs_has_a_row_an_episode(runs):
+    folder, dense, mine = runs
+    table = vlaprune.load_runs(folder)
+    assert len(table) == len(dense.episodes) + len(mine.episodes) == 8
+    assert set(table["method"]) == {"dense", "firsthalf keep=0.25"} and table["success"].dtype == bool
+    pd.testing.assert_frame_equal(table, vlaprune.load_runs([dense, folder / "mine"]))
+    assert (table.groupby("method")["kept"].mean() == pd.Series({"dense": 64.0, "firsthalf keep=0.25": 16.0})).all()
+
+
+def test_compare_gives_verdicts(runs):
+    folder, dense, mine = runs
+    table = vlaprune.compare(folder).set_index("method")
+    assert table.loc["firsthalf keep=0.25", "paired"] == 4 and table.loc["dense", "kept"] == 64
+    assert isinstance(table.loc["firsthalf keep=0.25", "verdict"], str)
+    assert vlaprune.compare([dense, mine], by_task=True)["task"].nunique() == 3
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.5, "0.5"), (None, "null"), (True, "true"), ("a b", '"a b"'), ([1, 2], "[1,2]"), ({"a": 1}, "{a: 1}")],
+)
+def test_values_are_written_as_hydra_reads_them(value, text):
+    assert setting("method__keep", value) == f"method.keep={text}"
+
+
+def test_bad_settings_speak_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="kep"):
+        vlaprune.evaluate("toy", "fastv", "toy", episodes=1, method__kep=0.5, output=tmp_path)
+    with pytest.raises(ValueError, match="use a number, text"):
+        vlaprune.evaluate("toy", "fastv", "toy", episodes=1, seed=object(), output=tmp_path)
+    with pytest.raises(AttributeError, match="it has compare"):
+        vlaprune.evaluat  # noqa: B018
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, vlaprune; assert len([m for m in sys.modules if m.startswith('vlaprune')]) == 1"
+    subprocess.run([sys.executable, "-c", code + "; vlaprune.load_runs; assert 'torch' not in sys.modules"], check=True)

@@ -1,0 +1,179 @@
+"""`vlaprune.evaluate`: what `vlaprune eval` does, with names of configuration files or objects of one's own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from vlaprune.errors import UserError
+from vlaprune.records import Run, read
+
+if TYPE_CHECKING:
+    from vlaprune.benchmark import Benchmark
+    from vlaprune.evaluation.progress import Job
+    from vlaprune.nn.decoder import Decoder
+    from vlaprune.policy import VLA
+    from vlaprune.pruner import ModelInfo, Pruner
+
+
+@runtime_checkable
+class HasDecoder(Protocol):
+    """A model: its decoder's weights tell it from others."""
+
+    @property
+    def decoder(self) -> Decoder: ...  # noqa: D102
+
+
+@runtime_checkable
+class HasInfo(Protocol):
+    """A model: it says what it is called."""
+
+    @property
+    def info(self) -> ModelInfo: ...  # noqa: D102
+
+
+@runtime_checkable
+class HasName(Protocol):
+    """A benchmark: it says what it is called."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+STAND_IN = {"model": "toy", "method": "dense", "bench": "toy"}  # what is composed where an object takes its place
+
+
+def evaluate(
+    model: str | VLA = "tiny",
+    method: str | Pruner | Callable[[], Pruner] = "fastv",
+    bench: str | Benchmark = "robosuite",
+    *,
+    output: str | Path | None = None,
+    **overrides: Any,
+) -> Run:
+    """Runs episodes into a journal and returns the recorded run. Episodes that the folder holds already are not redone.
+
+    model      a name in configs/model, or a model (`vlaprune.policy.VLA`)
+    method     a name in configs/method, a method (`vlaprune.pruner.Pruner`; each slot gets a copy), or a class
+    bench      a name in configs/bench, or a benchmark (`vlaprune.benchmark.Benchmark`)
+    output     folder of the run; None for results/runs/BENCH/MODEL/METHOD
+    overrides  settings of `vlaprune eval` by their names, two underscores for a dot: `episodes=10, method__keep=0.5`.
+               The logger is csv unless another is named
+
+    Errors: ValueError (TypeError where model and benchmark do not share their conventions) for what `vlaprune eval`
+    refuses, in the same words.
+    """
+    from vlaprune import config
+
+    given: dict[str, Any] = {"model": model, "method": method, "bench": bench}
+    objects = {group: part for group, part in given.items() if not isinstance(part, str)}
+    words = [f"{group}={part if group not in objects else STAND_IN[group]}" for group, part in given.items()]
+    words += [setting(key, value) for key, value in ({"logger": "csv"} | overrides).items()]
+    if output is not None:
+        words.append(setting("output", str(output)))
+    elif objects:
+        names = {group: name_of(part) for group, part in given.items()}
+        words.append(setting("output", f"results/runs/{names['bench']}/{names['model']}/{names['method']}"))
+    made = objects | ({"method": maker(objects["method"])} if "method" in objects else {})
+    with config.standing_in(words, {group: (name_of(part), described(part)) for group, part in objects.items()}) as cfg:
+        run_composed(cfg, made)
+        return read(Path(cfg.output))
+
+
+def setting(key: str, value: Any) -> str:
+    """One KEY=VALUE as Hydra reads it. UserError for a value that no configuration can hold."""
+    return f"{key.replace('__', '.')}={_written(key, value)}"
+
+
+def _written(key: str, value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (str, Path)):
+        return str(value) if str(value).isidentifier() else json.dumps(str(value), ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}: {_written(key, v)}" for k, v in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(_written(key, v) for v in value) + "]"
+    raise UserError(f"{key}={value!r}; use a number, text, true, false, None, a list or a mapping of these")
+
+
+def name_of(part: Any) -> str:
+    """The short name of a part: as given, a model's or a benchmark's own, or that of a class in small letters."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, type):
+        return part.__name__.lower()
+    if isinstance(part, HasInfo):
+        return part.info.name
+    return part.name if isinstance(part, HasName) else type(part).__name__.lower()
+
+
+def described(part: Any) -> dict[str, Any]:
+    """The class and options of an object, as a configuration holds them: what tells its runs from others.
+
+    Options are the fields of a dataclass. A model is told apart by its weights.
+    """
+    kind = part if isinstance(part, type) else type(part)
+    node: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+    if is_dataclass(part) and not isinstance(part, type):
+        node |= {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    if isinstance(part, HasDecoder):
+        node["weights"] = digest(part.decoder)
+    return {key: value for key, value in node.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    """Whether a configuration can hold it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def digest(decoder: Decoder) -> str:
+    """Tells the weights of a decoder from others: names, shapes and the first and last 256 numbers of each tensor."""
+    found = hashlib.sha256()
+    for name, weight in decoder.state_dict().items():
+        ends = weight.detach().flatten()[[*range(min(256, weight.numel())), *range(-min(256, weight.numel()), 0)]]
+        found.update(f"{name} {tuple(weight.shape)}".encode() + ends.float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | None = None) -> None:
+    """Runs what a composed configuration of `vlaprune eval` asks for, alone or as a job of a sweep.
+
+    given  objects in place of what the configuration describes, see `config.build`
+    """
+    from vlaprune import config
+    from vlaprune.evaluation import run
+    from vlaprune.evaluation.calibrate import calibrated
+    from vlaprune.models.backends import with_backend
+    from vlaprune.policy import Policy
+
+    config.check(cfg)
+    config.ready(given["bench"] if given and "bench" in given else config.make("bench", cfg.bench))
+    model, make_pruner, bench = config.build(cfg, given=given)
+    delay = config.delay(cfg, bench, model)
+    header = config.header(cfg, model, bench, delay)
+    model, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
+    folder = Path(cfg.output)
+    make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, folder, cfg.seed)
+    policy = Policy(model, make_pruner, cfg.slots, control, delay)
+    run.main(cfg, policy, bench, header, config.sinks(cfg), job)
+
+
+def maker(method: Pruner | Callable[[], Pruner]) -> Callable[[], Pruner]:
+    """A function that gives every slot a method of its own."""
+    from vlaprune.pruner import Pruner
+
+    return (lambda: copy.deepcopy(method)) if isinstance(method, Pruner) else method
