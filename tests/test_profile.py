@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from csv import DictReader
 from functools import partial
 
 import numpy as np
@@ -255,8 +256,9 @@ def test_a_sweep_is_one_run_with_all_arms_in_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, *TOY, "method=fastv,divprune", "method.keep=0.5,0.25", "output=out", "observations=seen.npz")
     page, csv = (tmp_path / "out" / f"toy-cpu.{e}" for e in ("md", "csv"))
-    lines = csv.read_text().splitlines()
-    assert [line.split(",")[0] for line in lines[1:]] == [
+    rows = list(DictReader(csv.read_text().splitlines()))
+    assert {row["model"] for row in rows} == {"toy"}
+    assert [row["method"] for row in rows] == [
         *["dense"] * 2, *(f"{m} keep={k}" for m in ("fastv", "divprune") for k in (0.5, 0.25))
     ]  # fmt: skip
     text = page.read_text()
