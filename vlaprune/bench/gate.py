@@ -95,4 +95,5 @@ def _kind(thing: Any) -> str:
     if thing is None:
         return "None"
     text = repr(thing)
-    return f"{type(thing).__name__} {text}" if len(text) <= 40 and "\n" not in text else type(thing).__name__
+    plain = len(text) <= 40 and "\n" not in text and " at 0x" not in text
+    return f"{type(thing).__name__} {text}" if plain else type(thing).__name__

@@ -239,8 +239,7 @@ class _Worker:
                 raise TimeoutError(f"{what}: no answer within {limit:g} s (time_limit); killed")
             kind, *said = self.pipe.recv()
         except (EOFError, ConnectionError):
-            code = self.process.wait()
-            raise Gone(f"{what}: died with {_cause(code)}; its last words: {self._tail()}") from None
+            raise Gone(f"{what}: {self._end()}; its last words: {self._tail()}") from None
         if kind == "error":
             raise _raised(*said)
         if kind == "look":
@@ -267,6 +266,15 @@ class _Worker:
         """Ends the process and all of its session at once."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _end(self) -> str:
+        """How a process ended that has closed its pipe."""
+        try:
+            code = self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "closed its pipe without ending; killed"
+        return f"died with {_cause(code)}"
 
     def _tail(self) -> str:
         """The last line of what the worker printed."""

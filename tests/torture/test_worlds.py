@@ -1,0 +1,61 @@
+"""Simulators that hang and die in all the ways we know: each costs one episode, which is run again, and leaves nothing.
+
+Short in CI; `make torture` (TORTURE=long) tries every kind, at every place.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from doubles import outcomes, play
+from worlds import BAD, ENDS, WHERE, Ending
+
+LONG = os.environ.get("TORTURE") == "long"
+LIMIT = 1.0  # seconds
+SHORT = [("hang that swallows everything", "step"), ("real segfault", "step"), ("hang with children", "step")]
+OPEN = ("hang", "segfault", "sys.exit", "native call with all signals blocked", "two lines")
+EVERY = [(kind, "step") for kind in ENDS] + [(kind, where) for kind in OPEN for where in WHERE if where != "step"]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return outcomes(play(tmp_path_factory.mktemp("sound")))
+
+
+def left(session):
+    """Processes of a session that are there still; zombies are none."""
+    out = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(words[3]) == session and words[0] != "Z":
+            out.append(stat.parent.name)
+    return out
+
+
+def test_there_are_enough_kinds():
+    assert len(ENDS) >= 30
+
+
+@pytest.mark.parametrize(("kind", "where"), EVERY if LONG else SHORT)
+def test_a_bad_end_costs_one_episode_at_most_and_leaves_nothing(tmp_path, sound, kind, where):
+    bench = Ending(kind, where, str(tmp_path / "mark"))
+    began = time.monotonic()
+    run = play(tmp_path / "run", bench, slots=2, time_limit=LIMIT, say=lambda text: None)
+    took = time.monotonic() - began
+    assert (tmp_path / "mark").exists() and outcomes(run) == sound
+    if where in ("open", "close"):
+        assert not run.errors or where == "open"  # opening is tried twice; who has finished owes nothing
+    else:
+        assert [(e["task"], e["episode"]) for e in run.errors] == [BAD]
+        assert any(part in run.errors[0]["error"] for part in ENDS[kind][1].split("|")), run.errors[0]["error"]
+    assert took < LIMIT + 5.0 + 10.0  # the rest of the run, on a busy machine
+    for pid in map(int, (tmp_path / "mark.pids").read_text().split()):
+        assert not left(pid)
