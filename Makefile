@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test check lint type fix fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: help demo report test torture check lint type fix fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -51,6 +51,9 @@ test: .venv/done  ## set up, then every test that needs no GPU
 	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
 
 check: lint type test  ## style, strict types and tests: what a change must pass, and what .ci/run runs
+
+torture: .venv/done  ## every kind of damage from outside that we know, long (docs/reliability.md has the figures)
+	TORTURE=long $(BIN)/pytest tests/torture
 
 lint: .venv/done  ## style
 	$(BIN)/ruff check .

@@ -1,20 +1,16 @@
 """The gate between worlds and policies: what is wrong is named, costs one episode, and is the same in a worker."""
 
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from doubles import outcomes, play
+from worlds import BAD, OBSERVATIONS, STEPS, TRUTHS, Bad
 
 from vlaprune.bench.episodes import Episodes
 from vlaprune.bench.gate import Gate, truth
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Interface, Observation
-
-sys.path.insert(0, str(Path(__file__).parent / "torture"))
-from worlds import BAD, OBSERVATIONS, STEPS, TRUTHS, Bad
 
 INTERFACE = Interface("any", "any", "delta", ("a", "b"), "eef_pos3_axisangle3_gripper2")
 
@@ -70,7 +66,9 @@ def test_a_bad_one_is_an_episode_that_raised_with_and_without_a_worker(tmp_path,
 
 def test_what_passes_is_plain():
     image = np.zeros((8, 8, 3), np.uint8)
-    seen = Gate(INTERFACE).look(look(8, images={"a": image[::-1], "b": image[:, ::-1], "more": image}, state=np.arange(8)))
+    seen = Gate(INTERFACE).look(
+        look(8, images={"a": image[::-1], "b": image[:, ::-1], "more": image}, state=np.arange(8))
+    )
     assert all(i.flags.c_contiguous for i in seen.images.values()) and set(seen.images) == {"a", "b", "more"}
     assert seen.state.dtype == np.float64
 

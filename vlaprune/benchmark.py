@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+B = TypeVar("B")
 Gripper = Literal["close_positive", "open_positive", "zero_one", "close_delta", "any"]
 
 
@@ -164,6 +165,18 @@ class Benchmark(Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
+class Isolated(Protocol):
+    """A benchmark, a dataclass, whose environments run in processes of their own if `worker`."""
+
+    worker: bool
+
+
+def in_process(bench: B) -> B:
+    """The benchmark with environments in this very process: for those who look into the simulator, as experts do."""
+    return replace(bench, worker=False) if isinstance(bench, Isolated) else bench  # type: ignore[type-var]
+
+
 class Holds(Protocol):
     """A benchmark that says what its robot does while it has no action; every mode of delay but `wait` asks."""
 

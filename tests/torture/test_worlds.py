@@ -4,19 +4,16 @@ Short in CI; `make torture` (TORTURE=long) tries every kind, at every place.
 """
 
 import os
-import sys
+import re
 import time
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 from doubles import outcomes, play
 from worlds import BAD, ENDS, WHERE, Ending
 
 LONG = os.environ.get("TORTURE") == "long"
-LIMIT = 1.0  # seconds
+LIMIT = 3.0  # seconds
 SHORT = [("hang that swallows everything", "step"), ("real segfault", "step"), ("hang with children", "step")]
 OPEN = ("hang", "segfault", "sys.exit", "native call with all signals blocked", "two lines")
 EVERY = [(kind, "step") for kind in ENDS] + [(kind, where) for kind in OPEN for where in WHERE if where != "step"]
@@ -48,7 +45,11 @@ def test_there_are_enough_kinds():
 def test_a_bad_end_costs_one_episode_at_most_and_leaves_nothing(tmp_path, sound, kind, where):
     bench = Ending(kind, where, str(tmp_path / "mark"))
     began = time.monotonic()
-    run = play(tmp_path / "run", bench, slots=2, time_limit=LIMIT, say=lambda text: None)
+    try:
+        run = play(tmp_path / "run", bench, slots=2, time_limit=LIMIT, say=lambda text: None)
+    except (RuntimeError, ValueError) as error:  # what the first simulator of a task raises is for the user to mend
+        assert where == "open" and re.search(ENDS[kind][1], f"{type(error).__name__}: {error}")
+        return
     took = time.monotonic() - began
     assert (tmp_path / "mark").exists() and outcomes(run) == sound
     if where in ("open", "close"):

@@ -90,8 +90,11 @@ def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
 
 def _told(error: BaseException) -> tuple[str, str, str, str]:
     """An exception as plain words: type, message, traceback."""
-    text = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
-    return "error", type(error).__name__, str(text), traceback.format_exc()
+    try:
+        text = str(error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error)
+    except Exception:  # an error that cannot even say what it is
+        text = ""
+    return "error", type(error).__name__, text, traceback.format_exc()
 
 
 def die_with(parent: int) -> None:

@@ -114,10 +114,13 @@ class _Simulator:
         try:
             with watchdog(self._limit):
                 yield
-        except (Exception, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit ends an episode, not the run
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) and _speaks(error):
+                raise
+            said = f": {error}" if _speaks(error) else ""  # sys.exit ends an episode, not the run
+            raise RuntimeError(f"{type(error).__name__}{said}") from error
 
 
 class Pool:
@@ -239,6 +242,14 @@ class Pool:
                 self._leaving.remove(entry)
                 simulator.remote.kill()
                 simulator.close()
+
+
+def _speaks(error: BaseException) -> bool:
+    """Whether an error can say what it is."""
+    try:
+        return bool(str(error)) or True
+    except Exception:
+        return False
 
 
 def _opening(task: Task, error: Exception) -> Exception:

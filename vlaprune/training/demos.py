@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vlaprune.benchmark import Observation, Task
+from vlaprune.benchmark import Observation, Task, in_process
 from vlaprune.training.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
@@ -64,6 +64,7 @@ def record(
     as it is.
     """
     style = Style(every, chunk, rewind, beta)
+    bench = in_process(bench)
     with bench.open(task) as env:
         return [_episode(bench, env, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
 
@@ -183,6 +184,7 @@ def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, worker: int) -> list[tuple[str, bool]]:
     """What one process does of `collect`: one environment at a time, opened when the task of the plan changes."""
+    bench = in_process(bench)
     tasks = {task.name: task for task in bench.tasks()}
     won: list[tuple[str, bool]] = []
     bar = tqdm(total=len(plan), desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0)

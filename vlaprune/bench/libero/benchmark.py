@@ -25,10 +25,11 @@ from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
 from vlaprune.bench.libero.env import LiberoEnv, Look, drawing
 from vlaprune.bench.mujoco import stress
-from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
+from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.benchmark import Env, Finding, Interface, Task, hold_still
 
+MUJOCO = "3.3.2"  # of the protocol
 MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
 
 
@@ -56,7 +57,7 @@ class Libero:
     stress: str | None = None
     severity: int = 3
     renderer: str = "egl"
-    mujoco: str = "3.3.2"
+    mujoco: str = MUJOCO
     worker: bool = True
     python: str | None = None
     name: str = field(default="libero", init=False)
@@ -144,8 +145,8 @@ class Libero:
             raise RuntimeError(f"mujoco is not installed; {files.INSTALL}") from error
         if found != self.mujoco:
             raise RuntimeError(
-                f"mujoco is {found}, and other versions than 3.3.2 change LIBERO's pictures and physics; "
-                f"pip install mujoco==3.3.2, or say bench.mujoco={found}"
+                f"mujoco is {found}, but bench.mujoco={self.mujoco} (the protocol's is {MUJOCO}; others change "
+                f"pictures and physics); pip install mujoco=={self.mujoco}, or say bench.mujoco={found}"
             )
 
     def _start(self, task: Task) -> LiberoEnv:
@@ -154,6 +155,8 @@ class Libero:
         states = files.initial_states(self.suite, task.name)
         meshes = files.assets()
         gl = draws_with(self.renderer)
+        with starting(gl):
+            import mujoco  # noqa: F401  (loads OpenGL)
         try:
             with quiet(), files.own_paths():
                 world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
@@ -161,11 +164,7 @@ class Libero:
             raise RuntimeError(
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
-        try:
-            return LiberoEnv(world, task, states, Look(self.image, self.fast, self.stress, self.severity))
-        except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
-            need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
-            raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error
+        return LiberoEnv(world, task, states, Look(gl, self.image, self.fast, self.stress, self.severity))
 
 
 def _world(problem: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.mujoco.gl import starting
 from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.benchmark import Observation, Task, check_action
@@ -23,8 +24,9 @@ PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_x
 
 @dataclass(frozen=True)
 class Look:
-    """How a world is shown and perturbed: `image`, `fast`, `stress` and `severity` as `Libero` has them."""
+    """How a world is drawn and perturbed: `image`, `fast`, `stress` and `severity` as `Libero` has them."""
 
+    gl: str
     image: int
     fast: bool
     stress: str | None
@@ -48,7 +50,8 @@ class LiberoEnv:
         self._lots = [np.random.RandomState(0).get_state()]
         if look.fast:
             self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, look.image, look.image)
+        with starting(look.gl):
+            self._renderer = mujoco.Renderer(self._model, look.image, look.image)
         if look.fast:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0

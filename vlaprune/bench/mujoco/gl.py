@@ -21,6 +21,18 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def starting(gl: str) -> Iterator[None]:
+    """What OpenGL raises, in as many ways as there are platforms, becomes a RuntimeError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        missing = isinstance(error, (ImportError, AttributeError))  # how PyOpenGL misses a library
+        need = f"; on Debian, apt install {PACKAGES.get(gl, 'its libraries')}" if missing else ""
+        said = " ".join(str(error).split())
+        raise RuntimeError(f"renderer {gl} cannot start ({type(error).__name__}: {said}){need}") from error
+
+
 def draws_with(renderer: str) -> str:
     """Chooses how this process draws, once. RuntimeError where it draws otherwise: the journal would not be true."""
     gl = os.environ.setdefault("MUJOCO_GL", renderer)  # read when mujoco is first imported

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlaprune.bench import remote
 from vlaprune.bench.mujoco import stress
-from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet
+from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
 from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
@@ -56,7 +56,7 @@ class Robosuite:
     severity: int = 3
     renderer: str = "egl"
     seed: int = 0
-    worker: bool = False
+    worker: bool = True
     name: str = field(default="robosuite", init=False)
     robot: str | None = field(default=None, init=False)
     interface: Interface = field(default=INTERFACE, init=False)
@@ -104,12 +104,10 @@ class Robosuite:
         if any(importlib.util.find_spec(module) is None for module in ("robosuite", "mujoco")):
             raise RuntimeError("robosuite is not installed; pip install 'vlaprune[sim]'")
         gl = draws_with(self.renderer)
-        try:
-            with quiet():
-                return _open(task, Look(self.seed, self.image, self.stress, self.severity))
-        except Exception as error:  # OpenGL's bindings fail in as many ways as there are platforms
-            need = f"on Debian, apt install {PACKAGES.get(gl, 'its libraries')}"
-            raise RuntimeError(f"renderer {gl} cannot start ({error}); {need}") from error
+        with starting(gl):
+            import mujoco  # noqa: F401  (loads OpenGL)
+        with quiet():
+            return _open(task, Look(gl, self.seed, self.image, self.stress, self.severity))
 
 
 def _open(task: Task, look: Look) -> RobosuiteEnv:

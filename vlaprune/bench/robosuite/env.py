@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.bench.mujoco.gl import starting
 from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.bench.robosuite import expert
@@ -32,8 +33,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Look:
-    """How a world is seeded, shown and perturbed: `seed`, `image`, `stress` and `severity` as `Robosuite` has them."""
+    """How a world is drawn, seeded and perturbed: `seed`, `image`, `stress` and `severity` as `Robosuite` has them."""
 
+    gl: str
     seed: int
     image: int
     stress: str | None = None
@@ -55,7 +57,8 @@ class RobosuiteEnv:
         self._model, self._data = world.sim.model._model, world.sim.data._data
         self._spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, look.image, look.image)
+        with starting(look.gl):
+            self._renderer = mujoco.Renderer(self._model, look.image, look.image)
         flags = self._renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
