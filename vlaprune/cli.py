@@ -134,6 +134,12 @@ def _verdicts(statuses: Sequence[RunStatus]) -> None:
 
     try:
         runs = [read(f) for f in dict.fromkeys(f for s in statuses for f in (s.baseline, s.folder) if f)]
+        if any("delay" in run.header.identity for run in runs):
+            from vlaprune.report import delay
+
+            study = delay.table([run for run in runs if run.episodes], partial=True)
+            print(delay.markdown(study))
+            return
         if floor.same_method(runs):
             print(*floor.lines(runs), sep="\n")
             return

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlaprune.config.names import named
+from vlaprune.errors import UserError
 
 
 class ThirdParty(SearchPathPlugin):
@@ -34,12 +35,26 @@ def prepare() -> None:
     """Registers the search path of third parties and our resolvers; the command line calls it once."""
     Plugins.instance().register(ThirdParty)
     OmegaConf.register_new_resolver("vlaprune.base", base_suite, replace=True)
+    OmegaConf.register_new_resolver("vlaprune.delay", delay_at, replace=True)
     OmegaConf.register_new_resolver("vlaprune.suffix", lambda name: f",{name}" if name else "", replace=True)
 
 
 def base_suite(suite: str | None) -> str | None:
     """The suite that policies for a perturbed one are trained on: libero_goal for LIBERO-PRO's libero_goal_swap."""
     return suite and re.sub(r"^(libero_(spatial|object|goal|10))_(lan|object|swap|task)$", r"\1", suite)
+
+
+def delay_at(at: str, key: str, timed: str | None = None) -> str | float | None:
+    """One of the keys mode, ms, device and model of a short name: hold-50ms, overlap-orin64 (as model `timed`)."""
+    mode, _, where = at.partition("-")
+    number = where.removesuffix("ms")
+    known: dict[str, str | float | None] = {"mode": mode, "ms": None, "device": where, "model": timed}
+    if number != where:
+        try:
+            known |= {"ms": float(number), "device": None, "model": None}
+        except ValueError:
+            raise UserError(f"at={at}; say MODE-NUMBERms or MODE-DEVICE, such as hold-100ms or hold-orin64") from None
+    return known[key]
 
 
 def config_path() -> str:

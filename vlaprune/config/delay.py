@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from vlaprune.benchmark import Benchmark, Holds
 from vlaprune.config.build import control
 from vlaprune.config.compose import plain
+from vlaprune.config.names import named
 from vlaprune.delay import MODES, Delay, check_chunk, steps_late
 from vlaprune.errors import UserError
 
@@ -41,7 +42,7 @@ def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
         raise UserError(f"bench {bench.name} does not say what its robot does while it has no action; add `hold` to it")
     if keys["ms"] == "measured" and cfg.slots != 1:
         raise UserError(f"delay.ms=measured with slots={cfg.slots}; a call's own time needs slots=1")
-    latency = source(keys, model.info.name, _method(cfg))
+    latency = source(keys, model.info.name, named(HydraConfig.get())["method"])
     execute = control(cfg, bench).calls(model.chunk, model.info.name)
     check_chunk(mode, steps_late(latency.expected, bench.control_hz), execute, model.chunk)
     return Delay(mode, latency, bench.control_hz, bench.hold)
@@ -57,10 +58,3 @@ def delay_identity(cfg: DictConfig) -> dict[str, Any]:
     if "table" in keys:
         keys["table"] = digest(Path(keys["table"]))
     return keys
-
-
-def _method(cfg: DictConfig) -> str:
-    """The name of the method's file in configs/method."""
-    if HydraConfig.initialized():
-        return str(HydraConfig.get().runtime.choices["method"])
-    return str(cfg.method._target_).split(".")[-2]

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlaprune.report import delay
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write
@@ -38,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="runs of the baseline again (experiment=aa): how often a repeat alone ends an episode otherwise",
     )
+    out.add_argument(
+        "--delay",
+        action="store_true",
+        help="runs of worlds that do not wait (experiment=delay): success by delay, break-even; NAME.{md,csv,html}",
+    )
     out.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and episodes as well")
     out.add_argument(
         "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
@@ -50,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table and its notes, writes the files, prints their paths."""
     args = parser().parse_args(arguments)
+    if args.delay:
+        study = delay.table(find(args.runs), args.baseline, args.partial)
+        print(delay.markdown(study))
+        print(*delay.write(study, args.output, args.name if args.name != "table" else "delay"), sep="\n")
+        return
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
         comparison = comparison.above(find(args.noise))

@@ -1,0 +1,109 @@
+"""Tables of worlds that do not wait: which runs are paired, what the numbers are, what the page shows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlaprune.records import EpisodeRecord, Header, Run, StepRecord
+from vlaprune.report import delay
+from vlaprune.report.delay_charts import charts, html
+
+BENCH = {"name": "toy", "margin": 0.05}
+
+
+def call(ms, late=1, held=1, stale=0):
+    told = {"ms": ms, "late": late, "held": held, "stale": stale, "dropped": 0}
+    return StepRecord((10,) * 2, (10,) * 2, 8, (8,) * 2, 0, {"prompt": 1.0}, {}, delay=told)
+
+
+def run(method, said, successes, steps=20, ms=100.0, hz=20.0, jerk=1.0):
+    """A run whose episode i succeeds if successes[i], and takes `steps` steps."""
+    identity = {"model": {"name": "toy"}, "method": {"name": method}, "bench": BENCH, "seed": 7, "execute": 4}
+    if said is not None:
+        identity["delay"] = said
+    episodes = {
+        ("reach", i): EpisodeRecord(
+            "reach",
+            i,
+            bool(won),
+            steps,
+            (call(ms), call(ms)) if said else (replace(call(ms), delay={}),),
+            motion={"world_seconds": steps / hz, "path_hand": 3.0, "jerk_hand": jerk, "jerk_turn": 0.0, "flips": 1.0},
+        )
+        for i, won in enumerate(successes)
+    }
+    provenance = {"delay": "modelled, not measured"} if said else {}
+    return Run(Path(f"runs/{method}"), Header(identity, provenance, {"reach": len(successes)}), episodes)
+
+
+HOLD = {"mode": "hold", "ms": 100}
+THOR = {"mode": "hold", "device": "thor", "model": "oft", "share": 0.6}
+WON, HALF = [1] * 40, [1, 0] * 20
+
+
+@pytest.fixture
+def study():
+    return delay.table(
+        [
+            run("dense", None, WON, 16),
+            run("dense", HOLD, HALF),
+            run("fastv", HOLD, HALF),
+            run("dense", THOR, HALF, 30, ms=120.0),
+            run("fastv", THOR, WON, 24, ms=60.0, jerk=0.5),
+            run("random", THOR, [0] * 40, 40, ms=60.0),
+        ]
+    )
+
+
+def test_every_method_is_held_against_dense_under_the_same_delay_and_no_other(study):
+    rows = study.set_index(["mode", "where", "method"])
+    assert list(rows.index) == [
+        ("hold", "100 ms", "dense"),
+        ("hold", "100 ms", "fastv"),
+        ("wait", "0 ms", "dense"),
+        ("hold", "thor as oft, modelled", "dense"),
+        ("hold", "thor as oft, modelled", "fastv"),
+        ("hold", "thor as oft, modelled", "random"),
+    ]
+    thor = study[study["where"] == "thor as oft, modelled"].set_index("method")
+    assert thor.loc["fastv", "difference"] == pytest.approx(0.5) and thor.loc["fastv", "gained"] == 20
+    assert rows.loc[("hold", "100 ms", "fastv"), "difference"] == 0
+    assert np.isnan(rows.loc[("wait", "0 ms", "dense"), "difference"])
+
+
+def test_numbers_are_those_of_the_world(study):
+    rows = study.set_index(["where", "method"])
+    fastv = rows.loc[("thor as oft, modelled", "fastv")]
+    assert fastv["seconds"] == pytest.approx(1.2) and fastv["ms"] == 60 and fastv["late"] == 1
+    assert fastv["replans"] == pytest.approx(2 / 1.2) and fastv["held"] == pytest.approx(2 / 24)
+    assert fastv["sooner"] == pytest.approx(0.3)  # on the 20 episodes in which both succeed
+    assert fastv["jerk_hand_change"] == pytest.approx(-0.5)
+    assert np.isnan(rows.loc[("thor as oft, modelled", "random"), "seconds"])
+
+
+def test_a_verdict_is_of_success_first_and_then_of_time(study):
+    said = {(r.where, r.method): delay.verdict(r) for r in study.itertuples()}
+    assert said["thor as oft, modelled", "fastv"] == "no worse and sooner"
+    assert said["thor as oft, modelled", "random"] == "worse"
+    assert said["thor as oft, modelled", "dense"] == "baseline"
+
+
+def test_the_page_says_where_milliseconds_come_from_and_has_a_chart_of_each(study):
+    text = delay.markdown(study)
+    assert "## Break-even" in text and "no worse and sooner" in text
+    assert "- hold, thor as oft, modelled: modelled, not measured" in text
+    keys = [c.key for c in charts(study)]
+    assert keys == ["rate-hold", "seconds-hold", "break-even", "motion-jerk_hand", "motion-path_hand", "motion-flips"]
+    page = html(study)
+    assert page.count("<svg") == 2 * len(keys) and "fastv" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_a_mean_needs_two_values_for_an_interval():
+    middle, interval = delay.mean([3.0])
+    assert middle == 3 and np.isinf([interval.low, interval.high]).all()
+    middle, interval = delay.mean([1.0, 2.0, 3.0])
+    assert middle == 2 and interval.high - 2 == pytest.approx(2 - interval.low) == pytest.approx(
+        4.303 / 3**0.5, rel=1e-3
+    )

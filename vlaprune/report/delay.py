@@ -1,0 +1,234 @@
+"""Runs in worlds that do not wait: success and seconds against delay, the break-even table, motion. No torch.
+
+A setting is one way of delay (mode, and what calls take). Runs of one setting differ in the method only and are paired
+with the baseline of the same setting: each method at its own latency against dense at dense's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from vlaprune.records import EpisodeRecord, Run
+from vlaprune.report.markdown import table as lined
+from vlaprune.report.runs import Arm, Comparison, compare, shown
+from vlaprune.report.tables import shared_episodes, tabulate
+from vlaprune.stats.noise import alike
+from vlaprune.stats.rates import Interval
+
+MOTION = {"path_hand": "path", "jerk_hand": "jerk, hand", "jerk_turn": "jerk, turn", "flips": "gripper flips"}
+
+
+def delayed(runs: Iterable[Run]) -> bool:
+    """Whether any of these runs is of a world that did not wait."""
+    return any("delay" in run.header.identity for run in runs)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of delay and the runs under it.
+
+    mode   wait, hold, overlap, stale or rtc
+    where  what calls take, in words: "100 ms", "Orin64 as oft"
+    ms     the number of milliseconds; None where a device or a table decides
+    note   where milliseconds come from; empty for a world that waits
+    """
+
+    mode: str
+    where: str
+    ms: float | None
+    note: str
+    comparison: Comparison
+
+
+def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Setting]:
+    """Runs by their delay, in the order of mode and latency. ValueError as `compare` raises it."""
+    out = [_setting(group, baseline, partial) for group in alike(runs)]
+    return sorted(out, key=lambda s: (s.ms is None, s.mode, s.ms or 0.0, s.where))
+
+
+def _setting(group: Sequence[Run], baseline: str, partial: bool) -> Setting:
+    said: Mapping[str, Any] = group[0].header.identity.get("delay", {"mode": "wait", "ms": 0.0})
+    note = str(group[0].header.provenance.get("delay", ""))
+    return Setting(said["mode"], _where(said), _number(said.get("ms")), note, compare(group, baseline, partial))
+
+
+def _number(ms: Any) -> float | None:
+    return None if ms is None or isinstance(ms, str) else float(ms)
+
+
+def _where(said: Mapping[str, Any]) -> str:
+    timed = f" as {said['model']}" if "model" in said else ""
+    if "ms" in said:
+        jitter = f", p99 {said['jitter']:g} ms" if "jitter" in said else ""
+        return f"{said['ms']}" if isinstance(said["ms"], str) else f"{said['ms']:g} ms{jitter}"
+    place = f"{said['device']}" if "device" in said else f"table {said['table'][:6]}"
+    return f"{place}{timed}" + ("" if "table" in said else ", modelled")
+
+
+def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
+    """A row per setting and arm, the baseline first.
+
+    Columns: mode, where, set_ms (NaN where a device decides), method; ms and late, means over calls; success, episodes,
+    rate, low, high; seconds, seconds_low, seconds_high: the world's seconds to success, mean over successes with its
+    95 % interval; replans, calls a second of the world; held and stale, shares of steps; path_hand, jerk_hand,
+    jerk_turn and flips, means over episodes; and against the baseline of the same setting difference, difference_low,
+    difference_high, verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method
+    succeeds sooner, mean over episodes in which both do; and for each number of motion its paired mean change with _low
+    and _high. `attrs["notes"]` says where milliseconds come from.
+    """
+    found = settings(runs, baseline, partial)
+    frames = [pd.DataFrame([_row(s, arm) for arm in s.comparison.arms]) for s in found]
+    out = pd.concat([_judged(s, frame) for s, frame in zip(found, frames, strict=True)], ignore_index=True)
+    notes = {f"{s.mode}, {s.where}: {s.note}": None for s in found if s.note and s.ms is None}
+    out.attrs["notes"] = [*notes, *_footnotes(found)]
+    first = found[0].comparison.arms[0].run
+    out.attrs["title"] = f"{shown(first, 'model')} on {shown(first, 'bench')}, in a world that does not wait"
+    return out
+
+
+def _footnotes(found: Sequence[Setting]) -> list[str]:
+    out = ["seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones"]
+    if any(s.mode != "wait" for s in found):
+        out.append("held: share of steps without an action; stale: on which an older chunk went on while a call ran")
+    return out
+
+
+def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
+    records = list(arm.episodes.values())
+    steps, calls = sum(r.steps for r in records), [c for r in records for c in r.calls]
+    seconds, interval = mean([_seconds(r) for r in records if r.success])
+    out: dict[str, Any] = {
+        "mode": setting.mode,
+        "where": setting.where,
+        "set_ms": float("nan") if setting.ms is None else setting.ms,
+        "method": arm.marked,
+        "ms": np.mean([c.delay.get("ms", 0.0) for c in calls]),
+        "late": np.mean([c.delay.get("late", 0) for c in calls]),
+        "seconds": seconds,
+        "seconds_low": interval.low,
+        "seconds_high": interval.high,
+        "replans": len(calls) / sum(map(_seconds, records)),
+    }
+    for key in ("held", "stale"):
+        out[key] = sum(c.delay.get(key, 0) for c in calls) / steps
+    return out | {key: np.mean([r.motion.get(key, np.nan) for r in records]) for key in MOTION}
+
+
+def _seconds(record: EpisodeRecord) -> float:
+    return float(record.motion.get("world_seconds", np.nan))
+
+
+def mean(values: Sequence[float], confidence: float = 0.95) -> tuple[float, Interval]:
+    """Mean with Student's interval, its ends infinite for fewer than two values; NaN for none."""
+    if not values:
+        return float("nan"), Interval(float("nan"), float("nan"))
+    middle = float(np.mean(values))
+    if len(values) < 2:
+        return middle, Interval(-np.inf, np.inf)
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return middle, Interval(middle - reach, middle + reach)
+
+
+def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one setting with success, verdicts and what is paired."""
+    told = tabulate(setting.comparison).set_index("method")
+    wanted = ["success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"]
+    wanted += ["verdict", "more", "lost", "gained", "paired", "kept", "visual"]
+    frame = frame.join(told[[c for c in wanted if c in told]], on="method")
+    base = setting.comparison.baseline
+    if base is None:
+        return frame
+    rows = [_paired(arm, base) if arm is not base else {} for arm in setting.comparison.arms]
+    return frame.join(pd.DataFrame(rows))
+
+
+def _paired(arm: Arm, base: Arm) -> dict[str, float]:
+    both = [(arm.episodes[key], base.episodes[key]) for key in shared_episodes(arm, base)]
+    pairs = {"sooner": [_seconds(b) - _seconds(a) for a, b in both if a.success and b.success]}
+    for key in MOTION:
+        pairs[f"{key}_change"] = [a.motion[key] - b.motion[key] for a, b in both if key in a.motion and key in b.motion]
+    out: dict[str, float] = {}
+    for key, values in pairs.items():
+        middle, interval = mean(values)
+        out |= {key: middle, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return out
+
+
+def verdict(row: Any) -> str:
+    """Success and time in one: "no worse and sooner"; the baseline of a setting has none."""
+    if not isinstance(row.verdict, str):
+        return "baseline"
+    if row.verdict != "no worse":
+        return row.verdict
+    if row.sooner_low > 0:
+        return "no worse and sooner"
+    return "no worse, later" if row.sooner_high < 0 else "no worse"
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The curve, the break-even table of devices and tables, and motion, with notes."""
+    parts = [f"# {rows.attrs['title']}"]
+    curve, devices = rows[rows["set_ms"].notna()], rows[rows["set_ms"].isna()]
+    if len(curve):
+        parts += ["## Success and seconds against delay", _lines(curve, "delay")]
+    if len(devices):
+        said = "Dense at dense's own latency against each method at its own."
+        parts += ["## Break-even", said, _lines(devices, "device")]
+    if "sooner" in rows:
+        parts += ["## Motion", "Paired mean change against the baseline at the same delay.", _motion(rows)]
+    parts.append("\n".join(f"- {note}" for note in rows.attrs["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(rows: pd.DataFrame, where: str) -> str:
+    judged = "difference" in rows
+    heads = ["mode", where, "method", "ms/call", "steps late", "success, %", "seconds", "re-plans/s", "held", "stale"]
+    heads += ["difference", "sooner, s", "verdict"] if judged else []
+    body = []
+    for r in rows.itertuples():
+        cells = [r.mode, r.where, r.method, f"{r.ms:.1f}", f"{r.late:.2f}"]
+        cells.append(f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]")
+        cells.append(_around(r.seconds, r.seconds_low, r.seconds_high))
+        cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]
+        if judged:
+            low, high = 100 * r.difference_low, 100 * r.difference_high
+            cells.append("" if pd.isna(r.difference) else f"{100 * r.difference:+.1f} [{low:+.1f}, {high:+.1f}]")
+            cells += [_around(r.sooner, r.sooner_low, r.sooner_high, "+"), verdict(r)]
+        body.append(cells)
+    return lined(heads, body)
+
+
+def _motion(rows: pd.DataFrame) -> str:
+    body = []
+    for r in rows[rows["sooner"].notna()].itertuples():
+        changes = []
+        for key in MOTION:
+            change, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
+            changes.append(f"{getattr(r, key):.3g}, {_around(change, low, high, '+')}")
+        body.append([r.mode, r.where, r.method, *changes])
+    return lined(["mode", "delay", "method", *MOTION.values()], body)
+
+
+def _around(middle: float, low: float, high: float, sign: str = "") -> str:
+    if pd.isna(middle):
+        return ""
+    return f"{middle:{sign}.3g}" + (f" [{low:{sign}.3g}, {high:{sign}.3g}]" if np.isfinite([low, high]).all() else "")
+
+
+def write(rows: pd.DataFrame, folder: Path, name: str = "delay") -> list[Path]:
+    """NAME.md, NAME.csv with plain numbers, and NAME.html with charts; returns their paths."""
+    from vlaprune.report.delay_charts import html  # draws: loaded where it is wanted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    md, csv, page = (folder / f"{name}.{ending}" for ending in ("md", "csv", "html"))
+    md.write_text(markdown(rows))
+    rows.to_csv(csv, index=False)
+    page.write_text(html(rows), encoding="utf-8")
+    return [md, csv, page]

@@ -1,0 +1,127 @@
+"""Charts of worlds that do not wait, and their page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from vlaprune.report.delay import verdict
+from vlaprune.report.svg import ACCENT, BAD, GOOD, INK, MUTED, OPEN, Chart, draw, frame, look, short
+
+LINES = [(INK, "D"), (ACCENT, "o"), (OPEN, "s"), (GOOD, "^"), (BAD, "v"), (MUTED, "X")]
+
+
+def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
+    """One line per method of `rows` (of one mode) against delay in ms, with intervals COLUMN_low and COLUMN_high."""
+    low, high = ("low", "high") if column == "rate" else (f"{column}_low", f"{column}_high")
+    scale = 100 if column == "rate" else 1
+    methods = list(dict.fromkeys(rows["method"]))
+
+    def paint(figure: Figure, width: int) -> dict[str, str]:
+        ax, tips = figure.add_subplot(), {}
+        for number, method in enumerate(methods):
+            own = rows[rows["method"] == method].sort_values("set_ms")
+            colour, marker = LINES[number % len(LINES)]
+            ax.plot(own["set_ms"], scale * own[column], color=colour, lw=1.6, label=short(method, width), marker=marker)
+            for i, r in enumerate(own.itertuples()):
+                ends = [scale * getattr(r, k) for k in (low, high)]
+                ax.plot([r.set_ms] * 2, ends, color=colour, lw=1.2, alpha=0.5, gid=f"tip{number}-{i}")
+                middle = scale * getattr(r, column)
+                tips[f"tip{number}-{i}"] = f"{method} at {r.set_ms:g} ms: {middle:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
+        ax.set_xlabel("delay of a call, ms")
+        ax.set_ylabel(axis)
+        ax.legend(frameon=False, labelcolor=INK)
+        frame(ax, "both")
+        return tips
+
+    told = "; ".join(f"{r.method} {scale * getattr(r, column):.3g} at {r.set_ms:g} ms" for r in rows.itertuples())
+    return draw(f"{column}-{rows['mode'].iloc[-1]}", title, told, paint, lambda width: 340)
+
+
+def break_even(rows: pd.DataFrame) -> Chart:
+    """Every method's difference of success to dense, each at its own latency, device by device."""
+    rows = rows[rows["difference"].notna()]
+
+    def paint(figure: Figure, width: int) -> dict[str, str]:
+        ax, tips = figure.add_subplot(), {}
+        ax.axvline(0, color=INK, lw=1)
+        for y, r in enumerate(rows.itertuples()):
+            colour, marker, face = look(r.verdict)
+            d, low, high = (100 * v for v in (r.difference, r.difference_low, r.difference_high))
+            ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
+            ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
+            tips[f"tip{y}"] = f"{_name(r)}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {verdict(r)}"
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_yticks(range(len(rows)), [short(_name(r), width) for r in rows.itertuples()])
+        ax.set_xlabel("points of success, method at its own latency - dense at its own")
+        frame(ax, "x")
+        return tips
+
+    told = "; ".join(f"{_name(r)} {100 * r.difference:+.1f} points, {verdict(r)}" for r in rows.itertuples())
+    return draw("break-even", "Break-even", told, paint, lambda _: 54 + 25 * len(rows))
+
+
+def _name(row: Any) -> str:
+    return f"{row.where.removesuffix(', modelled')}, {row.mode}: {row.method}"
+
+
+def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
+    """The paired mean change of one number of motion against the baseline at the same delay, as a share of it."""
+    rows = rows[rows[f"{key}_change"].notna()]
+
+    def paint(figure: Figure, width: int) -> dict[str, str]:
+        ax, tips = figure.add_subplot(), {}
+        ax.axvline(0, color=INK, lw=1)
+        for y, r in enumerate(rows.itertuples()):
+            d, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
+            ax.plot([low, high], [y, y], color=ACCENT, lw=2, solid_capstyle="round")
+            ax.plot(d, y, "o", color=ACCENT, ms=6, gid=f"tip{y}")
+            tips[f"tip{y}"] = f"{_name(r)}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_yticks(range(len(rows)), [short(_name(r), width) for r in rows.itertuples()])
+        ax.set_xlabel(f"{called}, method - baseline")
+        frame(ax, "x")
+        return tips
+
+    told = "; ".join(f"{_name(r)} {getattr(r, f'{key}_change'):+.3g}" for r in rows.itertuples())
+    return draw(f"motion-{key}", f"Motion: {called}", told, paint, lambda _: 54 + 25 * len(rows))
+
+
+def charts(rows: pd.DataFrame) -> list[Chart]:
+    """Success and seconds against delay by mode (no delay is the same in every mode), break-even, motion."""
+    out: list[Chart] = []
+    numbers = rows[rows["set_ms"].notna()]
+    zero = numbers[numbers["set_ms"] == 0].drop_duplicates("method")
+    for mode in dict.fromkeys(numbers[numbers["set_ms"] > 0]["mode"]):
+        own = pd.concat([zero, numbers[(numbers["mode"] == mode) & (numbers["set_ms"] > 0)]])
+        out.append(curve(own, "rate", "success, %", f"Success against delay, {mode}"))
+        out.append(curve(own, "seconds", "seconds to success", f"Seconds to success against delay, {mode}"))
+    devices = rows[rows["set_ms"].isna()]
+    if "difference" in devices and devices["difference"].notna().any():
+        out.append(break_even(devices))
+    if "jerk_hand_change" in rows and rows["jerk_hand_change"].notna().any():
+        named: Sequence[tuple[str, str]] = (("jerk_hand", "RMS jerk of the hand"), ("path_hand", "path of the hand"))
+        out += [motion(rows, key, called) for key, called in (*named, ("flips", "gripper flips"))]
+    return out
+
+
+def html(rows: pd.DataFrame) -> str:
+    """One self-contained page: charts, the table, notes."""
+    template = Environment(
+        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("delay.html")  # fmt: skip
+    shown = [
+        (r, "" if pd.isna(getattr(r, "difference", None)) else f"{100 * r.difference:+.1f}") for r in rows.itertuples()
+    ]
+    told = [verdict(r) if hasattr(r, "verdict") else "" for r in rows.itertuples()]
+    return template.render(
+        title=rows.attrs["title"],
+        charts=charts(rows),
+        rows=[(r, difference, words) for (r, difference), words in zip(shown, told, strict=True)],
+        notes=rows.attrs["notes"],
+    )
