@@ -12,11 +12,11 @@ from test_report import DENSE, FASTV, TASKS, write
 from vlaprune import cli, report
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, StepRecord, read
-from vlaprune.report import notes, plots
+from vlaprune.report import grids, notes, plots
 from vlaprune.report import page as pages
 from vlaprune.report.flips import flips, shelve
 
-VOID = {"meta", "br", "path", "use"}
+VOID = {"meta", "br", "path", "use", "input"}
 
 
 class Tags(HTMLParser):
@@ -75,7 +75,7 @@ def test_the_page_is_self_contained_and_whole(runs):
     tags = Tags(text).tags
     for tag, attrs in tags:
         for key in ("src", "href", "data-link", "poster", "action"):
-            assert attrs.get(key, "#").startswith("#"), (tag, attrs)
+            assert attrs.get(key, "#").startswith(("#", "data:text/csv;base64,")), (tag, attrs)
     assert not re.search(r"@import|url\((?!#)", text)
     assert set(re.findall(r"https?://[^\s\"'<>]*", text)) <= {
         "http://www.w3.org/2000/svg",
@@ -84,6 +84,7 @@ def test_the_page_is_self_contained_and_whole(runs):
     ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     used = {a[key].removeprefix("#") for _, a in tags for key in ("href", "aria-labelledby") if key in a}
+    used = {names for names in used if not names.startswith("data:text/csv")}
     assert {one for names in used for one in names.split()} <= set(ids)
     assert all(attrs.get("scope") in ("col", "row") for tag, attrs in tags if tag == "th")
     svgs = [attrs for tag, attrs in tags if tag == "svg"]
@@ -96,9 +97,9 @@ def test_the_page_says_what_the_table_says(runs):
     table = report.summarise(report.find([runs]))
     for shown in ("66.7 %", "8/12", "worse", "undecided", "60.0 %", "1.25 x", *table.attrs["notes"]):
         assert shown.replace("'", "&#39;") in text, shown
-    lost = re.search(r"<summary>fastv keep=0.25 .*?</details>", text, re.DOTALL)[0]
-    said = " ".join(re.sub("<[^>]+>", " ", lost).split())
-    assert said.endswith("Lost 2 near 3 steps 10 / 10 far 2 steps 10 / 10 Gained 1 far 3 steps 10 / 10")
+    flipped = text[text.index("What each method lost") : text.index('<form id="filters"')]
+    said = " ".join(re.sub("<[^>]+>", " ", flipped).split())
+    assert "Lost 2: near 3 (10 / 10 steps) , far 2 (10 / 10 steps) Gained 1: far 3 (10 / 10 steps)" in said
 
 
 def test_what_comes_from_a_journal_is_text_not_markup(runs):
@@ -147,32 +148,35 @@ def test_films_of_flipped_episodes_are_in_the_page_while_there_is_room(films):
     linked = [v for v in few.values() if not v.embedded]
     assert all((films / v.link).is_file() for v in linked) and len(linked) + len(some) == len(few)
     text = made(films, videos=5000).read_text()
-    assert f"{len(linked)} of {len(few)} videos have no room" in text and 'data-link="../dense/videos/' in text
-    assert "videos are in this page" in made(films).read_text()
+    assert "21 of 24 films have no room" in text and '["","../dense/videos/' in text
+    assert "24 films are in this page" in made(films).read_text()
 
 
 SCRIPT = """(async () => {
   const table = document.getElementById("table");
   const heads = [...table.tHead.rows[0].cells];
-  const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
   const sorted = {};
   for (const word of ["success", "method", "difference"]) {
-    const head = heads.find((h) => h.textContent === word), button = head.querySelector("button");
+    const head = heads.find((h) => h.textContent.trim() === word), button = head.querySelector("button");
     button.focus();
     const focused = document.activeElement === button;
     button.click(); const up = names();
     button.click();
     sorted[word] = [up, names(), head.getAttribute("aria-sort"), focused];
   }
-  const films = [...document.querySelectorAll("details.films")].pop();
-  if (films) { films.open = true; await new Promise((done) => setTimeout(done, 50)); }
+  const list = document.getElementById("list");
+  const row = list.querySelector("details");
+  if (row) { row.open = true; await new Promise((done) => setTimeout(done, 50)); }
   const shown = (svg) => svg.getBoundingClientRect().width > 0;
   const boxes = (texts) => [...texts].map((t) => t.getBoundingClientRect()).filter((b) => b.width);
   const clash = (bs) => bs.flatMap((a, i) => bs.slice(i + 1).filter((b) =>
     a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)).length;
   return {
     sorted,
-    video: films && [...films.querySelectorAll("video")].map((v) => v.src.slice(0, 15)),
+    video: [...list.querySelectorAll("video")].map((v) => v.src.slice(0, 15)),
+    made: [...list.querySelectorAll("code")].map((c) => c.textContent),
+    count: document.getElementById("count").textContent,
     wide: document.documentElement.scrollWidth - innerWidth,
     charts: [...document.querySelectorAll("svg")].filter(shown).map((s) => s.closest("div").className),
     clash: [...document.querySelectorAll("svg")].map((s) => clash(boxes(s.querySelectorAll(".name text")))),
@@ -203,7 +207,7 @@ def test_in_a_browser_twenty_arms_are_readable_and_sortable(crowd, width, kind, 
 
 def test_in_a_browser_films_get_their_data_when_opened(films):
     seen, console = look(made(films), SCRIPT)
-    assert console == [] and seen["video"] == ["data:video/mp4;", "data:video/mp4;"]
+    assert console == [] and seen["video"] == ["data:video/mp4;", "data:video/mp4;"]  # of dense and random
     seen, console = look(made(films, videos=0), SCRIPT)
     assert console == [] and [v[:7] for v in seen["video"]] == ["file://", "file://"]
 
@@ -277,3 +281,91 @@ def test_one_run_alone_has_a_page(tmp_path):
     file = made(tmp_path)
     assert "without a baseline to compare with" in file.read_text()
     assert look(file)[1] == []
+
+
+FILTERS = """(async () => {
+  const form = document.getElementById("filters"), list = document.getElementById("list");
+  const names = () => [...list.querySelectorAll(".what")].map((n) => n.textContent);
+  const choose = (settings) => {
+    for (const [key, value] of Object.entries(settings)) form.elements[key].value = value;
+    form.dispatchEvent(new Event("input", { bubbles: true }));
+    return names();
+  };
+  const all = { show: "all", arm: -1, task: -1, number: "" };
+  const arms = [...form.elements.arm.options];
+  const fastv = arms.find((o) => o.textContent.startsWith("fastv")).value;
+  let saved = "";
+  URL.createObjectURL = (blob) => { saved = blob; return "#"; };
+  document.getElementById("download").click();
+  return {
+    otherwise: choose({ ...all, show: "otherwise", arm: fastv }),
+    lost: choose({ ...all, show: "lost", arm: fastv }),
+    gained: choose({ ...all, show: "gained", arm: fastv }),
+    failed: choose({ ...all, show: "failed", arm: fastv, task: 0 }),
+    number: choose({ ...all, number: "5" }),
+    all: choose(all),
+    marks: [...list.querySelector("summary").querySelectorAll(".dot")].map((d) => d.title),
+    csv: await saved.text(),
+  };
+})()"""
+
+
+def test_in_a_browser_every_episode_can_be_found_by_filters_and_taken_away_as_data(runs):
+    seen, console = look(made(runs), FILTERS)
+    assert console == []
+    assert (seen["lost"], seen["gained"]) == (["near 3", "far 2"], ["far 3"])
+    assert seen["otherwise"] == ["near 3", "far 2", "far 3"] and seen["failed"] == ["near 3"]
+    assert seen["number"] == ["near 5", "far 5"] and len(seen["all"]) == 12
+    assert seen["marks"] == ["dense: achieved", "fastv keep=0.25: achieved", "random keep=0.125: failed"]
+    lines = seen["csv"].splitlines()
+    assert lines[0] == "method,task,episode,seed,success,steps" and len(lines) == 1 + 3 * 12
+    assert '"dense","near",0,"7",1,10' in lines and '"random keep=0.125","near",0,"7",0,10' in lines
+
+
+def test_a_missing_film_names_the_command_that_makes_it(tmp_path):
+    said = ["method=fastv", "method.keep=0.25", "output=old", "video=none", "episodes=6"]
+    write(tmp_path / "dense", DENSE, provenance={"overrides": ["method=dense"]})
+    write(tmp_path / "fastv", FASTV, "fastv", keep=0.25, provenance={"overrides": said})
+    seen, _ = look(made(tmp_path), SCRIPT)
+    folder = tmp_path / "fastv"
+    start = f"vlaprune-eval method=fastv method.keep=0.25 episodes=6 output={folder} video=all 'only=[near:3]'"
+    assert seen["made"][1] == start and seen["made"][0].startswith("vlaprune-eval method=dense ")
+
+
+def test_one_bad_arm_does_not_squeeze_the_scale():
+    assert plots.floor(np.array([-60.0, -4.0, -1.0, 0.0]), (-5.0, 0.0)) == -5
+    assert plots.floor(np.array([-60.0, -58.0, -4.0, -1.0, 0.0, 1.0])) == -4
+    assert plots.floor(np.array([-60.0, -40.0, -25.0, -10.0])) == -60  # all far apart: nothing is left out
+    assert plots.floor(np.array([-9.0, -4.0]), (-5.0, 0.0)) == -9 and plots.floor(np.array([3.0])) == 3
+
+
+def test_a_method_has_one_colour_everywhere(runs):
+    write(runs / "half", DENSE, "fastv", kept=32, gflops=3.0, keep=0.5)
+    text = made(runs).read_text()
+    rows = re.findall(r'<th scope="row" data-value="([^"]+)"><span class="dot (m\d+)"', text)
+    colours = {}
+    for name, colour in rows:
+        colours.setdefault(name.split()[0], set()).add(colour)
+    assert all(len(own) == 1 for own in colours.values()) and colours["dense"] == {"m0"}
+    assert len({*map(min, colours.values())}) == 3
+
+
+def test_rows_stand_by_effect(runs):
+    order = re.findall(r'<th scope="row" data-value="([^"]+)">', made(runs).read_text())
+    assert order[:3] == ["dense", "fastv keep=0.25", "random keep=0.125"]
+    write(runs / "better", {"near": "111111", "far": "111111"}, "better", kept=8)
+    order = re.findall(r'<th scope="row" data-value="([^"]+)">', made(runs).read_text())
+    assert order[:4] == ["dense", "better", "fastv keep=0.25", "random keep=0.125"]
+
+
+def test_method_against_method_is_paired_and_mirrored(runs):
+    """random loses all of fastv's 8 of 12; dense is one episode above fastv."""
+    comparison = report.compare(report.find([runs]))
+    grid = {arm.label: [cell.text for cell in cells] for arm, cells in grids.versus(comparison)}
+    assert list(grid) == ["dense", "fastv keep=0.25", "random keep=0.125"]
+    assert grid["dense"] == ["", "+8.3", "+75.0"] and grid["fastv keep=0.25"] == ["-8.3", "", "+66.7"]
+    strong = [cell.strong for _, cells in grids.versus(comparison) for cell in cells]
+    assert strong == [False, False, True, False, False, True, True, True, False]  # McNemar, Holm over three pairs
+    heat = {arm.label: cells for arm, cells in grids.heat(comparison, report.tabulate(comparison, by_task=True))}
+    assert [c.text for c in heat["fastv keep=0.25"]] == ["83", "50"] and heat["fastv keep=0.25"][1].depth == 0
+    assert heat["random keep=0.125"][0].hue == "bad" and heat["random keep=0.125"][0].depth == 70

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -61,12 +61,12 @@ def _episodes(arm: Arm, base: Arm, keys: Sequence[Key], won: bool) -> tuple[Flip
     for key in sorted(keys, key=lambda k: (tasks.index(k[0]), k[1], str(k[2]))):
         ours, theirs = arm.episodes[key], base.episodes[key]
         if ours.success == won != theirs.success:
-            films = (video(_of(base, key), *key[:2]), video(_of(arm, key), *key[:2]))
+            films = (video(run_of(base, key), *key[:2]), video(run_of(arm, key), *key[:2]))
             out.append(Flip(*key[:2], (theirs.steps, ours.steps), films))
     return tuple(out)
 
 
-def _of(arm: Arm, key: Key) -> Run:
+def run_of(arm: Arm, key: Key) -> Run:
     """The run that an episode comes from."""
     return arm.runs[arm.seeds.index(key[2])]
 
@@ -77,16 +77,19 @@ def video(run: Run, task: str, episode: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def shelve(found: Sequence[Flips], page: Path, budget: int) -> tuple[dict[Path, Video], dict[str, str]]:
+def shelve(
+    found: Sequence[Flips], page: Path, budget: int, others: Iterable[Path] = ()
+) -> tuple[dict[Path, Video], dict[str, str]]:
     """Gives every video its place: in the page while `budget` bytes last, LOST before GAINED, methods in turn.
 
-    Returns the places, and the embedded files as base64 by key.
+    Then come `others`. Returns the places, and the embedded files as base64 by key.
     """
     lost, gained = (chain.from_iterable(zip_longest(*(getattr(f, kind) for f in found))) for kind in ("lost", "gained"))
+    sets = [[p for p in flip.videos if p is not None] for flip in chain(lost, gained) if flip is not None]
     places: dict[Path, Video] = {}
     held: dict[str, str] = {}
-    for flip in filter(None, chain(lost, gained)):
-        new = [p for p in flip.videos if p is not None and p not in places]
+    for group in chain(sets, ([path] for path in others)):
+        new = [p for p in group if p not in places]
         size = sum(4 * ((p.stat().st_size + 2) // 3) for p in new)  # as base64
         fits = size <= budget
         budget -= size if fits else 0

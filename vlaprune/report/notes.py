@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,7 +50,7 @@ def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> 
         shown = "~ Times are shown because of --timed" if "ms" in table else "No times"
         out.append(f"{shown}: {table.attrs['shared']}.")
     if "ms" in table and whole["ms"].notna().any():
-        told = "; ".join(f"{method} {count}" for method, count in table.attrs["times"].items())
+        told = "; ".join(_counts(whole, table.attrs["times"]))
         out.append(
             "Times: median of steady calls of one size (calls alone on the device, none that compiled, captured or "
             f"allocated), sizes weighed by how often they are called. Calls: {told}."
@@ -61,6 +62,16 @@ def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> 
         said = ", ".join(f"{r.method} {r.speedup:.2f}x for {_most(r.flops_cut):.2f}x" for r in odd.itertuples())
         out.append(f"? The speed-up is more than the FLOPs saved allow ({said}): do not trust these times.")
     return out
+
+
+def _counts(whole: pd.DataFrame, told: Mapping[str, str]) -> list[str]:
+    """Calls of each arm; arms all of whose calls are steady in one breath."""
+    plain = whole[(whole["steady"] >= STEADY) & (whole[["cold", "packed", "untimed"]].sum(axis=1) == 0)]
+    if len(plain) < 3:
+        return [f"{method} {count}" for method, count in told.items()]
+    low, high = plain["steady"].min(), plain["steady"].max()
+    rest = [f"{method} {count}" for method, count in told.items() if method not in set(plain["method"])]
+    return [*rest, f"{'the others ' if rest else ''}{low:.0f} to {high:.0f} steady each"]
 
 
 def _most(cut: float) -> float:

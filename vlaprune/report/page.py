@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vlaprune.records import Run
 from vlaprune.report import plots
+from vlaprune.report.episodes import browser, films
 from vlaprune.report.flips import flips, shelve
-from vlaprune.report.notes import limits
+from vlaprune.report.grids import heat, ordered, versus
+from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
-from vlaprune.report.svg import Chart
+from vlaprune.report.svg import METHODS, Chart
 from vlaprune.report.tables import tabulate
 
+MATRIX = 40  # arms up to which every one is held against every other
 VIDEOS = 20_000_000  # bytes of film that a page holds as base64; the rest is linked
 
 
@@ -40,17 +44,28 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     """
     table = tabulate(comparison, by_task=True, timed=timed)
     table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
+    colours = _colours(comparison)
+    table["colour"] = table["method"].map(colours)
     if untimed:
         table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
     whole = table[table["task"] == "all"]
+    order = ordered(whole)
+    whole = whole.set_index("method", drop=False).loc[order].rename_axis(None)
+    whole.attrs = table.attrs
+    comparison = replace(comparison, arms=tuple(sorted(comparison.arms, key=lambda a: order.index(a.marked))))
     about = "~" if table.attrs["shared"] else ""
     found = flips(comparison)
-    places, held = shelve(found, file, videos)
+    places, held = shelve(found, file, videos, films(comparison).values())
+    data = _inert(browser(comparison, places))
     template = Environment(
         loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html")  # fmt: skip
+    several = "verdict" in whole and int(whole["verdict"].isin(JUDGED).sum()) > 1
     return template.render(
+        hue=lambda number: (number - 1) % len(METHODS) + 1 if number else 0,
+        several=several,
+        choices=[(i, a.marked) for i, a in enumerate(comparison.arms) if a is not comparison.baseline],
         comparison=comparison,
         rows=[(row, _cells(row, about)) for row in whole.itertuples()],
         shared=table.attrs["shared"],
@@ -60,16 +75,25 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         charts=_charts(comparison, whole),
         notes=table.attrs["notes"],
         limits=limits(comparison, whole),
-        tasks=_tasks(comparison, table),
+        heat=heat(comparison, table),
+        versus=versus(comparison) if 1 < len(comparison.arms) <= MATRIX else [],
+        colours=colours,
         flips=found,
-        places=places,
-        held=json.dumps(held),
+        data=data,
+        held=_inert(held),
+        csv=base64.b64encode(table.to_csv(index=False).encode()).decode(),
+        films=len(places),
         room=videos / 1e6,
         unshelved=sum(not v.embedded for v in places.values()),
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],
         provenance=_provenance([run for a in comparison.arms for run in a.runs]),
     )
+
+
+def _inert(value: Any) -> str:
+    """JSON that may stand in a script element: no text of a journal can end it or begin another."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def write(text: str, file: Path) -> Path:
@@ -162,7 +186,8 @@ def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
     if "ms" in table and table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
     layers = {a.marked: _layers(a) for a in comparison.arms}
-    charts["tokens"] = plots.tokens(layers, dict(zip(table["method"], table["visual"].astype(int), strict=True)))
+    totals, colours = (dict(zip(table["method"], table[key].astype(int), strict=True)) for key in ("visual", "colour"))
+    charts["tokens"] = plots.tokens({m: layers[m] for m in table["method"]}, totals, colours)
     return charts
 
 
@@ -172,20 +197,11 @@ def _layers(arm: Arm) -> list[float]:
     return [sum(layer) / len(calls) for layer in zip(*calls, strict=True)]
 
 
-def _tasks(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
-    """A row per arm, a cell per task: success, and lost / gained below."""
-    found = {(r.method, r.task): r for r in table.itertuples()}
-    out = []
-    for arm in comparison.arms:
-        cells = []
-        for task in comparison.tasks:
-            r = found.get((arm.marked, task))
-            lost, gained = (getattr(r, key, float("nan")) for key in ("lost", "gained"))
-            under = f"{r.success}/{r.episodes}" if r else ""
-            under += f" · -{lost:.0f} +{gained:.0f}" if lost + gained > 0 else ""
-            cells.append(Cell(f"{100 * r.rate:.0f} %", under, r.rate) if r else Cell("", "", -1.0))
-        out.append((arm.marked, cells))
-    return out
+def _colours(comparison: Comparison) -> dict[str, int]:
+    """Marked name -> colour: 0 for the baseline, then one for each method, the same for all its budgets."""
+    families = dict.fromkeys(a.method for a in comparison.arms if a is not comparison.baseline)
+    numbers = {family: i for i, family in enumerate(families, 1)}
+    return {a.marked: 0 if a is comparison.baseline else numbers[a.method] for a in comparison.arms}
 
 
 def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:

@@ -11,27 +11,37 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vlaprune.report.names import name
-from vlaprune.report.svg import ACCENT, BAD, INK, MUTED, NARROW, PAPER, Chart, draw, frame, look, short
+from vlaprune.report.svg import ACCENT, BAD, INK, NARROW, PAPER, Chart, draw, frame, look, short
 
 
 def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
-    """Every method's paired difference with its interval, against no difference and against the margin."""
-    rows = table[table["difference"].notna()]
+    """Every method's paired difference with its interval, the best first, against no difference and the margin.
+
+    A method far below the others stands at the left edge as an arrow with its number, so that the rest can be read.
+    """
+    rows = table[table["difference"].notna()].sort_values("difference", ascending=False, kind="stable")
+    lows, highs = (100 * rows[key].to_numpy(float) for key in ("held_low", "held_high"))
+    edge = floor(100 * rows["difference"].to_numpy(float), (-100 * margin, 0.0))
+    inside = 100 * rows["difference"].to_numpy(float) >= edge
+    low, high = min([-100 * margin, *lows[inside]]), max([0.0, *highs[inside]])
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
-        ax.axvspan(-1000, -100 * margin, color=BAD, alpha=0.06, lw=0)
+        reach = high - low
+        ax.axvspan(low - reach, -100 * margin, color=BAD, alpha=0.06, lw=0)
         ax.axvline(0, color=INK, lw=1)
         ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
+        ax.set_xlim(low - 0.06 * reach, high + (0.1 if width > NARROW else 0.24) * reach)
         for y, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(r.verdict)
-            d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
-            ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
-            ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
-            tips[f"tip{y}"] = f"{r.method}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {r.verdict}"
-        low, high = 100 * rows["held_low"].min(), 100 * rows["held_high"].max()
-        low, high = min(low, -100 * margin), max(high, 0.0)
-        ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+            colour, marker, face = look(r.verdict, r.colour)
+            d, left, right = (100 * v for v in (r.difference, r.held_low, r.held_high))
+            if d >= edge:
+                ax.plot([left, right], [y, y], color=colour, lw=2, solid_capstyle="round")
+                ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
+            else:
+                ax.plot(low - 0.03 * reach, y, "<", color=colour, mfc=face, ms=8, mew=1.6, gid=f"tip{y}")
+            ax.text(1.0, y, f"{d:+.1f}", transform=ax.get_yaxis_transform(), ha="right", va="center", color=INK)
+            tips[f"tip{y}"] = f"{r.method}: {d:+.1f} points [{left:+.1f}, {right:+.1f}], {r.verdict}"
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), [short(m, width) for m in rows["method"]])
         ax.set_xlabel(f"points of success, method - {short(baseline, width)}")
@@ -42,30 +52,66 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
     return draw("differences", f"Paired difference to {baseline}", told, paint, lambda _: 54 + 25 * len(rows))
 
 
+def floor(values: np.ndarray, always: Sequence[float] = ()) -> float:
+    """The value from which a scale begins: the least, unless leaving out up to a third of them more than halves it.
+
+    `always` are values that a scale shows in any case.
+    """
+    ranked = np.sort(np.asarray(values, float))
+    top = max([*ranked, *always])
+    whole = top - min([*ranked, *always])
+    for count in range(1, max(1, len(ranked) // 3) + 1):
+        rest = [*ranked[count:], *always]
+        if len(rest) > 1 and len(ranked) > 1 and top - min(rest) < 0.5 * whole:
+            return float(min(rest))
+    return float(min([*ranked, *always]))
+
+
 def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> Chart:
-    """Success with its interval against a cost; budgets of one method are joined by a line."""
+    """Success with its interval against a cost; budgets of one method are joined by a line.
+
+    A run far below the others stands at the lower edge as an arrow, one far to the left at the left edge.
+    """
     rows = table[table[column].notna()]
+    scale = 100 if column == "flops_cut" else 1
+    x, y = scale * rows[column].to_numpy(float), 100 * rows["rate"].to_numpy(float)
+    bottom, left = floor(y), floor(x, (0.0,)) if column == "flops_cut" else float(x.min())
+    inside = (y >= bottom) & (x >= left)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
-        ax, tips, scale = figure.add_subplot(), {}, 100 if column == "flops_cut" else 1
-        x, y = scale * rows[column].to_numpy(float), 100 * rows["rate"].to_numpy(float)
-        for _, one in rows.groupby(rows["family"], sort=False):
+        ax, tips = figure.add_subplot(), {}
+        for _, one in rows[inside].groupby("family", sort=False):
             one = one.sort_values("kept")
-            ax.plot(scale * one[column], 100 * one["rate"], color=MUTED, lw=1, alpha=0.45, zorder=1)
+            colour, _, _ = look(None, int(one["colour"].iloc[0]))
+            ax.plot(scale * one[column], 100 * one["rate"], color=colour, lw=1, alpha=0.45, zorder=1)
         best = front(x if column == "flops_cut" else -x, y)
         ax.step(x[best], y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
-        for i, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(getattr(r, "verdict", None))
-            ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
-            ax.plot(x[i], y[i], marker, color=colour, mfc=face, ms=7.5, mew=1.6, zorder=3, gid=f"tip{i}")
-            tips[f"tip{i}"] = f"{r.method}: {y[i]:.1f} % [{100 * r.low:.1f}, {100 * r.high:.1f}], {axis} {x[i]:.3g}"
         wide = width > NARROW
-        reach = max(float(np.ptp(x)), 1e-9)
-        ax.set_xlim(x.min() - 0.05 * reach, x.max() + (0.14 if wide else 0.3) * reach)  # room for names
+        reach = max(float(np.ptp(x[inside])), 1e-9)
+        ends = x[inside].min() - 0.05 * reach, x[inside].max() + (0.14 if wide else 0.3) * reach  # room for names
+        lows, highs = 100 * rows["low"].to_numpy(float)[inside], 100 * rows["high"].to_numpy(float)[inside]
+        span = max(float(highs.max() - lows.min()), 1.0)
+        base = max(-2.0, lows.min() - (0.06 if not inside.all() else 0.03) * span)
+        ax.set_xlim(*ends)
+        ax.set_ylim(base, min(102.0, highs.max() + 0.03 * span))
+        shown_x, shown_y = x.copy(), y.copy()
+        for i, r in enumerate(rows.itertuples()):
+            colour, marker, face = look(getattr(r, "verdict", None), r.colour)
+            if inside[i]:
+                ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
+            else:
+                marker = "<" if x[i] < left else "v"
+                shown_x[i] = min(max(x[i], ends[0] + 0.02 * reach), ends[1] - 0.02 * reach)
+                shown_y[i] = max(y[i], base + 0.03 * span)
+            ax.plot(shown_x[i], shown_y[i], marker, color=colour, mfc=face, ms=7.5, mew=1.6, zorder=3, gid=f"tip{i}")
+            tips[f"tip{i}"] = f"{r.method}: {y[i]:.1f} % [{100 * r.low:.1f}, {100 * r.high:.1f}], {axis} {x[i]:.3g}"
         ax.set_xlabel(axis)
         ax.set_ylabel("success, %")
         frame(ax, "both")
-        name(figure, ax, rows, x, y, width)
+        called = rows.assign(
+            family=[r.family if inside[i] else f"{r.family} {y[i]:.0f} %" for i, r in enumerate(rows.itertuples())]
+        )
+        name(figure, ax, called, shown_x, shown_y, width)
         return tips
 
     told = "; ".join(f"{r.method} {100 * r.rate:.1f} % at {getattr(r, column):.3g}" for r in rows.itertuples())
@@ -81,7 +127,9 @@ def front(gain: np.ndarray, success: np.ndarray) -> list[int]:
     return out
 
 
-def tokens(layers: Mapping[str, Sequence[float]], totals: Mapping[str, int]) -> Chart:
+def tokens(
+    layers: Mapping[str, Sequence[float]], totals: Mapping[str, int], colours: Mapping[str, int] | None = None
+) -> Chart:
     """Visual tokens computed at every layer, a row per method: the darker, the more of what came from the projector."""
     deepest, widest = max(len(v) for v in layers.values()), max(totals.values())
 
@@ -91,8 +139,9 @@ def tokens(layers: Mapping[str, Sequence[float]], totals: Mapping[str, int]) -> 
         for y, (method, means) in enumerate(layers.items()):
             for layer, mean in enumerate(means):
                 share, gid = mean / max(totals[method], 1), f"tip{y}-{layer}"
+                colour = look(None, colours[method])[0] if colours else ACCENT
                 ax.add_patch(
-                    Rectangle((layer - 0.5, y - 0.42), 1, 0.84, fc=ACCENT, alpha=0.06 + 0.8 * share, lw=0, gid=gid)
+                    Rectangle((layer - 0.5, y - 0.42), 1, 0.84, fc=colour, alpha=0.06 + 0.8 * share, lw=0, gid=gid)
                 )
                 tips[gid] = f"{method}, layer {layer}: {mean:.1f} of {totals[method]} visual tokens"
                 if room > 9 * len(f"{widest}"):

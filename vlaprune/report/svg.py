@@ -25,6 +25,8 @@ PAINT = {
     "#080808": "var(--accent)",
 }
 INK, MUTED, LINE, GOOD, BAD, OPEN, PAPER, ACCENT = PAINT
+METHODS = [f"#0b00{i:02x}" for i in range(1, 13)]  # a colour for each method
+PAINT |= {paint: f"var(--m{i})" for i, paint in enumerate(METHODS, 1)}
 STYLE: Any = {  # keys are names of matplotlib's settings
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -42,15 +44,15 @@ STYLE: Any = {  # keys are names of matplotlib's settings
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-# verdict -> colour, marker, face; shape and fill tell what colour tells
+# verdict -> marker, and whether it is filled; the colour tells the method
 LOOK = {
-    "no worse": (GOOD, "o", GOOD),
-    "worse": (BAD, "v", BAD),
-    "undecided": (OPEN, "o", PAPER),
-    "stopped: worse": (BAD, "v", PAPER),
-    "stopped: better": (GOOD, "^", PAPER),
-    "not judged": (OPEN, "X", PAPER),
-    "baseline": (INK, "D", INK),
+    "no worse": ("o", True),
+    "worse": ("v", True),
+    "undecided": ("o", False),
+    "stopped: worse": ("v", False),
+    "stopped: better": ("^", False),
+    "not judged": ("X", False),
+    "baseline": ("D", True),
 }
 WIDE, NARROW = 1000, 350  # pixels
 
@@ -66,9 +68,11 @@ class Chart:
     narrow: str
 
 
-def look(verdict: Any) -> tuple[str, str, str]:
-    """Colour, marker and face of a verdict; what has none is the baseline."""
-    return LOOK[verdict if isinstance(verdict, str) else "baseline"]
+def look(verdict: Any, colour: int) -> tuple[str, str, str]:
+    """Colour, marker and face of an arm: 0 is the baseline's ink, then those of methods; no verdict is the baseline."""
+    marker, full = LOOK[verdict if isinstance(verdict, str) else "baseline"]
+    paint = METHODS[(colour - 1) % len(METHODS)] if colour else INK
+    return paint, marker, paint if full else PAPER
 
 
 def short(text: str, width: int) -> str:
