@@ -76,7 +76,7 @@ LAYERS = {
     "training.demos": ["benchmark", "training.files"],
     "training.files": [],
     "training.datasets": ["training.datasets"],
-    "serve": ["policy", "benchmark", "records"],
+    "serve": ["policy", "benchmark", "records", "bench.gate"],  # clients pass the gate that simulators pass
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
     "doctor": ["doctor", "benchmark", "config"],
     "api": [

@@ -1,13 +1,18 @@
 """vlaprune-serve against the published client of openpi: real sockets, several clients, errors in one line."""
 
 import asyncio
+import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -16,9 +21,12 @@ from doubles import Reuser
 from hydra import compose, initialize_config_dir
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect as sync_connect
 
 from vlaprune import config
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.serve import Client, Server, pack, unpack
@@ -28,12 +36,14 @@ CLIENT = Client(["main"], ["observation/image"], robot=None)
 
 
 @contextmanager
-def served(policy, client=CLIENT, about=None):
+def served(policy, client=CLIENT, about=None, **options):
     """The port of a server at work in another thread."""
     ports: queue.Queue = queue.Queue()
 
     async def work():
-        task = asyncio.create_task(Server(policy, client, about or {"model": "toy"}, 3, 0.5).run("127.0.0.1", 0, ready))
+        task = asyncio.create_task(
+            Server(policy, client, about or {"model": "toy"}, 3, 0.5, **options).run("127.0.0.1", 0, ready)
+        )
         await task
 
     def ready(port):
@@ -124,11 +134,15 @@ def test_clients_side_by_side_have_slots_of_their_own_and_one_too_many_is_told()
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"observation/image": None}, r"observation/image is NoneType; send \[h, w, 3\] uint8"),
-        ({"observation/image": np.zeros((3, 8, 8), np.uint8)}, r"observation/image is \(3, 8, 8\) uint8; send"),
-        ({"observation/state": np.array([np.nan] * 8)}, "observation/state is float64 .* send finite numbers"),
-        ({"observation/state": np.zeros((2, 8))}, "send finite numbers in one row"),
-        ({"prompt": 3}, "prompt is int; send the instruction as text"),
+        ({"observation/image": None}, r"camera observation/image is None; a \[height, width, 3\] uint8 array is"),
+        ({"observation/image": np.zeros((3, 8, 8), np.uint8)}, r"camera observation/image is \[3, 8, 8\] uint8; a"),
+        ({"observation/image": np.zeros((2500, 2400, 3), np.uint8)}, "pictures of 18000000 bytes; at most"),
+        ({"observation/state": np.array([np.nan] * 8)}, "state is not finite, number 0 is nan"),
+        ({"observation/state": np.zeros((2, 8))}, "an array of numbers for eef_pos3_axisangle3_gripper2 is needed"),
+        ({"observation/state": np.zeros(7)}, "state has 7 numbers; eef_pos3_axisangle3_gripper2 has 8"),
+        ({"prompt": 3}, "instruction is int 3; a text is needed"),
+        ({"prompt": "go " * 5000}, "instruction has 15000 characters; at most 2000 are allowed"),
+        ({"episode": [1]}, "TypeError: int"),
     ],
 )
 def test_a_malformed_observation_is_answered_by_one_line(change, said):
@@ -189,19 +203,206 @@ def test_health_is_answered_over_plain_http():
 TOY = ["model=toy", "method=fastv", "bench.cameras=[main]", "bench.images=[observation/image]", "bench.robot=null"]
 
 
-def test_the_command_serves_and_says_where():
+@contextmanager
+def command(*options, **environment):
+    """A running vlaprune-serve: its process, the line it printed, its port."""
     code = "import sys; from vlaprune import cli; cli.serve()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *TOY, "port=0", "execute=2"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *TOY, "port=0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("toy with FastV at ws://127.0.0.1:") and line.endswith(", 1 slots\n")
-        client = connect(int(re.search(r":(\d+),", line)[1]))
-        assert client.infer(message(scenes(0, 0, 1)[0]))["actions"].shape == (2, 7)
+        yield process, line, int(re.search(r":(\d+),", line)[1])
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_the_command_serves_and_says_where():
+    with command("execute=2") as (_, line, port):
+        assert line.startswith("toy with FastV at ws://127.0.0.1:") and line.endswith(", 1 slots\n")
+        assert connect(port).infer(message(scenes(0, 0, 1)[0]))["actions"].shape == (2, 7)
+
+
+def test_who_has_no_token_or_comes_from_a_web_page_is_turned_away():
+    frame = message(scenes(0, 0, 1)[0])
+    with served(Policy(Toy(), Dense), token="secret", origins=["http://lab"]) as port:
+        assert WebsocketClientPolicy("127.0.0.1", port, api_key="secret").infer(frame)["actions"].shape == (4, 7)
+        for headers, origin, said in (
+            ({}, None, 401),
+            ({"Authorization": "Api-Key wrong"}, None, 401),
+            ({"Authorization": "Bearer secret"}, "http://evil", 403),
+        ):
+            with pytest.raises(InvalidStatus) as caught:
+                sync_connect(f"ws://127.0.0.1:{port}", additional_headers=headers, origin=origin).__enter__()
+            assert caught.value.response.status_code == said
+        with sync_connect(
+            f"ws://127.0.0.1:{port}", additional_headers={"Authorization": "Bearer secret"}, origin="http://lab"
+        ) as page:
+            assert unpack(page.recv())["model"] == "toy"
+
+
+def test_a_mistake_in_a_packed_call_is_its_own_clients():
+    """One client's picture cut off the three others that shared its call."""
+    frames = [scenes(task % 2, task, 1)[0] for task in range(4)]
+    model = Toy()
+    predict, packed, started = model.predict, [], threading.Event()
+
+    def picky(observations, sessions):
+        packed.append(len(observations))
+        if not started.is_set():  # the others gather behind the first call
+            started.set()
+            time.sleep(0.3)
+        if any(o.instruction == "fall" for o in observations):
+            raise RuntimeError("cannot fall")
+        return predict(observations, sessions)
+
+    model.predict = picky
+    found, errors = {}, []
+
+    def ask(port, i, more):
+        try:
+            found[i] = connect(port).infer(message(frames[i]) | more)["actions"]
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with served(Policy(model, Dense, slots=4)) as port:
+        threads = [threading.Thread(target=ask, args=(port, i, {"prompt": "fall"} if i == 2 else {})) for i in range(4)]
+        threads[0].start()
+        started.wait(5)
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert len(errors) == 1 and "RuntimeError: cannot fall" in errors[0] and max(packed) > 1
+    assert sorted(found) == [0, 1, 3]
+    for i, actions in found.items():
+        alone = Policy(Toy(), Dense)
+        alone.reset(0, episode_seed(3, frames[i].instruction, 0))
+        assert np.allclose(alone.act({0: frames[i]})[0], actions, atol=1e-6)
+
+
+def test_a_quiet_client_keeps_its_slot_until_another_one_waits():
+    frame = message(scenes(0, 0, 1)[0])
+    with served(Policy(Toy(), Dense), idle=0.2) as port:
+        quiet = connect(port)
+        quiet.infer(frame)
+        time.sleep(0.4)
+        quiet.infer(frame)  # nobody waited
+        with pytest.raises(RuntimeError, match="all 1 slots are taken"):
+            connect(port).infer(frame)
+        time.sleep(0.4)
+        assert connect(port).infer(frame)["actions"].shape == (4, 7)
+        with pytest.raises(ConnectionClosed):
+            quiet.infer(frame)
+
+
+def test_more_connections_than_two_a_slot_are_turned_away():
+    with served(Policy(Toy(), Dense)) as port:
+        held = [connect(port) for _ in range(10)]
+        with pytest.raises(InvalidStatus, match="503"):
+            sync_connect(f"ws://127.0.0.1:{port}").__enter__()
+        for client in held:
+            client._ws.close()
+
+
+EMPTY = b"\xdd" + (2**23).to_bytes(4, "big") + b"\x80" * 2**23  # 8 MiB of empty maps
+NESTED = b"\x91" * 5000 + b"\x80"
+
+
+def misbehave(port, kind, frame):
+    """One bad client; whatever happens to it is right, as long as it is not served nonsense."""
+    fine = msgpack_numpy.packb(frame)
+    sent = {
+        "picture": msgpack_numpy.packb(frame | {"observation/image": np.zeros((8, 8, 4), np.uint8)}),
+        "prompt": msgpack_numpy.packb(frame | {"prompt": "word " * 200_000}),
+        "maps": EMPTY,
+        "nested": NESTED,
+        "large": bytes(24 * 2**20),
+        "text": "hello",
+        "objects": msgpack.packb({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": (0,)}}),
+        "state": msgpack_numpy.packb(frame | {"observation/state": np.full(8, np.inf)}),
+    }
+    if kind == "garbage":
+        with socket.create_connection(("127.0.0.1", port)) as raw:
+            raw.sendall(os.urandom(4096))
+        return
+    with suppress(Exception), sync_connect(f"ws://127.0.0.1:{port}", max_size=None) as client:
+        if kind == "leaver":  # asks, and is gone before the answer
+            client.send(fine)
+            client.socket.close()
+        elif kind == "flood":  # asks and asks, and reads nothing
+            for _ in range(50):
+                client.send(fine)
+        elif kind != "silent":
+            client.send(sent[kind])
+            client.recv()
+            assert isinstance(client.recv(), str)
+        else:
+            time.sleep(0.5)
+
+
+BAD = (
+    "picture",
+    "prompt",
+    "maps",
+    "nested",
+    "large",
+    "text",
+    "objects",
+    "state",
+    "garbage",
+    "leaver",
+    "flood",
+    "silent",
+)
+
+
+def memory(pid, name):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_hundred_clients_of_which_twenty_misbehave():
+    """Long form: 2,000 frames each with TORTURE=2000. The good ones get what a quiet server answers."""
+    good, count = 80, int(os.environ.get("TORTURE", "2"))
+    looks = [scenes(i % 2, i, count) for i in range(good)]
+    found = [[] for _ in range(good)]
+
+    def play(port, i):
+        with sync_connect(f"ws://127.0.0.1:{port}", compression=None) as client:
+            client.recv()
+            for frame in looks[i]:
+                client.send(msgpack_numpy.packb(message(frame)))
+                found[i].append(msgpack_numpy.unpackb(client.recv())["actions"])
+
+    with command("slots=110") as (process, _, port):
+        idle = memory(process.pid, "VmRSS")
+        kinds = [BAD[i % len(BAD)] for i in range(20)]
+        threads = [threading.Thread(target=misbehave, args=(port, k, message(looks[0][0]))) for k in kinds]
+        workers = [threading.Thread(target=play, args=(port, i)) for i in range(good)]
+        for thread in [t for pair in zip_longest(workers, threads) for t in pair if t]:
+            thread.start()
+        for thread in workers + threads:
+            thread.join(120)
+        used = memory(process.pid, "VmHWM") - idle
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).read() == b"OK\n"
+        process.terminate()
+        said = process.stdout.read()
+    print(f"{used:.0f} MB above idle")
+    assert used < 500, used
+    assert "Traceback" not in said and len(said.splitlines()) < 3, said
+    policy = Policy(Toy(), FastV)
+    for frames, answers in zip(looks, found, strict=True):
+        policy.reset(0, episode_seed(7, frames[0].instruction, 0))
+        assert len(answers) == count
+        for frame, actions in zip(frames, answers, strict=True):
+            assert np.allclose(policy.act({0: frame})[0], actions, atol=1e-5)
 
 
 def test_a_model_that_wants_other_cameras_is_refused():

@@ -184,7 +184,12 @@ def _serve(cfg: DictConfig) -> None:
     def ready(port: int) -> None:
         print(f"{about['model']} with {about['method']} at ws://{cfg.host}:{port}, {cfg.slots} slots", flush=True)
 
-    asyncio.run(Server(policy, client, about, cfg.seed).run(cfg.host, cfg.port, ready))  # type: ignore[arg-type]
+        if cfg.token is None and cfg.host not in ("127.0.0.1", "localhost", "::1"):
+            print("anyone who reaches this machine can use the policy: set VLAPRUNE_TOKEN", flush=True)
+
+    own: Any = client
+    options = {"idle": float(cfg.idle), "token": cfg.token, "origins": list(cfg.origins)}
+    asyncio.run(Server(policy, own, about, cfg.seed, **options).run(cfg.host, cfg.port, ready))
 
 
 def _train(cfg: DictConfig) -> None:

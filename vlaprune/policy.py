@@ -141,18 +141,20 @@ class Policy:
         with self.clock.span("other"):
             chunks = self.model.predict([observations[i] for i in slots], sessions)
             actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
+            self._check(actions)  # before a session moves on, so that a call that failed can be made again
             records = [session.finish() for session in sessions]
         ms, cold = self.clock.read(), self._cold(records, compiled, captured)
         for slot, record in zip(slots, records, strict=True):
             self._calls[slot].append(replace(record, ms=ms, packed=len(slots), cold=cold))
-            if not np.isfinite(actions[slot]).all():
-                raise ValueError(
-                    f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype"
-                )
         out = {slot: self.controllers[slot].actions(chunk, self._late(slot)) for slot, chunk in actions.items()}
         for slot, own in out.items():
             self.sessions[slot].executes(torch.from_numpy(own))
         return out
+
+    def _check(self, actions: Mapping[int, np.ndarray]) -> None:
+        """ValueError for a number that is not finite."""
+        if not all(np.isfinite(chunk).all() for chunk in actions.values()):
+            raise ValueError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
 
     def _cold(self, records: Sequence[StepRecord], compiled: int, captured: int) -> str:
         """Why the time of this call is not that of a steady state; empty where it is.

@@ -4,6 +4,10 @@ The messages are those of openpi@15a9616 (src/openpi/serving/websocket_policy_se
 msgpack, arrays as their bytes. The server greets with what it serves; then every observation is answered by actions, or
 by one line of text that says what is wrong, after which the connection is closed. /healthz answers over plain HTTP.
 
+What comes from outside is bounded and checked: bytes and containers of a message, pictures, words (bench/gate.py), the
+number of connections. One client's mistake is its own: what fails in a packed call is computed again alone. Nobody is
+dropped for being busy; but a connection that was quiet for `idle` seconds gives up its slot where another one waits.
+
 A connection takes a slot with its first observation and keeps it. What a method remembers lasts for an episode, and
 openpi's client never says that one begins: the first observation of a connection begins one, and so does one with
 `reset` true or another `episode` number. Observations that arrive while the model computes share its next call.
@@ -12,20 +16,28 @@ openpi's client never says that one begins: the first observation of a connectio
 from __future__ import annotations
 
 import asyncio
+import hmac
+import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from vlaprune.bench.gate import Gate
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.records import StepRecord
 
 Message = dict[str, Any]
-LIMIT = 64 * 2**20  # bytes of a message
+LIMIT = 20 * 2**20  # bytes of a message: the pictures that the gate allows, and some more
+ENTRIES = 10_000  # of all maps and lists of a message together
+SPARE = 8  # connections beside two for each slot
+SLOW = 30.0  # seconds that a client may take to read an answer
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -41,10 +53,20 @@ def unpack(data: bytes | str) -> Message:
 
     if isinstance(data, str):
         raise ValueError("a message of text came; send msgpack, as openpi's client does")
+    entries = 0
+
+    def bounded(value: Any) -> Any:
+        nonlocal entries
+        entries += 1 + len(value)
+        if entries > ENTRIES:
+            raise ValueError(f"it has more than {ENTRIES} entries")
+        return _array(value) if isinstance(value, dict) else value
+
     try:
-        said = msgpack.unpackb(data, object_hook=_array)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ValueError(f"a message cannot be read ({error}); send msgpack, as openpi's client does") from None
+        said = msgpack.unpackb(data, object_hook=bounded, list_hook=bounded, max_map_len=ENTRIES, max_array_len=ENTRIES)
+    except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+        why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"a message cannot be read ({why}); send msgpack, as openpi's client does") from None
     if not isinstance(said, dict):
         raise ValueError(f"a message holds a {type(said).__name__}; send a dictionary of named observations")
     return said
@@ -105,25 +127,22 @@ class Client:
         layout = None if self.state is None else self.layout
         return Interface(self.rotation, self.gripper, self.frame, tuple(self.cameras), layout)
 
-    def read(self, message: Message) -> Observation:
+    def gate(self) -> Gate:
+        """What checks one connection's observations, under the names that they have in its messages."""
+        return Gate(replace(self.interface, cameras=tuple(self.images)))
+
+    def read(self, message: Message, gate: Gate) -> Observation:
         """An observation. ValueError names what is missing or malformed."""
         wanted = [*self.images, *([] if self.state is None else [self.state]), self.prompt]
         missing = [name for name in wanted if name not in message]
         if missing:
-            raise ValueError(f"the observation lacks {missing}; it has {sorted(map(str, message))}")
-        for name in self.images:
-            image = message[name]
-            fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-            if not fits or image.shape[2] != 3:
-                said = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-                raise ValueError(f"{name} is {said}; send [h, w, 3] uint8")
-        if not isinstance(message[self.prompt], str):
-            raise ValueError(f"{self.prompt} is {type(message[self.prompt]).__name__}; send the instruction as text")
+            raise ValueError(f"the observation lacks {missing}; it has {sorted(map(str, message))[:20]}")
         state = None if self.state is None else np.asarray(message[self.state])
-        if state is not None and (state.ndim != 1 or state.dtype.kind not in "iuf" or not np.isfinite(state).all()):
-            raise ValueError(f"{self.state} is {state.dtype} {state.shape}; send finite numbers in one row")
-        images = dict(zip(self.cameras, (message[name] for name in self.images), strict=True))
-        return Observation(images, None if state is None else state.astype(np.float64), message[self.prompt])
+        seen = gate.look(Observation({name: message[name] for name in self.images}, state, message[self.prompt]))
+        return replace(seen, images={c: seen.images[n] for c, n in zip(self.cameras, self.images, strict=True)})
+
+
+Answer = tuple[np.ndarray, StepRecord]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +152,14 @@ class Ask:
     slot: int
     observation: Observation
     seed: int | None
-    answer: asyncio.Future[tuple[np.ndarray, StepRecord]]
+    answer: asyncio.Future[Answer]
+
+
+class Place:
+    """A connection's place: its slot, once it has one, and when it was last heard of."""
+
+    def __init__(self, websocket: Any) -> None:
+        self.websocket, self.slot, self.heard = websocket, -1, time.monotonic()
 
 
 class Server:
@@ -142,31 +168,67 @@ class Server:
     about     what a client is greeted with
     seed      of the policy
     patience  seconds that a connection waits for a slot, such as that of a client which has just gone
+    idle      seconds after which a quiet connection gives up its slot to one that waits
+    token     that clients must send as `Authorization: Api-Key TOKEN`, as openpi's do, or `Bearer TOKEN`; None for none
+    origins   of web pages that may connect; programs, which send no origin, always may
     """
 
     def __init__(
-        self, policy: Policy, client: Client, about: Mapping[str, Any], seed: int = 7, patience: float = 5.0
+        self,
+        policy: Policy,
+        client: Client,
+        about: Mapping[str, Any],
+        seed: int = 7,
+        patience: float = 5.0,
+        idle: float = 300.0,
+        token: str | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
-        self.policy, self.client, self.seed, self.patience = policy, client, seed, patience
+        self.policy, self.client, self.seed, self.patience, self.idle = policy, client, seed, patience, idle
         self.about = {**about, "slots": policy.slots, "episodes": "send `reset` or `episode` where one begins"}
+        self._token, self._origins = token, [None, *origins]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(policy.slots):
             self._free.put_nowait(slot)
         self._asked: asyncio.Queue[Ask] = asyncio.Queue()
+        self._places: set[Place] = set()
 
     async def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serves until cancelled; `ready` is told the port once it is open. OSError where it cannot be had."""
         from websockets.asyncio.server import serve
 
+        quiet = logging.getLogger("vlaprune.serve.websockets")
+        quiet.setLevel(logging.CRITICAL)  # what clients do wrong is told to them, not printed here
+        options: Message = {
+            "compression": None,
+            "max_size": LIMIT,
+            "max_queue": 1,
+            "process_request": self._admit,
+            "origins": self._origins,
+            "ping_interval": None,
+            "close_timeout": 2,
+            "logger": quiet,
+        }
         with ThreadPoolExecutor(1) as thread:
             computing = asyncio.create_task(self._compute(thread))
             try:
-                options: Message = {"compression": None, "max_size": LIMIT, "process_request": _health}
                 async with serve(self._talk, host, port, **options) as server:
                     ready(next(iter(server.sockets)).getsockname()[1])
                     await server.serve_forever()
             finally:
                 computing.cancel()
+
+    def _admit(self, connection: Any, request: Any) -> Any:
+        """Answers /healthz, and those who may not connect, without a websocket."""
+        if request.path == "/healthz":
+            return connection.respond(200, "OK\n")
+        if self._token is not None:
+            said = request.headers.get("Authorization", "").partition(" ")[2].strip()
+            if not hmac.compare_digest(said.encode(), self._token.encode()):
+                return connection.respond(401, "send the server's token: Authorization: Api-Key TOKEN\n")
+        if len(self._places) >= 2 * self.policy.slots + SPARE:
+            return connection.respond(503, f"{len(self._places)} clients are connected; serve with more slots\n")
+        return None
 
     async def _compute(self, thread: ThreadPoolExecutor) -> None:
         """Answers everything that has been asked, in one packed call, over and over."""
@@ -175,66 +237,92 @@ class Server:
             asks = [await self._asked.get()]
             while not self._asked.empty():
                 asks.append(self._asked.get_nowait())
-            try:
-                answers = await loop.run_in_executor(thread, self._act, asks)
-            except Exception as error:  # whatever it is, clients wait to hear of it
-                for ask in asks:
-                    if not ask.answer.done():
-                        ask.answer.set_exception(error)
-                continue
+            answers = await loop.run_in_executor(thread, self._act, asks)
             for ask, answer in zip(asks, answers, strict=True):
-                if not ask.answer.done():
+                if ask.answer.done():  # its connection has gone
+                    continue
+                if isinstance(answer, Exception):
+                    ask.answer.set_exception(answer)
+                else:
                     ask.answer.set_result(answer)
 
-    def _act(self, asks: list[Ask]) -> list[tuple[np.ndarray, StepRecord]]:
-        for ask in asks:
-            if ask.seed is not None:
-                self.policy.reset(ask.slot, ask.seed)
-        actions = self.policy.act({ask.slot: ask.observation for ask in asks})
-        return [(actions[ask.slot], self.policy.drain(ask.slot)[-1]) for ask in asks]
+    def _act(self, asks: Sequence[Ask]) -> list[Answer | Exception]:
+        """The answers of one packed call. Where it fails, each is asked for alone: who is at fault is told so."""
+        try:
+            for ask in asks:
+                if ask.seed is not None:
+                    self.policy.reset(ask.slot, ask.seed)
+            actions = self.policy.act({ask.slot: ask.observation for ask in asks})
+            return [(actions[ask.slot], self.policy.drain(ask.slot)[-1]) for ask in asks]
+        except Exception as error:  # whatever it is, clients wait to hear of it
+            return [error] if len(asks) == 1 else [answer for ask in asks for answer in self._act([ask])]
 
     async def _talk(self, websocket: Any) -> None:
-        """One connection, from its greeting to its end."""
-        slots: list[int] = []
+        """One connection, from its greeting to its end, whoever ends it."""
+        from websockets.exceptions import ConnectionClosed
+
+        place = Place(websocket)
+        self._places.add(place)
+        _watch(websocket)
         try:
-            await websocket.send(pack(self.about))
-            await self._episodes(websocket, slots)
+            await _send(websocket, pack(self.about))
+            await self._episodes(websocket, place)
+        except (ConnectionClosed, TimeoutError):
+            websocket.transport.abort()  # gone, or does not read; there is nobody to tell
         finally:
-            for slot in slots:
-                self._free.put_nowait(slot)
+            self._places.discard(place)
+            if place.slot >= 0:
+                self._free.put_nowait(place.slot)
 
     async def _slot(self) -> int:
+        """A free slot, or that of the connection that was quiet longest. RuntimeError where all are at work."""
+        if self._free.empty():
+            taken = min((p for p in self._places if p.slot >= 0), key=lambda p: p.heard, default=None)
+            if taken is not None and time.monotonic() - taken.heard > self.idle:
+                taken.websocket.transport.abort()
         try:
             return await asyncio.wait_for(self._free.get(), self.patience)
         except TimeoutError:
             raise RuntimeError(f"all {self.policy.slots} slots are taken; serve with more slots") from None
 
-    async def _episodes(self, websocket: Any, slots: list[int]) -> None:
-        """Observations and their answers; the slot that is taken goes into `slots`."""
-        episode = -1
+    async def _episodes(self, websocket: Any, place: Place) -> None:
+        """Observations and their answers; the slot that is taken is noted in `place`."""
+        episode, gate = -1, self.client.gate()
         async for data in websocket:
             began = time.perf_counter()
             try:
                 message = unpack(data)
-                observation, seed = self.client.read(message), None
-                if not slots:
-                    slots.append(await self._slot())
+                del data  # as large as the observation
+                observation, seed = self.client.read(message, gate), None
+                if place.slot < 0:
+                    place.slot = await self._slot()
+                place.heard = time.monotonic()
                 if episode < 0 or message.get("reset") or message.get("episode", episode) != episode:
                     episode = int(message.get("episode", episode + 1))
                     seed = episode_seed(self.seed, observation.instruction, episode)
-                ask = Ask(slots[0], observation, seed, asyncio.get_running_loop().create_future())
+                ask = Ask(place.slot, observation, seed, asyncio.get_running_loop().create_future())
                 await self._asked.put(ask)
                 actions, record = await ask.answer
             except Exception as error:
                 # as openpi's server says it: a message of text, which its client raises; then the end
-                await websocket.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+                await _send(websocket, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
                 await websocket.close(1011, "see the message before")
                 return
+            place.heard = time.monotonic()
             spent = {"infer_ms": (time.perf_counter() - began) * 1e3}
             counted = {"total": record.total, "visual": list(record.visual), "flops": dict(record.flops)}
-            await websocket.send(pack({"actions": actions, "server_timing": spent, "pruning": counted}))
+            await _send(websocket, pack({"actions": actions, "server_timing": spent, "pruning": counted}))
 
 
-def _health(connection: Any, request: Any) -> Any:
-    """Answers /healthz without a websocket."""
-    return connection.respond(200, "OK\n") if request.path == "/healthz" else None
+async def _send(websocket: Any, data: bytes | str) -> None:
+    """TimeoutError for a client that does not read."""
+    await asyncio.wait_for(websocket.send(data), SLOW)
+
+
+def _watch(websocket: Any) -> None:
+    """Lets the system find out that the other machine is gone; a client that is merely busy is not asked."""
+    own = websocket.transport.get_extra_info("socket")
+    with suppress(OSError, AttributeError):  # of what a platform does not have
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+            own.setsockopt(socket.IPPROTO_TCP, option, value)
