@@ -52,4 +52,4 @@ def test_a_third_partys_method_runs_sweeps_and_is_listed(tmp_path):
     for name in ("mine", "random"):
         calls = [c for r in read(tmp_path / "sweep" / name).episodes.values() for c in r.calls]
         assert {c.visual for c in calls} == {(8,) * 6}
-    assert "Could not find 'method/nosuch'" in said.stderr and "\tmine\n" in said.stderr and "\tfastv\n" in said.stderr
+    assert "method=nosuch: use one of" in said.stderr and " mine, " in said.stderr and " fastv, " in said.stderr

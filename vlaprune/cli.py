@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlaprune import errors
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vlaprune.evaluation.progress import RunStatus
     from vlaprune.pruner import Pruner
-
-USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ImportError)
 
 
 def evaluate() -> None:
@@ -49,9 +50,8 @@ def doctor() -> None:
         from vlaprune.doctor.main import main
 
         sys.exit(main())
-    except USER_ERRORS as error:
-        _say(error)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(_ended(error))
 
 
 def report() -> None:
@@ -60,9 +60,8 @@ def report() -> None:
         from vlaprune.report import command
 
         command.main()
-    except USER_ERRORS as error:
-        _say(error)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(_ended(error))
 
 
 def _helped(name: str) -> bool:
@@ -75,17 +74,15 @@ def _helped(name: str) -> bool:
     return True
 
 
-def _line(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return f"{type(error).__name__}: {' '.join(str(text).split())}"
-
-
-def _say(error: BaseException) -> None:
-    print(_line(error), file=sys.stderr)
+def _ended(error: BaseException, folder: Path | None = None) -> int:
+    """Prints an error; the exit code: 2 where the user can mend it, 1 for a bug."""
+    mend = errors.mendable(error)
+    print(errors.line(error) if mend else errors.bug(error, folder), file=sys.stderr)
+    return 2 if mend else 1
 
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
-    """Runs a job under Hydra. Exit code 2 for what the user can mend: one line says what came and what is allowed."""
+    """Runs a job under Hydra. Exit code 2, and one line, for what the user can mend; 1 for a bug."""
     if _helped(name):
         return
     import hydra
@@ -94,36 +91,50 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     from vlaprune.evaluation import progress
 
     config.prepare()
-    started, failed = [], []
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come as they are, to be told in one line
+    sys.argv[1:] = config.arguments(sys.argv[1:])
+    codes: list[int] = []
     board = progress.Board()
 
     def guarded(cfg: Any) -> None:
-        started.append(True)
-        if config.job() is None:
+        one = config.job()
+        if one is None:
             progress.alone()
+        folder = None
         try:
+            cfg = config.check(cfg, name)
+            folder = Path(cfg.get("output", "."))
             job(cfg)
-        except USER_ERRORS as error:
-            one = config.job()
+        except Exception as error:
+            if config.composing(error):
+                error = errors.UserError(str(error))
             if one is None:
-                failed.append(error)
-                _say(error)
-            elif not one.fail(_line(error)):
+                codes.append(_ended(error, folder))
+                return
+            mend = errors.mendable(error)
+            text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
+            if not one.fail(" ".join(text.split()), 2 if mend else 1):
                 raise  # on another machine: the exception is all that comes back
 
     try:
         hydra.main(version_base="1.3", config_path=config.config_path(), config_name=name)(guarded)()
     except SystemExit as stop:
         if stop.code:
-            sys.exit(stop.code if started else 2)
+            sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if config.composing(error):
+            given = [one for one in sys.argv[1:] if not one.startswith("-")]
+            error = config.explained(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
+        codes.append(_ended(error))
     finally:
         statuses = board.close()
     if statuses:
         _verdicts(statuses)
-    if failed or any(s.error for s in statuses):
-        sys.exit(2)
+    codes += [status.code for status in statuses]
+    if any(codes):
+        sys.exit(1 if 1 in codes else max(codes))
 
 
 def _verdicts(statuses: Sequence[RunStatus]) -> None:
@@ -150,8 +161,8 @@ def _verdicts(statuses: Sequence[RunStatus]) -> None:
                 print(f"\n{differences(first, this)}:\n")
             table = tables.tabulate(tables.compare(group, partial=True))
             print(tables.terminal(table), tables.below(table), sep="\n\n")
-    except USER_ERRORS as error:
-        print(f"no table of this sweep: {_line(error)}", file=sys.stderr)
+    except Exception as error:
+        print(f"no table of this sweep: {errors.line(error)}", file=sys.stderr)
 
 
 def _evaluate(cfg: DictConfig) -> None:
@@ -168,9 +179,6 @@ def _serve(cfg: DictConfig) -> None:
     from vlaprune.policy import Policy
     from vlaprune.serve import Server
 
-    for key in ("port", "slots", "seed"):
-        if type(cfg[key]) is not int:
-            raise ValueError(f"{key}={cfg[key]}; use a whole number")
     model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)
@@ -214,7 +222,6 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
     from vlaprune import config
     from vlaprune.profile import job
 
-    config.check_profile(cfg)
     torch.set_num_threads(cfg.threads)
 
     def makers(arms: Sequence[tuple[str, DictConfig]]) -> list[tuple[str, Callable[[], Pruner]]]:

@@ -6,8 +6,10 @@ import linecache
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from traceback import FrameSummary, extract_tb
+from tempfile import gettempdir
+from traceback import FrameSummary, extract_tb, format_exception, format_list
 
+LOG = "error.log"
 PACKAGE = str(Path(__file__).resolve().parent)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -19,9 +21,37 @@ class UserError(ValueError):
     with exit code 2. Raise it in a plug-in, too.
 
     A ValueError, TypeError, RuntimeError, OSError or ImportError counts as a UserError where a `raise` statement of
-    vlaprune itself raised it. From anywhere else (a plug-in, torch, an operation that failed within vlaprune) it is a
-    bug: the command prints the frames of the user's own files and ends with exit code 1.
+    vlaprune itself raised it, and so does an OSError that names a file and comes through no plug-in. From anywhere else
+    (a plug-in, torch, an operation that failed within vlaprune) an error is a bug: the command prints the frames of the
+    user's own files and ends with exit code 1.
     """
+
+
+def line(error: BaseException) -> str:
+    """An error in one line: its text where the user can mend it, else its kind and text."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    kind = "error" if mendable(error) else type(error).__name__
+    return f"{kind}: {' '.join(str(text).split())}"
+
+
+def bug(error: BaseException, folder: Path | None) -> str:
+    """What is printed of a bug: the user's own frames, the error, and the file with the whole traceback.
+
+    folder  where that file is written, as error.log; None, or one that cannot be written to, for a temporary folder
+    """
+    whole, shown = "".join(format_exception(error)), list(own_frames(error)) or frames(error)[-1:]
+    place = next((path for path in (folder, Path(gettempdir())) if path is not None and _written(path, whole)), None)
+    calls = "".join(format_list(shown))
+    return f"{calls}{line(error)}\n" + (f"the whole traceback is in {place}/{LOG}" if place else whole)
+
+
+def _written(folder: Path, text: str) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOG).write_text(text)
+    except OSError:
+        return False
+    return True
 
 
 def frames(error: BaseException) -> list[FrameSummary]:
@@ -35,7 +65,10 @@ def mendable(error: BaseException) -> bool:
         return True
     kinds = (ValueError, TypeError, RuntimeError, OSError, ImportError)
     called = frames(error)
-    return isinstance(error, kinds) and bool(called) and _raised_here(called[-1])
+    if not isinstance(error, kinds) or not called:
+        return False
+    of_a_file = isinstance(error, OSError) and error.filename is not None and not list(own_frames(error))
+    return of_a_file or _raised_here(called[-1])
 
 
 def _raised_here(frame: FrameSummary) -> bool:

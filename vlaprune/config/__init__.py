@@ -1,25 +1,28 @@
 """From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
 
 from vlaprune.config.build import build, control, load, model_for, model_node, ready, recorded_method, sinks
-from vlaprune.config.check import check, check_profile
+from vlaprune.config.check import check
 from vlaprune.config.classes import make
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
+from vlaprune.config.explain import composing, explained
 from vlaprune.config.objects import standing_in
 from vlaprune.config.provenance import header, provenance, tasks
-from vlaprune.config.sweep import arms, every, job, methods
+from vlaprune.config.sweep import arguments, arms, every, job, methods
 
 __all__ = [
+    "arguments",
     "arms",
     "build",
     "check",
-    "check_profile",
     "composed",
+    "composing",
     "config_path",
     "control",
     "delay",
     "delay_identity",
     "every",
+    "explained",
     "header",
     "job",
     "load",

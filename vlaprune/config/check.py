@@ -1,24 +1,115 @@
-"""Settings that must be numbers, checked before anything is built."""
+"""The settings of a command, held against its YAML file before anything is built: names, kinds of values, ranges."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlaprune.config.classes import meant
+from vlaprune.config.compose import config_path
+from vlaprune.config.names import GROUPS
+from vlaprune.errors import UserError
 
 MODES = ("speed", "fidelity", "overhead", "floors", "check", "calibrate")  # of vlaprune-profile
+KINDS = {  # where the value in the file does not say it: null, or a whole number for any
+    **dict.fromkeys(("episodes", "execute", "teaching.steps"), int),
+    **dict.fromkeys(("runs", "methods", "models"), list),
+    **dict.fromkeys(("baseline", "name", "stop", "tuning.weights"), str),
+    **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),
+    "tune": bool,
+}
+LEAST = {"time_limit": 0, "warmup": 0, "calls": 0, "block": 1, "seconds": 0, "video_megabytes": 0}
+WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}
 
 
-def check(cfg: DictConfig) -> None:
-    """ValueError for a setting of vlaprune-eval that must be a number and is none."""
-    for key in ("seed", "episodes", "slots", "execute", "time_limit", "shard.index", "shard.count"):
-        value, kinds = OmegaConf.select(cfg, key), (int, float) if key == "time_limit" else (int,)
-        if type(value) not in kinds and (value is not None or key not in ("episodes", "execute")):
-            raise ValueError(f"{key}={value}; use a {'whole ' if float not in kinds else ''}number")
+def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
+    """The configuration of a command, free of what a class on the command line does not take. Else UserError."""
+    known = settings(name)
+    try:
+        given = _plain(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    _compare(known, given, "")
+    for group in GROUPS:
+        if group in cfg and not (group == "bench" and name == "serve"):
+            _group(cfg, group)
+    if name == "profile" and cfg.mode not in MODES:
+        raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{meant(str(cfg.mode), MODES)}")
+    return settled(cfg, HydraConfig.get().overrides.task)
 
 
-def check_profile(cfg: DictConfig) -> None:
-    """ValueError for a setting of vlaprune-profile that is none."""
-    for key, kinds in {"warmup": (int,), "calls": (int,), "block": (int,), "seconds": (int, float)}.items():
-        if type(cfg[key]) not in kinds or cfg[key] < (key == "block"):
-            raise ValueError(f"{key}={cfg[key]}; use a {'whole ' if float not in kinds else ''}number, not negative")
-    if cfg.mode not in MODES:
-        raise ValueError(f"mode={cfg.mode} is not one of {', '.join(MODES)}")
+def settings(name: str) -> dict[str, Any]:
+    """What the YAML file of a command holds, as it stands there, without the groups that it chooses."""
+    path = config_path()
+    folder = files(path.removeprefix("pkg://")) if path.startswith("pkg://") else Path(path)
+    said = OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text())
+    plain: dict[str, Any] = OmegaConf.to_container(said, resolve=False)  # type: ignore[assignment]
+    return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *GROUPS)}
+
+
+def settled(cfg: DictConfig, overrides: Any) -> DictConfig:
+    """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
+    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for group in GROUPS:
+        if f"{group}._target_" in typed and group in cfg:
+            own = {key: value for key, value in cfg[group].items() if f"{group}.{key}" in _above(typed)}
+            cfg = OmegaConf.merge(cfg, {})  # type: ignore[assignment]
+            OmegaConf.set_struct(cfg, False)
+            cfg[group] = own
+    return cfg
+
+
+def _above(keys: list[str]) -> set[str]:
+    """Dotted keys and every beginning of them."""
+    return {".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 2)}
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as dictionaries and lists, references replaced by values; what a run joins is left out."""
+    out = {}
+    for key in map(str, cfg):
+        if key not in (*GROUPS, "logger", "hydra"):
+            value = cfg[key]
+            out[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return out
+
+
+def _group(cfg: DictConfig, group: str) -> None:
+    node = cfg.get(group)
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+        shown = "not chosen" if group not in cfg else OmegaConf.to_yaml(node).strip() if node is not None else "null"
+        raise UserError(f"{group} is {' '.join(str(shown).split())}; choose one by {group}=NAME")
+
+
+def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> None:
+    names = [f"{above}{key}" for key in known]
+    for key, value in given.items():
+        name = f"{above}{key}"
+        if name not in names:
+            raise UserError(f"{name}={value}: there is no such setting{meant(name, names)}")
+        if not isinstance(known[key], dict):
+            _kind(name, known[key], value)
+        elif not isinstance(value, dict):
+            raise UserError(f"{name}={value}; set one of {', '.join(f'{name}.{inner}' for inner in known[key])}")
+        elif known[key]:
+            _compare(known[key], value, f"{name}.")
+    if gone := [key for key in known if key not in given]:
+        raise UserError(f"~{above}{gone[0]} takes away a setting that is needed; leave it out")
+
+
+def _kind(name: str, known: Any, value: Any) -> None:
+    kind = KINDS.get(name) or type(known)
+    if (value is None and known is None) or kind is type(None):
+        return
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{name}={value}; use {WANTED[kind]}")
+    if name in LEAST and value < LEAST[name]:
+        raise UserError(f"{name}={value}; use {WANTED[kind]}, not below {LEAST[name]}")

@@ -13,11 +13,10 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from vlaprune.config.explain import composing, explained
 from vlaprune.config.names import named
 from vlaprune.errors import UserError
 
@@ -65,19 +64,25 @@ def config_path() -> str:
 
 
 def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, dict[str, str]]:
-    """What a command would run with these overrides, and the name of each part. Else ValueError."""
+    """What a command would run with these overrides, and the name of each part. Else UserError."""
     with _search_path():
         try:
             cfg = compose(name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(" ".join(str(error).split())) from None
+        except Exception as error:
+            if not composing(error):
+                raise
+            raise explained(error, overrides, lambda chosen: compose(name, chosen), _options) from None
     return cfg, named(cfg.hydra)
 
 
 def options(group: str) -> list[str]:
     """The options of a config group, those of third parties included."""
     with _search_path():
-        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+        return _options(group)
+
+
+def _options(group: str) -> list[str]:
+    return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

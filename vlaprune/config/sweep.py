@@ -14,6 +14,8 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vlaprune.config.check import settled
+
 if TYPE_CHECKING:
     from vlaprune.evaluation.progress import Job
 
@@ -39,6 +41,13 @@ def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return rest, [list(arm) for arm in product(*axes)]
 
 
+def arguments(argv: Sequence[str]) -> list[str]:
+    """A command line on which a typed class (`method._target_=my.module.Mine`) may have any options beside it."""
+    typed = [text.lstrip("+").partition("._target_=")[0] for text in argv if "._target_=" in text]
+    own = tuple(f"{group}." for group in typed)
+    return [f"++{text}" if own and text.startswith(own) else text for text in argv]
+
+
 def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
     """The label and the configuration of each arm, composed with the other overrides of the running job."""
     job = HydraConfig.get()
@@ -47,7 +56,8 @@ def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
         given = dict(text.partition("=")[::2] for text in arm)
         called = given.pop("method", job.runtime.choices["method"])
         label = " ".join([called, *(f"{k.removeprefix('method.')}={v}" for k, v in given.items())])
-        out.append((label, compose(job.job.config_name, [*job.overrides.task, *arm])["method"]))
+        said = arguments([*job.overrides.task, *arm])
+        out.append((label, settled(compose(job.job.config_name, said), said)["method"]))
     return out
 
 

@@ -28,7 +28,7 @@ class RunStatus:
     """How far one run is.
 
     begun    episodes that were there when it started; seconds  since then
-    ended    whether it is over; error  why, if that was not as planned
+    ended    whether it is over; error  why, if that was not as planned; code  the exit code that it leads to
     baseline the folder of the run it is held against, if one was named
     """
 
@@ -42,6 +42,7 @@ class RunStatus:
     seconds: float = 0.0
     ended: bool = False
     error: str = ""
+    code: int = 0
 
     @property
     def rate(self) -> str:
@@ -86,13 +87,13 @@ class Job:
         folder = _folder()
         return folder and folder / f"{self.number}.json"
 
-    def fail(self, error: str) -> bool:
+    def fail(self, error: str, code: int = 2) -> bool:
         """Says that it failed; False where no board is looking."""
         if self.place is None:
             return False
         known = self.place.is_file()
         status = RunStatus(**json.loads(self.place.read_text())) if known else RunStatus(self.choices)
-        _post(self.place, replace(status, ended=True, error=error))
+        _post(self.place, replace(status, ended=True, error=error, code=code))
         return True
 
 

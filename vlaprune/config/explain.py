@@ -1,0 +1,77 @@
+"""What Hydra and OmegaConf say of a command line, as one line of ours: what came, what is allowed, what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+import omegaconf
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vlaprune.config.classes import meant
+from vlaprune.config.names import GROUPS
+from vlaprune.errors import UserError, frames
+
+ERRORS = (HydraException, OmegaConfBaseException)  # what the two raise for a command line that is wrong
+HOMES = tuple(str(Path(package.__file__ or "").parent) for package in (hydra, omegaconf))
+
+
+def composing(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf raised it; some of their errors are plain ValueErrors."""
+    called = frames(error)
+    return isinstance(error, ERRORS) or (bool(called) and called[-1].filename.startswith(HOMES))
+
+
+def explained(
+    error: Exception,
+    overrides: Sequence[str],
+    compose: Callable[[list[str]], DictConfig],
+    options: Callable[[str], list[str]],
+) -> UserError:
+    """The UserError that stands for an error of Hydra or OmegaConf.
+
+    overrides  of the command line; `compose` gives the command's configuration under some of them
+    options    those of a config group
+    """
+    text = str(error)
+    for said in overrides:
+        group, _, value = said.partition("=")
+        if group in (*GROUPS, "experiment", "logger") and "." not in group:
+            known = options(group)
+            for wanted in filter(None, re.split(r"[\[\], ]+", value)):
+                if wanted not in known and "$" not in wanted:
+                    return UserError(f"{said}: use one of {', '.join(known)}{meant(wanted, known)}")
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not (?:find|load) '([^']+)'", text)):
+        return UserError(f"there is no file {found[1]}.yaml among the configurations; check the name")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: {text.splitlines()[0]}; write KEY=VALUE, and quote what is no plain word")
+    if isinstance(error, ConfigCompositionException) and not all(o.lstrip("+~").partition("=")[0] for o in overrides):
+        return UserError("a setting without a name; write KEY=VALUE")
+    if found := re.search(r"Could not (?:override|append to config|delete from config)\W+'?([^'\s]+)'?", text):
+        key = found[1].rstrip(".").partition("=")[0].partition("@")[0]
+        siblings = _siblings(key, overrides, compose)
+        if siblings and key not in siblings:
+            said = next((o for o in overrides if o.lstrip("+~").partition("=")[0] == key), key)
+            near = meant(key, siblings)
+            return UserError(f"{said}: there is no such setting{near or f'; use one of {chr(44).join(siblings)}'}")
+    return UserError(" ".join(text.split()))
+
+
+def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
+    """The settings beside the one that a key was to name, dotted: where its parents are, or at the top."""
+    chosen = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment", "logger")]
+    try:
+        node = compose(chosen)
+    except ERRORS:
+        return []
+    *parents, _ = key.split(".")
+    for depth, parent in enumerate(parents):
+        inner = node.get(parent)
+        if not isinstance(inner, DictConfig):
+            return [".".join([*parents[:depth], str(k)]) for k in node if k != "hydra"]
+        node = inner
+    return [".".join([*parents, str(k)]) for k in node if k not in ("hydra", "_target_")]
