@@ -129,9 +129,9 @@ class Bar:
             self._bar.update()
         self._tell()
 
-    def close(self) -> None:
-        """The run is over, one way or another."""
-        self.status = replace(self.status, ended=True)
+    def close(self, whole: bool = True) -> None:
+        """The run is over; not `whole` where an error follows, which the job then tells."""
+        self.status = replace(self.status, ended=whole)
         if self._bar is not None:
             self._bar.close()
         self._tell()

@@ -38,6 +38,7 @@ def main(
     won = sum(r.success for r in mine)
     base = str(cfg.baseline or "")
     bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
+    whole = False
     try:
         with _film(cfg, policy, bench, header) as films:
             rules = RolloutConfig(cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic)
@@ -47,16 +48,18 @@ def main(
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             say(said(rule.stop))
+        lost = [key for key in recorder.raised if not recorder.has(*key)]
+        whole = not lost
     except KeyboardInterrupt:
         done = bar.status.done
         say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
         raise
     finally:
         recorder.close()
-        bar.close()
+        bar.close(whole)
     if job is None:
         print(report.summary(read(cfg.output)))
-    if lost := [key for key in recorder.raised if not recorder.has(*key)]:
+    if lost:
         raise RuntimeError(
             f"{len(lost)} episodes raised twice (error lines in {recorder.folder}); run the same command again "
             "to redo just these"
