@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test torture check lint type fix fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -65,6 +65,13 @@ type: .venv/done  ## types
 fix: .venv/done  ## corrects style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/done  ## the documentation site, build/site/index.html; a broken link or reference fails
+	$(BIN)/python scripts/docs.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+figures: .venv/done  ## the pictures of the documentation anew (minutes)
+	$(BIN)/python scripts/figures.py
 
 fresh: .venv/done  ## a new user's path: vlaprune new method, model and bench; install, test, run, report (minutes)
 	bash scripts/fresh_user.sh $(BIN)
