@@ -107,3 +107,16 @@ def test_a_mean_needs_two_values_for_an_interval():
     assert middle == 2 and interval.high - 2 == pytest.approx(2 - interval.low) == pytest.approx(
         4.303 / 3**0.5, rel=1e-3
     )
+
+
+def test_the_interval_shown_lies_beside_the_margin_exactly_where_there_is_a_verdict(study):
+    """Several methods of one delay: Holm asks more of each, and the interval says so."""
+    for r in study[study["verdict"].notna()].itertuples():
+        beside = {"no worse": r.held_low >= -0.05, "worse": r.held_high <= -0.05}
+        assert beside.get(r.verdict, r.held_low <= -0.05 <= r.held_high), r.method
+    assert "margin of 5 points" in " ".join(study.attrs["notes"])
+
+
+def test_a_study_of_one_method_alone_has_its_charts():
+    alone = delay.table([run("fastv", HOLD, WON), run("fastv", {"mode": "hold", "ms": 200}, HALF)])
+    assert [c.key for c in charts(alone)] == ["rate-hold", "seconds-hold"] and "verdict" not in alone

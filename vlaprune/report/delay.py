@@ -79,9 +79,10 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     rate, low, high; seconds, seconds_low, seconds_high: the world's seconds to success, mean over successes with its
     95 % interval; replans, calls a second of the world; held and stale, shares of steps; path_hand, jerk_hand,
     jerk_turn and flips, means over episodes; and against the baseline of the same setting difference, difference_low,
-    difference_high, verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method
-    succeeds sooner, mean over episodes in which both do; and for each number of motion its paired mean change with _low
-    and _high. `attrs["notes"]` says where milliseconds come from.
+    difference_high (95 %), held_low, held_high (at the level of the verdict), verdict, more, lost, gained, paired;
+    sooner, sooner_low, sooner_high: seconds that the method succeeds sooner, mean over episodes in which both do; and
+    for each number of motion its paired mean change with _low and _high. `attrs` holds title, margin and notes: where
+    milliseconds come from.
     """
     found = settings(runs, baseline, partial)
     frames = [pd.DataFrame([_row(s, arm) for arm in s.comparison.arms]) for s in found]
@@ -89,12 +90,18 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     notes = {f"{s.mode}, {s.where}: {s.note}": None for s in found if s.note and s.ms is None}
     out.attrs["notes"] = [*notes, *_footnotes(found)]
     first = found[0].comparison.arms[0].run
+    out.attrs["margin"] = found[0].comparison.margin
     out.attrs["title"] = f"{shown(first, 'model')} on {shown(first, 'bench')}, in a world that does not wait"
     return out
 
 
 def _footnotes(found: Sequence[Setting]) -> list[str]:
-    out = ["seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones"]
+    margin = found[0].comparison.margin
+    out = [
+        "seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones",
+        f"verdicts: against a margin of {100 * margin:g} points by an exact test, Holm over the methods of one delay; "
+        "intervals of differences are at the level of their verdict",
+    ]
     if any(s.mode != "wait" for s in found):
         out.append("held: share of steps without an action; stale: on which an older chunk went on while a call ran")
     return out
@@ -109,6 +116,7 @@ def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
         "where": setting.where,
         "set_ms": float("nan") if setting.ms is None else setting.ms,
         "method": arm.marked,
+        "family": arm.method,
         "ms": np.mean([c.delay.get("ms", 0.0) for c in calls]),
         "late": np.mean([c.delay.get("late", 0) for c in calls]),
         "seconds": seconds,
@@ -140,6 +148,7 @@ def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one setting with success, verdicts and what is paired."""
     told = tabulate(setting.comparison).set_index("method")
     wanted = ["success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"]
+    wanted += ["held_low", "held_high"]
     wanted += ["verdict", "more", "lost", "gained", "paired", "kept", "visual"]
     frame = frame.join(told[[c for c in wanted if c in told]], on="method")
     base = setting.comparison.baseline
@@ -198,7 +207,7 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
         cells.append(_around(r.seconds, r.seconds_low, r.seconds_high))
         cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]
         if judged:
-            low, high = 100 * r.difference_low, 100 * r.difference_high
+            low, high = 100 * r.held_low, 100 * r.held_high
             cells.append("" if pd.isna(r.difference) else f"{100 * r.difference:+.1f} [{low:+.1f}, {high:+.1f}]")
             cells += [_around(r.sooner, r.sooner_low, r.sooner_high, "+"), verdict(r)]
         body.append(cells)

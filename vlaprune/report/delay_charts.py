@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vlaprune.report.delay import verdict
-from vlaprune.report.svg import ACCENT, BAD, GOOD, INK, MUTED, OPEN, Chart, draw, frame, look, short
+from vlaprune.report.svg import BAD, INK, Chart, draw, frame, look, short
 
-LINES = [(INK, "D"), (ACCENT, "o"), (OPEN, "s"), (GOOD, "^"), (BAD, "v"), (MUTED, "X")]
+MARKERS = "Dos^vXP<>*"  # of lines, by method
 
 
 def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
@@ -25,7 +25,7 @@ def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
         ax, tips = figure.add_subplot(), {}
         for number, method in enumerate(methods):
             own = rows[rows["method"] == method].sort_values("set_ms")
-            colour, marker = LINES[number % len(LINES)]
+            colour, marker = look(None, int(own["colour"].iloc[0]))[0], MARKERS[number % len(MARKERS)]
             ax.plot(own["set_ms"], scale * own[column], color=colour, lw=1.6, label=short(method, width), marker=marker)
             for i, r in enumerate(own.itertuples()):
                 ends = [scale * getattr(r, k) for k in (low, high)]
@@ -42,16 +42,17 @@ def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
     return draw(f"{column}-{rows['mode'].iloc[-1]}", title, told, paint, lambda width: 340)
 
 
-def break_even(rows: pd.DataFrame) -> Chart:
+def break_even(rows: pd.DataFrame, margin: float) -> Chart:
     """Every method's difference of success to dense, each at its own latency, device by device."""
     rows = rows[rows["difference"].notna()]
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
         ax.axvline(0, color=INK, lw=1)
+        ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
         for y, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(r.verdict)
-            d, low, high = (100 * v for v in (r.difference, r.difference_low, r.difference_high))
+            colour, marker, face = look(r.verdict, r.colour)
+            d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
             tips[f"tip{y}"] = f"{_name(r)}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {verdict(r)}"
@@ -78,8 +79,9 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
         ax.axvline(0, color=INK, lw=1)
         for y, r in enumerate(rows.itertuples()):
             d, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
-            ax.plot([low, high], [y, y], color=ACCENT, lw=2, solid_capstyle="round")
-            ax.plot(d, y, "o", color=ACCENT, ms=6, gid=f"tip{y}")
+            colour, marker, face = look(r.verdict, r.colour)
+            ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
+            ax.plot(d, y, marker, color=colour, mfc=face, ms=6, gid=f"tip{y}")
             tips[f"tip{y}"] = f"{_name(r)}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), [short(_name(r), width) for r in rows.itertuples()])
@@ -94,6 +96,9 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
 def charts(rows: pd.DataFrame) -> list[Chart]:
     """Success and seconds against delay by mode (no delay is the same in every mode), break-even, motion."""
     out: list[Chart] = []
+    judged = rows[rows["verdict"].notna()] if "verdict" in rows else rows[:0]
+    numbers_of = {method: i for i, method in enumerate(dict.fromkeys(judged["family"]), 1)}
+    rows = rows.assign(colour=[numbers_of.get(family, 0) for family in rows["family"]])
     numbers = rows[rows["set_ms"].notna()]
     zero = numbers[numbers["set_ms"] == 0].drop_duplicates("method")
     for mode in dict.fromkeys(numbers[numbers["set_ms"] > 0]["mode"]):
@@ -102,7 +107,7 @@ def charts(rows: pd.DataFrame) -> list[Chart]:
         out.append(curve(own, "seconds", "seconds to success", f"Seconds to success against delay, {mode}"))
     devices = rows[rows["set_ms"].isna()]
     if "difference" in devices and devices["difference"].notna().any():
-        out.append(break_even(devices))
+        out.append(break_even(devices, rows.attrs["margin"]))
     if "jerk_hand_change" in rows and rows["jerk_hand_change"].notna().any():
         named: Sequence[tuple[str, str]] = (("jerk_hand", "RMS jerk of the hand"), ("path_hand", "path of the hand"))
         out += [motion(rows, key, called) for key, called in (*named, ("flips", "gripper flips"))]
