@@ -23,8 +23,8 @@ LAYOUT = Layout(14, range(1, 11), range(11, 13), range(13, 14), 13, VIEWS)
 
 def trace(kept=None, reused=None, step=0):
     images = [torch.full((9, 8, 3), 200, dtype=torch.uint8), torch.full((8, 12, 3), 200, dtype=torch.uint8)]
-    given = [{context: torch.tensor(rows) for context, rows in (d or {}).items()} for d in (kept, reused)]
-    return Trace(LAYOUT, images, step, *given)
+    kept, reused = ({layer: torch.tensor(rows) for layer, rows in (d or {}).items()} for d in (kept, reused))
+    return Trace(LAYOUT, images, step, kept=kept, reused=reused)
 
 
 def frames(path):
