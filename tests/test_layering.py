@@ -105,6 +105,7 @@ TORCHLESS = (
         "evaluation.motion",
         "evaluation.progress",
         "evaluation.recorder",
+        "evaluation.lock",
         "evaluation.replay",
         "training.demos",
         "training.files",

@@ -4,12 +4,15 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 from doubles import Bench, outcomes, play
 
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.records import EpisodeRecord, Header, StepRecord, differences, read
+from vlaprune.records import SCHEMA, EpisodeRecord, Header, StepRecord, differences, encode, read
 
 HEADER = Header({"method": {"keep": 0.25, "layer": 3}, "seed": 7}, {"commit": "abc"}, {"t": 4})
 
@@ -86,7 +89,7 @@ def test_deleting_the_damaged_line_as_told_redoes_its_episode(tmp_path):
 
 
 def test_a_file_without_a_header_is_no_journal(tmp_path):
-    (tmp_path / "journal.jsonl").write_text('{"kind":"episode","task":"t"}\n')
+    (tmp_path / "journal.jsonl").write_bytes(encode({"kind": "episode", **asdict(episode(0))}))
     with pytest.raises(ValueError, match="no header line; it is no journal of vlaprune"):
         read(tmp_path)
 
@@ -124,12 +127,17 @@ def test_two_processes_do_not_write_one_journal(journal):
     first = recorder(journal.parent)
     with pytest.raises(ValueError, match=r"is being written by another process; wait for it or use shard\.index"):
         recorder(journal.parent)
-    other = recorder(journal.parent, shard="-1-of-2")  # a shard has a journal of its own
-    other.write(episode(3))
-    first.write(episode(2))
-    for writer in (first, other):
+    with pytest.raises(ValueError, match=r"journal\.jsonl is being written by another process; .* its shard\.count"):
+        recorder(journal.parent, shard="-1-of-2")  # it would run the same episodes
+    first.close()
+    pair = [recorder(journal.parent, shard=f"-{n}-of-2") for n in (0, 1)]  # shards have journals of their own
+    with pytest.raises(ValueError, match=r"use its shard\.count"):
+        recorder(journal.parent, shard="-0-of-3")
+    for number, writer in enumerate(pair, 2):
+        writer.write(episode(number))
         writer.close()
     assert read(journal.parent).episodes.keys() == {("t", n) for n in range(4)}
+    assert not (journal.parent / "journal-0-of-3.jsonl").exists()
     recorder(journal.parent).close()
 
 
@@ -140,9 +148,7 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(journal):
     ):
         recorder(journal.parent, other)
     assert differences(HEADER, HEADER) == ""
-    (journal.parent / "journal-b.jsonl").write_text(
-        json.dumps({"kind": "header", "identity": other.identity, "provenance": {}, "tasks": {}}) + "\n"
-    )
+    (journal.parent / "journal-b.jsonl").write_bytes(encode({"kind": "header", "schema": SCHEMA, **asdict(other)}))
     with pytest.raises(ValueError, match=r"mixes two runs: method\.keep"):
         read(journal.parent)
 
@@ -170,3 +176,142 @@ def test_ctrl_c_is_no_error_of_an_episode(tmp_path):
         raise KeyboardInterrupt
     assert not writer.raised and not read(tmp_path).errors
     writer.close()
+
+
+def test_every_flipped_bit_is_noticed(journal):
+    """A damaged line is refused; at most the newline of the last line makes that episode missing."""
+    whole, good = journal.read_bytes(), read(journal.parent).episodes
+    for at in range(0, len(whole), 7):
+        journal.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            found = read(journal.parent).episodes
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found.items() < good.items()
+
+
+CALL = {**asdict(episode(0))["calls"][0]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"episode": value} for value in (2.5, -1, "2", True, None)),
+        *({"success": value} for value in (5, "yes", None)),
+        *({"calls": value} for value in ("abc", [], [5], [None], {}, [CALL | {"flops": None}], [CALL | {"total": -1}])),
+        *({"calls": [CALL | {"flops": {"prompt": value}}]} for value in (float("inf"), float("nan"), "1")),
+        *({"calls": [CALL | {"visual": value}]} for value in ("66", [6.0, 2], [])),
+        {"calls": [CALL, CALL | {"visual": [6, 6, 6]}]},
+        {"surplus": 1},
+        {"kind": "unknown"},
+        {"kind": None},
+    ],
+)
+def test_a_crafted_episode_is_refused_though_its_checksum_is_right(journal, change):
+    with journal.open("ab") as file:
+        file.write(encode({"kind": "episode", **asdict(episode(2)), **change}))
+    with pytest.raises(ValueError, match=r"line 4 is no line of a journal .*; delete that line") as error:
+        read(journal.parent)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("raw", [b"null", b"5", b'"x"', b"[]", b"{}", b"[" * 5000])
+def test_a_line_that_is_no_record_is_refused(journal, raw):
+    with journal.open("ab") as file:
+        file.write(raw + b"\n")
+    with pytest.raises(ValueError, match="line 4 is damaged"):
+        read(journal.parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"tasks": value} for value in ([], {"t": 10**12}, {"t": -1}, {"t": "4"}, None)),
+        *({"identity": value} for value in ([], None, 5)),
+        *({"schema": value} for value in (1, None, "2")),
+    ],
+)
+def test_a_crafted_header_is_refused(tmp_path, change):
+    (tmp_path / "journal.jsonl").write_bytes(encode({"kind": "header", "schema": SCHEMA, **asdict(HEADER), **change}))
+    with pytest.raises(ValueError, match=r"line 1 is no line of a journal .*; move that file away"):
+        read(tmp_path)
+
+
+def test_what_was_written_before_the_lock_was_free_is_known_after_it(journal, monkeypatch):
+    """Another process ends between our look at the folder and our lock: its last episode is not run again."""
+    from vlaprune.evaluation import lock
+
+    other, taken = recorder(journal.parent), lock.fcntl.flock
+
+    def late(*args):
+        monkeypatch.setattr(lock.fcntl, "flock", taken)
+        other.write(episode(2))
+        other.close()
+        taken(*args)
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    ours = recorder(journal.parent)
+    assert ours.has("t", 2)
+    ours.close()
+
+
+def test_without_locks_of_the_file_system_a_file_names_the_writer(journal, monkeypatch):
+    from vlaprune.evaluation import lock
+
+    def none(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    first, held = recorder(journal.parent), journal.parent / "journal.jsonl.lock"
+    with pytest.raises(ValueError, match=rf"by process {os.getpid()} on .*; wait for it .*delete .*journal.jsonl.lock"):
+        recorder(journal.parent)
+    first.close()
+    assert not held.exists()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held.write_text(f"{lock.socket.gethostname()} {gone.pid}")  # killed before it could clean up
+    recorder(journal.parent).close()
+    held.write_text("elsewhere 1")
+    with pytest.raises(ValueError, match="by process 1 on elsewhere"):
+        recorder(journal.parent)
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_folder_that_cannot_be_written_to_is_one_line_from_the_start(tmp_path, monkeypatch, error):
+    def refuse(self, *_, **__):
+        raise OSError(error, os.strerror(error), str(self))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    with pytest.raises(ValueError, match=rf"cannot write to .*run/journal.jsonl: {os.strerror(error)}; choose another"):
+        recorder(tmp_path / "run")
+
+
+def test_a_shrunk_run_keeps_all_that_is_recorded(journal):
+    told = []
+
+    class Ear:
+        def open(self, header, folder, done):
+            told.extend(r.episode for r in done)
+
+        def close(self):
+            pass
+
+    fewer = recorder(journal.parent, Header(HEADER.identity, {}, {"t": 1}), sinks=[Ear()])
+    assert told == [0, 1] and fewer.more == 1 and [r.episode for r in fewer.done()] == [0]
+    fewer.close()
+
+
+def test_the_sinks_of_a_shard_get_its_own_episodes(tmp_path):
+    from vlaprune.evaluation.loggers import CSV
+
+    for index in (0, 1):
+        header = replace(HEADER, provenance={"shard": f"-{index}-of-2"})
+        writer = recorder(tmp_path, header, shard=f"-{index}-of-2", sinks=[CSV()])
+        for number in range(index, 4, 2):
+            writer.write(episode(number))
+        writer.close()
+    header = replace(HEADER, provenance={"shard": "-0-of-2"})
+    recorder(tmp_path, header, shard="-0-of-2", sinks=[CSV()]).close()  # nothing is missing
+    rows = [p.read_text().splitlines()[1:] for p in sorted(tmp_path.glob("episodes-*.csv"))]
+    assert [[line.split(",")[1] for line in lines] for lines in rows] == [["0", "2"], ["1", "3"]]

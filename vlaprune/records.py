@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
+from zlib import crc32
+
+SCHEMA = 2  # of a journal's lines
+MOST = 1_000_000  # episodes of a task that a run may ask for
 
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
 
@@ -117,15 +122,42 @@ class Run:
         return [key for key in asked if key not in self.episodes]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal. A torn last line (killed while writing) is left out; other damage raises."""
+def encode(line: Mapping[str, Any]) -> bytes:
+    """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline."""
+    body = json.dumps(line, separators=(",", ":")).encode()
+    return body[:-1] + b',"crc":"%08x"}\n' % crc32(body)
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    """What `encode` wrote. ValueError where a single bit differs."""
+    head, _, tail = line.rpartition(b',"crc":"')
+    body = head + b"}"
+    if tail != b'%08x"}' % crc32(body):
+        raise ValueError("checksum")
+    said: dict[str, Any] = json.loads(body)
+    return said
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Kind and content of the whole lines of a journal. A torn last line (killed while writing) is left out.
+
+    ValueError for any other damage, and for a value that no journal of ours holds.
+    """
     whole = path.read_bytes().split(b"\n")[:-1]  # what no newline ends was never finished
     for number, line in enumerate(whole, 1):
         try:
-            if line:
-                yield json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path} line {number} is damaged; delete that line and run again to redo it") from None
+            said = _decode(line)
+            kind = str(said.pop("kind", None))
+            content = _KINDS[kind](said)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            what = "is damaged" if str(error) == "checksum" else f"is no line of a journal ({_short(error)})"
+            todo = "delete that line and run again to redo it" if number > 1 else "move that file away and run again"
+            raise ValueError(f"{path} line {number} {what}; {todo}") from None
+        yield kind, content
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def read(folder: Path | str) -> Run:
@@ -133,35 +165,121 @@ def read(folder: Path | str) -> Run:
     folder = Path(folder)
     run: Run | None = None
     for path in sorted(folder.glob("journal*.jsonl")):
-        for line in _lines(path):
-            kind = line.pop("kind")
+        for kind, said in _lines(path):
             if kind == "header":
-                header = Header(**line)
-                if run is not None and run.header.identity != header.identity:
-                    raise ValueError(f"{folder} mixes two runs: {differences(run.header, header)}")
+                if run is not None and run.header.identity != said.identity:
+                    raise ValueError(f"{folder} mixes two runs: {differences(run.header, said)}")
                 if run is None:
-                    run = Run(folder, header)
-                elif sum(header.tasks.values()) > sum(run.header.tasks.values()):
-                    run.header = header
+                    run = Run(folder, said)
+                elif sum(said.tasks.values()) > sum(run.header.tasks.values()):
+                    run.header = said
             elif run is None:
                 raise ValueError(f"{path} has no header line; it is no journal of vlaprune")
             elif kind == "episode":
-                record = _episode(line)
-                run.episodes.setdefault((record.task, record.episode), record)
+                run.episodes.setdefault((said.task, said.episode), said)
                 run.stopped = None
             elif kind == "stop":
-                run.stopped = line
+                run.stopped = said
             else:
-                run.errors.append(line)
+                run.errors.append(said)
     if run is None:
         raise ValueError(f"{folder} holds no run; a run's folder has a journal.jsonl")
     return run
 
 
-def _episode(line: dict[str, Any]) -> EpisodeRecord:
-    tuples = ("rows", "columns", "visual", "first_rows")
-    calls: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in c.items()} for c in line.pop("calls")]
-    return EpisodeRecord(**line, calls=tuple(StepRecord(**call) for call in calls))
+def written(path: Path) -> set[tuple[str, int]]:
+    """The episodes that one journal holds."""
+    return {(said.task, said.episode) for kind, said in _lines(path) if kind == "episode"}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _plain(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{value!r} is no {kind.__name__}")
+        return value
+
+    return check
+
+
+def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def both(value: Any) -> Any:
+        if type(value) is list:
+            return tuple(map(check, value))
+        return {key: check(one) for key, one in _plain(dict)(value).items()}
+
+    return both
+
+
+def _made(kind: Any) -> Callable[[Any], Any]:
+    """Builds a record from what JSON holds, every field of the kind that its annotation says."""
+
+    def build(said: Any) -> Any:
+        types = {f.name: str(f.type) for f in fields(kind)}
+        return kind(**{key: _FIELDS[types[key]](value) for key, value in _plain(dict)(said).items()})
+
+    return build
+
+
+def _header(said: dict[str, Any]) -> Header:
+    if said.pop("schema", None) != SCHEMA:
+        raise ValueError(f"another version of vlaprune wrote it, this one writes schema {SCHEMA}")
+    header: Header = _made(Header)(said)
+    if any(count > MOST for count in header.tasks.values()):
+        raise ValueError(f"more than {MOST} episodes of a task")
+    return header
+
+
+def _episode(said: dict[str, Any]) -> EpisodeRecord:
+    record: EpisodeRecord = _made(EpisodeRecord)(said)
+    if len({len(call.visual) for call in record.calls}) != 1 or not record.calls[0].visual:
+        raise ValueError("an episode without calls, or with calls of several depths")
+    return record
+
+
+def _noted(**checks: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A line that stays a mapping: exactly these keys."""
+
+    def check(said: dict[str, Any]) -> dict[str, Any]:
+        if said.keys() != checks.keys():
+            raise ValueError(f"keys {sorted(said)}, not {sorted(checks)}")
+        return {key: checks[key](value) for key, value in said.items()}
+
+    return check
+
+
+_text = _plain(str)
+_FIELDS: Mapping[str, Callable[[Any], Any]] = {  # annotation -> check
+    "int": _count,
+    "float": _number,
+    "bool": _plain(bool),
+    "str": _text,
+    "tuple[int, ...]": _each(_count),
+    "tuple[StepRecord, ...]": _each(_made(StepRecord)),
+    "Mapping[str, float]": _each(_number),
+    "Mapping[str, int]": _each(_count),
+    "Mapping[str, Any]": _plain(dict),
+}
+_KINDS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "header": _header,
+    "episode": _episode,
+    "error": _noted(task=_text, episode=_count, error=_text, traceback=_text),
+    "stop": _noted(
+        rule=_text, alpha=_number, baseline=_text, after=_count, of=_count, lost=_count, gained=_count, log_e=_number,
+        verdict=_text,
+    ),
+}  # fmt: skip
 
 
 def differences(old: Header, new: Header) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from vlaprune.records import EpisodeRecord, Header, Sink, recorded
+from vlaprune.errors import UserError
+from vlaprune.evaluation.lock import held
+from vlaprune.records import SCHEMA, EpisodeRecord, Header, Sink, encode, recorded, written
 
 
 class Recorder:
@@ -37,34 +36,46 @@ class Recorder:
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder, self.header, self.say = Path(folder), header, say
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.raised: Counter[tuple[str, int]] = Counter()  # attempts that did, of each episode
-        done: dict[tuple[str, int], EpisodeRecord] = {}
-        if old := recorded(self.folder, header):
-            done = old.episodes
-        self._done = dict(done)
-        self._file = self._open(self.folder / f"journal{shard}.jsonl")
-        self._append({"kind": "header", **asdict(header)})
-        self._sinks = list(sinks)
-        asked = [r for key, r in done.items() if key[1] < header.tasks.get(key[0], 0)]
-        self._feed(lambda sink: sink.open(header, self.folder, asked))
-
-    @staticmethod
-    def _open(path: Path) -> FileIO:
-        file = path.open("ab", buffering=0)
+        path = self.folder / f"journal{shard}.jsonl"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path} is being written by another process; wait for it or use shard.index") from None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}; choose another output=") from None
+        self._stack = ExitStack()
+        self._stack.callback(self._file.close)
+        try:
+            self._stack.enter_context(held(self._file, path))
+            self._alone(path, shard)
+            old = recorded(self.folder, header)  # after the lock, so that nothing is written in between
+        except Exception:
+            if new and not path.stat().st_size:
+                path.unlink()
+            self._stack.close()
+            raise
         whole = path.read_bytes().rfind(b"\n") + 1
         if whole < path.stat().st_size:
             os.truncate(path, whole)
-        return file
+        self._done: dict[tuple[str, int], EpisodeRecord] = dict(old.episodes) if old else {}
+        self._append({"kind": "header", "schema": SCHEMA, **asdict(header)})
+        own = written(path) if shard else self._done.keys()  # a shard's sinks get what this shard wrote
+        self._sinks = list(sinks)
+        self._feed(lambda sink: sink.open(header, self.folder, [r for key, r in self._done.items() if key in own]))
+
+    def _alone(self, path: Path, shard: str) -> None:
+        """ValueError where a process with another number of shards writes to this folder at this moment."""
+        count = shard.rpartition("-of-")[2]
+        for other in sorted(self.folder.glob("journal*.jsonl")):
+            if other != path and other.stem.rpartition("-of-")[2] != (count or other.stem):
+                with other.open("ab", buffering=0) as file, held(file, other, "use its shard.count"):
+                    pass
 
     def _append(self, line: Mapping[str, Any]) -> None:
         size = os.fstat(self._file.fileno()).st_size
         try:
-            data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+            data = encode(line)
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
@@ -83,6 +94,11 @@ class Recorder:
         """The finished episodes that this run asks for, of one task or of all."""
         wanted = self.header.tasks
         return [r for (t, e), r in self._done.items() if task in (None, t) and e < wanted.get(t, 0)]
+
+    @property
+    def more(self) -> int:
+        """Finished episodes that the folder holds beyond what this run asks for."""
+        return len(self._done) - len(self.done())
 
     @contextmanager
     def attempt(self, task: str, episode: int) -> Iterator[None]:
@@ -118,7 +134,7 @@ class Recorder:
     def close(self) -> None:
         """Closes the sinks and the journal."""
         self._feed(lambda sink: sink.close())
-        self._file.close()
+        self._stack.close()
 
     def _feed(self, call: Callable[[Sink], None]) -> None:
         """A sink that raises is dropped and named once; the journal has it all."""

@@ -57,6 +57,11 @@ def main(
     finally:
         recorder.close()
         bar.close(whole)
+    if recorder.more:
+        say(
+            f"{recorder.folder} holds {recorder.more} more episodes than the {len(header.tasks)} x "
+            f"{max(header.tasks.values())} asked for; its summary and files have them all"
+        )
     if job is None:
         print(report.summary(read(cfg.output)))
     if lost:
