@@ -138,29 +138,13 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 
 def _verdicts(statuses: Sequence[RunStatus]) -> None:
-    """The table of a finished sweep with the baseline where one was named: one for each suite, model or protocol."""
-    from vlaprune import report as tables
-    from vlaprune.records import differences, read
-    from vlaprune.stats import noise as floor
+    """What a finished sweep was made for, with the baseline where one was named."""
+    from vlaprune.records import read
+    from vlaprune.report import sweep
 
     try:
         runs = [read(f) for f in dict.fromkeys(f for s in statuses for f in (s.baseline, s.folder) if f)]
-        if any("delay" in run.header.identity for run in runs):
-            from vlaprune.report import delay
-
-            study = delay.table([run for run in runs if run.episodes], partial=True)
-            print(delay.markdown(study))
-            return
-        if floor.same_method(runs):
-            print(*floor.lines(runs), sep="\n")
-            return
-        groups = floor.alike([run for run in runs if run.episodes])
-        for group in groups:
-            if group is not groups[0]:
-                first, this = (floor.conditions(g[0].header) for g in (groups[0], group))
-                print(f"\n{differences(first, this)}:\n")
-            table = tables.tabulate(tables.compare(group, partial=True))
-            print(tables.terminal(table), tables.below(table), sep="\n\n")
+        print(*sweep.told(runs), sep="\n\n")
     except Exception as error:
         print(f"no table of this sweep: {errors.line(error)}", file=sys.stderr)
 

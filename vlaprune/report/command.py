@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.report import delay
+from vlaprune.report import conditions, delay
+from vlaprune.report.markdown import TERMINAL
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write
@@ -40,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
         help="runs of the baseline again (experiment=aa): how often a repeat alone ends an episode otherwise",
     )
     out.add_argument(
+        "--conditions",
+        action="store_true",
+        help="runs under several perturbations (experiment=stress): method by perturbation; NAME.{csv,md,html}",
+    )
+    out.add_argument(
         "--delay",
         action="store_true",
         help="runs of worlds that do not wait (experiment=delay): success by delay, break-even; NAME.{md,csv,html}",
@@ -60,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = delay.table(find(args.runs), args.baseline, args.partial)
         print(delay.markdown(study))
         print(*delay.write(study, args.output, args.name if args.name != "table" else "delay"), sep="\n")
+        return
+    if args.conditions:
+        rows = conditions.table(find(args.runs), args.baseline, args.partial)
+        print(conditions.terminal(rows, None if args.wide else TERMINAL), end="\n\n")
+        print(*conditions.write(rows, args.output, args.name if args.name != "table" else "conditions"), sep="\n")
         return
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vlaprune.records import Run
-from vlaprune.report import plots
+from vlaprune.report import conditions, plots
 from vlaprune.report.episodes import browser, films
 from vlaprune.report.flips import flips, shelve
 from vlaprune.report.grids import heat, ordered, versus
@@ -57,13 +57,10 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     found = flips(comparison)
     places, held = shelve(found, file, videos, films(comparison).values())
     data = _inert(browser(comparison, places))
-    template = Environment(
-        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html")  # fmt: skip
+    template = templates().get_template("page.html")
     several = "verdict" in whole and int(whole["verdict"].isin(JUDGED).sum()) > 1
     return template.render(
-        hue=lambda number: (number - 1) % len(METHODS) + 1 if number else 0,
+        hue=_hue,
         several=several,
         choices=[(i, a.marked) for i, a in enumerate(comparison.arms) if a is not comparison.baseline],
         comparison=comparison,
@@ -75,8 +72,8 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         charts=_charts(comparison, whole),
         notes=table.attrs["notes"],
         limits=limits(comparison, whole),
-        heat=heat(comparison, table),
-        versus=versus(comparison) if 1 < len(comparison.arms) <= MATRIX else [],
+        heat=[(arm.marked, cells) for arm, cells in heat(comparison, table)],
+        versus=[(arm.marked, cells) for arm, cells in versus(comparison)] if 1 < len(comparison.arms) <= MATRIX else [],
         colours=colours,
         flips=found,
         data=data,
@@ -88,6 +85,43 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],
         provenance=_provenance([run for a in comparison.arms for run in a.runs]),
+    )
+
+
+def templates() -> Environment:
+    """The templates of pages."""
+    return Environment(
+        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _hue(number: int) -> int:
+    """The number of a colour of the page: there are as many as `METHODS`."""
+    return (number - 1) % len(METHODS) + 1 if number else 0
+
+
+def conditions_page(rows: pd.DataFrame) -> str:
+    """The page of `conditions.table`: the grid in colours, the long table, notes."""
+    names, found = conditions.grid(rows)
+    families = dict.fromkeys(method.split()[0] for method in rows[~rows["base"]]["method"])
+    numbers = {family: i for i, family in enumerate(families, 1)}
+    base = set(rows[rows["base"]]["method"])
+    heads, body = conditions.cells(rows)
+    return (
+        templates()
+        .get_template("conditions.html")
+        .render(
+            title=rows.attrs["title"],
+            names=names,
+            rows=found,
+            colours={method: 0 if method in base else numbers[method.split()[0]] for method, _ in found},
+            hue=_hue,
+            heads=heads,
+            body=body,
+            notes=rows.attrs["notes"],
+            made=rows.attrs["sources"],
+        )
     )
 
 

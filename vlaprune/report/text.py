@@ -90,7 +90,12 @@ def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) 
 
 def below(table: pd.DataFrame) -> str:
     """The notes of a table, in lines of a terminal's width."""
-    return "\n".join(fill(note, TERMINAL, subsequent_indent="  ") for note in table.attrs["notes"])
+    return short_notes(table.attrs["notes"])
+
+
+def short_notes(notes: Sequence[str]) -> str:
+    """Notes in lines of a terminal's width."""
+    return "\n".join(fill(note, TERMINAL, subsequent_indent="  ") for note in notes)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -9,13 +9,13 @@ from vlaprune.stats.paired import aa_floor
 
 
 def same_method(runs: Sequence[Run]) -> bool:
-    """Whether these runs are one method on the same tasks under several conditions: what a floor is made of."""
-    first = [(r.header.identity["method"], [*r.header.tasks]) for r in runs[:1]]
-    return len(runs) > 1 and all((r.header.identity["method"], [*r.header.tasks]) == first[0] for r in runs)
+    """Whether these are one method and seed on the same tasks under several conditions: what a floor is made of."""
+    told = [(r.header.identity["method"], r.header.identity.get("seed"), [*r.header.tasks]) for r in runs]
+    return len(runs) > 1 and all(one == told[0] for one in told)
 
 
 def alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs in groups that differ in the method only, in the order in which they come."""
+    """Runs in groups that differ in method and seed only, in the order in which they come."""
     groups: list[list[Run]] = []
     for run in runs:
         own = [g for g in groups if not differences(conditions(g[0].header), conditions(run.header))]
@@ -27,8 +27,8 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def conditions(header: Header) -> Header:
-    """A header without its method."""
-    return Header({k: v for k, v in header.identity.items() if k != "method"}, {}, {})
+    """A header without its method and seed."""
+    return Header({k: v for k, v in header.identity.items() if k not in ("method", "seed")}, {}, {})
 
 
 def lines(runs: Sequence[Run]) -> list[str]:

@@ -1,0 +1,111 @@
+"""Method by perturbation: who is paired with whom, what the numbers are, what is shown."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from browser import look
+from test_page import Tags
+
+from vlaprune import cli
+from vlaprune.records import EpisodeRecord, Header, Run, StepRecord
+from vlaprune.report import conditions, sweep
+
+CALL = StepRecord((10,) * 2, (10,) * 2, 8, (8,) * 2, 0, {"prompt": 1.0}, {})
+
+
+def run(method, stress, won, seed=7, severity=3, **bench):
+    """A run of one task whose episode i succeeds if won[i] is "1"."""
+    world = {"name": "toy", "margin": 0.05, "stress": stress, "severity": severity, **bench}
+    identity = {"model": {"name": "toy"}, "method": {"name": method}, "bench": world, "seed": seed}
+    episodes = {("t", i): EpisodeRecord("t", i, mark == "1", 5, (CALL,)) for i, mark in enumerate(won)}
+    return Run(Path(f"{method}-{stress}-{seed}"), Header(identity, {}, {"t": len(won)}), episodes)
+
+
+# dense loses 10 to the camera; fastv loses 1 without it and 30 more than dense with it
+STUDY = [
+    run("dense", "camera", "1" * 50 + "0" * 10),
+    run("fastv", "camera", "1" * 20 + "0" * 40),
+    run("dense", None, "1" * 60, severity=1),
+    run("fastv", None, "1" * 59 + "0", severity=1),
+]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return conditions.table(STUDY)
+
+
+def test_every_method_is_paired_with_the_baseline_under_the_same_perturbation(rows):
+    assert list(zip(rows["condition"], rows["method"], strict=True)) == [
+        *(("none", m) for m in ("dense", "fastv")),
+        *(("camera 3", m) for m in ("dense", "fastv")),
+    ]
+    table = rows.set_index(["condition", "method"])
+    plain, camera = table.loc[("none", "fastv")], table.loc[("camera 3", "fastv")]
+    assert (plain.lost, plain.difference, plain.verdict) == (1, pytest.approx(-1 / 60), "undecided")
+    assert (camera.lost, camera.difference, camera.verdict) == (30, pytest.approx(-0.5), "worse")  # not 39 lost
+    assert table.loc[("camera 3", "dense"), "moved"] == pytest.approx(-10 / 60)
+    assert camera.moved == pytest.approx(-39 / 60)
+    assert camera.beyond == pytest.approx(-0.5 + 1 / 60) and camera.beyond_high < 0  # pruning costs more there
+    assert camera.beyond_low == pytest.approx(camera.beyond - (camera.beyond_high - camera.beyond))
+
+
+def test_verdicts_are_made_for_all_conditions_together():
+    """One loss that is decided alone is not among twelve such."""
+    won = "0" * 10 + "1" * 70
+    two = [run("dense", "light", "1" * 80), run("fastv", "light", won)]
+    arms = (("dense", "1" * 80), ("fastv", won))
+    many = [run(method, "blur", marks, severity=i) for i in range(1, 6) for method, marks in arms]
+    alone, among = conditions.table(two), conditions.table([*two, *many])
+    assert alone["verdict"].tolist()[1] == "worse" and set(among["verdict"].dropna()) == {"undecided"}
+    assert "Holm over all 6 comparisons" in among.attrs["notes"][0] and "beyond" not in among
+
+
+def test_seeds_are_pooled_under_each_perturbation():
+    worlds = ((None, 1), ("camera", 3))
+    again = [run(m, stress, "1" * 60, 8, severity) for m in ("dense", "fastv") for stress, severity in worlds]
+    rows = conditions.table([*STUDY, *again]).set_index(["condition", "method"])
+    assert rows.loc[("camera 3", "fastv"), "episodes"] == 120 and rows.loc[("camera 3", "fastv"), "lost"] == 30
+
+
+def test_runs_that_differ_in_more_than_the_perturbation_are_refused():
+    said = r"differ in more than method and stress \(bench.suite None -> b\); make a report"
+    with pytest.raises(ValueError, match=said):
+        conditions.table([*STUDY, run("dense", "blur", "1" * 60, suite="b")])
+
+
+def test_what_is_shown_fits_and_says_the_same_everywhere(rows):
+    told = conditions.terminal(rows)
+    assert max(map(len, told.splitlines())) <= 80 and "-50.0 [" in told and "worse" in told
+    text = conditions.markdown(rows)
+    assert "| method | none" in text and "33.3 (-50.0 worse)" in text and "83.3 (-16.7)" in text
+    assert "".join(sweep.told(STUDY)) == told
+
+
+def test_the_page_shows_the_grid_in_a_browser(rows, tmp_path):
+    *_, page = conditions.write(rows, tmp_path)
+    Tags(page.read_text())
+    seen, console = look(
+        page,
+        """(() => ({
+          wide: document.documentElement.scrollWidth - innerWidth,
+          cells: [...document.querySelectorAll(".grid tbody td")].map((c) => c.className),
+          ground: getComputedStyle(document.querySelectorAll(".grid tbody td")[3]).backgroundColor,
+        }))()""",
+        390,
+    )
+    assert console == [] and seen["wide"] <= 0
+    assert seen["cells"][1:] == ["bad", "bad", "bad strong"] and not re.match(r"rgba\(0, 0, 0, 0\)", seen["ground"])
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    from test_report import write
+
+    for method in ("dense", "fastv"):
+        write(tmp_path / method, {"near": "1" * 6}, method, tasks={"near": 6})
+    said = ["vlaprune-report", str(tmp_path), "--conditions", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", said)
+    cli.report()
+    assert "by perturbation" in capsys.readouterr().out and (tmp_path / "out" / "conditions.html").exists()

@@ -1,0 +1,234 @@
+"""Method by perturbation: what pruning costs when the world changes, apart from what the change costs. No torch.
+
+A condition is a perturbation of the benchmark and its severity (`bench.stress`, `bench.severity`). Every method is
+paired with the baseline under the same condition, on the same episodes; verdicts are made for all together (Holm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from vlaprune.records import Header, Run, differences
+from vlaprune.report.grids import Shade, shade
+from vlaprune.report.markdown import TERMINAL, columns
+from vlaprune.report.markdown import table as lined
+from vlaprune.report.runs import Arm, Comparison, Key, compare
+from vlaprune.report.sources import sources
+from vlaprune.report.tables import pairs, shared_episodes
+from vlaprune.report.text import short_notes
+from vlaprune.stats import paired as stats
+from vlaprune.stats import rates
+from vlaprune.stats.noise import alike
+
+PLAIN = "none"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A perturbation, in words, and the runs under it."""
+
+    name: str
+    comparison: Comparison
+
+
+def perturbed(runs: Sequence[Run]) -> bool:
+    """Whether these runs are of several perturbations."""
+    return len({_name(run.header) for run in runs}) > 1
+
+
+def _name(header: Header) -> str:
+    bench = header.identity["bench"]
+    return f"{bench['stress']} {bench['severity']}" if bench.get("stress") else PLAIN
+
+
+def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Condition]:
+    """Runs by their perturbation, the unperturbed ones first. ValueError where they differ in anything else."""
+    groups = sorted(alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
+    for group in groups:
+        if apart := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
+            two = f"{group[0].folder} and {groups[0][0].folder}"
+            raise ValueError(f"{two} differ in more than method and stress ({apart}); make a report of each")
+    return [Condition(_name(group[0].header), compare(group, baseline, partial)) for group in groups]
+
+
+def _unstressed(run: Run) -> Header:
+    same = {k: v for k, v in run.header.identity.items() if k not in ("method", "seed")}
+    world = {k: v for k, v in same["bench"].items() if k not in ("stress", "severity")}
+    return Header({**same, "bench": world}, {}, {})
+
+
+def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
+    """A row per condition and arm, the baseline of each first.
+
+    Columns: condition, method, base (whether it is the baseline), success, episodes, rate, low, high; against the
+    baseline under the same condition paired, lost, gained, difference, held_low, held_high (at the level of the
+    verdict), verdict, more; moved, moved_low, moved_high: against the same method without a perturbation, in success,
+    with a 95 % interval; beyond, beyond_low, beyond_high: the difference to the baseline here less that without a
+    perturbation, on the episodes that all four runs have, with a 95 % interval. `attrs` holds title, notes, sources.
+    """
+    found = conditions(runs, baseline, partial)
+    plain = next((c.comparison for c in found if c.name == PLAIN), None)
+    rows, tables = [], {}
+    for condition in found:
+        base = condition.comparison.baseline
+        for arm in condition.comparison.arms:
+            rows.append(_row(condition.name, arm, base, plain))
+            if base is not None and arm is not base and arm.judged and (keys := shared_episodes(arm, base)):
+                tables[len(rows) - 1] = pairs(arm, base, keys)
+    margin = found[0].comparison.margin
+    for i, said in zip(tables, stats.verdicts(list(tables.values()), margin), strict=True):
+        pair = tables[i]
+        rows[i] |= {
+            "paired": pair.n,
+            "lost": pair.lost,
+            "gained": pair.gained,
+            "difference": pair.difference,
+            "held_low": said.held.low,
+            "held_high": said.held.high,
+            "verdict": said.decision,
+            "more": said.more,
+        }
+    out = pd.DataFrame(rows)
+    out.attrs["title"] = f"{found[0].comparison.title}, by perturbation"
+    out.attrs["sources"] = sources(runs)
+    out.attrs["notes"] = _notes(margin, len(tables), plain is not None)
+    return out
+
+
+def _notes(margin: float, count: int, plain: bool) -> list[str]:
+    out = [
+        f"Verdict: method - baseline under the same perturbation, on the same episodes, against a margin of "
+        f"{100 * margin:g} points; exact unconditional test at alpha 0.05, Holm over all {count} comparisons. "
+        "Intervals of differences are at the level of their verdict."
+    ]
+    if plain:
+        out.append("beyond: that difference less the one without a perturbation, on the same episodes, 95 % interval.")
+    return out
+
+
+def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -> dict[str, Any]:
+    won, n = sum(r.success for r in arm.episodes.values()), len(arm.episodes)
+    clusters: dict[tuple[str, int], list[float]] = {}
+    for (task, episode, _), record in arm.episodes.items():
+        clusters.setdefault((task, episode), []).append(record.success)
+    interval = rates.wilson(won, n, design=rates.design_effect(clusters.values()))
+    row: dict[str, Any] = {"condition": condition, "method": arm.marked, "base": arm is base, "success": won}
+    row |= {"episodes": n, "rate": won / n, "low": interval.low, "high": interval.high}
+    if plain is None or condition == PLAIN:
+        return row
+    before = next((a for a in plain.arms if a.label == arm.label), None)
+    if before is not None:
+        own = [key for key in arm.episodes if key in before.episodes]
+        row |= _mean("moved", own, {key: _won(arm, key) - _won(before, key) for key in own})
+        if base is not None and arm is not base and plain.baseline is not None:
+            four = [key for key in own if key in base.episodes and key in plain.baseline.episodes]
+            here = {key: _won(arm, key) - _won(base, key) for key in four}
+            row |= _mean("beyond", four, {k: here[k] - _won(before, k) + _won(plain.baseline, k) for k in four})
+    return row
+
+
+def _won(arm: Arm, key: Key) -> int:
+    return int(arm.episodes[key].success)
+
+
+def _mean(name: str, keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
+    """The mean over episodes with a 95 % interval; (task, episode) under several seeds is one cluster."""
+    if len(keys) < 2:
+        return {}
+    clusters: dict[tuple[str, int], list[float]] = {}
+    for key in keys:
+        clusters.setdefault(key[:2], []).append(values[key])
+    every = np.array(list(values.values()), float)
+    middle = float(every.mean())
+    error = float(np.sqrt(every.var(ddof=1) * rates.design_effect(clusters.values()) / len(every)))
+    reach = float(norm.ppf(0.975)) * error
+    return {name: middle, f"{name}_low": middle - reach, f"{name}_high": middle + reach}
+
+
+def grid(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
+    """Conditions, and for each method a cell for each: success; below it the difference to the baseline there.
+
+    The colour is that difference; for the baseline itself what the perturbation moved.
+    """
+    names, methods = (list(dict.fromkeys(rows[key])) for key in ("condition", "method"))
+    found = {(r.method, r.condition): r for r in rows.itertuples()}
+    return names, [(method, [_shade(found.get((method, name))) for name in names]) for method in methods]
+
+
+def _shade(row: Any) -> Shade:
+    if row is None:
+        return Shade("", value=-1.0)
+    points = 100 * (getattr(row, "moved", float("nan")) if row.base else getattr(row, "difference", float("nan")))
+    hue, depth = shade(points) if points == points else ("", 0)
+    verdict = getattr(row, "verdict", None)
+    told = f"{points:+.1f} {verdict}" if isinstance(verdict, str) else f"{points:+.1f}" if points == points else ""
+    return Shade(f"{100 * row.rate:.1f}", told, row.rate, hue, depth, verdict == "worse")
+
+
+def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the long table for people."""
+    judged, compared = "difference" in rows, "beyond" in rows
+    heads = [
+        "condition",
+        "method",
+        "%",
+        *(["difference", "verdict"] if judged else []),
+        *(["beyond"] if compared else []),
+    ]
+    body = []
+    for r in rows.itertuples():
+        line = [r.condition, r.method, f"{100 * r.rate:.1f}"]
+        if judged:
+            line += [_around(r, "difference", "held"), r.verdict if isinstance(r.verdict, str) else "baseline"]
+        if compared:
+            line.append(_around(r, "beyond", "beyond"))
+        body.append(line)
+    return heads, body
+
+
+def _around(row: Any, name: str, ends: str) -> str:
+    middle = getattr(row, name)
+    if pd.isna(middle):
+        return ""
+    low, high = (100 * getattr(row, f"{ends}_{end}") for end in ("low", "high"))
+    return f"{100 * middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def terminal(rows: pd.DataFrame, width: int | None = TERMINAL) -> str:
+    """A title, the long table in a terminal's width, notes."""
+    heads, body = cells(rows)
+    swapped = [[line[1], line[0], *line[2:]] for line in (heads, *body)]
+    return f"{rows.attrs['title']}\n\n{columns(swapped[0], swapped[1:], width)}\n\n{short_notes(rows.attrs['notes'])}"
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The grid, the long table, notes and sources."""
+    names, found = grid(rows)
+    wide = [[method, *(f"{c.text} ({c.under})" if c.under else c.text for c in own)] for method, own in found]
+    parts = [
+        f"# {rows.attrs['title']}",
+        "Success in %, and points of difference to the baseline under the same perturbation.",
+    ]
+    parts += [lined(["method", *names], wide), "## All numbers", lined(*cells(rows))]
+    return (
+        "\n\n".join([*parts, "\n".join(f"- {line}" for key in ("notes", "sources") for line in rows.attrs[key])]) + "\n"
+    )
+
+
+def write(rows: pd.DataFrame, folder: Path, name: str = "conditions") -> list[Path]:
+    """NAME.csv with plain numbers, NAME.md, and NAME.html with the grid in colours; returns their paths."""
+    from vlaprune.report.page import conditions_page  # draws: loaded where it is wanted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    csv, md, html = (folder / f"{name}.{ending}" for ending in ("csv", "md", "html"))
+    rows.to_csv(csv, index=False)
+    md.write_text(markdown(rows))
+    html.write_text(conditions_page(rows), encoding="utf-8")
+    return [csv, md, html]

@@ -1,0 +1,35 @@
+"""What is printed at the end of a sweep: the table, study or noise that its runs are made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlaprune.records import Run, differences
+from vlaprune.report import conditions, delay
+from vlaprune.report.runs import compare
+from vlaprune.report.tables import tabulate
+from vlaprune.report.text import below, terminal
+from vlaprune.stats import noise
+
+
+def told(runs: Sequence[Run]) -> Iterator[str]:
+    """Paragraphs. Runs that differ in more than method and seed have a table each: one for each suite or model.
+
+    ValueError where they cannot stand in a table.
+    """
+    runs = [run for run in runs if run.episodes]
+    if delay.delayed(runs):
+        yield delay.markdown(delay.table(runs, partial=True))
+    elif conditions.perturbed(runs):
+        yield conditions.terminal(conditions.table(runs, partial=True))
+    elif noise.same_method(runs):
+        yield "\n".join(noise.lines(runs))
+    else:
+        groups = noise.alike(runs)
+        for group in groups:
+            if group is not groups[0]:
+                first, this = (noise.conditions(g[0].header) for g in (groups[0], group))
+                yield f"{differences(first, this)}:"
+            table = tabulate(compare(group, partial=True))
+            yield terminal(table)
+            yield below(table)
