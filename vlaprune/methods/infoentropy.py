@@ -12,13 +12,12 @@ clamped. The paper counts T in control steps, and so does this by default where 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
 
 from torch import Tensor
 
 from vlaprune.methods.shared.patches import Patches, grey_entropy, still
 from vlaprune.methods.shared.scoring import check_range, crossing, focus, option, text_scores
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.selecting import parted, shared
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 from vlaprune.trace import QueryGroup, Trace
 
@@ -98,8 +97,8 @@ class InfoEntropy(Pruner):
             context.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
         )
         if self.share < 1:
-            found &= found.cumsum(0) <= floor(self.share * int(found.sum()) + 1e-9)
-        return Selection((~found).nonzero()[:, 0], found.nonzero()[:, 0])
+            found &= found.cumsum(0) <= (self.share * found.sum().double() + 1e-9).floor()
+        return Selection(*parted(found))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame and the text's attention for the next call."""

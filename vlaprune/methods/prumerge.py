@@ -64,7 +64,8 @@ class PruMerge(Pruner):
         keep[order[:count]] = True
         if self.plus:
             keep[:: max(1, n // count // 3)] = True
-        rows, rest = keep.nonzero()[:, 0], order[~keep[order]]
+        rows = keep.nonzero()[:, 0]
+        rest = order[keep[order].to(torch.uint8).sort(stable=True).indices[: n - rows.shape[0]]]
         near = cosine(features[rows], features).nan_to_num(0.0)
         near[torch.arange(rows.shape[0], device=rows.device), rows] = float("-inf")
         near = near.sort(dim=1, descending=True, stable=True).indices[:, : min(self.neighbours, n - 1)]

@@ -25,9 +25,9 @@ def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tupl
     best, rest = order[:dominant], order[dominant:].sort().values
     if not context:
         return best, features[best].float()
-    target = torch.zeros_like(rest, dtype=torch.bool)
-    target[: context * (stride := rest.shape[0] // context) : stride] = True
-    seats, others = rest[target], rest[~target]
+    stride = rest.shape[0] // context
+    grid, behind = rest[: context * stride].unflatten(0, (context, stride)), rest[context * stride :]
+    seats, others = grid[:, 0], torch.cat((grid[:, 1:].flatten(), behind))
     label = cosine(features[others], features[seats]).argmax(1)
     merged = features[seats].float() + group_mean(features[others], label, context)
     return torch.cat((best, seats)), torch.cat((features[best].float(), merged))

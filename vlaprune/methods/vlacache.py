@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlaprune.methods.shared.patches import Patches, still
 from vlaprune.methods.shared.scoring import attention_entropy, check_range, mean_attention, option, sharpness
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.selecting import parted, shared
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import QueryGroup, Trace
 
@@ -83,7 +83,7 @@ class VLACache(Pruner):
         count = max(1, int(self._shares[context.layer] * self._reuse.shape[0] + 1e-9))
         gone = torch.zeros(context.total, dtype=torch.bool, device=context.alive.device)
         gone = gone.index_fill(0, self._reuse[:count], True)[context.alive]
-        return Selection((~gone).nonzero()[:, 0], gone.nonzero()[:, 0])
+        return Selection(*parted(gone))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame, the text's attention and the shares for the next call."""

@@ -132,7 +132,7 @@ class Prismatic(nn.Module):
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] embeddings of token ids."""
-        return self.embedding(torch.tensor(list(ids), device=self.embedding.weight.device))
+        return self.embedding(self._ids(ids, self.embedding.weight.device))
 
     def prompt(self, visual: Tensor, ids: Sequence[int], behind: Sequence[Tensor] = ()) -> Tokens:
         """First id | visual tokens [V, d] | the other ids | rows [n, d] `behind` them."""

@@ -180,8 +180,8 @@ class SmallPolicy(nn.Module, ABC):
         """One [chunk, 7] per observation. ValueError for a missing camera, state or a wrong image size."""
         images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
-        words = torch.tensor([self.words(o.instruction) for o in observations], device=self.device)
-        counts = (words > 0).sum(1).tolist()
+        ids = [self.words(o.instruction) for o in observations]
+        words, counts = torch.tensor(ids, device=self.device), [sum(n > 0 for n in own) for own in ids]
         calls = [
             session.begin(self.layout(count), tuple(own), self.special)
             for session, own, count in zip(sessions, images, counts, strict=True)

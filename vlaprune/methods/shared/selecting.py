@@ -138,6 +138,12 @@ def evenly(rest: Tensor, count: int) -> Tensor:
     return rest[(2 * torch.arange(count, device=rest.device) + 1) * rest.shape[0] // (2 * max(count, 1))]
 
 
+def parted(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows where a mask [n] is False, and of those where it is True, ascending; the host waits once."""
+    count, order = mask.shape[0] - int(mask.sum()), mask.to(torch.uint8).sort(stable=True).indices
+    return order[:count], order[count:]
+
+
 def random_subset(rest: Tensor, count: int, seed: int) -> Tensor:
     """[count] of the rows `rest` [m], drawn without replacement on the CPU, so that a GPU draws the same."""
     order = torch.randperm(rest.shape[0], generator=torch.Generator().manual_seed(seed))
