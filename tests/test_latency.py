@@ -181,6 +181,7 @@ def test_pruned_calls_arrive_sooner_on_the_device(tmp_path, monkeypatch):
             ["delay.mode=overlap", "delay.ms=300"],
             "drops 2 actions of a chunk and then executes 4, but the model plans 4",
         ),
+        (["delay.mode=rtc", "delay.ms=300"], "delay.mode=rtc guides a flow, and toy has none"),
         (["delay.mode=hold"], "needs one of delay.ms"),
         (["delay.mode=hold", "delay.ms=measured", "slots=2"], "needs slots=1"),
         (["delay.mode=hold", "delay.device=thor"], "model toy has none"),

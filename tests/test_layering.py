@@ -37,7 +37,7 @@ LAYERS = {
         "records",
     ],
     "methods": ["pruner", "trace", "methods", "nn.load"],
-    "models": ["models", "benchmark", "policy", "session", "call", "trace", "pruner", "meter", "nn"],
+    "models": ["models", "benchmark", "delay", "policy", "session", "call", "trace", "pruner", "meter", "nn"],
     "models.images": [],
     "bench": ["benchmark", "bench.remote", "bench.episodes", "bench.gate"],
     "bench.sleeping": ["benchmark", "bench.remote", "bench.toy"],

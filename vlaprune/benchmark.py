@@ -177,7 +177,8 @@ def in_process(bench: B) -> B:
     return replace(bench, worker=False) if isinstance(bench, Isolated) else bench  # type: ignore[type-var]
 
 
-class Holds(Protocol):
+@runtime_checkable
+class SupportsHold(Protocol):
     """A benchmark that says what its robot does while it has no action; every mode of delay but `wait` asks."""
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:

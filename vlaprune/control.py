@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vlaprune.benchmark import Gripper, Interface
-from vlaprune.delay import Delay, Timeline
+from vlaprune.delay import Delay, Guide, Timeline, soft_mask
 
 ROTATIONS = ("axis_angle", "euler_xyz", "quat_xyzw")
 GRIPPERS: dict[
@@ -142,6 +142,16 @@ class Controller:
         out = np.stack([self._execute(step.rows) for step in steps])
         self._chunks = {n: c for n, c in self._chunks.items() if n > number - self.timeline.depth}
         return out
+
+    def guide(self) -> Guide | None:
+        """What the next chunk must go on from; None without delay, and where there is nothing to go on from."""
+        rest, late = self.timeline.rest, self.timeline.longest
+        if self.delay is None or rest is None or not late:
+            return None
+        chunk, first = self._chunks[rest[0]], rest[1]
+        previous = np.zeros_like(chunk)
+        previous[: len(chunk) - first] = chunk[first:]
+        return Guide(previous, soft_mask(len(chunk), late, len(chunk) - first), self.delay.beta)
 
     def _execute(self, rows: tuple[tuple[int, int], ...]) -> np.ndarray:
         """The [A] action of one control step."""

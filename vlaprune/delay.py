@@ -71,12 +71,14 @@ class Delay:
 
     hz    control steps per second
     hold  the action that keeps the robot where it is, as the benchmark declares it
+    beta  bound of the guidance of `rtc`
     """
 
     mode: Mode
     latency: Latency
     hz: float
     hold: Hold
+    beta: float = 5.0
 
     def period(self, execute: int) -> int:
         """Control steps from one look to the next, where every call takes what is expected."""
@@ -87,6 +89,29 @@ class Delay:
         """Milliseconds and control steps that a call takes."""
         ms = self.latency.ms(seed, call, record)
         return ms, steps_late(ms, self.hz)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the next chunk of one slot goes on from (rtc).
+
+    previous  [chunk, A] the chunk before as the model emitted it, its first row for this observation, zeros behind its
+              end
+    weights   [chunk] how much each row counts: 1 for those that will be executed before the new chunk arrives
+    beta      bound of the guidance
+    """
+
+    previous: np.ndarray
+    weights: np.ndarray
+    beta: float
+
+
+def soft_mask(length: int, frozen: int, end: int) -> np.ndarray:
+    """Weights [length]: 1 for the `frozen` first rows, falling to 0 at row `end` (arXiv:2506.07339, equation 5)."""
+    rows, frozen = np.arange(length), min(frozen, end)
+    share = (end - rows) / (end - frozen + 1)
+    soft = share * (np.exp(share) - 1) / (np.e - 1)
+    return np.where(rows < frozen, 1.0, np.where(rows < end, soft, 0.0))
 
 
 def check_chunk(mode: Mode, late: int, execute: int, chunk: int) -> None:
@@ -171,6 +196,14 @@ class Timeline:
     def longest(self) -> int:
         """The longest of the last ten delays of this episode, in steps; 0 before the first call."""
         return max(self._recent, default=0)
+
+    @property
+    def rest(self) -> tuple[int, int] | None:
+        """The newest chunk and its first action that belongs to the present step; None where nothing is left of it."""
+        if not self._chunks:
+            return None
+        newest, now = self._chunks[0], len(self.steps)
+        return (newest.call, now - newest.origin) if now - newest.origin < newest.length else None
 
     def call(self, late: int, execute: int, chunk: int) -> list[Step]:
         """The steps from this call's observation up to the next one's; at least one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
-from vlaprune.delay import Delay
+from vlaprune.delay import Delay, Guide
 from vlaprune.meter import Clock
 from vlaprune.nn.backend import Backend
 from vlaprune.nn.decoder import Decoder
@@ -47,6 +47,16 @@ class VLA(Protocol):
         Opens a call of each session with its layout and runs the decoder with these calls as hooks; that is all it
         knows of pruning.
         """
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A model that can draw a chunk that goes on from the one before: real-time chunking, delay.mode=rtc."""
+
+    def predict_guided(
+        self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
+    ) -> Sequence[Tensor]:
+        """As `VLA.predict`; a guide for each observation, None where there is nothing to go on from."""
 
 
 class Learner(VLA, Protocol):
@@ -139,7 +149,7 @@ class Policy:
         sessions = [self.sessions[i] for i in slots]
         compiled, captured = self.model.backend.compiled, self.model.backend.captured
         with self.clock.span("other"):
-            chunks = self.model.predict([observations[i] for i in slots], sessions)
+            chunks = self._predict([observations[i] for i in slots], slots)
             actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
             self._check(actions)  # before a session moves on, so that a call that failed can be made again
             records = [session.finish() for session in sessions]
@@ -155,6 +165,13 @@ class Policy:
         """ValueError for a number that is not finite."""
         if not all(np.isfinite(chunk).all() for chunk in actions.values()):
             raise ValueError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
+
+    def _predict(self, observations: Sequence[Observation], slots: Sequence[int]) -> Sequence[Tensor]:
+        sessions = [self.sessions[i] for i in slots]
+        if self.delay is None or self.delay.mode != "rtc":
+            return self.model.predict(observations, sessions)
+        assert isinstance(self.model, Guided)  # config.delay says so in one line where it is not
+        return self.model.predict_guided(observations, sessions, [self.controllers[i].guide() for i in slots])
 
     def _cold(self, records: Sequence[StepRecord], compiled: int, captured: int) -> str:
         """Why the time of this call is not that of a steady state; empty where it is.

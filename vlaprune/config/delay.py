@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vlaprune.benchmark import Benchmark, Holds
+from vlaprune.benchmark import Benchmark, SupportsHold
 from vlaprune.config.build import control
 from vlaprune.config.compose import plain
 from vlaprune.config.names import named
@@ -38,14 +38,29 @@ def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
         if given:
             raise UserError(f"{' '.join(given)} with delay.mode=wait, where the world waits; choose another mode")
         return None
-    if not isinstance(bench, Holds):
+    if not isinstance(bench, SupportsHold):
         raise UserError(f"bench {bench.name} does not say what its robot does while it has no action; add `hold` to it")
     if keys["ms"] == "measured" and cfg.slots != 1:
         raise UserError(f"delay.ms=measured with slots={cfg.slots}; a call's own time needs slots=1")
     latency = source(keys, model.info.name, named(HydraConfig.get())["method"])
+    if mode == "rtc":
+        _check_rtc(cfg, bench, model)
     execute = control(cfg, bench).calls(model.chunk, model.info.name)
     check_chunk(mode, steps_late(latency.expected, bench.control_hz), execute, model.chunk)
-    return Delay(mode, latency, bench.control_hz, bench.hold)
+    return Delay(mode, latency, bench.control_hz, bench.hold, keys["beta"])
+
+
+def _check_rtc(cfg: DictConfig, bench: Benchmark, model: VLA) -> None:
+    from vlaprune.policy import Guided
+
+    if not isinstance(model, Guided):
+        raise UserError(
+            f"delay.mode=rtc guides a flow, and {model.info.name} has none; use pi0 or pi05, or delay.mode=overlap"
+        )
+    if control(cfg, bench).ensemble:
+        raise UserError("delay.mode=rtc with an action ensemble leaves nothing to guide; use delay.mode=overlap")
+    if isinstance(cfg.delay.beta, bool) or not isinstance(cfg.delay.beta, int | float) or cfg.delay.beta <= 0:
+        raise UserError(f"delay.beta={cfg.delay.beta}; use a number above 0, 5 in the paper")
 
 
 def delay_identity(cfg: DictConfig) -> dict[str, Any]:
@@ -55,6 +70,8 @@ def delay_identity(cfg: DictConfig) -> dict[str, Any]:
     keys = {k: v for k, v in plain(cfg.delay).items() if v is not None}
     if "device" not in keys or "table" in keys:
         keys.pop("share", None)
+    if keys["mode"] != "rtc":
+        keys.pop("beta", None)
     if "table" in keys:
         keys["table"] = digest(Path(keys["table"]))
     return keys

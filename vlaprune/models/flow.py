@@ -27,8 +27,10 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.delay import Guide
 from vlaprune.meter import block_flops
 from vlaprune.models.family import NUMBERS, Family
+from vlaprune.models.guidance import BACKWARD, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.prismatic import images, precision, resolve_device
@@ -47,6 +49,7 @@ from vlaprune.session import Session
 from vlaprune.trace import Layout, View
 
 STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
+Targets = tuple[Tensor, Tensor, float]  # of guidance: previous actions and weights [B, chunk, 32], beta
 FILES = ("*.json", "*.safetensors", "assets/**/norm_stats.json")
 
 
@@ -200,9 +203,15 @@ class Flow(ABC):
         """Rows of the expert in front of its action rows: pi0's state."""
         return 0 if self.adaptive else 1
 
-    @torch.inference_mode()
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation."""
+        return self.predict_guided(observations, sessions, [None] * len(observations))
+
+    @torch.inference_mode()
+    def predict_guided(
+        self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
+    ) -> Sequence[Tensor]:
+        """The same; where there is a guide, the chunk goes on from the one before (models/guidance.py)."""
         pictures = images(observations, self.interface.cameras, self._prepare, self.name)
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
@@ -216,22 +225,44 @@ class Flow(ABC):
             rows = [torch.cat((v, self.net.embed(t.ids))) for v, t in zip(visual, texts, strict=True)]
             self.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], calls, self.backend)
         with stage(calls, "decode"):
-            flows = self._flow(calls, scaled)
+            flows = self._flow(calls, scaled, self._targets(guides, states))
         if self.device.type == "meta":
             return list(flows[..., :ACTION])
         raw = [self.restore(f, s) for f, s in zip(flows.cpu().double().numpy(), states, strict=True)]
         return [torch.from_numpy(r) for r in raw]
 
-    def _flow(self, calls: Sequence[Call], states: Sequence[np.ndarray | None]) -> Tensor:
+    def _flow(self, calls: Sequence[Call], states: Sequence[np.ndarray | None], targets: Targets | None) -> Tensor:
         """Actions [B, chunk, 32] in fp32, `steps` Euler steps from noise at time 1 to time 0."""
         layers = recorded_layers(calls, self.net.expert.config)
-        run = partial(denoise, self.net, self.constants, layers, self.backend)
         inputs = (self._noise(calls), self._padded(states), *left_by_prompt(calls))
-        actions, reads = self.backend.run(("flow", layers), run, *inputs)
+        if targets is None:
+            run = partial(denoise, self.net, self.constants, layers, self.backend)
+            actions, reads = self.backend.run(("flow", layers), run, *inputs)
+        else:
+            actions, reads = denoise_guided(self.net, self.constants, layers, *inputs, *targets)
         record_action(calls, layers, reads, causal=False)
         for call in calls:
-            self._count(call, columns_of(call))
-        return actions  # type: ignore[no-any-return]
+            self._count(call, columns_of(call), 1 if targets is None else 1 + BACKWARD)
+        return actions
+
+    def _targets(self, guides: Sequence[Guide | None], states: Sequence[np.ndarray | None]) -> Targets | None:
+        """Previous actions and weights [B, chunk, 32] as the model scales them, and beta; None without any guide.
+
+        Actions that are relative to the state are told anew at the present one.
+        """
+        if self.device.type == "meta" or not any(g is not None and g.weights.any() for g in guides):
+            return None
+        previous, weights = (np.zeros((len(guides), self.chunk, NUMBERS)) for _ in range(2))
+        for i, (guide, state) in enumerate(zip(guides, states, strict=True)):
+            if guide is None:
+                continue
+            raw = np.array(guide.previous)
+            if self.delta and state is not None:
+                raw[:, :6] -= state[:6]
+            previous[i, :, :ACTION] = self.scaling.action.scale(raw)
+            weights[i, :, :ACTION] = guide.weights[:, None]
+        beta = next(g.beta for g in guides if g is not None)
+        return *(torch.from_numpy(t).float().to(self.device) for t in (previous, weights)), beta  # type: ignore[return-value]
 
     @property
     def constants(self) -> FlowConstants:
@@ -240,14 +271,18 @@ class Flow(ABC):
             self._constants = FlowConstants.of(self.net, self.steps)
         return self._constants
 
-    def _count(self, call: Call, seen: Sequence[int]) -> None:
-        """Charges and notes the passes of the expert; `seen` columns of the prompt at each layer."""
+    def _count(self, call: Call, seen: Sequence[int], times: int) -> None:
+        """Charges and notes the passes of the expert.
+
+        seen   columns of the prompt at each layer
+        times  what a step costs, in forward passes: 3 where it is guided
+        """
         config, prefix = self.net.expert.config, self.num_prefix
         columns = [n + prefix + self.chunk for n in seen]
         flops = self.steps * sum(block_flops(config, self.chunk, n) for n in columns)
         flops += sum(block_flops(config, prefix, n + prefix) for n in seen) if prefix else 0.0
-        call.charge("decode", flops)
-        call.charge("head", self.net.head_flops(self.chunk, self.steps))
+        call.charge("decode", times * flops)
+        call.charge("head", times * self.net.head_flops(self.chunk, self.steps))
         call.record_passes([columns] * self.steps)
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:

@@ -103,11 +103,13 @@ class Modelled:
     model   in `published.MODELS`; it need not be the model that acts, whose shares of tokens it keeps
     device  in `roofline.DEVICES`
     share   of the roofline that the implementation reaches
+    guided  the steps of a flow are guided (rtc), which costs three forward passes each
     """
 
     model: str
     device: str
     share: float = SHARE
+    guided: bool = False
 
     def __post_init__(self) -> None:
         """ValueError in one line for a model or a device without a floor."""
@@ -121,7 +123,8 @@ class Modelled:
             raise ValueError(f"delay.share={self.share}; use a share of the roofline above 0, up to 1")
 
     def _ms(self, stages: Stages) -> float:
-        return sum(device(self.device).floors(stages).values()) / self.share
+        floors = device(self.device).floors(stages)
+        return (sum(floors.values()) + 2 * self.guided * floors.get("head", 0.0)) / self.share
 
     @cached_property
     def expected(self) -> float:
@@ -272,7 +275,8 @@ def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
     if ms is not None:
         return Fixed(_number("ms", ms), None if jitter is None else _number("jitter", jitter))
     if table is None:
-        return Modelled(timed, str(on), _number("share", settings.get("share", SHARE)))
+        share = _number("share", settings.get("share", SHARE))
+        return Modelled(timed, str(on), share, guided=settings["mode"] == "rtc")
     found = Table(Path(table), timed, method, scaled=settings.get("model") is not None and timed != model)
     if found.scaled and timed not in MODELS:
         raise ValueError(f"delay.model={timed} has no full-size counts here; there are {', '.join(MODELS)}")
