@@ -1,6 +1,7 @@
 """The world does not wait: hand-made timelines, and episodes that prove them. A step is written as the planned action
 (call.index) that it executes, `-` where the robot holds; `|` is a look."""
 
+import runpy
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,12 @@ def test_a_chunk_that_is_too_short_is_refused_in_one_line():
         check_chunk("overlap", 3, 8, 8)
     with pytest.raises(ValueError, match=r"use delay.mode=hold or stale"):
         check_chunk("rtc", 9, 1, 8)
+
+
+def test_the_picture_of_the_documentation_is_what_the_timeline_does():
+    root = Path(__file__).resolve().parents[1]
+    drawn = runpy.run_path(str(root / "scripts" / "timeline.py"))["drawn"]()
+    assert drawn == (root / "docs" / "pictures" / "delay.svg").read_text(encoding="utf-8")
 
 
 # -- actions ---------------------------------------------------------------------------------------------------------
