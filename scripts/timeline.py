@@ -10,7 +10,7 @@ from pathlib import Path
 from vlaprune.delay import Mode, Timeline
 
 LATE, EXECUTE, CHUNK, CALLS, STEPS = 2, 4, 8, 4, 14
-CELL, ROW, LEFT, TOP = 46, 84, 92, 34
+CELL, ROW, LEFT, TOP = 46, 84, 118, 34
 COLOURS = ("#4c78a8", "#b5651d", "#54875a", "#8a5a9e")
 MODES: tuple[tuple[Mode, str], ...] = (
     ("wait", "the world waits"),
