@@ -19,7 +19,7 @@ from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
-from vlaprune.records import Header
+from vlaprune.records import MOTION, Header, episode_row
 
 
 class Constant:
@@ -312,6 +312,14 @@ def test_motion_of_a_straight_line_is_its_length_without_jerk():
     places = np.cumsum(actions, 0)
     same = motion(np.vstack((np.zeros(7), places)), 20.0, "absolute")
     assert same["path_hand"] == pytest.approx(told["path_hand"])
+
+
+def test_an_episodes_row_holds_its_delay_and_motion():
+    (record, *_), (waits, *_) = (list(ran(d).values()) for d in (delayed("hold", 200.0), None))
+    row, plain_row = episode_row(record), episode_row(waits)
+    assert set(record.motion) == set(MOTION) and list(row) == list(plain_row)
+    assert row["delay_ms"] == 200 and row["late"] == 1 and row["held"] == len(record.calls) and row["dropped"] == 0
+    assert plain_row["held"] == "" and plain_row["world_seconds"] == waits.steps / 5
 
 
 def test_jerk_is_the_third_derivative_of_the_path():

@@ -6,7 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from vlaprune import cli
+from vlaprune import cli, config
+from vlaprune.errors import UserError
+from vlaprune.models.toy import Toy
 from vlaprune.profile.latency import Arm, Fixed, Modelled, Table, curve, observed, source
 from vlaprune.profile.published import MODELS
 from vlaprune.records import StepRecord, read
@@ -145,6 +147,15 @@ def evaluate(monkeypatch, tmp_path, *argv):
     monkeypatch.setattr(sys, "argv", ["vlaprune-eval", *common, *argv])
     cli.evaluate()
     return read(tmp_path / "run")
+
+
+def test_a_benchmark_that_does_not_say_what_holding_is_is_one_line():
+    class Bare:
+        name = "bare"
+
+    cfg, _ = config.composed(["model=toy", "bench=toy", "method=dense", "delay.mode=hold", "delay.ms=1"])
+    with pytest.raises(UserError, match="bench bare does not say what its robot does while it has no action"):
+        config.delay(cfg, Bare(), Toy())
 
 
 def test_a_delay_is_recorded_call_by_call_and_stands_in_the_identity(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from zlib import crc32
 SCHEMA = 2  # of a journal's lines
 MOST = 1_000_000  # episodes of a task that a run may ask for
 
+MOTION = ("world_seconds", "path_hand", "path_turn", "jerk_hand", "jerk_turn", "flips")  # of an episode
+DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
 
 
@@ -318,6 +320,9 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
 
     kept         visual tokens computed, mean over layers; kept_layers the same at each layer, joined by "|"
     gflops_*     10^9 FLOPs a call by stage
+    delay_ms     milliseconds that a call took in the world's time; late a call, held, stale and dropped of the episode,
+                 in control steps; empty where the world waited
+    world_seconds and the others of MOTION, empty where they were not recorded
     ms_*         milliseconds a call, mean over the calls that were neither packed nor cold; empty where there is none
     """
     calls: Sequence[StepRecord] = record.calls
@@ -336,4 +341,8 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     timed = [c.ms for c in calls if c.ms and c.packed == 1 and not c.cold]
     row["ms"] = mean([sum(ms.values()) for ms in timed]) if timed else ""
     row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if timed else "" for s in (*STAGES, "other")}
-    return row
+    late = [c.delay for c in calls if c.delay]
+    row["delay_ms"] = mean([d["ms"] for d in late]) if late else ""
+    row["late"] = mean([d["late"] for d in late]) if late else ""
+    row |= {key: sum(d[key] for d in late) if late else "" for key in DELAY[1:]}
+    return row | {key: record.motion.get(key, "") for key in MOTION}
