@@ -11,7 +11,11 @@ import pytest
 from doubles import Bench
 
 from vlaprune import config
+from vlaprune.bench.libero.benchmark import Libero
+from vlaprune.bench.robosuite.benchmark import Robosuite
+from vlaprune.bench.simpler.benchmark import Simpler
 from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.benchmark import SupportsHold
 from vlaprune.control import Control, Controller
 from vlaprune.delay import Delay, Timeline, Waited, check_chunk, steps_late
 from vlaprune.evaluation.motion import motion
@@ -205,6 +209,25 @@ def test_a_sticky_grippers_course_is_that_of_the_actions_that_are_executed():
     assert np.array_equal(held[2:], waits) and waits[2, -1] == 1.0
     dropped = Controller(control, delayed("overlap")).actions(chunk, 3)
     assert not dropped[:, -1].any()  # the change at index 2 was dropped, and no change is seen after it
+
+
+@pytest.mark.parametrize(
+    ("bench", "start", "after"),
+    [
+        (ToyBench(), 0.0, 1.0),
+        (Robosuite(), 0.0, 1.0),  # the fingers stay where the reset put them
+        (Libero(), -1.0, 1.0),  # opens, as the protocol's settling steps do
+        (Simpler(suite="widowx"), 1.0, 1.0),  # begins open
+        (Simpler(suite="google_vm"), 0.0, 0.0),  # moved by changes: no change leaves it
+    ],
+    ids=lambda b: getattr(b, "name", None),
+)
+def test_every_benchmark_says_what_holding_is(bench, start, after):
+    assert isinstance(bench, SupportsHold) and bench.interface.frame == "delta"
+    last = np.array([0.3, -0.2, 0.1, 0.5, 0.5, 0.5, 1.0])
+    for action, gripper in ((bench.hold(None), start), (bench.hold(last), after)):
+        assert action.tolist() == [0.0] * 6 + [gripper]
+    assert last[0] == 0.3  # what was executed stays as it was
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------------
