@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vlaprune import cli, config
+from vlaprune.config.compose import suffix
 from vlaprune.errors import UserError
 from vlaprune.models.toy import Toy
 from vlaprune.profile.latency import Arm, Fixed, Modelled, Table, curve, observed, source
@@ -165,6 +166,11 @@ def test_a_delay_is_recorded_call_by_call_and_stands_in_the_identity(tmp_path, m
     record = next(iter(run.episodes.values()))
     assert record.calls[0].delay == {"ms": 300.0, "late": 2, "held": 2, "stale": 0, "dropped": 2}
     assert record.motion["world_seconds"] == record.steps / 5 and json.loads(json.dumps(dict(record.motion)))
+
+
+def test_a_table_makes_no_folders_in_the_name_of_a_run():
+    assert suffix("delay.mode=hold,delay.table=results/oft.csv") == ",delay.mode=hold,delay.table=results-oft.csv"
+    assert suffix("") == ""
 
 
 def test_a_world_that_waits_says_nothing_of_delay(tmp_path, monkeypatch):

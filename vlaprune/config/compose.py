@@ -35,7 +35,12 @@ def prepare() -> None:
     Plugins.instance().register(ThirdParty)
     OmegaConf.register_new_resolver("vlaprune.base", base_suite, replace=True)
     OmegaConf.register_new_resolver("vlaprune.delay", delay_at, replace=True)
-    OmegaConf.register_new_resolver("vlaprune.suffix", lambda name: f",{name}" if name else "", replace=True)
+    OmegaConf.register_new_resolver("vlaprune.suffix", suffix, replace=True)
+
+
+def suffix(overrides: str) -> str:
+    """The end of a run's folder from overrides as Hydra joins them; a file among them makes no folder of its own."""
+    return f",{overrides.replace('/', '-')}" if overrides else ""
 
 
 def base_suite(suite: str | None) -> str | None:
