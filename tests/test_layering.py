@@ -93,7 +93,7 @@ LAYERS = {
         "models.backends",
     ],
     "api.tables": ["records", "report"],
-    "commands": ["commands", "cli", "records", "stats", "profile.roofline"],
+    "commands": ["commands", "cli", "records", "stats", "report", "profile.roofline"],
     "commands.options": [],
     "commands.usage": ["commands.options"],  # --help answers before Hydra or torch is imported
     "doctor.checks": ["doctor.checks", "benchmark"],

@@ -11,7 +11,7 @@ _vlaprune() {
     word="${word##* }"
     read -r _ command _ <<<"$line"
     if [[ ! "$line" =~ ^[^\ ]+\ +[^\ ]+\  ]]; then
-        choices="eval profile train serve report doctor watch demo list new completion --help --version"
+        choices="eval profile train serve report doctor watch demo list export new completion --help --version"
     else
         case "$command" in
         eval|profile|train|serve)

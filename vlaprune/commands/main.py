@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 import vlaprune
 from vlaprune import cli
-from vlaprune.commands import completion, demo, lists, new, usage, watch
+from vlaprune.commands import completion, demo, export, lists, new, usage, watch
 
 Job = Callable[[], None]
 SCRIPTS: dict[str, tuple[Job, str]] = {  # these are scripts of their own, too: vlaprune-eval and so on
@@ -24,6 +24,7 @@ OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "watch": (watch.main, "show how far the runs in a folder are"),
     "demo": (demo.main, "compare dense, FastV and random on a simulated robot, with a table and a page"),
     "list": (lists.main, "list models, methods, benches, experiments or devices"),
+    "export": (export.main, "write runs as logs of Inspect or as a dataset of the Hugging Face hub"),
     "new": (new.main, "write a package with a method, a model or a benchmark of your own"),
     "completion": (completion.main, "print the completion script of bash or zsh"),
 }
