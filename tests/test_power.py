@@ -38,6 +38,6 @@ def test_mde_moves_the_right_way():
 
 def test_power_line():
     line = power.power_line(50, 4)
-    assert line.startswith("with 50 episodes per task on 4 tasks you can see a loss of about ")
-    assert "4.4 points (pooled) or 15.4 points (one task)" in line
-    assert "no size at all (one task)" in power.power_line(3, 4)
+    assert line.startswith("with 50 episodes per task on 4 tasks you can see a loss of about 4.4 points (pooled), ")
+    assert "a loss of about 15.4 points (one task)" in line
+    assert "you can see no loss of any size (pooled), no loss of any size (one task)" in power.power_line(1, 4)

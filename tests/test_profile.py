@@ -25,7 +25,7 @@ from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.profile import micro
+from vlaprune.profile import micro, speed
 from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page
@@ -334,3 +334,21 @@ def test_a_page_is_written_with_what_made_it(tmp_path):
     made = {"command": "c", "commit": "x", "versions": {"torch": "2", "none": None}, "hardware": {"cores": 2}}
     md, csv = page.write(tmp_path, "p", [{"a": 1}], made)
     assert "| 1   | 2   |" in md.read_text() and "torch 2" in md.read_text() and csv.read_text() == "a\n1\n"
+
+
+@pytest.mark.parametrize(
+    ("speedup", "low", "blocks", "doubted"), [(2.27, 2.27, 1, True), (1.6, 1.6, 1, False), (2.0, 1.4, 8, False)]
+)
+def test_a_speedup_above_what_the_flops_promise_is_flagged(speedup, low, blocks, doubted):
+    """Two calls without warm-up: 2.27x where the FLOPs promise 1.58x. A wide interval that holds less is no proof."""
+    row = {"method": "m", "kernel": "sdpa", "visual_mean": 32.0, "visual": 64, "dense_share": 0.0, "flops_call": 1e9}
+    row |= {
+        "flops_cut": 1 - 1 / 1.58,
+        "speedup_flops": 1.58,
+        "speedup": speedup,
+        "speedup_low": low,
+        "speedup_high": 2.9,
+    }
+    row |= {"blocks": blocks, "speedup_busy": None, "prompt": 1.0, "prompt_flops": 1.0}
+    row |= dict.fromkeys(("ms_p50", "ms_p90", "ms_p99", "ms_jitter", "ms_first"), 1.0)
+    assert ("? above what the FLOPs promise" in speed._speed(row, None)["speed-up [95 %]"]) == doubted

@@ -13,7 +13,7 @@ from vlaprune.profile.micro import Arm, Pair
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.roofline import DEVICES, Device
 from vlaprune.records import STAGES, StepRecord
-from vlaprune.stats.measured import median_interval
+from vlaprune.stats.measured import impossible, median_interval
 
 SHOWN = ("H100", "H200", "4090", "A100")
 COMPLETE = 0.95  # share of a call that its stages must explain
@@ -88,6 +88,11 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -
 def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: Device) -> None:
     """The tables: speed, stages, FLOPs, floors, memory."""
     page.table("Speed", [_speed(r, refusal) for r in rows])
+    if any("?" in _speed(r, refusal)["speed-up [95 %]"] for r in rows):
+        page.text(
+            "? A speed-up above what the FLOPs promise is none of the method's: calls were not steady (no warm-up, "
+            "too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
+        )
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
         "Mean milliseconds a call. *method* is scoring, top-k, gathers and attention rows; *other* is preparing the "
@@ -117,7 +122,9 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
     }
     if "speedup" in row:
         around = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if row["blocks"] > 2 else ""
-        said = f"{row['speedup']:.2f}x{around}"
+        sure = row["speedup_low"] if row["blocks"] > 2 else row["speedup"]
+        doubt = " ? above what the FLOPs promise" if impossible(sure, row["flops_cut"]) else ""
+        said = f"{row['speedup']:.2f}x{around}{doubt}"
         out["speed-up [95 %]"] = f"none: {refusal}" if refusal else said
         out["by processor time"] = "" if refusal or row["speedup_busy"] is None else f"{row['speedup_busy']:.2f}x"
         reached = f"{row['prompt']:.2f}x of {row['prompt_flops']:.2f}x, {row['prompt'] / row['prompt_flops']:.0%}"

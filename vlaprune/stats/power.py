@@ -36,7 +36,7 @@ def mde(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> 
 def power_line(episodes: int, tasks: int, discordance: float = 0.05) -> str:
     """Say before a run what loss it can show, were all its episodes on all tasks independent."""
     losses = [100 * mde(n, discordance) for n in (episodes * tasks, episodes)]
-    pooled, one = (f"{x:.1f} points" if math.isfinite(x) else "no size at all" for x in losses)
-    line = f"with {episodes} episodes per task on {tasks} tasks you can see a loss of about "
-    line += f"{pooled} (pooled) or {one} (one task): power 0.8, alpha 0.05, "
+    pooled, one = (f"a loss of about {x:.1f} points" if math.isfinite(x) else "no loss of any size" for x in losses)
+    line = f"with {episodes} episodes per task on {tasks} tasks you can see {pooled} (pooled), {one} (one task): "
+    line += "power 0.8, alpha 0.05, "
     return line + f"if {100 * discordance:g} % of episodes, or the loss if larger, end differently"
