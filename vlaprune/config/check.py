@@ -106,7 +106,8 @@ def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> 
 
 def _kind(name: str, known: Any, value: Any) -> None:
     kind = KINDS.get(name) or type(known)
-    if (value is None and known is None) or kind is type(None):
+    reference = isinstance(known, str) and known.startswith("${")  # its kind is that of another value
+    if (value is None and known is None) or kind is type(None) or reference:
         return
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
