@@ -38,6 +38,16 @@ def problem(suite, task):
 
 
 @pytest.mark.parametrize(
+    ("protocol", "spatial", "goal"), [("openvla", 220, 300), ("openpi", 220, 300), ("lerobot", 280, 300)]
+)
+def test_step_limits_are_those_of_the_protocol(protocol, spatial, goal):
+    assert {t.max_steps for t in Libero(protocol=protocol).tasks()} == {spatial}
+    assert {t.max_steps for t in Libero("libero_goal_swap", protocol=protocol).tasks()} == {goal}
+    with pytest.raises(ValueError, match=r"bench.protocol=official; use one of openvla, openpi, lerobot"):
+        Libero(protocol="official")
+
+
+@pytest.mark.parametrize(
     "suite, tasks, limit",
     [
         ("libero_spatial", 10, 220),
@@ -218,6 +228,6 @@ def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols
         assert look("model=tiny", f"bench.suite={suite}_swap")[1].weights == suite
     assert look("model=tiny", "model.weights=random")[1].weights == "random"
     bench, _ = look("model=toy")
-    assert (bench.image, bench.fast) == (256, False)
+    assert (bench.image, bench.fast) == (None, False)  # None: the protocol says
     for task in (*files.suite("libero_object"), *files.suite("libero_spatial")):
         assert 1 not in tokenize(task.instruction, 20), f"a word of {task.instruction!r} is unknown to model=tiny"

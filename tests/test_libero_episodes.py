@@ -22,13 +22,17 @@ import numpy as np
 from libero.libero import benchmark, get_libero_path
 from libero.libero.envs import OffScreenRenderEnv
 from robosuite.utils.transform_utils import quat2axisangle
-name, number, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+name, number, out, seed, side = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 suite = benchmark.get_benchmark_dict()[name]()
 task = suite.get_task(number)
 problem = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
-env = OffScreenRenderEnv(bddl_file_name=str(problem), camera_heights=256, camera_widths=256)
-env.seed(0)
-env.reset()
+env = OffScreenRenderEnv(bddl_file_name=str(problem), camera_heights=side, camera_widths=side)
+if seed < 1000:  # openvla and openpi seed once, and go on
+    env.seed(seed)
+    env.reset()
+else:  # lerobot seeds every episode with 1000 and its number
+    env.reset()
+    env.seed(seed + 1)
 first = env.sim.model.body_pos.copy()
 env.reset()
 look = env.set_init_state(suite.get_task_init_states(number)[1])
@@ -69,14 +73,23 @@ def test_laws_of_a_benchmark_hold():
 
 
 # A bowl on the stove, which is placed relative to where a reset puts the stove; a burner that lights up; no fixture.
-@pytest.mark.parametrize("suite, number", [("libero_spatial", 7), ("libero_goal", 7), ("libero_object_swap", 0)])
-def test_an_episode_is_that_of_openvlas_evaluation_to_the_last_pixel(suite, number, tmp_path):
+@pytest.mark.parametrize(
+    "suite, number, protocol, seed, side",
+    [
+        ("libero_spatial", 7, "openvla", 0, 256),
+        ("libero_goal", 7, "openvla", 0, 256),
+        ("libero_object_swap", 0, "openvla", 0, 256),
+        ("libero_goal", 8, "openpi", 7, 256),
+        ("libero_goal", 8, "lerobot", 1000, 360),
+    ],
+)
+def test_an_episode_is_that_of_the_authors_evaluation_to_the_last_pixel(suite, number, protocol, seed, side, tmp_path):
     """The second, against LIBERO's own environment, which renders at every step and builds all anew at every reset."""
-    ours = bench(suite, number, image=256, fast=False)
+    ours = bench(suite, number, protocol=protocol, image=None, fast=False)
     (task,) = ours.tasks()
     out = tmp_path / "official.npz"
     subprocess.run(
-        [sys.executable, "-c", OFFICIAL, suite, str(number), out],
+        [sys.executable, "-c", OFFICIAL, suite, str(number), out, str(seed), str(side)],
         check=True,
         env=environment(MUJOCO_GL="egl"),
         capture_output=True,

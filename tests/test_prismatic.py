@@ -65,6 +65,28 @@ def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed,
 def test_on_simpler_the_robot_names_openvlas_weights_statistics_and_images(composed, robot, dataset):
     node = config.model_for(composed("model=openvla", "bench=simpler"), robot)
     assert (node.weights, node.unnorm, node.images) == ("openvla/openvla-7b", dataset, "area")
+    assert node.prompt == "bare"  # as the published numbers were made; the templated question is said aloud
+    assert (
+        config.model_for(composed("model=openvla", "bench=simpler", "model.prompt=question"), robot).prompt
+        == "question"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "protocol", "execute"),
+    [
+        ("openvla_tiny", (), "openvla", 1),
+        ("oft_tiny", (), "openvla", 8),
+        ("pi0", (), "lerobot", 10),
+        ("pi05", ("bench.protocol=openpi",), "openpi", 5),
+        ("pi05", ("bench.protocol=openpi", "execute=3"), "openpi", 3),
+    ],
+)
+def test_on_libero_each_model_has_the_protocol_of_its_published_number(composed, model, given, protocol, execute):
+    cfg = composed(f"model={model}", "bench=libero", "bench.suite=libero_spatial", *given)
+    bench = config.make("bench", cfg.bench)
+    assert (cfg.bench.protocol, bench.protocol, cfg.bench.image) == (protocol, protocol, None)
+    assert config.control(cfg, bench).calls({"openvla_tiny": 1, "oft_tiny": 8}.get(model, 50)) == execute
 
 
 def test_oft_has_no_control_for_simpler_and_says_so(composed):

@@ -52,7 +52,8 @@ class OpenVLA:
     suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics, such as bridge_orig; None for `suite`
     images   how images are prepared, see models/images.py; None for `rlds_crop`, which the fine-tunes were trained on
-    prompt   `format_prompt` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends
+    prompt   `question` as in training, or `bare`: the instruction alone, which SimplerEnv-OpenVLA sends; None for
+             `question`
     cameras  the one camera that is read
     sizes    sizes other than the 7B model's, for tests with random weights
     seed     of random weights
@@ -68,7 +69,7 @@ class OpenVLA:
         suite: str | None = None,
         unnorm: str | None = None,
         images: str | None = None,
-        prompt: str = "question",
+        prompt: str | None = None,
         cameras: Sequence[str] = ("primary",),
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
@@ -77,6 +78,7 @@ class OpenVLA:
     ) -> None:
         if len(cameras) != 1:
             raise ValueError(f"cameras={list(cameras)}; openvla reads one camera, model=oft reads several")
+        prompt = prompt or "question"
         if prompt not in PROMPTS:
             raise ValueError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
         own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]

