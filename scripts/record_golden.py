@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from golden import HERE, scene  # noqa: E402
 from golden_cogact import cogact  # noqa: E402
+from golden_lerobot import lerobot  # noqa: E402
 from golden_libero_plus import libero_plus  # noqa: E402
 from golden_pi import pi  # noqa: E402
 from golden_prismatic import oft, openvla  # noqa: E402
@@ -48,7 +49,7 @@ def images(source: Path) -> Arrays:
 
 SECTIONS: dict[str, Callable[[Path], Arrays]] = {
     **{"images": images, "openvla": openvla, "oft": oft},
-    **{"cogact": cogact, "pi": pi, "libero_plus": libero_plus},
+    **{"cogact": cogact, "pi": pi, "lerobot": lerobot, "libero_plus": libero_plus},
 }
 
 

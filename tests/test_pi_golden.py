@@ -1,4 +1,9 @@
-"""pi0 and pi0.5 against what openpi's own modules answered (scripts/golden_pi.py), weights and inputs by formula."""
+"""pi0 and pi0.5 against what openpi's and lerobot's own modules answered, weights and inputs by formula.
+
+scripts/golden_pi.py and scripts/golden_lerobot.py recorded them.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +23,8 @@ MODELS = {"pi0": Pi0, "pi05": Pi05}
 NOT_SIZES = ("chunk", "text")
 
 
-def recorded(name):
-    """Our model with the recorded one's weights, text and noise."""
+def recorded(name, added=True):
+    """Our model with the recorded one's weights, text and noise; `added` as the family of the weights has it."""
     sizes = {k: v for k, v in PI.items() if k not in NOT_SIZES}
     model = MODELS[name]("random", sizes=sizes, chunk=PI["chunk"], device="cpu", dtype="float32")
     where, _ = weight_map(model.net, {})
@@ -29,6 +34,7 @@ def recorded(name):
             place = own[piece.name][slice(None) if piece.rows is None else slice(*piece.rows)]
             place.copy_(torch.from_numpy(pi_weight(key, tuple(place.shape))))
     noise = torch.from_numpy(uniform("noise", PI["chunk"] * 32).reshape(1, -1, 32)).float()
+    model.family = replace(model.family, added=added)
     model.text = lambda instruction, state: Text(PI["text"], range(1, 5))
     model._noise = lambda sessions: noise
     return model, noise[0]
@@ -45,6 +51,16 @@ def answered(model):
     Policy(model, Dense).act({0: Observation(pictures, uniform("state", 8), "as recorded")})
     hook.remove()
     return seen[0][0], velocities[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_actions_equal_those_of_lerobot(name, parity):
+    """lerobot computes the times of the flow each for itself; with openpi's, actions are 2e-5 to 9e-5 elsewhere."""
+    golden = {key: torch.from_numpy(load("lerobot")[f"{name}_{key}"]) for key in ("velocity", "actions")}
+    actions, velocity = answered(recorded(name, added=False)[0])
+    for what, ours in (("velocity", velocity), ("actions", actions)):
+        parity(name, f"dense, 2 cameras: {what} of lerobot 0.6.1, recorded", ours, golden[what], 1e-5)
+    assert (answered(recorded(name, added=True)[0])[0] - golden["actions"]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -55,6 +55,7 @@ class Family:
     steps     Euler steps
     room      text tokens at most
     image     side of the pictures that the vision tower reads, pixels
+    added     times of the flow are summed up in fp32 (openpi), not computed each for itself (lerobot)
     """
 
     name: str
@@ -66,6 +67,7 @@ class Family:
     steps: int = 10
     room: int | None = None
     image: int | None = None
+    added: bool = True
 
     @classmethod
     def random(cls, adaptive: bool) -> Family:
@@ -109,7 +111,8 @@ class Family:
         image = (said.get("image_resolution") or [None])[0]
         room, steps = said.get("tokenizer_max_length"), int(said.get("num_inference_steps") or 10)
         name = "lerobot" if "type" in said else "transformers"
-        return cls(name, int(said.get("chunk_size") or 50), states, state, steps=steps, room=room, image=image)
+        chunk = int(said.get("chunk_size") or 50)
+        return cls(name, chunk, states, state, steps=steps, room=room, image=image, added=False)
 
     def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
         """What the user gave, else what the files say. ValueError where they say something else, or nothing."""

@@ -268,7 +268,7 @@ class Flow(ABC):
     def constants(self) -> FlowConstants:
         """What depends on the number of steps alone: computed in the first call, charged to none."""
         if self._constants is None:
-            self._constants = FlowConstants.of(self.net, self.steps)
+            self._constants = FlowConstants.of(self.net, self.steps, self.family.added)
         return self._constants
 
     def _count(self, call: Call, seen: Sequence[int], times: int) -> None:

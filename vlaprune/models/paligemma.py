@@ -187,10 +187,10 @@ class FlowConstants:
     modulations: list[Tensor] | None
 
     @classmethod
-    def of(cls, net: PaliGemma, steps: int) -> FlowConstants:
-        """Computed on the device of the weights."""
+    def of(cls, net: PaliGemma, steps: int, added: bool = True) -> FlowConstants:
+        """Computed on the device of the weights; `added` as `flow_times` has it."""
         device = net.projector.weight.device
-        times = embed_time(flow_times(steps).to(device), net.sizes.expert_width).float()
+        times = embed_time(flow_times(steps, added).to(device), net.sizes.expert_width).float()
         return cls(times, net.expert.modulations(net.condition(times)) if net.adaptive else None)
 
 

@@ -90,8 +90,14 @@ def embed_time(times: Tensor, width: int, shortest: float = 4e-3, longest: float
     return torch.cat((phase.sin(), phase.cos()), 1)
 
 
-def flow_times(steps: int) -> Tensor:
-    """Times [steps] from 1 down to 1 / steps, in fp32 and by adding up, as openpi's sampler has them."""
+def flow_times(steps: int, added: bool = True) -> Tensor:
+    """Times [steps] from 1 down to 1 / steps, in fp32.
+
+    added  by adding up steps in fp32, as openpi's sampler has them; else each for itself, as lerobot's (from v0.4.1 on:
+           policies/common/flow_matching.py). They differ in the last digits, and actions by 1e-4 of their size
+    """
+    if not added:
+        return torch.tensor([1.0 + step * (-1.0 / steps) for step in range(steps)])
     out, dt = [torch.tensor(1.0)], torch.tensor(-1.0 / steps)
     for _ in range(steps - 1):
         out.append(out[-1] + dt)
