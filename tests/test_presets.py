@@ -62,6 +62,7 @@ def test_every_job_of_a_preset_composes_and_has_a_folder_of_its_own(name):
     for overrides in jobs(name):
         cfg = composed(overrides)
         assert cfg.hydra.mode == RunMode.MULTIRUN
+        config.check(cfg)  # what the command says of it before it builds anything: nothing
         config.make("method", OmegaConf.create(OmegaConf.to_container(cfg.method, resolve=True)))  # its options exist
         assert f".{cfg.bench._target_.rsplit('.', 2)[1]}." in f".{cfg.bench._target_}"
         if "suite" in cfg.bench:

@@ -36,13 +36,16 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
         given = _plain(cfg)
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from None
-    _compare(known, given, "")
+    typed = HydraConfig.get().overrides.task
+    added = {override.lstrip("+").partition("=")[0].split(".")[0] for override in typed if override.startswith("+")}
+    own = {key: value for key, value in given.items() if key not in (*known, *added)}  # of the chosen experiment's file
+    _compare(known | own, given, "")
     for group in GROUPS:
         if group in cfg and not (group == "bench" and name == "serve"):
             _group(cfg, group)
     if name == "profile" and cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{meant(str(cfg.mode), MODES)}")
-    return settled(cfg, HydraConfig.get().overrides.task)
+    return settled(cfg, typed)
 
 
 def settings(name: str) -> dict[str, Any]:
