@@ -91,7 +91,7 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
-	$(BIN)/python scripts/ledger.py
+	$(BIN)/python scripts/claims.py
 
 parity: .venv/done  ## what is equal to other people's code, as a table: results/parity.md
 	$(BIN)/python scripts/parity.py

@@ -1,4 +1,4 @@
-"""Presets: each composes into what its paper ran, job by job, and stands for rows of the claims ledger."""
+"""Presets: each composes into what its paper ran, job by job, and stands for rows of the claims table."""
 
 import itertools
 from pathlib import Path

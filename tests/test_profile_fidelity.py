@@ -33,9 +33,9 @@ def replayed(make, seen):
 def test_dense_equals_dense_and_fewer_tokens_stray_further(seen):
     dense = replayed(Dense, seen)
     same = score(seen, GRIP, dense, replayed(Dense, seen))
-    assert (same.rmse, same.flips, same.apart, same.steady) == (0, 0, 1, 1) and same.cosine == pytest.approx(1)
+    assert (same.rmse, same.flips, same.agreement, same.steady) == (0, 0, 1, 1) and same.cosine == pytest.approx(1)
     some, few = (score(seen, GRIP, dense, replayed(lambda k=k: Random(keep=k), seen)) for k in (0.75, 0.1))
-    assert 0 < some.rmse < few.rmse and few.apart < 1 and few.steady < some.steady
+    assert 0 < some.rmse < few.rmse and few.agreement < 1 and few.steady < some.steady
 
 
 def test_kept_tokens_are_those_of_the_last_site(seen):
@@ -59,7 +59,7 @@ def test_scores_by_hand():
     said = score(recording, GRIP, a, hand(strays)[1], tolerance=0.5)
     assert said.rmse == pytest.approx(0.5) and said.flips == 0.25
     assert said.phases == {"approach": pytest.approx(0.5**0.5), "carry": 0}
-    assert said.apart == pytest.approx((0.5 + 1) / 2)  # the first episode strays at its second call, the other never
+    assert said.agreement == pytest.approx((0.5 + 1) / 2)  # the first differs at its second call, the other never
 
 
 def test_overlap_is_intersection_over_union():

@@ -98,7 +98,8 @@ class Task:
 class Env(Protocol):
     """One task, open.
 
-    Observing is apart from stepping because rendering is dear: a policy that executes eight actions a call looks once.
+    Observing is separate from stepping, because rendering costs time: a policy that executes eight
+    actions a call observes once.
     """
 
     def reset(self, episode: int) -> None:

@@ -52,7 +52,7 @@ def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
 
 
 class Span:
-    """A stretch of time under a name, from entering its `with` block to leaving it."""
+    """A span of time under a name, from entering its `with` block to leaving it."""
 
     __slots__ = ("_clock", "_name", "_start")
 

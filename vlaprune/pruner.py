@@ -144,7 +144,7 @@ class PruneContext:
         return self.trace.vision_attention[self.alive]
 
     def attention(self, layer: int, rows: QueryGroup) -> Tensor:
-        """[H, q, n] softmax weights on the rows of this site, read at an earlier layer of this call."""
+        """[H, q, n] softmax weights on the rows at this layer, read at an earlier layer of this call."""
         weights = self.trace.visual(layer, rows)
         return weights if self.alive.shape[0] == self.total else weights[..., self.alive]
 
@@ -210,7 +210,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def select(self, context: PruneContext) -> Selection | None:
-        """What goes on. Called at every planned site of every model call; None leaves the tokens as they are."""
+        """What goes on. Called at every planned layer of every model call; None leaves the tokens as they are."""
 
     def wants_second_pass(self, context: PruneContext) -> bool:
         """Whether the decoder computes the prompt of this call once more, from the same embeddings.

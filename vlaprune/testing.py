@@ -102,7 +102,7 @@ class Watched(Pruner):
         self.inner.reset()
 
     def observe(self, trace: Trace) -> None:
-        """Notes what was kept at every site of the call."""
+        """Notes what was kept at every planned layer of the call."""
         self.kept.append(tuple((context, tuple(kept.tolist())) for context, kept in sorted(trace.kept.items())))
         self.inner.observe(trace)
 

@@ -1,6 +1,7 @@
 """Films of episodes: what the policy saw at each model call, and what its method did with every patch.
 
-A patch dropped at the deepest site is dimmed, a reused one is tinted blue, the rest is as the vision tower sees it,
+A patch dropped at the deepest layer at which the method chose is dimmed, a reused one is tinted blue, the rest is as
+the vision tower sees it,
 with a line around it.
 A film watches from outside: it reads the trace of a call that is over, so a filmed run has the numbers of any other.
 """
@@ -26,16 +27,16 @@ Key = tuple[str, int]
 
 
 def fates(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
-    """The deepest site of a call (None where nothing was chosen) and, there, [V] bool computed and [V] bool reused."""
+    """The deepest layer at which the method chose (None for none) and, there, [V] bool computed, [V] bool reused."""
     computed, reused = np.ones(trace.layout.total, bool), np.zeros(trace.layout.total, bool)
     if not trace.kept:
         return None, computed, reused
-    site = max(trace.kept)
+    layer = max(trace.kept)
     computed[:] = False
-    computed[trace.kept[site].cpu().numpy()] = True
-    if site in trace.reused:
-        reused[trace.reused[site].cpu().numpy() - trace.layout.visual.start] = True
-    return site, computed, reused
+    computed[trace.kept[layer].cpu().numpy()] = True
+    if layer in trace.reused:
+        reused[trace.reused[layer].cpu().numpy() - trace.layout.visual.start] = True
+    return layer, computed, reused
 
 
 def shade(image: np.ndarray, view: View, computed: np.ndarray, reused: np.ndarray) -> np.ndarray:
@@ -65,14 +66,16 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    site, computed, reused = fates(trace)
+    layer, computed, reused = fates(trace)
     views = trace.layout.views
     shaded = [shade(i.cpu().numpy(), v, computed, reused) for v, i in zip(views, trace.images, strict=True)]
     width = max(sum(s.shape[1] + 8 for s in shaded) + 8, 400)
     high = max(s.shape[0] for s in shaded)
     canvas = Image.new("RGB", (width + width % 2, high + high % 2 + 76), BLACK)
     pen, font, x = ImageDraw.Draw(canvas), ImageFont.load_default(15), 8
-    said = "nothing dropped" if site is None else f"from layer {site} on: {computed.sum()} of {computed.size} computed"
+    said = (
+        "nothing dropped" if layer is None else f"from layer {layer} on: {computed.sum()} of {computed.size} computed"
+    )
     pen.text((8, 5), title, fill="white", font=font)
     pen.text((8, 25), said + (f", {reused.sum()} reused" if reused.any() else ""), fill=GREY, font=font)
     for view, picture in zip(views, shaded, strict=True):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.methods.shared.scoring import option
-from vlaprune.methods.shared.selecting import best, split
+from vlaprune.methods.shared.selecting import per_camera_topk, split
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -70,7 +70,7 @@ class ADP(Pruner):
         if len(weights) != len(sizes):
             raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
         score = context.attention(0, QueryGroup.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
-        chosen = best(score, context.layout, split(self.budget.count(context.total), sizes, weights))
+        chosen = per_camera_topk(score, context.layout, split(self.budget.count(context.total), sizes, weights))
         return Selection(chosen.nonzero().flatten())
 
     def _is_open(self, context: PruneContext) -> bool:

@@ -24,7 +24,7 @@ class BottomK(Pruner):
             raise ValueError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One site; the last row of the layer before it."""
+        """One layer; the last row of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: QueryGroup.LAST}, {self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

@@ -91,7 +91,7 @@ class DTP(Pruner):
         self._layout: Layout | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Site 0, which names the rows that this prompt has."""
+        """Layer 0, which names the rows that this prompt has."""
         depth = info.num_layers
         named = sorted({min(-(-n * depth // 26), depth - 1) for n in (4, 6)}) if self.layers is None else self.layers
         self._relevant, self._depth = resolved("dtp layers", named, depth), depth

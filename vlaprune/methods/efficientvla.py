@@ -41,7 +41,7 @@ class EfficientVLA(Pruner):
             raise ValueError(f"efficientvla layer={self.layer} key={self.key}; use 1 or more of each")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One site; the instruction's rows of the layer before it."""
+        """One layer; the instruction's rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: QueryGroup.TEXT}, {self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

@@ -44,7 +44,7 @@ class FastV(Pruner):
             raise ValueError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One site; the rows of the layer before it."""
+        """One layer; the rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: ROWS[self.rows]}, {self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

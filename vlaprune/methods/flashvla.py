@@ -45,7 +45,7 @@ class FlashVLA(Pruner):
             raise ValueError(f"flashvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One site; the attention outputs of the layer before it."""
+        """One layer; the attention outputs of the layer before it."""
         return Plan((self.layer,), budget={self.layer: self.budget}, outputs=frozenset({self.layer - 1}))
 
     def score(self, context: PruneContext) -> Tensor:

@@ -64,7 +64,7 @@ class InfoEntropy(Pruner):
         self._score: Tensor | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Text rows: of all layers for the next call or, to prune, of those before the site for this one."""
+        """Text rows: of all layers for the next call or, to prune, of those before the planned layer for this one."""
         every = range(self.layer if self._prunes else info.num_layers)
         self._layers = tuple(every if self.layers is None else self.layers)
         if not self._layers or (self._prunes and max(self._layers) >= self.layer):

@@ -4,7 +4,7 @@ Zhang et al., "SparseVLM", arXiv:2410.04417, sections on raters, sparsification 
 Gumpest/SparseVLMs, `llava/model/language_model/{score,modelling_sparse_llama,utils}.py` at 14cb5a9 (v1).
 
 As in the code: fixed counts instead of the paper's rank rule. Its layers 2, 6, 15 prune what leaves them, by their own
-attention, so its sites are 3, 7, 16 of 32. Recycled tokens come on top of `keep`.
+attention, so its planned layers are 3, 7, 16 of 32. Recycled tokens come on top of `keep`.
 Differences: positions stay as they were, and a merged token takes its cluster centre's (v1 renumbers); a word rates if
 its weight reaches the mean (the code asks for more, and is left without raters where all are equal); equal densities
 are told apart by index, not by noise; several cameras are one pool.
@@ -70,10 +70,12 @@ class SparseVLM(Pruner):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """PruneContext 0 to choose the raters, then the stages; the text rows of the layer before each."""
-        self.sites = [-(-info.num_layers * n // 32) for n in (3, 7, 16)] if self.layers is None else list(self.layers)
-        budget = {} if self.recycle else dict(zip(self.sites, self.budgets, strict=True))
-        return Plan((0, *self.sites), {n - 1: QueryGroup.TEXT for n in self.sites}, budget)
+        """Layer 0 to choose the raters, then the stages; the text rows of the layer before each."""
+        self.prune_layers = (
+            [-(-info.num_layers * n // 32) for n in (3, 7, 16)] if self.layers is None else list(self.layers)
+        )
+        budget = {} if self.recycle else dict(zip(self.prune_layers, self.budgets, strict=True))
+        return Plan((0, *self.prune_layers), {n - 1: QueryGroup.TEXT for n in self.prune_layers}, budget)
 
     def select(self, context: PruneContext) -> Selection | None:
         """Raters at the input; then the best by their vote, and the recycled ones."""
@@ -82,7 +84,7 @@ class SparseVLM(Pruner):
             return None
         score = self.weights @ context.attention(context.layer - 1, QueryGroup.TEXT).mean(0)
         order = ranking(score)
-        best = self.budgets[self.sites.index(context.layer)].count(context.total)
+        best = self.budgets[self.prune_layers.index(context.layer)].count(context.total)
         gone = score.shape[0] - best
         if not self.recycle or gone <= 0:
             return Selection(order[:best].sort().values)

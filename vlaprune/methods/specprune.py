@@ -21,7 +21,7 @@ import torch
 
 from vlaprune.methods.shared.patches import Patches, still
 from vlaprune.methods.shared.scoring import cameras, check_range, mean_attention, standing
-from vlaprune.methods.shared.selecting import best, portions
+from vlaprune.methods.shared.selecting import per_camera_topk, portions
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -81,12 +81,12 @@ class SpecPrune(Pruner):
             mean_attention(context.trace, context.layer - 1, QueryGroup.TEXT),
             portions(context.layout, self.attended),
         )
-        wide = best(task, context.layout, [3 * n for n in counts]) if context.layer == 1 else self._kept
-        self._kept = self._kept | best(task, context.layout, counts)
+        wide = per_camera_topk(task, context.layout, [3 * n for n in counts]) if context.layer == 1 else self._kept
+        self._kept = self._kept | per_camera_topk(task, context.layout, counts)
         return Selection((self._kept | wide)[context.alive].nonzero().flatten())
 
     def _rank(self, context: PruneContext) -> None:
-        """Adds the ranks of layers that ran since the site before, among the tokens they had."""
+        """Adds the ranks of layers that ran since the planned layer before, among the tokens they had."""
         if context.layer == 1:
             self._score, self._due = torch.zeros(context.total, device=context.alive.device), list(self._ranked)
         while self._due and self._due[0] < context.layer:
@@ -103,4 +103,4 @@ class SpecPrune(Pruner):
         """Keeps the patches and what the action attended to; a token that was gone has attention 0 and is left out."""
         acted, self._layout = mean_attention(trace, self._last, QueryGroup.ACTION), trace.layout
         self._pixels = Patches.of(trace.pixels)
-        self._acted = best(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)
+        self._acted = per_camera_topk(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)

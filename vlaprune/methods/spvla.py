@@ -47,7 +47,7 @@ class SPVLA(Pruner):
         self._fastest = 0.0
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Site 0 and one look into the tower; the count depends on what is seen and done."""
+        """Layer 0 and one look into the tower; the count depends on what is seen and done."""
         return Plan((0,), vision_attention=True)
 
     def select(self, context: PruneContext) -> Selection | None:

@@ -78,7 +78,7 @@ class TEAMVLA(Pruner):
             raise ValueError(f"teamvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Site 0, which names the rows that this prompt has, and the merge; both counts depend on what is seen."""
+        """Layer 0, which names the rows that this prompt has, and the merge; both counts depend on what is seen."""
         self._layer = max(1, info.num_layers // 2) if self.layer is None else self.layer
         return Plan((0, self._layer))
 

@@ -75,7 +75,7 @@ class VLACache(Pruner):
         return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy] | QueryGroup.TEXT}, reuses=True)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """At the first site the reuse set; at each its share, of which some have left before."""
+        """At the first planned layer the reuse set; at each its share, of which some have left before."""
         if context.layer == self._stages[0]:
             self._reuse = self._found(context).nonzero()[:, 0]
         if not self._reuse.shape[0]:

@@ -182,8 +182,8 @@ class CogACT:
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
-        lots = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in calls]
-        draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(lot)) for lot in lots]
+        seeds = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in calls]
+        draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
     def _decided(self, unit: Tensor) -> Tensor:

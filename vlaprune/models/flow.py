@@ -287,11 +287,11 @@ class Flow(ABC):
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, 32], drawn on the CPU from the episode's seed and the number of the call."""
-        lots = []
+        noises = []
         for call in calls:
             number = zlib.crc32(f"{call.seed}/{call.trace.step}".encode())
-            lots.append(torch.randn(self.chunk, NUMBERS, generator=torch.Generator().manual_seed(number)))
-        return torch.stack(lots).to(self.device)
+            noises.append(torch.randn(self.chunk, NUMBERS, generator=torch.Generator().manual_seed(number)))
+        return torch.stack(noises).to(self.device)
 
     def _padded(self, states: Sequence[np.ndarray | None]) -> Tensor | None:
         """[B, 32] scaled states for the state row; None for a model without one."""

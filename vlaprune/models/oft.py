@@ -271,8 +271,8 @@ class OFT(nn.Module):
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
         """[B, chunk, action], drawn on the CPU from the episode's seed and the number of the call."""
-        lots = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in calls]
-        return torch.stack([torch.randn(self.chunk, self._action, generator=lot) for lot in lots])
+        generators = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in calls]
+        return torch.stack([torch.randn(self.chunk, self._action, generator=g) for g in generators])
 
     def _states(self, observations: Sequence[Observation]) -> Tensor | None:
         """[B, s] in [-1, 1]. ValueError where an observation has no state of the right length."""

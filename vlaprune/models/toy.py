@@ -102,7 +102,7 @@ class Toy:
         rows, reads = self.backend.run(("decode", layers), partial(self.decoded, layers), query, *left_by_prompt(calls))
         record_passes(calls, self.chunk)
         record_action(calls, layers, reads)
-        return rows  # type: ignore[no-any-return]
+        return rows
 
     def decoded(
         self, layers: tuple[int, ...], query: Tensor, prompt: PromptKV, lengths: Sequence[int]

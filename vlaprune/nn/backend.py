@@ -1,4 +1,4 @@
-"""How the pieces of a model call are executed: eager, compiled, or captured as CUDA graphs.
+"""How the segments of a model call are executed: eager, compiled, or captured as CUDA graphs.
 
 A model call is a sequence of segments (the vision towers, the layers between two prune layers, the decoded tokens, the
 denoising steps). A segment is a function of tensors. Inside it, units do the work: functions of modules and tensors,

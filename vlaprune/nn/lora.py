@@ -49,7 +49,7 @@ class LoRA(nn.Module):
 def adapt(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
     """Freezes a module and puts adapters beside each of its linear layers, save those named in `skip`.
 
-    A module may say in `parts` of which pieces the rows of a fused layer of its own are made. A is drawn from N(0, 1 /
+    A module may say in `parts` of which parts the rows of a fused layer of its own are made. A is drawn from N(0, 1 /
     rank^2), from the seed and the layer's name alone; B is zero, so that nothing changes before training.
     """
     if rank < 1:

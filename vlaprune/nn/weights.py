@@ -1,7 +1,7 @@
 """From a checkpoint into a module, strictly and without a second copy; or seeded random weights in its place.
 
 Memory: a tensor is read from the mapped file and copied straight into its place, so loading holds the module in its own
-dtype and no second copy. Measured on 2 GiB of fp32 poured into bf16 on the host: private memory grew by 1.03 GiB, the
+dtype and no second copy. Measured on 2 GiB of fp32 copied into bf16 on the host: private memory grew by 1.03 GiB, the
 module and half a tensor; pages of the file, which the system may take back, were 0.6 GiB for four shards (one open at
 a time) and 2.0 GiB for a single .pt file. tests/test_checkpoint.py holds a smaller file to the same.
 """

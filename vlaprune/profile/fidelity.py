@@ -45,7 +45,7 @@ class Fidelity:
                 the dense actions; the worst of none is 0, of unrelated actions about 1.4
     cosine      of a call's motion with the dense motion, mean over calls
     flips       share of actions whose gripper command is the other one
-    apart       share of the calls of an episode before the first that differs by more than the tolerance, mean over
+    agreement      share of the calls of an episode before the first that differs by more than the tolerance, mean over
                 episodes: 1 is an episode without any
     steady      overlap (intersection over union) of the tokens kept in one call and in the next
     phases      the rmse by phase of the task
@@ -54,7 +54,7 @@ class Fidelity:
     rmse: float
     cosine: float
     flips: float
-    apart: float
+    agreement: float
     steady: float
     phases: Mapping[str, float]
 
@@ -98,15 +98,15 @@ def score(
         rmse=float(np.sqrt((calls**2).mean())),
         cosine=float(np.mean((flat[0] * flat[1]).sum(1) / np.maximum(norms, 1e-12))),
         flips=float((same != other).mean()),
-        apart=float(np.mean([_before(c > tolerance) for c in np.split(calls, np.flatnonzero(starts)[1:])])),
+        agreement=float(np.mean([_before(c > tolerance) for c in np.split(calls, np.flatnonzero(starts)[1:])])),
         steady=overlap(method.kept[1:][follows], method.kept[:-1][follows]) if follows.any() else float("nan"),
         phases={p: float(np.sqrt((calls[phase == p] ** 2).mean())) for p in PHASES if (phase == p).any()},
     )
 
 
-def _before(apart: np.ndarray) -> float:
-    """Share of an episode's calls [n] before the first that is apart."""
-    return float(np.argmax(apart) / len(apart)) if apart.any() else 1.0
+def _before(differs: np.ndarray) -> float:
+    """Share of an episode's calls [n] before the first that differs."""
+    return float(np.argmax(differs) / len(differs)) if differs.any() else 1.0
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Judged:
     def scores(self) -> dict[str, float]:
         """What might foretell a loss; higher is worse. The last is no look at actions at all, for comparison."""
         f = self.fidelity
-        out = {"rmse": f.rmse, "1 - cosine": 1 - f.cosine, "gripper flips": f.flips, "1 - apart": 1 - f.apart}
+        out = {"rmse": f.rmse, "1 - cosine": 1 - f.cosine, "gripper flips": f.flips, "1 - agreement": 1 - f.agreement}
         out |= {f"rmse in {phase}": value for phase, value in f.phases.items()}
         return out | {"visual tokens not computed": 1 - float(self.replay.visual.mean()) / self.replay.total}
 
@@ -102,7 +102,7 @@ def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, Foretold],
     page.table("Fidelity", [_row(a) for a in judged])
     page.text(
         "*rmse*: motion numbers in units of their standard deviation in the dense actions. *flips*: gripper commands "
-        f"that are the other one. *apart*: share of an episode's calls before the first whose rmse is above "
+        f"that are the other one. *agreement*: share of an episode's calls before the first whose rmse is above "
         f"{tolerance:g} (100 % is never). *steady*: tokens kept in one call and in the next, intersection over union. "
         "*in ...*: rmse in that phase of the task. *loss*: points of success lost in closed loop on the same episodes "
         "as dense.",
@@ -121,7 +121,7 @@ def _row(arm: Judged) -> dict[str, str]:
         "rmse": f"{f.rmse:.3f}",
         "cosine": f"{f.cosine:.3f}",
         "flips": percent(f.flips),
-        "apart": percent(f.apart),
+        "agreement": percent(f.agreement),
         "steady": f"{f.steady:.2f}",
     }
     out |= {f"in {p}": f"{f.phases[p]:.3f}" if p in f.phases else "" for p in PHASES}

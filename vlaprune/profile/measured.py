@@ -1,4 +1,4 @@
-"""One model, measured: the dense ladder, then every method under its fastest rung, beside it."""
+"""One model, measured: the dense ladder, then every method under its fastest backend, beside it."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def measure(
 ) -> Measured:
     """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
 
-    `climbing` are other rules for the ladder. ValueError where no rung runs here.
+    `climbing` are other rules for the ladder. ValueError where no backend runs here.
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
     here = roofline.measure(model.device, next(model.decoder.parameters()).dtype)
-    skipped = {f"dense under {rung}": why for rung in ladder if (why := missing(rung, model.device))}
-    here_too = [rung for rung in ladder if not missing(rung, model.device)]
-    rungs = [micro.Arm("dense", Policy(with_backend(model, rung), Dense), rung) for rung in here_too]
-    if not rungs:
-        raise ValueError(f"ladder={list(ladder)} has no rung that runs on {model.device}")
-    best = micro.climb(rungs, recording.episodes, climbing or rules, watch)
-    tell(f"fastest dense: {best.rung}")
-    arms = _arms(best.policy.model, methods, best.rung, skipped)
+    skipped = {f"dense under {backend}": why for backend in ladder if (why := missing(backend, model.device))}
+    here_too = [backend for backend in ladder if not missing(backend, model.device)]
+    backends = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]
+    if not backends:
+        raise ValueError(f"ladder={list(ladder)} has no backend that runs on {model.device}")
+    best = micro.climb(backends, recording.episodes, climbing or rules, watch)
+    tell(f"fastest dense: {best.backend}")
+    arms = _arms(best.policy.model, methods, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
     skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
-    rows = [speed.described(model, arm, here) for arm in rungs]
-    base = rows[rungs.index(best)]
+    rows = [speed.described(model, arm, here) for arm in backends]
+    base = rows[backends.index(best)]
     base["baseline"] = True
     rows += [speed.against(speed.described(model, p.arm, here), p, best, base) for p in pairs if not p.arm.refused]
     for row in rows:
@@ -65,12 +65,12 @@ def measure(
     return Measured(rows, _notes(best, recording, rules, watch, skipped, idle), watch.refusal, here)
 
 
-def _arms(model: VLA, methods: Methods, rung: str, skipped: dict[str, str]) -> list[micro.Arm]:
+def _arms(model: VLA, methods: Methods, backend: str, skipped: dict[str, str]) -> list[micro.Arm]:
     """An arm per method that this model can have."""
     arms = []
     for label, make in methods:
         try:
-            arms.append(micro.Arm(label, Policy(model, make), rung))
+            arms.append(micro.Arm(label, Policy(model, make), backend))
         except ValueError as error:
             skipped[label] = str(error)
     return arms
@@ -87,8 +87,8 @@ def _notes(
     """What must be said beside the tables."""
     least = f"at least {rules.calls} calls and {rules.seconds:g} s of each arm"
     lines = [
-        f"- speed-up: against the fastest dense measured here ({best.rung}), median over blocks of {rules.block} calls "
-        "of dense time over the method's beside it on the same observations, with a 95 % bootstrap interval",
+        f"- speed-up: against the fastest dense measured here ({best.backend}), median over blocks of {rules.block} "
+        "calls of dense time over the method's beside it on the same observations, with a 95 % bootstrap interval",
         f"- observations: {len(recording.frames)} of {recording.card['bench']}, replayed in order, one episode at a "
         "time",
         f"- after {rules.warmup} warm-up calls, {least if rules.limit is None else f'for {rules.limit:.0f} s in all'}; "

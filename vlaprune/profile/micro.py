@@ -61,7 +61,7 @@ class Arm:
 
     label    what it is called in the table
     policy   one slot
-    rung     kernel of the dense ladder it runs under
+    backend  of the dense ladder, which it runs under
     blocks   milliseconds of each call, by block; the first call of a block follows a reset
     busy     milliseconds of processor time of each block
     calls    the records of each block
@@ -72,7 +72,7 @@ class Arm:
 
     label: str
     policy: Policy
-    rung: str
+    backend: str
     blocks: list[list[float]] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
     calls: list[list[StepRecord]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Arm:
         """Milliseconds and records of the calls of one block: issue to actions on the host."""
         policy, took = self.policy, []
         policy.reset(0, episode_seed(seed, block[0].task, block[0].episode))
-        with kernel(self.rung):
+        with kernel(self.backend):
             for frame in block:
                 start = time.perf_counter()
                 policy.act({0: frame.observation})
@@ -186,11 +186,11 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
 
 
 def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
-    """Measures the rungs of the dense ladder in turn; gives the fastest."""
+    """Measures the backends of the dense ladder in turn; gives the fastest."""
     for arm in arms:
         arm.warm(rules.blocks(episodes), rules)
         if arm.refused:
-            raise ValueError(f"dense under {arm.rung}: {arm.refused}")
+            raise ValueError(f"dense under {arm.backend}: {arm.refused}")
     for number, block in enumerate(rules.blocks(episodes)):
         if all(arm.enough(rules) for arm in arms):
             break

@@ -38,7 +38,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": model.info.name,
         "method": arm.label,
-        "kernel": arm.rung,
+        "kernel": arm.backend,
         "calls": len(ms),
         "blocks": len(arm.blocks),
         "seconds": ms.sum() / 1e3,

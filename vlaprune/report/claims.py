@@ -1,4 +1,4 @@
-"""The claims ledger: what papers say, where it stands, and what came out here. Made from data, never typed. No torch.
+"""The claims table: what papers say, where it stands, and what came out here. Made from data, never typed. No torch.
 
 A claim is a row of a CSV file. Its `run` names the run that would answer it, as on the command line: model=, bench= and
 method= by their short names, and any setting of theirs. Without `bench.suite` it speaks of all suites of LIBERO.
@@ -106,11 +106,11 @@ def _tasks(run: Run) -> Iterable[tuple[int, int]]:
 
 
 def markdown(claims: Sequence[Claim], runs: Sequence[Run]) -> str:
-    """The ledger: a table for each paper."""
+    """The page: a table for each paper."""
     lines = [
-        "# Claims ledger",
+        "# Claims",
         "",
-        "Made by `scripts/ledger.py` from the CSV files in `claims/` and from recorded runs; do not edit.",
+        "Made by `scripts/claims.py` from the CSV files in `claims/` and from recorded runs; do not edit.",
         f"{len(claims)} numbers of {len({c.paper for c in claims})} papers; success is the mean over tasks with a 95 % "
         "interval. Evidence: " + "; ".join(f"{k}, {v}" for k, v in EVIDENCE.items()) + ".",
     ]

@@ -33,7 +33,7 @@ def share(count: int, sizes: Sequence[int]) -> list[int]:
     return out
 
 
-def best(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
+def per_camera_topk(score: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
     """[..., V] bool, true for the highest `counts[i]` of scores [..., V] of camera i; ties go low, NaN last."""
     mask = torch.zeros_like(score, dtype=torch.bool)
     if len(set(layout.sizes)) == len(set(counts)) == 1:  # one sort for all cameras
@@ -130,7 +130,7 @@ def noise(kind: str, like: Tensor, seed: int) -> Tensor:
 
 def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
     """[..., V] bool, the `count` highest of scores [..., V], each camera having its proportional share of the count."""
-    return best(score, layout, share(min(count, layout.total), layout.sizes))
+    return per_camera_topk(score, layout, share(min(count, layout.total), layout.sizes))
 
 
 def evenly(rest: Tensor, count: int) -> Tensor:

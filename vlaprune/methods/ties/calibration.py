@@ -37,7 +37,7 @@ class Calibrate(Probe):
         return len(self.taus)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Site 0, to name the rows that this prompt has; nothing is pruned."""
+        """Layer 0, to name the rows that this prompt has; nothing is pruned."""
         self._span, self._info = self.estimator.span(info), info
         return Plan((0,))
 

@@ -86,7 +86,7 @@ class TIES(Calibrated):
         return Calibrate(self.estimator)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Site 0 names what to read: rows that this prompt has, and all layers on an anchor call only."""
+        """Layer 0 names what to read: rows that this prompt has, and all layers on an anchor call only."""
         self._span = self.estimator.span(info)
         if self.calibration is None:
             raise ValueError(
@@ -97,7 +97,7 @@ class TIES(Calibrated):
         return Plan((0, self.layer), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Everything at site 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
+        """Everything at layer 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
         if context.layer == 0:
             self._anew = self._is_anchor(context)
             layers = {self.layer - 1, *(self._span if self._anew else ())}

@@ -1,6 +1,6 @@
 """Writes results/claims.md: the papers' numbers, and ours where a recorded run answers them.
 
-python scripts/ledger.py [FOLDER WITH RUNS ...]
+python scripts/claims.py [FOLDER WITH RUNS ...]
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from vlaprune.records import read
-from vlaprune.report import claims as ledger
+from vlaprune.report import claims
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def main() -> None:
-    """Reads claims and runs, writes the ledger."""
+    """Reads claims and runs, writes the claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders that hold runs (default: results/runs)")
     parser.add_argument("--claims", type=Path, default=RESULTS / "claims", help="folder of CSV files")
@@ -25,7 +25,7 @@ def main() -> None:
     folders = args.runs or [RESULTS / "runs"]
     try:
         journals = {path.parent for folder in folders for path in folder.glob("**/journal*.jsonl")}
-        args.output.write_text(ledger.markdown(ledger.load(args.claims), [read(f) for f in sorted(journals)]))
+        args.output.write_text(claims.markdown(claims.load(args.claims), [read(f) for f in sorted(journals)]))
     except ValueError as error:
         print(f"ValueError: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The claims ledger: every number of ours comes from a run, every run that answers a claim is found."""
+"""The claims table: every number of ours comes from a run, every run that answers a claim is found."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ import pytest
 from doubles import Bench, play
 
 from vlaprune.records import EpisodeRecord, Header, Run
-from vlaprune.report import claims as ledger
+from vlaprune.report import claims
 from vlaprune.report.claims import Claim
 from vlaprune.stats.rates import mean_of_tasks, wilson
 
 ROOT = Path(__file__).resolve().parents[1]
-CLAIMS = ledger.load(ROOT / "results" / "claims")
+CLAIMS = claims.load(ROOT / "results" / "claims")
 
 
 def claim(run, quantity="success %"):
@@ -40,7 +40,7 @@ def run(
 def test_a_run_answers_the_claim_that_names_its_settings():
     mine = run({"t": [1, 0]}, keep=0.5)
     base = "model=openvla bench=libero bench.suite=libero_goal method=fastv"
-    assert ledger.answers(mine, claim(base).wanted) and ledger.answers(mine, claim(f"{base} method.keep=0.5").wanted)
+    assert claims.answers(mine, claim(base).wanted) and claims.answers(mine, claim(f"{base} method.keep=0.5").wanted)
     for other in (
         f"{base} method.keep=0.25",
         f"{base} method.nosuch=1",
@@ -48,23 +48,23 @@ def test_a_run_answers_the_claim_that_names_its_settings():
         base.replace("openvla", "oft"),
         base.replace("fastv", "vlapruner"),
     ):
-        assert not ledger.answers(mine, claim(other).wanted)
+        assert not claims.answers(mine, claim(other).wanted)
     five = run({"t": [1]}, model="pi05")
-    assert ledger.answers(five, {"model": "pi05"}) and not ledger.answers(five, {"model": "pi0"})
+    assert claims.answers(five, {"model": "pi05"}) and not claims.answers(five, {"model": "pi0"})
 
 
 def test_our_number_has_an_interval_and_a_mean_of_suites_needs_them_all():
     one = claim("model=openvla bench=libero bench.suite=libero_goal method=fastv")
     mine = run({"a": [1] * 8 + [0] * 2, "b": [1] * 6 + [0] * 4})
     low, high = (100 * x for x in (wilson(14, 20).low, wilson(14, 20).high))
-    assert ledger.ours(one, [mine]) == f"70.0 [{low:.1f}, {high:.1f}] (n = 20)"
-    assert ledger.ours(one, []) == "not run here"
+    assert claims.ours(one, [mine]) == f"70.0 [{low:.1f}, {high:.1f}] (n = 20)"
+    assert claims.ours(one, []) == "not run here"
     average = claim("model=openvla bench=libero method=fastv", "success %, mean of suites")
-    four = [run({"a": [1, 0]}, suite) for suite in ledger.SUITES]
-    assert ledger.ours(average, four).startswith("50.0 [") and ledger.ours(average, four[:3]) == "not run here"
-    assert ledger.ours(claim(one.run, "TFLOPs"), [mine]) == "not compared"
+    four = [run({"a": [1, 0]}, suite) for suite in claims.SUITES]
+    assert claims.ours(average, four).startswith("50.0 [") and claims.ours(average, four[:3]) == "not run here"
+    assert claims.ours(claim(one.run, "TFLOPs"), [mine]) == "not compared"
     mine.episodes.pop(("a", 0))
-    assert "1 episodes missing" in ledger.ours(one, [mine])
+    assert "1 episodes missing" in claims.ours(one, [mine])
 
 
 def test_tasks_count_alike_however_many_episodes_they_have():
@@ -73,14 +73,14 @@ def test_tasks_count_alike_however_many_episodes_they_have():
 
 
 def test_the_published_ledger_is_what_the_data_give(tmp_path):
-    script = [sys.executable, str(ROOT / "scripts" / "ledger.py"), str(tmp_path), "--output", str(tmp_path / "l.md")]
+    script = [sys.executable, str(ROOT / "scripts" / "claims.py"), str(tmp_path), "--output", str(tmp_path / "l.md")]
     said = subprocess.run(script, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     published = (ROOT / "results" / "claims.md").read_text()
     fresh = (tmp_path / "l.md").read_text()
     rows = [[row.split("|")[:4] for row in text.splitlines() if row.startswith("| `")] for text in (published, fresh)]
     assert rows[0] == rows[1] and len(rows[0]) == len(CLAIMS)
-    assert fresh.count(ledger.NOT_RUN) == len(CLAIMS)
+    assert fresh.count(claims.NOT_RUN) == len(CLAIMS)
 
 
 def test_every_claim_names_options_of_ours_or_of_its_paper():
@@ -120,9 +120,9 @@ def test_a_line_that_is_no_claim_is_named(tmp_path):
     ):
         (tmp_path / "a.csv").write_text(head + wrong + "\n")
         with pytest.raises(ValueError, match=r"a.csv line 2 is no claim"):
-            ledger.load(tmp_path)
+            claims.load(tmp_path)
 
 
 def test_a_toy_run_finds_its_claim(tmp_path):
     mine = play(tmp_path, Bench())
-    assert ledger.ours(claim("model=toy bench=toy method=dense"), [mine]).startswith("100.0 [61.0, 100.0] (n = 6)")
+    assert claims.ours(claim("model=toy bench=toy method=dense"), [mine]).startswith("100.0 [61.0, 100.0] (n = 6)")
