@@ -78,6 +78,7 @@ LAYERS = {
     "training.datasets": ["training.datasets"],
     "serve": ["policy", "benchmark", "records", "bench.gate"],  # clients pass the gate that simulators pass
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
+    "interop": ["policy", "serve"],
     "doctor": ["doctor", "benchmark", "config"],
     "api": [
         "api",

@@ -36,13 +36,13 @@ CLIENT = Client(["main"], ["observation/image"], robot=None)
 
 
 @contextmanager
-def served(policy, client=CLIENT, about=None, **options):
+def served(policy, client=CLIENT, about=None, kind=Server, **options):
     """The port of a server at work in another thread."""
     ports: queue.Queue = queue.Queue()
 
     async def work():
         task = asyncio.create_task(
-            Server(policy, client, about or {"model": "toy"}, 3, 0.5, **options).run("127.0.0.1", 0, ready)
+            kind(policy, client, about or {"model": "toy"}, 3, 0.5, **options).run("127.0.0.1", 0, ready)
         )
         await task
 

@@ -160,9 +160,13 @@ def _serve(cfg: DictConfig) -> None:
     import asyncio
 
     from vlaprune import config
+    from vlaprune.interop.vla_eval import VlaEvalServer
     from vlaprune.policy import Policy
     from vlaprune.serve import Server
 
+    servers = {"openpi": Server, "vla_eval": VlaEvalServer}
+    if cfg.protocol not in servers:
+        raise ValueError(f"protocol={cfg.protocol}; use one of {', '.join(servers)}")
     model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)
@@ -181,7 +185,7 @@ def _serve(cfg: DictConfig) -> None:
 
     own: Any = client
     options = {"idle": float(cfg.idle), "token": cfg.token, "origins": list(cfg.origins)}
-    asyncio.run(Server(policy, own, about, cfg.seed, **options).run(cfg.host, cfg.port, ready))
+    asyncio.run(servers[cfg.protocol](policy, own, about, cfg.seed, **options).run(cfg.host, cfg.port, ready))
 
 
 def _train(cfg: DictConfig) -> None:

@@ -265,7 +265,7 @@ class Server:
         self._places.add(place)
         _watch(websocket)
         try:
-            await _send(websocket, pack(self.about))
+            await self._greet(websocket)
             await self._episodes(websocket, place)
         except (ConnectionClosed, TimeoutError):
             websocket.transport.abort()  # gone, or does not read; there is nobody to tell
@@ -273,6 +273,10 @@ class Server:
             self._places.discard(place)
             if place.slot >= 0:
                 self._free.put_nowait(place.slot)
+
+    async def _greet(self, websocket: Any) -> None:
+        """Says what is served, as openpi's server does."""
+        await send_within(websocket, pack(self.about))
 
     async def _slot(self) -> int:
         """A free slot, or that of the connection that was quiet longest. RuntimeError where all are at work."""
@@ -305,16 +309,16 @@ class Server:
                 actions, record = await ask.answer
             except Exception as error:
                 # as openpi's server says it: a message of text, which its client raises; then the end
-                await _send(websocket, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                await send_within(websocket, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
                 await websocket.close(1011, "see the message before")
                 return
             place.heard = time.monotonic()
             spent = {"infer_ms": (time.perf_counter() - began) * 1e3}
             counted = {"total": record.total, "visual": list(record.visual), "flops": dict(record.flops)}
-            await _send(websocket, pack({"actions": actions, "server_timing": spent, "pruning": counted}))
+            await send_within(websocket, pack({"actions": actions, "server_timing": spent, "pruning": counted}))
 
 
-async def _send(websocket: Any, data: bytes | str) -> None:
+async def send_within(websocket: Any, data: bytes | str) -> None:
     """TimeoutError for a client that does not read."""
     await asyncio.wait_for(websocket.send(data), SLOW)
 

@@ -1,0 +1,1 @@
+"""Other harnesses: their messages, their records."""

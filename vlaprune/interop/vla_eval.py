@@ -1,0 +1,117 @@
+"""A pruned policy as a model server of vla-eval: `vlaprune serve protocol=vla_eval`.
+
+The messages are those of vla-eval 0.8.0 (vla_eval/protocol): msgpack dictionaries with `type`, `payload`, `seq` and
+`timestamp`; arrays and pictures (raw, PNG, JPEG) as dictionaries of their bytes. An observation is answered by one
+action: the actions of a call are sent one by one, and the model is asked again when they are used up, as vla-eval's own
+servers do with a chunk. `episode_start` begins an episode; its number among those of the same task fixes the noise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlaprune.policy import episode_seed
+from vlaprune.serve import Ask, Message, Place, Server, send_within, unpack
+
+VERSION, PROTOCOL = "0.8.0", 1  # of vla-eval, whose messages these are
+SIDE = 4096  # pixels of a picture's side at most
+
+
+def decoded(value: Any) -> Any:
+    """A payload with arrays in place of their encodings. ValueError for a picture that is none or is too large."""
+    if isinstance(value, list):
+        return [decoded(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("__image__") and value.get("format") != "raw":
+        return _picture(value["data"])
+    if value.get("__ndarray__") or value.get("__image__"):
+        kind = np.dtype(value["dtype"])
+        if kind.kind not in "biuf":
+            raise ValueError(f"arrays of {kind} are not accepted; send numbers")
+        return np.frombuffer(value["data"], kind).reshape(value["shape"]).copy()
+    return {key: decoded(v) for key, v in value.items()}
+
+
+def _picture(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if max(image.size) > SIDE:
+            raise ValueError(f"a picture has {image.size} pixels; send at most {SIDE} a side")
+        return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"a picture cannot be read ({error}); send PNG, JPEG or raw") from None
+
+
+def flat(payload: Mapping[str, Any], prefix: str = "") -> Message:
+    """Nested names joined by slashes: images/agentview."""
+    out: Message = {}
+    for key, value in payload.items():
+        out |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def packed(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
+    """One message as bytes."""
+    import msgpack
+
+    return msgpack.packb({"type": kind, "payload": dict(payload), "seq": seq, "timestamp": time.time()}, default=_array)
+
+
+def _array(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
+    raise ValueError(f"{type(value).__name__} cannot be sent")
+
+
+class VlaEvalServer(Server):
+    """The same server, slots and checks; other messages."""
+
+    async def _greet(self, websocket: Any) -> None:
+        """vla-eval's client speaks first."""
+
+    async def _episodes(self, websocket: Any, place: Place) -> None:
+        """Messages of one connection. What is wrong is told in an `error` message; the connection stays open."""
+        gate, left, seen, task = self.client.gate(), deque[np.ndarray](), Counter[str](), ""
+        begins = False
+        async for data in websocket:
+            seq = -1
+            try:
+                message = unpack(data)
+                seq, kind, payload = int(message["seq"]), message["type"], message.get("payload") or {}
+                place.heard = time.monotonic()
+                if kind == "hello":
+                    said = {"harness_version": VERSION, "protocol_version": PROTOCOL, "capabilities": {}}
+                    await send_within(
+                        websocket, packed("hello", {**said, "model_server": "vlaprune", **self.about}, seq)
+                    )
+                elif kind == "episode_start":
+                    task, begins = str((payload.get("task") or {}).get("name", "")), True
+                    left.clear()
+                elif kind == "observation":
+                    observation = self.client.read(flat(decoded(payload)), gate)
+                    if begins or not left:
+                        if place.slot < 0:
+                            place.slot, begins = await self._slot(), True
+                        seed = None
+                        if begins:
+                            seed = episode_seed(self.seed, task or observation.instruction, seen[task])
+                            seen[task] += 1
+                        ask = Ask(place.slot, observation, seed, asyncio.get_running_loop().create_future())
+                        await self._asked.put(ask)
+                        actions, _ = await ask.answer
+                        begins = False
+                        left.extend(actions)
+                    await send_within(websocket, packed("action", {"actions": left.popleft()}, seq))
+            except Exception as error:
+                text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                await send_within(websocket, packed("error", {"error": text}, seq))
