@@ -53,7 +53,7 @@ test: .venv/done  ## set up, then every test that needs no GPU
 check: lint type test  ## style, strict types and tests: what a change must pass, and what .ci/run runs
 
 torture: .venv/done  ## every kind of damage from outside that we know, long (docs/reliability.md has the figures)
-	TORTURE=long $(BIN)/pytest tests/torture
+	TORTURE=long $(BIN)/pytest tests/torture tests/test_devices.py
 
 lint: .venv/done  ## style
 	$(BIN)/ruff check .

@@ -93,6 +93,7 @@ LAYERS = {
         "nn",
         "models.backends",
     ],
+    "api.devices": ["api", "records", "errors", "report", "config", "evaluation.progress", "bench.worker"],
     "api.tables": ["records", "report"],
     "commands": ["commands", "cli", "records", "stats", "report", "profile.roofline"],
     "commands.options": [],

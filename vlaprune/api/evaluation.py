@@ -155,12 +155,18 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     given  objects in place of what the configuration describes, see `config.build`
     """
     from vlaprune import config
+    from vlaprune.api import devices
     from vlaprune.evaluation import run
     from vlaprune.evaluation.calibrate import calibrated
     from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
 
     config.check(cfg)
+    if cfg.devices is not None:
+        if given:
+            raise UserError("devices= starts processes, which know parts by their names only; leave it out")
+        devices.run(cfg, job)
+        return
     config.ready(given["bench"] if given and "bench" in given else config.make("bench", cfg.bench))
     model, make_pruner, bench = config.build(cfg, given=given)
     delay = config.delay(cfg, bench, model)

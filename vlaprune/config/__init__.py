@@ -8,7 +8,7 @@ from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.explain import composing, explained
 from vlaprune.config.objects import standing_in
 from vlaprune.config.provenance import header, provenance, tasks
-from vlaprune.config.sweep import arguments, arms, every, job, methods
+from vlaprune.config.sweep import arguments, arms, every, handed, job, methods, taken
 
 __all__ = [
     "arguments",
@@ -23,6 +23,7 @@ __all__ = [
     "delay_identity",
     "every",
     "explained",
+    "handed",
     "header",
     "job",
     "load",
@@ -38,5 +39,6 @@ __all__ = [
     "recorded_method",
     "sinks",
     "standing_in",
+    "taken",
     "tasks",
 ]

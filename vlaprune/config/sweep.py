@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vlaprune.config.check import settled
+from vlaprune.config.compose import prepare
 
 if TYPE_CHECKING:
     from vlaprune.evaluation.progress import Job
@@ -73,6 +76,20 @@ def every(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tu
         if isinstance(own.get("keep"), float):
             out += [(f"{name} keep={k}", OmegaConf.merge(own, {"keep": float(k)})) for k in keeps]
     return out
+
+
+def handed(cfg: DictConfig, changes: Mapping[str, Any]) -> bytes:
+    """A job, with some settings changed, for another process of this machine; `taken` reads it there."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return pickle.dumps((plain | dict(changes), HydraConfig.get(), sys.argv))
+
+
+def taken(job: bytes) -> DictConfig:
+    """The job that another process of this machine has handed over, as if it had been started with its command line."""
+    prepare()
+    plain, hydra, sys.argv = pickle.loads(job)
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    return OmegaConf.create(plain)
 
 
 def job() -> Job | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlaprune.bench.episodes import Episodes, Outcome
@@ -33,13 +35,25 @@ def calibrated(
     if method.calibration is not None:
         print(f"{name} uses the calibration {method.calibration}", flush=True)
         return make
-    if not path.is_file():
-        probe = method.probe()
-        episodes = measure(policy(lambda: probe), probe, bench, seed)
-        probe.save(path)
-        print(f"{name} was calibrated on {probe.calls} calls of {episodes} dense episodes of {bench.name}", flush=True)
+    with _alone(folder):
+        if not path.is_file():
+            probe = method.probe()
+            episodes = measure(policy(lambda: probe), probe, bench, seed)
+            probe.save(path)
+            calls = f"{probe.calls} calls of {episodes} dense episodes of {bench.name}"
+            print(f"{name} was calibrated on {calls}", flush=True)
     print(f"{name} uses the calibration {path}", flush=True)
     return with_calibration(make, path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of several processes that share a run one measures, the others wait; where no file can be locked, each does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".calibration.lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def with_calibration(make: Callable[[], Pruner], path: Path) -> Callable[[], Pruner]:

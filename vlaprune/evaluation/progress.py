@@ -109,7 +109,7 @@ class Bar:
         self._place = job.place if job is not None else None
         self._bar: Any = None
         if self._place is None:
-            label, total, initial = status.label, status.asked, status.begun
+            label, total, initial = status.label, status.asked, status.done
             self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=status.rate)
         self._tell()
 
@@ -127,6 +127,15 @@ class Bar:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.status.rate}, {task}", refresh=False)
             self._bar.update()
+        self._tell()
+
+    def show(self, status: RunStatus) -> None:
+        """How far the run is, as other processes tell it."""
+        fresh = status.done - self.status.done
+        self.status = replace(status, label=self.status.label)
+        if self._bar is not None and fresh:
+            self._bar.set_postfix_str(self.status.rate, refresh=False)
+            self._bar.update(fresh)
         self._tell()
 
     def close(self, whole: bool = True) -> None:

@@ -1,0 +1,121 @@
+"""One run on several devices, and sweeps through submitit: the single process's numbers, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from doubles import outcomes
+
+from vlaprune.api.devices import Device, chosen
+from vlaprune.errors import UserError
+from vlaprune.records import read
+
+LONG = os.environ.get("TORTURE") == "long"
+TESTS = Path(__file__).parent
+RUN = [sys.executable, "-c", "from vlaprune.cli import evaluate; evaluate()", "model=toy", "bench=toy", "logger=csv"]
+SLEEPING = ["bench._target_=vlaprune.bench.sleeping.Sleeping", "+bench.step=0.05", "+bench.look=0.0", "method=random"]
+ENV = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+
+
+def test_devices_are_those_that_are_there():
+    assert chosen("all", 2) == chosen([0, 1], 2) == [Device("0"), Device("1")]
+    assert chosen("all", 0) == chosen("cpu", 3) == chosen(["cpu"], 0) == [Device("cpu")]
+    for wrong, gpus, said in (([2], 2, "no 2 here; there is 0..1 and cpu"), (["x"], 0, "no x here; there is cpu")):
+        with pytest.raises(UserError, match=said):
+            chosen(wrong, gpus)
+    with pytest.raises(UserError, match="name at least one"):
+        chosen([], 1)
+
+
+def test_a_process_sees_its_device_alone(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    one = Device("1").environment(2)
+    assert one["CUDA_VISIBLE_DEVICES"] == one["MUJOCO_EGL_DEVICE_ID"] == "1"
+    assert one["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
+    assert Device("cpu").environment(1)["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # of a scheduler
+    assert Device("1").environment(2)["CUDA_VISIBLE_DEVICES"] == "6"
+
+
+def family(root):
+    """A process and all that descend from it, by what /proc knows now."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if words[0] != "Z":
+            parents[int(stat.parent.name)] = int(words[1])
+    out = {root}
+    while more := {p for p, parent in parents.items() if parent in out} - out:
+        out |= more
+    return out
+
+
+def gone(pids, within):
+    until = time.monotonic() + within
+    alive = set(pids)
+    while alive and time.monotonic() < until:
+        alive = {
+            p for p in alive if Path(f"/proc/{p}/stat").exists() and ") Z " not in Path(f"/proc/{p}/stat").read_text()
+        }
+        time.sleep(0.05)
+    return not alive
+
+
+def test_interrupted_and_killed_it_leaves_nothing_and_ends_as_one_process_does(tmp_path):
+    argv = [*RUN, *SLEEPING, "episodes=12", "slots=2", "devices=[cpu,cpu]", f"output={tmp_path}/run"]
+    ends = [(signal.SIGINT, 130)] if LONG else []
+    for number, code in (*ends, (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(
+            argv, env=ENV, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                whole = b"".join(p.read_bytes() for p in (tmp_path / "run").glob("journal-*"))
+                if whole.count(b'"kind":"episode"') > (2 if number == signal.SIGINT else 4):
+                    break
+                time.sleep(0.05)
+            own = family(process.pid)
+            assert len(own) >= 5  # this one, two policies, and simulators
+            process.send_signal(number)
+            assert process.wait(30) == code
+        assert gone(own, 10)
+    done = subprocess.run(argv, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "24/24" in done.stderr, done.stderr
+    run = read(tmp_path / "run")
+    lines = b"".join(p.read_bytes() for p in (tmp_path / "run").glob("journal-*"))
+    assert lines.count(b'"kind":"episode"') == 24 == len(run.episodes)  # none twice
+    single = [*RUN, "method=random", "episodes=12", f"output={tmp_path}/single"]
+    subprocess.run(single, env=ENV, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    assert outcomes(run) == outcomes(read(tmp_path / "single"))
+
+
+def test_a_device_that_fails_is_named_and_the_others_finish(tmp_path):
+    argv = [*RUN, "method=dense", "bench._target_=doubles.Flawed", "episodes=2", "devices=[cpu,cpu]", "output=run"]
+    env = ENV | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert (
+        "1 of 2 processes failed" in last and "the same command goes on" in last and "2 episodes raised twice" in last
+    )
+    assert len(read(tmp_path / "run").episodes) == 2
+
+
+def test_a_sweep_through_submitit_is_the_sweep(tmp_path):
+    pytest.importorskip("submitit")
+    folder = "output=runs/${hydra:runtime.choices.method}"
+    argv = [*RUN[:3], "-m", *RUN[3:], "method=dense,random", "episodes=3", "hydra/launcher=local", folder]
+    done = subprocess.run(argv, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "random keep=0.25" in done.stdout  # one table
+    one = [*RUN, "method=random", "episodes=3", "output=one"]
+    subprocess.run(one, env=ENV, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    assert outcomes(read(tmp_path / "runs" / "random")) == outcomes(read(tmp_path / "one"))

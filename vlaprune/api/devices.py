@@ -1,0 +1,189 @@
+"""`devices=`: one policy process for each device of this machine, which share the episodes of one run as its shards.
+
+A process has its device alone in sight, renders on it, and takes its part of the cores. Each writes a journal of its
+own into the run's folder; this process only looks on: one line of progress, one table, one exit code. A process that
+was killed from outside loses nothing, and the same command goes on, with these devices or others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlaprune import report
+from vlaprune.errors import UserError, mendable
+from vlaprune.evaluation.progress import SAID, SWEEP, Bar, Job, RunStatus, once
+from vlaprune.records import read
+
+LOOK = 0.2  # seconds between two looks at the processes
+GRACE = 20.0  # seconds that an interrupted process has to end
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one policy process computes on: `cpu`, or a GPU by its number among those in sight."""
+
+    name: str
+
+    def environment(self, count: int) -> dict[str, str]:
+        """The variables of its process, one of `count`."""
+        cores = os.cpu_count() or 1
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
+        if self.name == "cpu":
+            return threads | {"CUDA_VISIBLE_DEVICES": ""}
+        in_sight = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+        number = in_sight[int(self.name)] if in_sight else self.name
+        return threads | {"CUDA_VISIBLE_DEVICES": number, "MUJOCO_EGL_DEVICE_ID": number}
+
+
+def chosen(devices: str | Sequence[str | int], gpus: int) -> list[Device]:
+    """The devices of `devices=`; UserError for one that is not there, of `gpus` in sight."""
+    if devices == "all":
+        devices = list(range(gpus)) or ["cpu"]
+    names = [str(d) for d in devices] if not isinstance(devices, str) else [devices]
+    known = {"cpu", *map(str, range(gpus))}
+    there = f"0..{gpus - 1} and cpu" if gpus else "cpu"
+    if lost := [name for name in names if name not in known]:
+        raise UserError(f"devices: no {', '.join(lost)} here; there is {there}, name them as devices=[0,1], or say all")
+    if not names:
+        raise UserError(f"devices=[]; name at least one of {there}, or leave it out")
+    return [Device(name) for name in names]
+
+
+def run(cfg: Any, job: Job | None) -> None:
+    """Runs `cfg` on its devices. UserError for options that do not go together, and where a process failed."""
+    import torch
+
+    if cfg.shard.count > 1:
+        raise UserError("devices= and shard.count > 1; devices shard a run themselves, leave out one of the two")
+    if cfg.stop is not None or cfg.only is not None:
+        key = "stop" if cfg.stop is not None else "only"
+        raise UserError(
+            f"devices= and {key}={cfg[key]}; that needs all episodes in one process, leave out one of the two"
+        )
+    devices = chosen(cfg.devices, torch.cuda.device_count())
+    folder = Path(tempfile.mkdtemp(prefix="vlaprune-devices-"))
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for index, device in enumerate(devices):
+            processes.append(_start(cfg, folder, index, device, len(devices)))
+        statuses = _watch(processes, folder, job)
+    except BaseException:
+        _end(processes)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    failed = [(i, _failure(p.returncode, statuses.get(i))) for i, p in enumerate(processes) if p.returncode]
+    if failed:
+        whys = {why for _, why in failed}
+        said = whys.pop() if len(whys) == 1 else "; ".join(f"{i} ({devices[i].name}): {why}" for i, why in failed)
+        many = f"{len(failed)} of {len(devices)} processes failed"
+        text = f"{many}; what is finished is kept, the same command goes on: {said}"
+        if any(p.returncode == 1 for p in processes):
+            raise MemberError(text)
+        raise UserError(text)
+    if job is None:
+        print(report.summary(read(cfg.output)))
+
+
+class MemberError(Exception):
+    """A process of a run failed by a bug, which it has told itself."""
+
+
+def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> subprocess.Popen[bytes]:
+    from vlaprune import config
+
+    task = folder / f"{index}.task"
+    task.write_bytes(config.handed(cfg, {"devices": None, "shard": {"index": index, "count": count}}))
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.Popen(
+        [sys.executable, "-c", "from vlaprune.api.devices import member; member()", str(task), str(os.getpid())],
+        env={**os.environ, **device.environment(count), SWEEP: str(folder), "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt at the keyboard is this process's to handle
+    )
+
+
+def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, job: Job | None) -> Mapping[int, RunStatus]:
+    """One line of progress until all have ended; their last statuses."""
+    bar, heard = None, 0
+    while True:
+        over = all(p.poll() is not None for p in processes)
+        heard = _relay(folder / SAID, heard)
+        statuses = {int(p.stem): RunStatus(**json.loads(p.read_text())) for p in sorted(folder.glob("*.json"))}
+        if len(statuses) == len(processes) or (over and statuses):
+            now = _sum(list(statuses.values()))
+            bar = bar or Bar(now, job)
+            bar.show(now)
+        if over:
+            break
+        time.sleep(LOOK)
+    if bar is not None:
+        bar.close()
+    return statuses
+
+
+def _sum(statuses: Sequence[RunStatus]) -> RunStatus:
+    """How far the whole run is."""
+    totals = {key: sum(getattr(s, key) for s in statuses) for key in ("asked", "done", "won", "begun")}
+    return replace(statuses[0], **totals, seconds=max(s.seconds for s in statuses), ended=False, error="")
+
+
+def _relay(place: Path, heard: int) -> int:
+    """Says what the processes have said since then; how much of it is heard now."""
+    text = place.read_text()[heard:] if place.is_file() else ""
+    whole = text.rfind("\n") + 1
+    for line in text[:whole].splitlines():
+        once(line)
+    return heard + whole
+
+
+def _failure(code: int, status: RunStatus | None) -> str:
+    if status is not None and status.error:
+        return status.error
+    return f"died with signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupts the processes, which close their simulators, and kills what is left after a while."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    until = time.monotonic() + GRACE
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+def member() -> None:
+    """One policy process; `run` starts it."""
+    from vlaprune import config
+    from vlaprune.api.evaluation import run_composed
+    from vlaprune.bench.worker import die_with
+
+    die_with(int(sys.argv[2]))
+    cfg = config.taken(Path(sys.argv[1]).read_bytes())
+    job = Job(cfg.shard.index, "")
+    try:
+        run_composed(cfg, job=job)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        job.fail(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if mendable(error):
+            sys.exit(2)
+        raise
