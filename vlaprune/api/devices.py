@@ -47,11 +47,11 @@ class Device:
         return threads | {"CUDA_VISIBLE_DEVICES": number, "MUJOCO_EGL_DEVICE_ID": number}
 
 
-def chosen(devices: str | Sequence[str | int], gpus: int) -> list[Device]:
+def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
     """The devices of `devices=`; UserError for one that is not there, of `gpus` in sight."""
     if devices == "all":
         devices = list(range(gpus)) or ["cpu"]
-    names = [str(d) for d in devices] if not isinstance(devices, str) else [devices]
+    names = [str(devices)] if isinstance(devices, (str, int)) else [str(d) for d in devices]
     known = {"cpu", *map(str, range(gpus))}
     there = f"0..{gpus - 1} and cpu" if gpus else "cpu"
     if lost := [name for name in names if name not in known]:
