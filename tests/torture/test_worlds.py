@@ -4,13 +4,19 @@ Short in CI; `make torture` (TORTURE=long) tries every kind, at every place.
 """
 
 import os
+import random
 import re
+import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from doubles import outcomes, play
 from worlds import BAD, ENDS, WHERE, Ending
+
+from vlaprune.bench.sleeping import Sleeping
 
 LONG = os.environ.get("TORTURE") == "long"
 LIMIT = 3.0  # seconds
@@ -35,6 +41,57 @@ def left(session):
         if int(words[3]) == session and words[0] != "Z":
             out.append(stat.parent.name)
     return out
+
+
+def workers():
+    """The PIDs of this process's simulators."""
+    out = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            ours = parent == os.getpid() and b"worker.py" in (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if ours:
+            out.append(int(stat.parent.name))
+    return out
+
+
+def test_workers_that_are_killed_lose_nothing_and_leave_nothing(tmp_path, sound):
+    """kill -9 of random simulators while 8 slots run; the same command again for episodes that were hit twice."""
+    lot, kills, wanted, over = random.Random(0), [], 20 if LONG else 3, threading.Event()
+
+    def begun():
+        """Whether a simulator of each task is open; what ends one before that is for the user to mend."""
+        journal = tmp_path / "journal.jsonl"
+        said = journal.read_text() if journal.exists() else ""
+        return all(f'"kind":"episode","task":"{task}"' in said for task in ("reach-red", "reach-blue"))
+
+    def kill():
+        while not begun() and not over.wait(0.02):
+            pass
+        while len(kills) < wanted and not over.wait(lot.uniform(0.05, 0.3)):
+            if there := workers():
+                kills.append(lot.choice(there))
+                with suppress(ProcessLookupError):
+                    os.kill(kills[-1], signal.SIGKILL)
+
+    bench = Sleeping(step=0.03, look=0.02)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        for _ in range(20):
+            run = play(tmp_path, bench, slots=8, episodes=40 if LONG else 6, say=lambda text: None)
+            if not run.missing:
+                break
+    finally:
+        over.set()
+        killer.join()
+    assert len(kills) == wanted and not run.missing
+    assert {k: v for k, v in outcomes(run).items() if k in sound} == sound
+    lines = (tmp_path / "journal.jsonl").read_bytes()
+    assert lines.count(b'"kind":"episode"') == len(run.episodes)  # none twice
+    assert not workers()
 
 
 def test_there_are_enough_kinds():

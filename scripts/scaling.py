@@ -1,0 +1,223 @@
+"""How rollouts scale: worlds side by side, opening, the cost of a worker, robosuite. Prints a Markdown table.
+
+    python scripts/scaling.py [--only NAME ...] [--repeats N] [--output docs/scaling.md]
+
+Everything is a ratio of two times of one run on one machine, the least of `repeats` each, because other processes only
+ever make a time longer. With --output the table replaces the one between the two marks of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlaprune.bench.episodes import Episodes
+from vlaprune.bench.sleeping import Sleeping
+from vlaprune.bench.toy import Toy as ToyBench
+from vlaprune.benchmark import Benchmark, Observation
+from vlaprune.control import Control
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
+from vlaprune.methods.dense import Dense
+from vlaprune.models.toy import Toy
+from vlaprune.policy import VLA, Policy
+from vlaprune.records import Header, read
+from vlaprune.session import Session
+
+BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
+GL = os.environ.get("MUJOCO_GL", "egl")
+
+
+class Timed(Toy):
+    """The toy model; a call takes `seconds`, whatever its size."""
+
+    def __init__(self, seconds: float, chunk: int = 4) -> None:
+        super().__init__(chunk=chunk)
+        self.seconds, self.busy = seconds, 0.0
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
+        """The toy's chunks, after the rest of the time."""
+        began = time.perf_counter()
+        chunks = super().predict(observations, sessions)
+        time.sleep(max(0.0, self.seconds - (time.perf_counter() - began)))
+        self.busy += time.perf_counter() - began
+        return chunks
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for a run."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def played(bench: Benchmark, model: VLA, slots: int, episodes: int, execute: int) -> tuple[float, float]:
+    """Seconds of a run of so many episodes of each task, from its first episode's start on, and with the opening."""
+    tasks = {task.name: episodes for task in bench.tasks()}
+    with scratch() as folder:
+        recorder = Recorder(folder, Header({}, {}, tasks), say=lambda text: None)
+        policy = Policy(model, Dense, slots, Control(execute=execute))
+        began = time.time()
+        try:
+            rollout(policy, bench, recorder, Shard(), RolloutConfig(7, 600.0))
+        finally:
+            recorder.close()
+        done = read(folder).episodes.values()
+    assert len(done) == sum(tasks.values())
+    first = min(record.ended - record.seconds for record in done)
+    return max(record.ended for record in done) - first, time.time() - began
+
+
+def least(repeats: int, take: Callable[[], float]) -> float:
+    """The least of several times."""
+    return min(take() for _ in range(repeats))
+
+
+def sleeping(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """A world of 10 ms a step and 20 ms a look, 48 episodes of 12 steps."""
+    one = least(1, lambda: played(Sleeping(step=0.01, look=0.02, steps=12, worker=False), Toy(), 1, 24, 4)[0])
+    many = least(repeats, lambda: played(Sleeping(step=0.01, look=0.02, steps=12), Toy(), 8, 24, 4)[0])
+    yield "sleeping world, 8 slots against 1 (10 ms a step, 20 ms a look, 48 episodes)", ratio(one, many), ">= 6.5x"
+
+
+def busy(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """A world of LIBERO's times (12 ms a step, 60 ms a look, chunks of 8) and calls of 30 ms."""
+    bench, model = Sleeping(step=0.012, look=0.06, steps=80), Timed(0.03, chunk=8)
+    one = played(bench, model, 1, 1, 8)[0] / 2
+    for slots, episodes, goal in ((14, 14, ">= 11x"), (28, 28, "device busy >= 90 %")):
+        best = (float("inf"), 0.0)
+        for _ in range(repeats):
+            model.busy = 0.0
+            took = played(bench, model, slots, episodes, 8)[0]
+            best = min(best, (took, model.busy / took))
+        share = f"{one / (best[0] / (2 * episodes)):.1f}x, device busy {100 * best[1]:.0f} %"
+        yield f"sleeping world of LIBERO's times, calls of 30 ms, {slots} slots against 1", share, goal
+
+
+def opening(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """Starting robosuite simulators side by side."""
+    if find_spec("robosuite") is None:
+        return
+    from vlaprune.bench.robosuite import Robosuite
+
+    bench = Robosuite(names=["Lift"], renderer=GL)
+
+    def start(count: int) -> float:
+        began = time.perf_counter()
+        with ExitStack() as stack:
+            envs = [stack.enter_context(bench.open(bench.tasks()[0])) for _ in range(count)]
+            for env in envs:
+                while not env.up():
+                    pass
+            return time.perf_counter() - began
+
+    one, eight = least(repeats, lambda: start(1)), least(repeats, lambda: start(8))
+    yield "start of 8 robosuite simulators against 1", f"{eight / one:.1f}x the time ({one:.1f} s)", "<= 4.5x"
+
+
+def overhead(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """What a worker adds to a step of the toy world: chunks of 8, one message each."""
+    task, actions = ToyBench().tasks()[0], np.zeros((8, 7))
+    bench = Sleeping(step=0.0, look=0.0, steps=10**6)
+    with bench.open(task) as far, ToyBench().open(task) as near:
+        episodes = Episodes(near, bench.tasks()[0], bench.interface)
+        episodes.start(0)
+        far.call("start", 0)
+
+        def there() -> float:
+            began = time.perf_counter()
+            for _ in range(50):
+                far.call("advance", actions.tolist())
+            return (time.perf_counter() - began) / 50
+
+        def here() -> float:
+            began = time.perf_counter()
+            for _ in range(50):
+                episodes.advance(actions)
+            return (time.perf_counter() - began) / 50
+
+        extra = 1e3 * (least(20 * repeats, there) - least(20 * repeats, here)) / len(actions)
+    yield "a worker's overhead a step, chunks of 8 and a look of 64 px", f"{extra:.3f} ms", "<= 0.1 ms"
+
+
+def robosuite(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """Robosuite and the tiny policy: 2 slots with workers against 1 slot in process."""
+    if find_spec("robosuite") is None:
+        return
+    from vlaprune.bench.robosuite import Robosuite
+    from vlaprune.models.tiny import Tiny
+
+    model = Tiny(device="cpu")
+
+    def take(slots: int, worker: bool) -> float:
+        return played(Robosuite(names=["Lift"], renderer=GL, worker=worker), model, slots, 12, 8)[0]
+
+    many, one = least(repeats, lambda: take(2, True)), least(repeats, lambda: take(1, False))
+    yield "robosuite, tiny: 2 slots with workers against 1 slot in process, 12 episodes", ratio(one, many), ">= 1.7x"
+
+
+def ratio(slow: float, fast: float) -> str:
+    """How many times faster."""
+    return f"{slow / fast:.2f}x"
+
+
+PARTS: dict[str, Callable[[int], Iterator[tuple[str, str, str]]]] = {
+    "sleeping": sleeping,
+    "busy": busy,
+    "overhead": overhead,
+    "opening": opening,
+    "robosuite": robosuite,
+}
+
+
+def hardware() -> str:
+    """Processor, cores, memory pressure and versions, in a line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return (
+        f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} as it began, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, MUJOCO_GL={GL}"
+    )
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description="How rollouts scale on this machine.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = hardware()
+    head = f"{machine}; {time.strftime('%Y-%m-%d')}; the least of {args.repeats} times each.\n"
+    lines = [head, "| measure | measured | goal |", "|---|---|---|"]
+    print(*lines, sep="\n", flush=True)
+    for name in args.only:
+        for row in PARTS[name](args.repeats):
+            lines.append(f"| {' | '.join(row)} |")
+            print(lines[-1], flush=True)
+    if args.output is not None:
+        text = args.output.read_text()
+        head, rest = text.split(BEGIN)
+        args.output.write_text(head + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)
