@@ -244,3 +244,16 @@ def test_a_benchmark_speaks_for_itself(monkeypatch):
     assert title == "bench toy" and needed is None
     told, robot, assets = findings
     assert told == Finding("options", "2 tasks") and robot.ok and assets == Finding("assets", "3 missing", ok=False)
+
+
+def test_the_cause_is_the_error_and_not_what_destructors_say_after_it():
+    from vlaprune.doctor.checks.probe import ask
+
+    code = (
+        "class A:\n    def __del__(self):\n        raise AttributeError('late complaint')\n"
+        "a = A()\ntry:\n    int('x')\nexcept ValueError as e:\n    raise RuntimeError('device 7 is not there') from e"
+    )
+    with pytest.raises(RuntimeError, match=r"^RuntimeError: device 7 is not there$"):
+        ask(code)
+    with pytest.raises(RuntimeError, match=r"^plain words$"):
+        ask("import sys; sys.exit('plain words')")

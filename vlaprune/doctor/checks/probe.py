@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None = None, seconds: float = 120) -> str:
@@ -28,8 +28,20 @@ def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None =
         raise RuntimeError(f"no answer within {seconds:.0f} s") from None
     if done.returncode < 0:
         raise RuntimeError(f"crashed ({signal.Signals(-done.returncode).name})")
-    lines = [line for line in (done.stderr if done.returncode else done.stdout).splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
     if done.returncode:
-        raise RuntimeError(last or f"exit code {done.returncode}")
-    return last
+        raise RuntimeError(cause(done.stderr) or f"exit code {done.returncode}")
+    return _last(done.stdout.splitlines())
+
+
+def cause(stderr: str) -> str:
+    """The error that ended a program, without what its destructors complained of; else the last line."""
+    lines, found = stderr.splitlines(), ""
+    for number, line in enumerate(lines):
+        ignored = number and lines[number - 1].startswith("Exception ignored")
+        if line.startswith("Traceback (most recent call last)") and not ignored:
+            found = next((after for after in lines[number + 1 :] if not after.startswith(" ")), found)
+    return found or _last(lines)
+
+
+def _last(lines: Sequence[str]) -> str:
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
