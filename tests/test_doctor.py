@@ -247,8 +247,6 @@ def test_a_benchmark_speaks_for_itself(monkeypatch):
 
 
 def test_the_cause_is_the_error_and_not_what_destructors_say_after_it():
-    from vlaprune.doctor.checks.probe import ask
-
     code = (
         "class A:\n    def __del__(self):\n        raise AttributeError('late complaint')\n"
         "a = A()\ntry:\n    int('x')\nexcept ValueError as e:\n    raise RuntimeError('device 7 is not there') from e"

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from troubled import Away, Troubled
 
+from vlaprune import errors
 from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Task
@@ -108,3 +110,18 @@ def test_a_step_costs_little(tmp_path):
             took.append(time.perf_counter() - start)
     assert np.median(took) < 2e-3  # 0.1 ms on an idle machine
     print(f"median {1e3 * np.median(took):.3f} ms")
+
+
+def test_a_bug_in_a_simulator_is_told_from_what_the_user_can_mend(tmp_path):
+    """By where it was raised in the worker: in the simulator's own file, or by a `raise` of ours."""
+    with remote.opened(Troubled(str(tmp_path / "log")), TASK) as env:
+        env.reset(0)
+        with pytest.raises(ValueError, match="no such action") as caught:
+            env.step([3.0])
+    assert not errors.mendable(caught.value)
+    assert [Path(f.filename).name for f in errors.own_frames(caught.value)] == ["troubled.py"]
+    with remote.opened(Toy(), Toy().tasks()[0]) as env:
+        env.reset(0)
+        with pytest.raises(ValueError, match="the policy is at fault") as caught:
+            env.step([np.nan] * 7)
+    assert errors.mendable(caught.value)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 from traceback import FrameSummary, extract_tb, format_exception, format_list
+from typing import Protocol, runtime_checkable
 
 LOG = "error.log"
 PACKAGE = str(Path(__file__).resolve().parent)
@@ -54,9 +55,16 @@ def _written(folder: Path, text: str) -> bool:
     return True
 
 
+@runtime_checkable
+class FromAfar(Protocol):
+    """An error that was raised in another process, and the calls that led to it there."""
+
+    far_frames: list[FrameSummary]
+
+
 def frames(error: BaseException) -> list[FrameSummary]:
-    """The calls that led to an error, the outermost first."""
-    return list(extract_tb(error.__traceback__))
+    """The calls that led to an error, the outermost first; those of the process where it was raised."""
+    return error.far_frames if isinstance(error, FromAfar) else list(extract_tb(error.__traceback__))
 
 
 def mendable(error: BaseException) -> bool:

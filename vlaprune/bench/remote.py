@@ -28,11 +28,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
+from traceback import FrameSummary
 from typing import Any, Protocol
 
 import numpy as np
@@ -300,12 +301,13 @@ def opened(
         env.close()
 
 
-def _raised(name: str, text: str, trace: str) -> Exception:
+def _raised(name: str, text: str, trace: str, calls: Sequence[tuple[str, int, str]]) -> Exception:
     """The exception that a worker told of, of its own type where that is built in and takes a text."""
     known = getattr(builtins, name, None)
     simple = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError)
-    error = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
+    error: Any = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
     error.add_note(trace)
+    error.far_frames = [FrameSummary(*call) for call in calls]  # errors.FromAfar
     return error
 
 

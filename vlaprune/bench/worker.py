@@ -88,13 +88,14 @@ def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
     return "ok", said
 
 
-def _told(error: BaseException) -> tuple[str, str, str, str]:
-    """An exception as plain words: type, message, traceback."""
+def _told(error: BaseException) -> tuple[str, str, str, str, list[tuple[str, int | None, str]]]:
+    """An exception as plain words: type, message, traceback, and file, line and function of each call."""
     try:
         text = str(error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error)
     except Exception:  # an error that cannot even say what it is
         text = ""
-    return "error", type(error).__name__, text, traceback.format_exc()
+    calls = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    return "error", type(error).__name__, text, traceback.format_exc(), calls
 
 
 def die_with(parent: int) -> None:
