@@ -38,6 +38,9 @@ def main(
     won = sum(r.success for r in mine)
     base = str(cfg.baseline or "")
     bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
+    left = len(asked) - len(mine)
+    if 0 < left < policy.slots:
+        once(f"slots={policy.slots}, but {left} episodes are left; the other slots stay empty")
     whole = False
     try:
         with _film(cfg, policy, bench, header) as films:
