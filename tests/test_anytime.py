@@ -123,3 +123,20 @@ def test_a_run_that_is_ruined_ends_early_and_its_journal_says_so(tmp_path, slots
     more.write(record)
     more.close()
     assert read(tmp_path / "run").stopped is None  # it went on
+
+
+@pytest.mark.parametrize(("alpha", "losses"), [(0.05, 8), (0.001, 14), (0.4, 4)])
+def test_alpha_is_the_one_that_was_asked_for(alpha, losses):
+    """l losses in a row stop as soon as 2**l / (l + 1) reaches 1 / alpha."""
+    seen, rule = after([1] * 50, [0] * 50, alpha=alpha)
+    assert seen == losses and rule.stop["alpha"] == alpha
+    assert 2 ** (losses - 1) / losses < 1 / alpha <= 2**losses / (losses + 1)
+
+
+def test_episodes_after_the_stop_change_no_word_of_it():
+    """Slots finish what they have begun: those episodes come, but the rule has ended."""
+    base, ours = make_run("base", [1] * 20), make_run("ours", [0] * 8 + [1] * 12, "m")
+    rule = Anytime(base, ours.header)
+    for record in ours.episodes.values():
+        rule(record)
+    assert rule.stop["after"] == 8 and (rule.stop["lost"], rule.stop["gained"]) == (8, 0)
