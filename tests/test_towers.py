@@ -24,17 +24,23 @@ def split(prefix, name, tensor):
 
 def library_dino(tower):
     """transformers' model with the tower's weights."""
+    shape = tower.shape
     config = Dinov2WithRegistersConfig(
-        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14, num_register_tokens=4
+        hidden_size=shape.width,
+        num_hidden_layers=shape.used,
+        num_attention_heads=shape.heads,
+        image_size=56,
+        patch_size=14,
+        num_register_tokens=4,
     )
     own, out = dict(tower.named_parameters()), {}
     out["embeddings.cls_token"], out["embeddings.register_tokens"] = own["prefix"][None, :1], own["prefix"][None, 1:]
-    out["embeddings.position_embeddings"] = torch.cat((torch.zeros(1, 64), own["position"]))[None]
-    out["embeddings.mask_token"] = torch.zeros(1, 64)
+    out["embeddings.position_embeddings"] = torch.cat((torch.zeros(1, shape.width), own["position"]))[None]
+    out["embeddings.mask_token"] = torch.zeros(1, shape.width)
     for kind in ("weight", "bias"):
         out[f"embeddings.patch_embeddings.projection.{kind}"] = own[f"embed.{kind}"]
-        out[f"layernorm.{kind}"] = torch.zeros(64)
-        for i in range(3):
+        out[f"layernorm.{kind}"] = torch.zeros(shape.width)
+        for i in range(shape.used):
             a, b = f"encoder.layer.{i}.", f"blocks.{i}."
             for theirs, ours in (
                 ("norm1", "norm_attention"),
@@ -56,11 +62,12 @@ def library_dino(tower):
 
 
 def library_siglip(tower, act):
+    shape = tower.shape
     config = SiglipVisionConfig(
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.used,
+        num_attention_heads=shape.heads,
         image_size=56,
         patch_size=14,
         vision_use_head=False,
@@ -70,8 +77,8 @@ def library_siglip(tower, act):
     out["embeddings.position_embedding.weight"] = own["position"]
     for kind in ("weight", "bias"):
         out[f"embeddings.patch_embedding.{kind}"] = own[f"embed.{kind}"]
-        out[f"post_layernorm.{kind}"] = own.get(f"norm.{kind}", torch.zeros(48))
-        for i in range(3):
+        out[f"post_layernorm.{kind}"] = own.get(f"norm.{kind}", torch.zeros(shape.width))
+        for i in range(shape.used):
             a, b = f"encoder.layers.{i}.", f"blocks.{i}."
             for theirs, ours in (
                 ("layer_norm1", "norm_attention"),

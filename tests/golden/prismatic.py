@@ -107,29 +107,6 @@ def oft() -> Iterator[tuple[str, str, float]]:
             yield "oft", f"actions, {label}, {n} cameras", apart(units[0], golden[f"{name}_{n}"])
 
 
-@torch.no_grad()
-def coarse() -> Iterator[tuple[str, str, float]]:
-    """In bf16: (model, check, mean difference to the authors' bf16 as a share of theirs to their own fp32)."""
-    for name, model, cameras in (
-        ("openvla", formulated(OpenVLA(**OPTIONS)), ("primary",)),
-        ("oft", formulated(OFT(**OPTIONS)), ("primary", "wrist")),
-    ):
-        golden, session = load(name), Policy(model, Dense).sessions[0]
-        for module in (model.trunk, getattr(model, "action_head", None), getattr(model, "proprio_projector", None)):
-            if module is not None:
-                module.bfloat16()
-        out, hidden = heard(model.trunk.decoder, lambda m=model, c=cameras, s=session: m.predict([look(c)], [s])[0])
-        if name == "openvla":
-            _, visual = heard(model.trunk.projector, lambda m=model, s=session: m.predict([look()], [s]))
-            logits = model.trunk.head(hidden[0][0])[:, ::501]
-            checks = {"visual": visual[0][0], "logits": logits}
-        else:
-            checks = {"rows_2": hidden[0][0][-58:-2], "l1_2": out}
-        for key, ours in checks.items():
-            fine, theirs = golden[key], golden[f"{key}_bf16"]
-            yield name, key, float(np.abs(ours.float().numpy() - theirs).mean() / np.abs(fine - theirs).mean())
-
-
 def differences() -> Iterator[tuple[str, str, float]]:
     """All checks of the family."""
     yield from openvla()
