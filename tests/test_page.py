@@ -231,7 +231,16 @@ def test_any_journals_have_a_page(runs):
     recorder = Recorder(runs / "ended", Header({**read(runs / "fastv").header.identity, "method": ENDED}, {}, TASKS))
     recorder.write(EpisodeRecord("near", 0, False, 10, (deep,)))
     recorder.stop(
-        {"rule": "anytime", "alpha": 0.05, "baseline": "dense", "after": 1, "of": 12, "lost": 1, "gained": 0}
+        {
+            "rule": "anytime",
+            "alpha": 0.05,
+            "baseline": "dense",
+            "after": 1,
+            "of": 12,
+            "lost": 1,
+            "gained": 0,
+            "log_e": 0.0,
+        }
         | {"verdict": "worse"}
     )
     recorder.close()
