@@ -46,6 +46,7 @@ LAYERS = {
     "bench.robosuite": ["benchmark", "bench.robosuite", "bench.mujoco", "bench.remote"],
     "bench.simpler": ["benchmark", "bench.simpler", "bench.remote"],
     "evaluation": [
+        *("methods.shared.audit", "methods.dense", "session"),
         *("evaluation", "policy", "pruner", "benchmark", "records", "trace", "stats", "report", "models.backends"),
         "bench.episodes",
     ],
@@ -126,7 +127,7 @@ LATE = {
     "google_crc32c",
     "gguf",
 }  # heavy, optional or Hydra's: never at import
-TRAINED = ("methods.lightvla_star",)  # methods with parameters in a file
+TRAINED = ("methods.lightvla_star", "methods.grids")  # methods with parameters in a file
 
 
 def imports(path, everywhere=True):

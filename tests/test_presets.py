@@ -31,7 +31,7 @@ def given(name):
 
 def absent(name):
     """Options that a preset names and that are not part of this release yet."""
-    chosen = {k.removeprefix("override /"): v for d in given(name)["defaults"] for k, v in d.items()}
+    chosen = {k.removeprefix("override /"): v for d in given(name).get("defaults", []) for k, v in d.items()}
     return [f"{g}/{o}" for g, o in chosen.items() if not (CONFIGS / g / f"{o}.yaml").is_file()]
 
 

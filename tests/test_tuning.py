@@ -11,8 +11,10 @@ from test_train import RECIPE, Stopped, frames, model, stop_at
 
 from vlaprune.benchmark import Observation, Task
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.grids import GridS
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.lightvla_star import LightVLAStar
+from vlaprune.methods.thinkproprio import ThinkProprio
 from vlaprune.models.tiny import WORDS
 from vlaprune.nn.load import read
 from vlaprune.policy import Policy
@@ -36,7 +38,7 @@ def batch(count=4):
 
 
 @pytest.mark.parametrize("stop", [3, 7])
-@pytest.mark.parametrize("method", [LightVLA, LightVLAStar])
+@pytest.mark.parametrize("method", [LightVLA, LightVLAStar, lambda: GridS(tokens=3), ThinkProprio])
 def test_a_tuning_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, method, stop):
     whole, cut = trainer(tmp_path / "whole", student(method)), trainer(tmp_path / "cut", student(method))
     expected = {k: v.clone() for k, v in whole.run().items()}
@@ -49,7 +51,13 @@ def test_a_tuning_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("schedule", "scales"), [("linear", [1.0, 0.5, 1 / 12]), ("constant", [1.0, 1.0, 1.0]), ("none", [0.0, 0.0, 0.0])]
+    ("schedule", "scales"),
+    [
+        ("linear", [1.0, 0.5, 1 / 12]),
+        ("cosine", [1.0, 0.505, 0.0268667160]),
+        ("constant", [1.0, 1.0, 1.0]),
+        ("none", [0.0, 0.0, 0.0]),
+    ],
 )
 def test_the_noise_follows_its_schedule(schedule, scales):
     learner = student(schedule=schedule)
@@ -59,8 +67,8 @@ def test_the_noise_follows_its_schedule(schedule, scales):
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match=r"tuning.schedule=cosine; use one of linear, constant, none"):
-        Tuning(schedule="cosine")
+    with pytest.raises(ValueError, match=r"tuning.schedule=square; use one of linear, cosine, constant, none"):
+        Tuning(schedule="square")
 
 
 def test_without_noise_training_picks_what_test_picks():
@@ -108,6 +116,15 @@ def test_the_queries_of_the_star_are_trained_and_shared(tmp_path):
     trainer(tmp_path, learner).run()
     assert not torch.equal(learner.prototype.query, before)
     assert all(s.pruner.query is learner.prototype.query for s in learner._sessions)
+
+
+def test_the_sampler_is_trained_and_shared_and_asks_for_its_points(tmp_path):
+    learner = student(lambda: GridS(tokens=3))
+    before = learner.prototype.points[0].weight.detach().clone()
+    trainer(tmp_path, learner).run()
+    assert not torch.equal(learner.prototype.points[0].weight, before)
+    assert all(s.pruner.points is learner.prototype.points for s in learner._sessions)
+    assert learner.probe(*batch())[1].sum(1).tolist() == [3] * 4
 
 
 def test_the_control_is_tuned_without_a_method(tmp_path):

@@ -229,6 +229,17 @@ class Pruner(ABC):
         """A model call is over, actions included. Keep what the next call needs."""
 
 
+class Scored(Pruner):
+    """A method that ranks tokens by one number each, which an audit may turn round, shuffle or take from elsewhere."""
+
+    @abstractmethod
+    def score(self, context: PruneContext) -> Tensor | None:
+        """[n] by what `select` ranks the rows of this context, the highest go on; None where it ranks nothing.
+
+        Asked after `select`, in the same context; it changes nothing.
+        """
+
+
 class Probe(Pruner):
     """Keeps every token and measures, call by call, what a `Calibrated` method must know. `reset` forgets nothing."""
 

@@ -156,12 +156,15 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     """
     from vlaprune import config
     from vlaprune.api import devices
-    from vlaprune.evaluation import run
+    from vlaprune.evaluation import audit, run
     from vlaprune.evaluation.calibrate import calibrated
+    from vlaprune.evaluation.rollout import Watcher
     from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
 
     config.check(cfg)
+    arm: str | None = cfg.audit.arm
+    audit.check(arm)
     if cfg.devices is not None:
         if given:
             raise UserError("devices= starts processes, which know parts by their names only; leave it out")
@@ -171,11 +174,16 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     model, make_pruner, bench = config.build(cfg, given=given)
     delay = config.delay(cfg, bench, model)
     header = config.header(cfg, model, bench, delay)
-    model, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
-    folder = Path(cfg.output)
-    make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, folder, cfg.seed)
+    model, control = audit.shown(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
+    folder, watchers = Path(cfg.output), list[Watcher]()
+    if arm not in audit.WITHOUT:
+        known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # a calibration, too, is the method's
+        make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, known, cfg.seed)
+    if arm is not None:
+        make_pruner, watchers = audit.ready(make_pruner, arm, cfg.audit.run, header, folder)
+        header = audit.named(header, arm)
     policy = Policy(model, make_pruner, cfg.slots, control, delay)
-    run.main(cfg, policy, bench, header, config.sinks(cfg), job)
+    run.main(cfg, policy, bench, header, config.sinks(cfg), job, watchers)
 
 
 def maker(method: Pruner | Callable[[], Pruner]) -> Callable[[], Pruner]:

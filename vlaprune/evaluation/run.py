@@ -13,7 +13,7 @@ from vlaprune.evaluation.film import KINDS, Film
 from vlaprune.evaluation.progress import Bar, Job, RunStatus, once, say
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.replay import Replay, chosen
-from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, Watcher, rollout
 from vlaprune.models.backends import kernel
 from vlaprune.policy import Policy
 from vlaprune.records import Header, Sink, read, recorded
@@ -22,9 +22,15 @@ from vlaprune.stats.power import power_line
 
 
 def main(
-    cfg: Any, policy: Policy, bench: Benchmark, header: Header, sinks: Sequence[Sink], job: Job | None = None
+    cfg: Any,
+    policy: Policy,
+    bench: Benchmark,
+    header: Header,
+    sinks: Sequence[Sink],
+    job: Job | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Runs what the configuration asks for, alone or as a job of a sweep."""
+    """Runs what the configuration asks for, alone or as a job of a sweep, before the eyes of some watchers."""
     shard = Shard(cfg.shard.index, cfg.shard.count)
     if cfg.only is not None:
         _again(cfg, policy, bench, header, shard)
@@ -47,7 +53,7 @@ def main(
             rules = RolloutConfig(cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic)
             if rule is None or not any(map(rule, mine)):
                 with kernel(cfg.kernel):
-                    rollout(policy, bench, recorder, shard, rules, [bar, *films])
+                    rollout(policy, bench, recorder, shard, rules, [bar, *films, *watchers])
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             say(said(rule.stop))

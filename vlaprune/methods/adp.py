@@ -21,12 +21,12 @@ from torch import Tensor
 
 from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import per_camera_topk, split
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
 
 @dataclass
-class ADP(Pruner):
+class ADP(Scored):
     """The first calls are dense, until the gate can compare.
 
     keep     fraction or number of the visual tokens that go on when the gate is open
@@ -69,9 +69,16 @@ class ADP(Pruner):
         weights = self.weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
             raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
-        score = context.attention(0, QueryGroup.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
+        score = self.score(context)
+        assert score is not None
         chosen = per_camera_topk(score, context.layout, split(self.budget.count(context.total), sizes, weights))
         return Selection(chosen.nonzero().flatten())
+
+    def score(self, context: PruneContext) -> Tensor | None:
+        """[n] how much the instruction asks for each token; None while the gate is closed."""
+        if context.layer == 0 or not self._open:
+            return None
+        return context.attention(0, QueryGroup.TEXT).clamp_min(1e-38).log().mean(dim=(0, 1))
 
     def _is_open(self, context: PruneContext) -> bool:
         """Whether this call prunes; notes its motion."""

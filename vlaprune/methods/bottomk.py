@@ -6,12 +6,14 @@ row, one pool for all cameras and the layer are FastV's here; what TIES used for
 
 from dataclasses import dataclass
 
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from torch import Tensor
+
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import QueryGroup
 
 
 @dataclass
-class BottomK(Pruner):
+class BottomK(Scored):
     """layer: tokens go on entry to it, by the last token's attention one layer before. keep: fraction or number."""
 
     layer: int = 3
@@ -27,7 +29,10 @@ class BottomK(Pruner):
         """One layer; the last row of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: QueryGroup.LAST}, {self.layer: self.budget})
 
+    def score(self, context: PruneContext) -> Tensor:
+        """[n] attention that each token gets, below 0."""
+        return -context.attention(self.layer - 1, QueryGroup.LAST).mean(dim=(0, 1))
+
     def select(self, context: PruneContext) -> Selection:
         """The least attended tokens."""
-        score = context.attention(self.layer - 1, QueryGroup.LAST).mean(dim=(0, 1))
-        return Selection.top(-score, self.budget, of=context.total)
+        return Selection.top(self.score(context), self.budget, of=context.total)

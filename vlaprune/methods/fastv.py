@@ -11,7 +11,9 @@ ports to VLAs, not LLaVA's 2. One budget for all cameras together, as in the por
 
 from dataclasses import dataclass
 
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from torch import Tensor
+
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import QueryGroup
 
 ROWS = {
@@ -23,7 +25,7 @@ ROWS = {
 
 
 @dataclass
-class FastV(Pruner):
+class FastV(Scored):
     """Score: attention of layer - 1, mean over heads and query rows.
 
     layer  tokens go on entry to this layer (K in the paper)
@@ -47,7 +49,10 @@ class FastV(Pruner):
         """One layer; the rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: ROWS[self.rows]}, {self.layer: self.budget})
 
+    def score(self, context: PruneContext) -> Tensor:
+        """[n] attention that each token gets."""
+        return context.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
+
     def select(self, context: PruneContext) -> Selection:
         """The most attended tokens."""
-        score = context.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
-        return Selection.top(score, self.budget, of=context.total)
+        return Selection.top(self.score(context), self.budget, of=context.total)

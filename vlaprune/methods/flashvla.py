@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 
 
 def contribution(outputs: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def contribution(outputs: Tensor) -> Tensor:
 
 
 @dataclass
-class FlashVLA(Pruner):
+class FlashVLA(Scored):
     """layer: tokens go on entry to it, by the attention outputs of the layer before. keep: fraction or number."""
 
     layer: int = 2

@@ -15,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.methods.shared.scoring import check_range, option, rms
-from vlaprune.methods.shared.selecting import NOISES, elected, multiplicity, noise, random_subset, straight_through
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.methods.shared.selecting import (
+    NOISES,
+    elected,
+    multiplicity,
+    noise,
+    random_subset,
+    row_winners,
+    straight_through,
+)
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
 
 
-class LightVLA(nn.Module, Pruner):
+class LightVLA(nn.Module, Scored):
     """Keeps the distinct winners, as many as there are; starts in evaluation mode.
 
     noise     added to the scores in training: uniform (authors' code) or gumbel (paper)
@@ -75,8 +83,7 @@ class LightVLA(nn.Module, Pruner):
 
     def select(self, context: PruneContext) -> Selection:
         """The distinct winners; in training all of them, noised, with gradients."""
-        with torch.autocast(context.visual.device.type, enabled=False):
-            score = self.scores(context.visual, context.task if self.queries == "task" else context.text)
+        score = self._asked(context)
         seed = context.seed * 100_003 + (self.draws if self.training else context.step)
         if not self.training:
             picks = self._varied(elected(score, self.min_keep), context.alive.shape[0], seed)
@@ -84,6 +91,15 @@ class LightVLA(nn.Module, Pruner):
         self.draws += 1
         picks, values = straight_through(score + self.noise_scale * noise(self.noise, score, seed), context.visual)
         return Selection(picks, values=values)
+
+    def score(self, context: PruneContext) -> Tensor:
+        """[n] how many rows ask for each; those without a single one are dropped."""
+        return row_winners(self._asked(context)).bincount(minlength=context.visual.shape[0])
+
+    def _asked(self, context: PruneContext) -> Tensor:
+        """[n, n] scores in fp32."""
+        with torch.autocast(context.visual.device.type, enabled=False):
+            return self.scores(context.visual, context.task if self.queries == "task" else context.text)
 
     def _varied(self, picks: Tensor, total: int, seed: int) -> Tensor:
         """The picks [k] of `total` rows, save for what the paper's ablations add and take away."""

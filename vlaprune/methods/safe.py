@@ -30,12 +30,12 @@ from vlaprune.methods.shared.scoring import (
     resolved,
     scaled,
 )
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
 
 @dataclass
-class SAFE(Pruner):
+class SAFE(Scored):
     """Key calls are dense and refresh the maps; others prune by saliency now and the forecast of deep saliency.
 
     layer, keep    tokens go on entry to it; the fraction or number that goes on
@@ -89,11 +89,15 @@ class SAFE(Pruner):
             if self._key:
                 return Selection.all(context, dict.fromkeys([n for n in self._deep if n], self._rows(context.layout)))
             return Selection.all(context, {self.layer - 1: emitting(context.layout)})
-        if self._key:
+        score = self.score(context)
+        return None if score is None else Selection.top(score, self.budget, of=context.total)
+
+    def score(self, context: PruneContext) -> torch.Tensor | None:
+        """[n] the fused saliency; None on key calls."""
+        if context.layer != self.layer or self._key:
             return None
         shallow = scaled(mean_attention(context.trace, self.layer - 1, emitting(context.layout)), self.normalize)
-        score = (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
-        return Selection.top(score, self.budget, of=context.total)
+        return (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
 
     def _rows(self, layout: Layout) -> QueryGroup:
         """Query rows of the deep layers."""

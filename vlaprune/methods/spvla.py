@@ -14,14 +14,16 @@ The first call, when nothing was executed, keeps every token.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vlaprune.methods.shared.patches import with_edges
 from vlaprune.methods.shared.scoring import check_range
 from vlaprune.methods.shared.selecting import shared
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
 
 
 @dataclass
-class SPVLA(Pruner):
+class SPVLA(Scored):
     """Straight from the projector, by the tower's attention and the edges in the picture.
 
     slow, fast  relative speed, 0 to 1, up to which every token stays and from which only the least share does
@@ -59,6 +61,10 @@ class SPVLA(Pruner):
         if self.edges:
             stay |= with_edges(context.trace.images, context.layout)
         return Selection(stay.nonzero()[:, 0])
+
+    def score(self, context: PruneContext) -> Tensor:
+        """[n] attention in the vision tower; edges are beside it."""
+        return context.vision_attention
 
     def share(self, speed: float) -> float:
         """Of the tokens that attention keeps at a relative speed; falls from 1 to `least`."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlaprune.methods.shared.scoring import cosine, group_mean
 from vlaprune.methods.shared.selecting import share
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection, ranking
 
 
 def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tupl
 
 
 @dataclass
-class VisionZip(Pruner):
+class VisionZip(Scored):
     """Straight from the projector, by the tower's attention.
 
     keep        fraction or number that go on, context tokens included
@@ -53,6 +53,10 @@ class VisionZip(Pruner):
     def plan(self, info: ModelInfo) -> Plan:
         """PruneContext 0 and one look into the tower."""
         return Plan((0,), budget={0: self.budget}, vision_attention=True)
+
+    def score(self, context: PruneContext) -> Tensor:
+        """[n] attention in the vision tower, by which the dominant tokens are taken."""
+        return context.vision_attention
 
     def select(self, context: PruneContext) -> Selection:
         """Camera by camera."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.report import conditions, delay
+from vlaprune.report import audit, conditions, delay
 from vlaprune.report.markdown import TERMINAL
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate
@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
     out.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
     out.add_argument("--baseline", default="dense", help="label of the arm that others are paired with")
+    out.add_argument("--audit", action="store_true", help="what a method's criterion is worth (experiment=audit)")
     out.add_argument("--tasks", action="store_true", help="one row per task as well")
     out.add_argument("--wide", action="store_true", help="every column, however long the lines become")
     out.add_argument(
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = delay.table(find(args.runs), args.baseline, args.partial)
         print(delay.markdown(study))
         print(*delay.write(study, args.output, args.name if args.name != "table" else "delay"), sep="\n")
+        return
+    if args.audit:
+        print(audit.markdown(audit.audit(find(args.runs))))
         return
     if args.conditions:
         rows = conditions.table(find(args.runs), args.baseline, args.partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2,
     "constant": lambda done: 1.0,
     "none": lambda done: 0.0,
 }
@@ -35,7 +37,8 @@ class Tuning:
     """How a policy is tuned together with a method.
 
     weights   of the policy to begin with; None for the model's own
-    schedule  of the noise over training: linear (from 1 to 0, as published), constant, none
+    schedule  of the noise over training: linear (from 1 to 0, LightVLA's), cosine (from 1 to 0.01, ThinkProprio's),
+              constant, none
     noise     what the schedule is multiplied by; 1 as published
     probe     steps between two looks at what the method keeps without noise
     lora      rank (0 trains the whole policy) and alpha of adapters, which are trained in place of the trunk

@@ -26,14 +26,14 @@ from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import FILL
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
-from vlaprune.pruner import Budget, Calibrated, ModelInfo, Plan, PruneContext, Selection, top
+from vlaprune.pruner import Budget, Calibrated, ModelInfo, Plan, PruneContext, Scored, Selection, top
 from vlaprune.trace import Layout, Trace
 
 OVER: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.amax, "mean": torch.mean, "min": torch.amin}
 
 
 @dataclass
-class TIES(Calibrated):
+class TIES(Calibrated, Scored):
     """Prunes between anchor calls.
 
     layer         tokens go on entry to this decoder layer
@@ -105,11 +105,18 @@ class TIES(Calibrated):
         if self._anew and self._span[-1] >= self.layer:
             return None
         self.observe(context.trace)
-        score, count = self.estimator.scores(context.trace, [self.layer - 1])[0], self.budget.count(context.total)
+        score, count = self.score(context), self.budget.count(context.total)
+        assert score is not None
         first = top(score, floor(self.share * count + 1e-9))
         rest = top(torch.ones_like(score).index_fill(0, first, 0), context.total - first.shape[0])
         even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.seed * 100_003 + context.step)
         return Selection(torch.cat((first, even)))
+
+    def score(self, context: PruneContext) -> Tensor | None:
+        """[n] attention at layer - 1, by which its share of the budget is taken; None where nothing is dropped."""
+        if context.layer == 0 or self._anew:
+            return None
+        return self.estimator.scores(context.trace, [self.layer - 1])[0]
 
     def _is_anchor(self, context: PruneContext) -> bool:
         """Whether this frame replaces the anchor. ValueError for a token count that the calibration does not have."""

@@ -1,0 +1,245 @@
+"""Audits: controls with the method's own counts; verdicts on methods whose worth is known; what is refused."""
+
+import itertools
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from doubles import Bench, Scripted
+from handmade import prune_context
+
+from vlaprune.control import Control as Driver
+from vlaprune.evaluation import audit
+from vlaprune.evaluation.recorder import Recorder
+from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
+from vlaprune.methods.adp import ADP
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.divprune import DivPrune
+from vlaprune.methods.dtp import DTP
+from vlaprune.methods.fastv import FastV
+from vlaprune.methods.lightvla import LightVLA
+from vlaprune.methods.shared.audit import Control, at_random, in_a_grid, lowest, shuffled
+from vlaprune.methods.sparsevlm import SparseVLM
+from vlaprune.methods.vlacache import VLACache
+from vlaprune.models.toy import QUERY, RED, Toy
+from vlaprune.policy import Policy
+from vlaprune.pruner import Budget, Plan, Scored, Selection
+from vlaprune.records import Header, read
+from vlaprune.report.audit import audit as report
+from vlaprune.report.audit import markdown
+from vlaprune.stats.audit import exchangeable, share
+from vlaprune.stats.paired import Pairs, mcnemar_exact
+from vlaprune.testing import check_pruner, scenes
+
+
+class Planted(Scored):
+    """Keeps 6 tokens straight from the projector: by what the instruction asks for, or by noise."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def plan(self, info):
+        return Plan((0,), budget={0: Budget(6)})
+
+    def score(self, context):
+        if self.noise:
+            lot = torch.Generator().manual_seed(context.seed * 31 + context.step)
+            return torch.rand(context.alive.shape[0], generator=lot)
+        return context.visual[:, RED : RED + 2] @ context.text[:, QUERY : QUERY + 2].sum(0)
+
+    def select(self, context):
+        return Selection.top(self.score(context), Budget(6), of=context.total)
+
+
+def arm(folder, make, name, episodes=4, slots=1, seed=3, execute=4):
+    """One arm of an audit on the toy, as vlaprune-eval runs it."""
+    bench, own = Bench(), folder / "own"
+    make = Dense if name in audit.WITHOUT else make
+    identity = {"model": {"name": "toy"}, "bench": {"name": "toy", "margin": 0.05, "protocol": "vlaprune"}}
+    identity |= {"method": {"name": "planted", "keep": 6}, "seed": seed}
+    header = Header(identity, {}, {t.name: episodes for t in bench.tasks()})
+    ready, watchers = audit.ready(make, name, str(own), header, folder / name)
+    recorder = Recorder(folder / name, audit.named(header, name), (), "", print)
+    try:
+        policy = Policy(audit.shown(Toy(), name), ready, slots, Driver(execute=execute))
+        rollout(policy, bench, recorder, Shard(), RolloutConfig(seed), watchers)
+    finally:
+        recorder.close()
+    return read(folder / name)
+
+
+def audited(folder, make, names, **options):
+    return report([arm(folder, make, name, **options) for name in names])
+
+
+MAIN = ("own", "dense", *audit.RANDOM)
+
+
+def test_noise_is_not_shown_to_matter_and_the_oracle_is_useful(tmp_path):
+    """The truth is known: the oracle always keeps the light, noise keeps it by chance."""
+    noise = audited(tmp_path / "noise", lambda: Planted(True), MAIN, episodes=10)
+    oracle = audited(tmp_path / "oracle", lambda: Planted(False), [*MAIN, "bottom", "blind", "wordless"], episodes=10)
+    assert noise.verdict == "no evidence that the criterion matters" and noise.line("random").p > 0.05
+    assert oracle.verdict == "the criterion is useful" and oracle.line("random").p < 1e-4
+    assert oracle.effect > 0.2 and oracle.share.value == 1.0  # it loses nothing of what dense achieves
+    interval = noise.share.interval
+    assert interval.low < 0 < interval.high and oracle.share.interval.low > 0.9
+    assert oracle.line("bottom").rate == oracle.line("blind").rate == oracle.line("wordless").rate == 0
+    said = markdown(oracle)
+    assert "useful" in said and "earns back 100 %" in said and "no evidence" in markdown(noise)
+
+
+COUNTED = {
+    "fastv": lambda: FastV(keep=5),
+    "lightvla": lambda: LightVLA(),
+    "adp": lambda: ADP(keep=0.3, gate="always", streak=1),
+    "sparsevlm": SparseVLM,
+    "vlacache": lambda: VLACache(stages=[2, 3], relevant=0.1),
+    "dtp": lambda: DTP(important=4, tau=0.05),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_control_computes_as_many_tokens_at_every_layer_of_every_call(tmp_path, name):
+    own = arm(tmp_path, COUNTED[name], "own", episodes=2, slots=2, execute=1)
+    assert any(v < c.total for r in own.episodes.values() for c in r.calls for v in c.visual)
+    arms = ["random-1", "uniform", *(("bottom", "shuffled", "other") if isinstance(COUNTED[name](), Scored) else ())]
+    for control in arms:
+        run = arm(tmp_path, COUNTED[name], control, episodes=2, slots=2, execute=1)
+        for key, record in run.episodes.items():
+            recorded = own.episodes[key].calls
+            for i, call in enumerate(record.calls):
+                want = recorded[i % len(recorded)]
+                assert call.visual == want.visual and bool(call.first_rows) == bool(want.first_rows)
+        assert control != "random-1" or run.episodes != own.episodes
+
+
+def context(count=24, cameras=((2, 4), (4, 4)), alive=None, **where):
+    alive = torch.arange(count) if alive is None else alive
+    return prune_context(torch.randn(len(alive), 16), layer=2, cameras=cameras, alive=alive, **where)
+
+
+def test_what_the_controls_choose():
+    score = torch.rand(24, generator=torch.Generator().manual_seed(0))
+    at = context()
+    assert sorted(lowest(at, 5, score).tolist()) == sorted(score.argsort()[:5].tolist())
+    drawn = [at_random(i)(at, 6, None).tolist() for i in range(3)]
+    assert all(len(set(d)) == 6 for d in drawn) and len({tuple(sorted(d)) for d in drawn}) == 3
+    assert at_random(0)(at, 6, None).tolist() == drawn[0] != at_random(0)(context(step=1), 6, None).tolist()
+    assert in_a_grid(at, 6, None).tolist() == [2, 6, 10, 14, 18, 22]
+    some = context(alive=torch.tensor([0, 3, 5, 9, 10, 20]))
+    assert sorted(in_a_grid(some, 2, None).tolist()) == [1, 4]
+    assert sorted(in_a_grid(some, 6, None).tolist()) == list(range(6))
+
+
+def test_shuffling_keeps_each_cameras_share_and_mixes_the_rest():
+    score = torch.cat((torch.rand(8) + 1, torch.rand(16)))  # the first camera holds the best
+    places = torch.zeros(24)
+    for step in range(400):
+        picks = shuffled(context(step=step), 4, score)
+        assert (picks < 8).all()
+        places[picks] += 1
+    assert (places[:8] > 150).all() and (places[:8] < 250).all()  # 200 each
+
+
+class Constant:
+    """Half of the tokens go on at every site."""
+
+    def count(self, seed, call, site):
+        return 32
+
+    def twice(self, seed, call):
+        return False
+
+
+@pytest.mark.parametrize("choose", [at_random(0), shuffled])
+def test_controls_keep_the_laws_of_methods(choose):
+    check_pruner(lambda: Control(FastV(keep=0.5), Constant(), choose, choose is shuffled))
+
+
+def test_scores_are_kept_and_read_again(tmp_path):
+    """`other` takes the score of the next episode of the task; each file holds what the method ranked by."""
+    own = arm(tmp_path, lambda: FastV(keep=5), "own", episodes=3)
+    book = audit.Book(tmp_path / "own" / "scores", 3)
+    key, record = next(iter(own.episodes.items()))
+    calls = book.read(audit.episode_seed(3, *key))
+    assert len(calls) == len(record.calls) and all(set(c) == {3} and c[3].shape == (64,) for c in calls)
+    donors = audit._donors(own, 3)
+    assert donors[audit.episode_seed(3, "reach-red", 2)] == audit.episode_seed(3, "reach-red", 0)
+    other = arm(tmp_path, lambda: FastV(keep=5), "other", episodes=3)
+    assert {k: r.calls[0].visual for k, r in other.episodes.items()} == {
+        k: r.calls[0].visual for k, r in own.episodes.items()
+    }
+
+
+def test_blind_and_wordless_see_nothing_and_are_told_nothing():
+    (seen, *_) = scenes(0, 0, 1)
+    assert {int(v) for v in np.unique(audit.blind(seen).images["main"])} == {audit.GREY}
+    assert audit.blind(seen).instruction == seen.instruction and audit.wordless(seen).instruction == ""
+    assert audit.wordless(seen).images is seen.images
+    model = Toy()
+    assert audit.shown(model, None) is model and audit.shown(model, "own") is model
+    out = Policy(audit.shown(model, "blind"), Dense).act({0: seen})[0]
+    assert np.array_equal(out, Policy(model, Dense).act({0: audit.blind(seen)})[0])
+
+
+def test_what_is_refused_in_one_line(tmp_path):
+    def refused(match, *args, **options):
+        with pytest.raises(ValueError, match=match) as caught:
+            arm(*args, **options)
+        assert "\n" not in str(caught.value)
+
+    make = lambda: FastV(keep=5)  # noqa: E731
+    refused("holds no run yet; run audit.arm=own first", tmp_path, make, "uniform")
+    arm(tmp_path, make, "own", episodes=2)
+    refused("lacks 2 episodes of this run", tmp_path, make, "uniform", episodes=3)
+    refused("is another run .*seed 3 -> 4", tmp_path, make, "uniform", seed=4)
+    refused("DivPrune has no score", tmp_path, DivPrune, "bottom", episodes=2)
+    arm(tmp_path / "dense", lambda: Scripted(Plan()), "own", episodes=2)
+    refused("dropped no token", tmp_path / "dense", lambda: Scripted(Plan()), "uniform", episodes=2)
+    with pytest.raises(ValueError, match=r"audit.arm=best; use one of own, dense"):
+        audit.check("best")
+    with pytest.raises(ValueError, match="no audit without its arms dense, random"):
+        report([read(tmp_path / "own")])
+    (tmp_path / "other").mkdir()
+    runs = [arm(tmp_path / "x", make, n, episodes=2) for n in MAIN]
+    strange = replace(runs[1], header=replace(runs[1].header, identity=runs[1].header.identity | {"seed": 9}))
+    with pytest.raises(ValueError, match=r"differ in more than the arm .*seed"):
+        report([runs[0], strange, *runs[2:]])
+
+
+@pytest.mark.parametrize("controls", [1, 2, 3])
+def test_the_exact_test_agrees_with_enumeration(controls):
+    """Every assignment of each episode's outcomes to the arms is as likely as any other."""
+    lot = np.random.default_rng(controls)
+    for _ in range(20):
+        outcomes = (lot.random((5, controls + 1)) < lot.random((5, 1))).tolist()
+        totals = [
+            sum(o[i] for o, i in zip(outcomes, own, strict=True))
+            for own in itertools.product(range(controls + 1), repeat=5)
+        ]
+        seen = sum(o[0] for o in outcomes)
+        tails = [sum(t <= seen for t in totals), sum(t >= seen for t in totals)]
+        want = min(1.0, 2 * min(tails) / len(totals))
+        assert abs(exchangeable([o[0] for o in outcomes], [o[1:] for o in outcomes]) - want) < 1e-12
+
+
+def test_with_one_control_the_exact_test_is_mcnemars():
+    for lost, gained in ((0, 5), (3, 9), (2, 2)):
+        pairs = Pairs(4, lost, gained, 3)
+        ours = [True] * 4 + [False] * lost + [True] * gained + [False] * 3
+        theirs = [True] * 4 + [True] * lost + [False] * gained + [False] * 3
+        assert abs(exchangeable(ours, [[t] for t in theirs]) - mcnemar_exact(pairs)) < 1e-12
+    assert comb(5, 0) / 2**4 == exchangeable([True] * 5, [[False]] * 5)
+
+
+def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says():
+    lot, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        dense, own, random = (lot.random(100) < p for p in (0.9, 0.7, 0.4))
+        found = share(own.astype(float) - random, dense.astype(float) - random)
+        held += found.interval is not None and found.interval.low <= 0.6 <= found.interval.high
+    assert 0.91 <= held / 400 <= 0.985
+    assert share([0.0, 1, 0, -1], [1.0, -1, 0, 0]).interval is None  # the loss may be 0

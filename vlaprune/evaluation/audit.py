@@ -1,0 +1,215 @@
+"""An audit: what a method's criterion is worth beside other choices of as many tokens (experiment=audit).
+
+Its arms are runs of their own. `own` is the method itself and comes first: the others replay its counts, call by call,
+from its journal, and `other` its scores, which `own` keeps in `scores` below its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlaprune.benchmark import Observation
+from vlaprune.evaluation.rollout import Watcher
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.shared.audit import (
+    Choice,
+    Control,
+    Elsewhere,
+    Recorded,
+    Scores,
+    at_random,
+    in_a_grid,
+    lowest,
+    shuffled,
+)
+from vlaprune.policy import VLA, episode_seed
+from vlaprune.pruner import Pruner
+from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
+from vlaprune.session import Session
+from vlaprune.trace import Trace
+
+DRAWS = 3  # of the random control
+RANDOM = tuple(f"random-{i}" for i in range(DRAWS))
+SCORED = ("bottom", "shuffled", "other")
+WITHOUT = ("dense", "blind", "wordless")  # arms of the policy without any method
+ARMS = ("own", *WITHOUT, *RANDOM, "uniform", *SCORED)
+GREY = 128
+
+
+def check(arm: str | None) -> None:
+    """ValueError for an arm that no audit has."""
+    if arm is not None and arm not in ARMS:
+        raise ValueError(f"audit.arm={arm}; use one of {', '.join(ARMS)}, or leave it out")
+
+
+def named(header: Header, arm: str) -> Header:
+    """The header of a run that is an arm of an audit."""
+    method = {"name": "dense"} if arm in WITHOUT else header.identity["method"]
+    return replace(header, identity={**header.identity, "method": {**method, "audit": arm}})
+
+
+def blind(observation: Observation) -> Observation:
+    """All cameras show the same grey."""
+    return replace(observation, images={c: np.full_like(i, GREY) for c, i in observation.images.items()})
+
+
+def wordless(observation: Observation) -> Observation:
+    """No instruction."""
+    return replace(observation, instruction="")
+
+
+SEES: dict[str, Callable[[Observation], Observation]] = {"blind": blind, "wordless": wordless}
+
+
+class Shown:
+    """A model that sees something else than what there is to see."""
+
+    def __init__(self, model: VLA, change: Callable[[Observation], Observation]) -> None:
+        self.info, self.decoder, self.backend = model.info, model.decoder, model.backend
+        self.interface, self.chunk, self.device = model.interface, model.chunk, model.device
+        self._model, self._change = model, change
+
+    def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[torch.Tensor]:
+        """The model's actions on the changed observations."""
+        return self._model.predict([self._change(o) for o in observations], sessions)
+
+
+def shown(model: VLA, arm: str | None) -> VLA:
+    """The model as an arm has it."""
+    return Shown(model, SEES[arm]) if arm in SEES else model
+
+
+@dataclass
+class Book:
+    """The scores of the audited run's episodes; as a watcher it writes each to a file when the episode is over.
+
+    seed  of the run
+    """
+
+    folder: Path
+    seed: int
+    _open: dict[int, list[Scores]] = field(default_factory=dict)
+
+    def take(self, seed: int, scores: Scores) -> None:
+        """Those of one call of the episode with this seed."""
+        self._open.setdefault(seed, []).append(dict(scores))
+
+    def look(self, task: str, episode: int, trace: Trace) -> None:
+        """A call is over."""
+
+    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+        """Writes the scores of an episode; without a record the world raised, and they are forgotten."""
+        calls = self._open.pop(episode_seed(self.seed, task, episode), [])
+        if record is None or not any(calls):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, Any] = {
+            f"{i} {layer}": s.cpu().numpy() for i, call in enumerate(calls) for layer, s in call.items()
+        }
+        path = self.folder / f"{episode_seed(self.seed, task, episode)}.npz"
+        with path.with_suffix(".partial").open("wb") as file:
+            np.savez_compressed(file, **kept | {"calls": np.array(len(calls))})
+        path.with_suffix(".partial").replace(path)
+
+    def read(self, seed: int) -> Sequence[Scores]:
+        """Site -> score of each call of an episode. ValueError where it was not recorded."""
+        path = self.folder / f"{seed}.npz"
+        if not path.is_file():
+            raise ValueError(f"{path} is not there; run the arm audit.arm=own anew, it records scores")
+        with np.load(path) as data:
+            calls: list[dict[int, torch.Tensor]] = [{} for _ in range(int(data["calls"]))]
+            for key in data.files:
+                if key != "calls":
+                    call, layer = map(int, key.split())
+                    calls[call][layer] = torch.from_numpy(data[key])
+        return calls
+
+
+def audited(folder: str | None, arm: str, header: Header) -> Run:
+    """The run of the arm `own` in a folder. ValueError where it is another run, unfinished, or dropped nothing."""
+    if folder is None:
+        raise ValueError(f"audit.arm={arm} replays the method's own run; add audit.run=FOLDER, or experiment=audit")
+    if not any(Path(folder).glob("journal*.jsonl")):
+        raise ValueError(f"audit.run={folder} holds no run yet; run audit.arm=own first")
+    run = read(folder)
+    if run.header.identity != (wanted := named(header, "own")).identity:
+        said = differences(run.header, wanted)
+        raise ValueError(f"audit.run={folder} is another run ({said}); audit it with its own settings")
+    absent = [key for key in ((t, e) for t, n in header.tasks.items() for e in range(n)) if key not in run.episodes]
+    if absent:
+        raise ValueError(f"audit.run={folder} lacks {len(absent)} episodes of this run; finish audit.arm=own first")
+    if all(v == c.total for r in run.episodes.values() for c in r.calls for v in c.visual):
+        raise ValueError(f"audit.run={folder} dropped no token, so that there is no choice to audit; lower keep")
+    return run
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the calls of each episode did, by its seed. A longer episode than the recorded one begins them again."""
+
+    calls: Mapping[int, Sequence[StepRecord]]
+
+    def _call(self, seed: int, call: int) -> StepRecord:
+        own = self.calls[seed]
+        return own[call % len(own)]
+
+    def count(self, seed: int, call: int, site: int) -> int:
+        """Visual tokens computed from a site on; of two passes, in the second."""
+        return self._call(seed, call).visual[site]
+
+    def twice(self, seed: int, call: int) -> bool:
+        """Whether the prompt was computed twice."""
+        return bool(self._call(seed, call).first_rows)
+
+
+def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: Header) -> Callable[[], Pruner]:
+    """What makes the methods of one control. ValueError in one line where the audited run does not serve it."""
+    run, seed = audited(folder, arm, header), int(header.identity["seed"])
+    replay = Replayed({episode_seed(seed, *key): record.calls for key, record in run.episodes.items()})
+    if arm in SCORED:
+        Control(make(), replay, lowest, scores=True)  # says so where the method has no score
+    book = Book(run.folder / "scores", seed)
+    cache: dict[int, Sequence[Scores]] = {}
+
+    def donors(episode: int) -> Sequence[Scores]:
+        if episode not in cache:
+            cache[episode] = book.read(donor[episode])
+        return cache[episode]
+
+    donor = _donors(run, seed) if arm == "other" else {}
+    choices: dict[str, Choice] = {
+        "uniform": in_a_grid,
+        "bottom": lowest,
+        "shuffled": shuffled,
+        "other": Elsewhere(donors),
+    }
+    choices |= {name: at_random(i) for i, name in enumerate(RANDOM)}
+    return lambda: Control(make(), replay, choices[arm], scores=arm in ("bottom", "shuffled"))
+
+
+def _donors(run: Run, seed: int) -> dict[int, int]:
+    """Seed of each episode -> seed of the next one of its task."""
+    out = {}
+    for task in run.header.tasks:
+        own = sorted(e for t, e in run.episodes if t == task)
+        if len(own) < 2:
+            raise ValueError(f"audit.arm=other needs two episodes of {task}; add episodes")
+        for one, other in zip(own, [*own[1:], own[0]], strict=True):
+            out[episode_seed(seed, task, one)] = episode_seed(seed, task, other)
+    return out
+
+
+def ready(
+    make: Callable[[], Pruner], arm: str, folder: str | None, header: Header, output: Path
+) -> tuple[Callable[[], Pruner], list[Watcher]]:
+    """What makes the methods of an arm, and who looks on. `folder` holds the audited run, `output` this one."""
+    if arm == "own":
+        book = Book(output / "scores", int(header.identity["seed"]))
+        return lambda: Recorded(make(), book.take), [book]
+    return (Dense if arm in WITHOUT else controls(make, arm, folder, header)), []

@@ -1,0 +1,104 @@
+"""GridS: a learnt sampler puts a few points on each picture's grid of tokens and reads it between the patches.
+
+"GridS", arXiv:2605.11817 (ICML 2026); authors' code Fediory/Grid-Sampler@11d58d7, `core_idea/grid_pytorch.py`,
+`openpi/src/openpi/models/grid.py`. It is trained with the policy (vlaprune-train method=grids); untrained it means
+nothing.
+
+As in the code: z is the mean of a camera's tokens; points P = sigmoid(MLP(z)), hidden width 512; a token is the
+bilinear sample at P, corners of the grid being corners of the unit square, plus MLP(P), hidden width 256; one sampler
+serves all cameras; 16 points each; neither language nor state is read; no noise in training.
+Differences: a sample goes on in the place of the nearest patch that no earlier point has, with that patch's position
+(openpi numbers the samples one after the other). Which activation stands between the layers of both MLPs is inferred
+(GELU).
+Defect not copied: a coordinate of exactly 1 gets weight 0 from all four neighbours, a token of zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlaprune.nn.load import fill, read, save
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+
+
+def sample(grid: Tensor, points: Tensor) -> Tensor:
+    """[K, d] bilinear samples of a grid [h, w, d] at points [K, 2], x then y, from 0 (first patch) to 1 (last)."""
+    height, width = grid.shape[:2]
+    place = points * points.new_tensor([width - 1, height - 1])
+    low = place.detach().floor().clamp(min=0)
+    low = torch.minimum(low, low.new_tensor([max(width - 2, 0), max(height - 2, 0)]))  # 1 lies in the last cell
+    (x, y), (right, down) = low.long().unbind(1), (place - low).unbind(1)
+    next_x, next_y = (x + 1).clamp(max=width - 1), (y + 1).clamp(max=height - 1)
+    upper = grid[y, x] * (1 - right)[:, None] + grid[y, next_x] * right[:, None]
+    lower = grid[next_y, x] * (1 - right)[:, None] + grid[next_y, next_x] * right[:, None]
+    return upper * (1 - down)[:, None] + lower * down[:, None]
+
+
+def seats(points: Tensor, height: int, width: int) -> Tensor:
+    """[K] distinct patches: for each point [K, 2] in turn the nearest one that is free."""
+    x, y = torch.arange(width, device=points.device), torch.arange(height, device=points.device)
+    places = torch.stack((x.repeat(height), y.repeat_interleave(width)), 1)
+    apart = (points.detach() * points.new_tensor([width - 1, height - 1]))[:, None] - places
+    far = apart.square().sum(2)
+    picks: list[Tensor] = []
+    for _ in range(points.shape[0]):
+        picks.append(far[len(picks)].argmin(0, keepdim=True))
+        far.index_fill_(1, picks[-1], float("inf"))
+    return torch.cat(picks)
+
+
+class GridS(nn.Module, Pruner):
+    """Puts samples in place of the tokens; starts in evaluation mode.
+
+    tokens   samples of each camera (16 or 4 as published), at most as many as it has patches
+    weights  a safetensors file that `save` wrote, or `random`
+
+    Its layers exist once `plan` has told the width of the tokens.
+    """
+
+    noise_scale = 0.0  # of other methods that are trained; here nothing is noised
+
+    def __init__(self, tokens: int = 16, weights: str = "random") -> None:
+        super().__init__()
+        if tokens < 1:
+            raise ValueError(f"grids tokens={tokens}; use at least 1")
+        self.tokens, self.weights = tokens, weights
+        self.points: nn.Sequential | None = None
+        self.eval()
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """Straight from the projector. Makes the layers, or loads them: ValueError if they do not fit."""
+        if self.points is None:
+            width = info.hidden_size
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.points = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 2 * self.tokens))
+                self.place = nn.Sequential(nn.Linear(2, 256), nn.GELU(), nn.Linear(256, width))
+            if self.weights != "random":
+                fill(self, read(self.weights)[0], self.weights)
+        return Plan((0,))
+
+    def save(self, path: str) -> None:
+        """Writes the layers where `weights` can load them."""
+        save(path, self, {"method": "grids", "tokens": self.tokens})
+
+    def sampled(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Patches [K] and values [K, d] in fp32 for the tokens [h w, d] of one camera."""
+        if self.points is None:
+            raise ValueError("grids has no layers yet; call plan first")
+        self.to(tokens.device)
+        rows = tokens.float()
+        points = self.points(rows.mean(0)).sigmoid().view(-1, 2)[: height * width]
+        return seats(points, height, width), sample(rows.view(height, width, -1), points) + self.place(points)
+
+    def select(self, context: PruneContext) -> Selection:
+        """The samples of every camera."""
+        keep, values = [], []
+        with torch.autocast(context.visual.device.type, enabled=False):
+            for view in context.layout.views:
+                own = context.visual[view.start : view.tokens.stop]
+                rows, found = self.sampled(own, view.height, view.width)
+                keep.append(rows + view.start)
+                values.append(found)
+        return Selection(torch.cat(keep), values=torch.cat(values).to(context.visual))

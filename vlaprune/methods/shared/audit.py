@@ -1,0 +1,219 @@
+"""Controls of a method: what it would do if it chose other tokens, as many of them, at the same layers, calls and cost.
+
+A control runs the method as it is, reads and computes what it does, and then puts other rows in place of those that the
+method chose. How many go on at a layer is replayed from a recorded run of the method, call by call, so that a method
+whose counts depend on what is seen has the same counts in every control. Kept rows have their own hidden states: what a
+method merges into them is part of its criterion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlaprune.methods.shared.selecting import evenly, random_subset, share
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Scored, Selection, top
+from vlaprune.trace import Layout, Trace
+
+Scores = Mapping[int, Tensor]  # of one call: site -> [V] score of each visual token, NaN for those that were gone
+
+
+class Replay(Protocol):
+    """What a recorded run of the method did in a call of the episode with a seed."""
+
+    def count(self, seed: int, call: int, site: int) -> int:
+        """Visual tokens computed from a site on; of two passes, in the second."""
+
+    def twice(self, seed: int, call: int) -> bool:
+        """Whether the prompt was computed twice."""
+
+
+class Choice(Protocol):
+    """What goes on instead of the method's choice."""
+
+    def __call__(self, context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+        """Rows [count] of the context. score: [n] the method's own, where the control needs one."""
+
+
+def lot(context: PruneContext, draw: int) -> int:
+    """A number for a draw at one site of one call."""
+    return ((context.seed * 100_003 + context.step) * 131 + context.layer) * 131 + draw
+
+
+def at_random(draw: int) -> Choice:
+    """Uniform without replacement; `draw` tells several apart."""
+
+    def choose(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+        rows = torch.arange(context.alive.shape[0], device=context.alive.device)
+        return random_subset(rows, count, lot(context, draw))
+
+    return choose
+
+
+def rows_of_cameras(alive: Tensor, layout: Layout) -> list[Tensor]:
+    """The rows of each camera among the tokens `alive` [n]."""
+    ends = torch.tensor([v.tokens.stop for v in layout.views], device=alive.device)
+    bounds = torch.searchsorted(alive, ends).tolist()
+    rows = torch.arange(alive.shape[0], device=alive.device)
+    return [rows[start:stop] for start, stop in zip([0, *bounds], bounds, strict=False)]
+
+
+def in_a_grid(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+    """An even stride through what is left of each camera, in proportion."""
+    each = rows_of_cameras(context.alive, context.layout)
+    counts = share(count, [len(rows) for rows in each])
+    return torch.cat([evenly(rows, k) for rows, k in zip(each, counts, strict=True)])
+
+
+def lowest(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+    """The worst by the method's score."""
+    assert score is not None
+    return top(-score, count)
+
+
+def shuffled(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+    """The best by the method's score after the tokens of each camera have exchanged their scores at random."""
+    assert score is not None
+    mixed = score.clone()
+    for i, rows in enumerate(rows_of_cameras(context.alive, context.layout)):
+        mixed[rows] = score[random_subset(rows, rows.shape[0], lot(context, 1000 + i))]
+    return top(mixed, count)
+
+
+class Elsewhere:
+    """The best by the score that the method gave the same places in the same call of another episode.
+
+    donors  seed of the episode -> the scores of each call of another one
+    """
+
+    def __init__(self, donors: Callable[[int], Sequence[Scores]]) -> None:
+        self.donors = donors
+
+    def __call__(self, context: PruneContext, count: int, score: Tensor | None) -> Tensor:
+        """Where that call has no score at this site, the nearest earlier one that has, else the first later one."""
+        calls = self.donors(context.seed)
+        at = context.step % len(calls)
+        order = [*range(at, -1, -1), *range(at + 1, len(calls))]
+        found = next((calls[i][context.layer] for i in order if context.layer in calls[i]), None)
+        if found is None or found.shape[0] != context.total:
+            raise ValueError(
+                f"the audited run recorded no score of {context.total} tokens at layer {context.layer} in another "
+                "episode; run its arm audit.arm=own anew"
+            )
+        return top(found.to(context.alive.device)[context.alive], count)
+
+
+class Wrapped(Pruner):
+    """Forwards everything to a method."""
+
+    def __init__(self, inner: Pruner) -> None:
+        self.inner = inner
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """The method's."""
+        return self.inner.plan(info)
+
+    def select(self, context: PruneContext) -> Selection | None:
+        """The method's."""
+        return self.inner.select(context)
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """As the method wishes."""
+        return self.inner.wants_second_pass(context)
+
+    def reset(self) -> None:
+        """A new episode."""
+        self.inner.reset()
+
+    def observe(self, trace: Trace) -> None:
+        """A call is over."""
+        self.inner.observe(trace)
+
+
+class Recorded(Wrapped):
+    """The method itself; the scores of each call go to `take` with the seed of the episode, if it has any."""
+
+    def __init__(self, inner: Pruner, take: Callable[[int, Scores], None]) -> None:
+        super().__init__(inner)
+        self._take, self._seed = take, 0
+        self._scores: dict[int, Tensor] = {}
+
+    def select(self, context: PruneContext) -> Selection | None:
+        """The method's; its score is noted."""
+        chosen = self.inner.select(context)
+        if isinstance(self.inner, Scored):
+            score = self.inner.score(context)
+            self._seed = context.seed
+            if score is not None:
+                blank = torch.full((context.total,), torch.nan, device=context.alive.device)
+                self._scores[context.layer] = blank.index_copy(0, context.alive, score.float())
+        return chosen
+
+    def observe(self, trace: Trace) -> None:
+        """Hands the scores of the call on."""
+        self.inner.observe(trace)
+        self._take(self._seed, self._scores)
+        self._scores = {}
+
+
+class Control(Wrapped):
+    """The method with other tokens.
+
+    replay  how many visual tokens are computed from a site on
+    scores  `choose` needs the method's score. Where the method gives none, its latest one of this site counts, and
+            where there is none yet, rows are drawn at random
+    """
+
+    def __init__(self, inner: Pruner, replay: Replay, choose: Choice, scores: bool = False) -> None:
+        super().__init__(inner)
+        self.replay, self.choose, self.scores = replay, choose, scores
+        if scores and not isinstance(inner, Scored):
+            raise ValueError(
+                f"{type(inner).__name__} has no score to turn round or shuffle; audit it with the arms own, dense, "
+                "random-0, random-1, random-2, uniform"
+            )
+        self._latest: dict[int, Tensor] = {}
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """The method's, without its budget: the recorded counts stand in for it."""
+        self._plan = replace(self.inner.plan(info), budget={})
+        return self._plan
+
+    def reset(self) -> None:
+        """A new episode."""
+        self.inner.reset()
+        self._latest = {}
+
+    def select(self, context: PruneContext) -> Selection | None:
+        """As many rows as the method kept in the recorded run, others than it would take now."""
+        own, rows = self.inner.select(context), context.alive.shape[0]
+        score = self._score(context) if self.scores else None
+        reads = own.reads if own is not None else {}
+        count = min(self.replay.count(context.seed, context.step, context.layer), rows)
+        first = self.replay.twice(context.seed, context.step) and not context.second_pass
+        if first or count == rows:
+            return Selection.all(context, reads)
+        choose = self.choose if score is not None or not self.scores else at_random(0)
+        keep = choose(context, count, score)
+        gone = torch.ones_like(context.reusable).index_fill(0, keep, False)
+        reuse = (gone & context.reusable).nonzero()[:, 0] if self._plan.reuses else None
+        return Selection(keep, reuse, reads=reads)
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """As the method did in the recorded run."""
+        self.inner.wants_second_pass(context)
+        return self.replay.twice(context.seed, context.step)
+
+    def _score(self, context: PruneContext) -> Tensor | None:
+        """[n] of the rows of this context."""
+        assert isinstance(self.inner, Scored)
+        score = self.inner.score(context)
+        if score is not None:
+            blank = torch.full((context.total,), torch.nan, device=context.alive.device)
+            self._latest[context.layer] = blank.index_copy(0, context.alive, score.float())
+        latest = self._latest.get(context.layer)
+        return None if latest is None else latest[context.alive]

@@ -1,0 +1,44 @@
+"""ThinkProprio: tokens vote as in LightVLA, with the robot's state among what they look at, plus a mean of all tokens.
+
+"ThinkProprio", arXiv:2602.06575 (CoRL 2026); no public code. The rule is from a third party's re-implementation of its
+section 3 (secondary). It is trained with the policy (vlaprune-train method=thinkproprio tuning.schedule=cosine); on
+weights not trained for it, it is a rule without a meaning of its own.
+
+As told: Q = softmax(v q' / sqrt(d)) q on tokens of root mean square 1, where q are the instruction and the state; token
+i votes for the token j of highest rms(Q_i) v_j; every token with a vote goes on, and one more that is the mean of all.
+Gumbel noise in training, whose scale falls as a cosine from 1 to 0.01.
+Differences: the authors write each number of the state as a word of 256 levels; here the state is looked at as the
+model puts it into its prompt, behind the visual tokens. The mean takes the place of the first token without a vote;
+where every token has one, there is none. Version 2 adds a diversity loss whose form was not found.
+"""
+
+import torch
+
+from vlaprune.methods.lightvla import LightVLA
+from vlaprune.pruner import PruneContext, Selection
+
+
+class ThinkProprio(LightVLA):
+    """Keeps the winners and a mean token; starts in evaluation mode. Training as in LightVLA.
+
+    noise     added to the scores in training: gumbel (told) or uniform
+    min_keep  at least so many winners go on, filled up by best score
+    queries   task (state and instruction, and whatever else stands behind the visual tokens) or instruction
+    mean      one more token goes on, the mean of all
+    """
+
+    name = "thinkproprio"
+
+    def __init__(self, noise: str = "gumbel", min_keep: int = 1, queries: str = "task", mean: bool = True) -> None:
+        super().__init__(noise, min_keep, queries=queries)
+        self.mean = mean
+
+    def select(self, context: PruneContext) -> Selection:
+        """The winners, and a mean of all tokens where a place is free."""
+        chosen = super().select(context)
+        if not self.mean:
+            return chosen
+        free = torch.ones_like(context.reusable).index_fill(0, chosen.keep, False).nonzero()[:1, 0]
+        values = context.visual[chosen.keep] if chosen.values is None else chosen.values
+        mean = context.visual.float().mean(0, keepdim=True).to(values)
+        return Selection(torch.cat((chosen.keep, free)), values=torch.cat((values, mean[: free.shape[0]])))

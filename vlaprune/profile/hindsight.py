@@ -1,0 +1,163 @@
+"""The hindsight oracle: which tokens a method should have kept, were it told how far the actions then stray.
+
+No method may look at the dense actions; the oracle does. For one observation it searches for the set of `count` tokens
+whose actions are nearest to dense ones, and for the set whose actions are farthest. So the fidelity of every method
+with as many tokens at that layer has a ceiling and a floor beside it. Both are what a search found: the true ones lie
+beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vlaprune.benchmark import Observation
+from vlaprune.methods.dense import Dense
+from vlaprune.policy import VLA, Policy, episode_seed
+from vlaprune.profile.fidelity import Replay
+from vlaprune.profile.recording import Recording
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+
+PACK = 8  # candidates tried in one packed call
+
+
+class Told(Pruner):
+    """Keeps the tokens that it is told, at one layer; all where it is told none.
+
+    tokens  numbers among the V
+    """
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.tokens: np.ndarray | None = None
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """One site; the count is whatever it is told."""
+        return Plan((self.layer,))
+
+    def select(self, context: PruneContext) -> Selection | None:
+        """What it was told."""
+        return None if self.tokens is None else Selection(torch.from_numpy(self.tokens).to(context.alive.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found for one observation: tokens kept, their actions [chunk, action_dim], how far they stray."""
+
+    tokens: np.ndarray
+    chunk: np.ndarray
+    error: float
+
+
+class Search:
+    """Searches on one model for the tokens before `layer`.
+
+    count   tokens kept
+    trials  sets tried for each observation and direction, beside one for each token
+    scale   [action_dim - 1] standard deviation of the motion numbers, in which errors are measured
+    """
+
+    def __init__(self, model: VLA, layer: int, count: int, trials: int, scale: np.ndarray) -> None:
+        if trials < 1:
+            raise ValueError(f"trials={trials}; use at least 1")
+        self._tellers: list[Told] = []
+        self.policy = Policy(model, lambda: self._teller(layer), slots=PACK)
+        self.count, self.trials, self.scale = count, trials, scale
+
+    def _teller(self, layer: int) -> Told:
+        self._tellers.append(Told(layer))
+        return self._tellers[-1]
+
+    def chunks(self, observation: Observation, sets: Sequence[np.ndarray | None], seed: int) -> list[np.ndarray]:
+        """The actions with each set of tokens, every one in a call of its own episode with the same seed."""
+        out: list[np.ndarray] = []
+        for start in range(0, len(sets), PACK):
+            some = sets[start : start + PACK]
+            for slot, tokens in enumerate(some):
+                self.policy.reset(slot, seed)
+                self._tellers[slot].tokens = tokens
+            said = self.policy.act(dict.fromkeys(range(len(some)), observation))
+            out += [said[slot] for slot in range(len(some))]
+        return out
+
+    def error(self, chunk: np.ndarray, dense: np.ndarray) -> float:
+        """Root mean square of the differences of the motion numbers, in standard deviations."""
+        return float(np.sqrt((((chunk - dense)[:, :-1] / self.scale) ** 2).mean()))
+
+    def best(
+        self, observation: Observation, seed: int, farthest: bool = False, start: Sequence[np.ndarray] = ()
+    ) -> Found:
+        """The tokens whose actions are nearest to dense ones, or farthest from them.
+
+        start  sets [count] to begin with, such as what methods chose; it never ends with a worse one
+
+        The first guess keeps the tokens that are missed most when each alone is dropped. Then one kept token and one
+        dropped one, drawn at random, change places wherever that helps.
+        """
+        (dense,) = self.chunks(observation, [None], seed)
+        total, sign = self.policy.trace(0).layout.total, -1.0 if farthest else 1.0
+        if not 0 < self.count <= total:
+            raise ValueError(f"count={self.count}; keep 1 to {total} of the {total} visual tokens")
+
+        def tried(sets: Sequence[np.ndarray]) -> Found:
+            chunks = self.chunks(observation, sets, seed)
+            errors = [self.error(chunk, dense) for chunk in chunks]
+            at = int(np.argmin(sign * np.array(errors)))
+            return Found(np.sort(sets[at]), chunks[at], errors[at])
+
+        lot, everything = np.random.default_rng(seed), np.arange(total)
+        without = [np.delete(everything, i) for i in everything]
+        missed = [self.error(chunk, dense) for chunk in self.chunks(observation, without, seed)]
+        order = np.argsort(-sign * np.array(missed), kind="stable")
+        found = tried([order[: self.count], *start, *(lot.permutation(total)[: self.count] for _ in range(PACK - 1))])
+        for _ in range(0, self.trials if self.count < total else 0, PACK):
+            others = np.setdiff1d(everything, found.tokens)
+            swaps = []
+            for _ in range(PACK):
+                own = found.tokens.copy()
+                own[lot.integers(self.count)] = lot.choice(others)
+                swaps.append(own)
+            new = tried(swaps)
+            found = new if sign * new.error < sign * found.error else found
+        return found
+
+
+def bounds(
+    model: VLA,
+    recording: Recording,
+    layer: int,
+    count: int,
+    trials: int,
+    scale: np.ndarray,
+    seed: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Replay]:
+    """Replays of a recording in which every call keeps what the search found: `nearest` and `farthest`."""
+    search = Search(model, layer, count, trials, scale)
+    out = {}
+    for name in ("nearest", "farthest"):
+        chunks, kept, visual = [], [], []
+        for frame in recording.frames:
+            tell(f"hindsight, {name}")
+            found = search.best(frame.observation, episode_seed(seed, frame.task, frame.episode), name == "farthest")
+            total, depth = search.policy.trace(0).layout.total, model.info.num_layers
+            chunks.append(found.chunk)
+            alive = np.zeros(total, bool)
+            alive[found.tokens] = True
+            kept.append(alive)
+            visual.append((layer * total + (depth - layer) * count) / depth)
+        out[name] = Replay(np.stack(chunks), np.stack(kept), np.array(visual))
+    return out
+
+
+def alone(model: VLA, recording: Recording, seed: int) -> Replay:
+    """The dense replay in which every call is the first of an episode, as the search has them."""
+    policy, chunks, kept = Policy(model, Dense), [], []
+    for frame in recording.frames:
+        policy.reset(0, episode_seed(seed, frame.task, frame.episode))
+        chunks.append(policy.act({0: frame.observation})[0])
+        kept.append(np.ones(policy.trace(0).layout.total, bool))
+    return Replay(np.stack(chunks), np.stack(kept), np.full(len(chunks), float(kept[0].size)))
