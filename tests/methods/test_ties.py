@@ -376,6 +376,26 @@ def test_runs_on_the_toy(style):
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_an_anchor_call_may_act_on_the_tokens_that_its_own_tau_selects(style):
+    """Its first pass is dense and tells tau; the second keeps what a pruned call of the same frame would keep."""
+    frames = [scenes(0, 1)[0]] * 3
+    full, dense_first, _ = run(style, make, frames)
+    pruned, twice_first, _ = run(style, lambda: make(anchor_action="pruned"), frames)
+    few = (64, 64, 14, 14, 14, 14)
+    assert [r.visual for r in dense_first] == [(64,) * 6, few, few]
+    assert [r.visual for r in twice_first] == [few] * 3
+    assert [len(r.first_rows) for r in twice_first] == [6, 0, 0]
+    assert np.array_equal(full[1], pruned[1]) and np.array_equal(pruned[0], pruned[1])
+    assert twice_first[0].flops["prompt"] == dense_first[0].flops["prompt"] + dense_first[1].flops["prompt"]
+
+
+def test_where_tau_is_known_before_the_choice_no_second_pass_is_needed():
+    options = {"layers": [0, 1], "anchor_action": "pruned"}
+    _, calls, _ = run("parallel", lambda: make(**options), scenes(0, 1))
+    assert all(r.visual[-1] == 14 and not r.first_rows for r in calls)
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_an_instruction_may_change_or_be_absent(style):
     frames = scenes(0, 1, 4)
     asked = [
@@ -390,6 +410,7 @@ def test_an_instruction_may_change_or_be_absent(style):
     [
         {},
         {"interpolate": "hard"},
+        {"anchor_action": "pruned"},
         {"layers": [0, 1], "uniform": "random", "layer": 3, "heads": "max"},
         {"uniform": "diverse", "similarity": "embedding_patches", "gamma": 0.99, "tokens": "topk_union_tied"},
     ],

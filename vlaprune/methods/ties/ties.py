@@ -5,7 +5,9 @@ of the paper. A secondary reading (sou350121/VLA-Handbook@49a38a1d) gives: tau-b
 neighbouring layers; 100 calibration frames, their median; an anchor frame at similarity 0.7; 56 of 256 tokens split by
 floor(w K); Hard and Soft. Inferred: all other options, above all the polarity, where the reading contradicts itself;
 that an anchor call computes all tokens and its action is executed (where tau needs only layers before `layer`, an
-anchor call is pruned as well).
+anchor call is pruned as well). `anchor_action=pruned` is the other reading: an anchor call measures tau with all
+tokens, then computes its prompt again with the tokens that this tau selects, and executes that action; it costs both
+passes.
 
 Several cameras (the paper has one): similarity is taken for each camera, and the highest counts. So a wrist camera that
 moves at every step does not make every call an anchor while the third-person camera stands still. `over_cameras=mean`
@@ -46,6 +48,7 @@ class TIES(Calibrated, Scored):
     interpolate   tau to weight, see calibration.weight; `threshold` is for hard, null means the median
     low_tau_trusts_attention   true: the lower tau, the more tokens are kept by attention. false: the higher
     uniform       the rest of the budget: stride, random, diverse (as DivPrune)
+    anchor_action of an anchor call: full (with all tokens) or pruned (from a second pass with the tokens selected)
     calibration   a file, or the name of one shipped with the model; null: vlaprune-eval measures one first
     """
 
@@ -62,6 +65,7 @@ class TIES(Calibrated, Scored):
     similarity: str = "patches"
     over_cameras: str = "max"
     uniform: str = "stride"
+    anchor_action: str = "full"
     calibration: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +74,7 @@ class TIES(Calibrated, Scored):
         option("ties similarity", self.similarity, RESEMBLANCE)
         option("ties over_cameras", self.over_cameras, OVER)
         option("ties uniform", self.uniform, FILL)
+        option("ties anchor_action", self.anchor_action, ("full", "pruned"))
         if self.layer < 1:
             raise ValueError(f"ties layer={self.layer}; use 1 or more, it reads the layer before")
         self.budget = Budget(self.keep)
@@ -99,7 +104,7 @@ class TIES(Calibrated, Scored):
     def select(self, context: PruneContext) -> Selection | None:
         """Everything at layer 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
         if context.layer == 0:
-            self._anew = self._is_anchor(context)
+            self._anew = not context.second_pass and self._is_anchor(context)
             layers = {self.layer - 1, *(self._span if self._anew else ())}
             return Selection.all(context, dict.fromkeys(layers, self.estimator.group(context.layout)))
         if self._anew and self._span[-1] >= self.layer:
@@ -111,6 +116,13 @@ class TIES(Calibrated, Scored):
         rest = top(torch.ones_like(score).index_fill(0, first, 0), context.total - first.shape[0])
         even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.seed * 100_003 + context.step)
         return Selection(torch.cat((first, even)))
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """After an anchor call with all tokens, where the action is that of the tokens selected; takes tau first."""
+        again = self.anchor_action == "pruned" and self._anew
+        if again:
+            self.observe(context.trace)
+        return again
 
     def score(self, context: PruneContext) -> Tensor | None:
         """[n] attention at layer - 1, by which its share of the budget is taken; None where nothing is dropped."""
