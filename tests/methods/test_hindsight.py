@@ -1,18 +1,21 @@
 """The hindsight oracle on a policy small enough to try every set of tokens, and one that sees what it needs."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from handmade import tiny
 
+from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.profile.fidelity import replay, score
 from vlaprune.profile.gate import judge
-from vlaprune.profile.hindsight import Search, alone, bounds
+from vlaprune.profile.hindsight import Search, alone, bounds, fill
+from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Frame, Recording
 from vlaprune.testing import random_observations, scenes
 
@@ -50,6 +53,11 @@ def test_every_method_lies_between_the_bounds():
         own = score(recording, model.interface, dense, replay(Policy(model, make), recording, 7)).rmse
         assert errors["nearest"] - 1e-3 <= own <= errors["farthest"] + 1e-6
     assert errors["nearest"] < 0.01 < 0.3 < errors["farthest"]
+    page, rules = Page("x"), SimpleNamespace(count=6, layer=3, trials=40, frames=2)
+    arms = {"fastv": replay(Policy(model, lambda: FastV(keep=6)), recording, 7)}
+    rows = fill(page, model, recording, arms, replay(Policy(model, Dense), recording, 7), rules, 7)
+    assert [r["arm"] for r in rows] == ["nearest found", "fastv", "farthest found"]
+    assert rows[0]["rmse"] <= rows[1]["rmse"] + 1e-3 < rows[2]["rmse"] and {r["visual"] for r in rows} == {35.0}
     assert found["nearest"].visual.tolist() == [35.0] * 3 and judge(model, recording, [], 7)
 
 

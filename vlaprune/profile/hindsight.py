@@ -8,8 +8,9 @@ beyond.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy, episode_seed
 from vlaprune.profile.fidelity import Replay
+from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 
@@ -161,3 +163,52 @@ def alone(model: VLA, recording: Recording, seed: int) -> Replay:
         chunks.append(policy.act({0: frame.observation})[0])
         kept.append(np.ones(policy.trace(0).layout.total, bool))
     return Replay(np.stack(chunks), np.stack(kept), np.full(len(chunks), float(kept[0].size)))
+
+
+def fill(
+    page: Page,
+    model: VLA,
+    recording: Recording,
+    arms: Mapping[str, Replay],
+    dense: Replay,
+    rules: Any,
+    seed: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Adds a table: the nearest and the farthest tokens of some frames, and how far every arm strays on the same ones.
+
+    arms   label -> replay of the whole recording; `dense` is the dense one
+    rules  count, layer, trials and frames, as in configs/profile.yaml
+    """
+    picks = np.unique(np.linspace(0, len(recording.frames) - 1, rules.frames).astype(int))
+    few = Recording([recording.frames[i] for i in picks], recording.card)
+    first = alone(model, few, seed)
+    scale = first.chunks[..., :-1].std((0, 1)) + 1e-9
+    found = bounds(model, few, rules.layer, rules.count, rules.trials, scale, seed, tell)
+
+    def rmse(chunks: np.ndarray, base: np.ndarray) -> float:
+        return float(np.sqrt((((chunks - base)[..., :-1] / scale) ** 2).mean()))
+
+    ends = {name: rmse(own.chunks, first.chunks) for name, own in found.items()}
+    rows = [("nearest found", ends["nearest"], float(found["nearest"].visual.mean()))]
+    rows += [(n, rmse(r.chunks[picks], dense.chunks[picks]), float(r.visual[picks].mean())) for n, r in arms.items()]
+    rows += [("farthest found", ends["farthest"], float(found["farthest"].visual.mean()))]
+    span = max(ends["farthest"] - ends["nearest"], 1e-12)
+    page.table(
+        f"Hindsight: {rules.count} tokens before layer {rules.layer}",
+        [
+            {
+                "arm": name,
+                "visual tokens": f"{visual:.1f}",
+                "rmse": f"{error:.3f}",
+                "place": f"{(ends['farthest'] - error) / span:.2f}",
+            }
+            for name, error, visual in rows
+        ],
+    )
+    page.text(
+        f"The nearest and the farthest of the sets that a search of {rules.trials} trials found for each of "
+        f"{len(picks)} frames, told how far the actions stray; no method can know that. *place*: 1 is the nearest, 0 "
+        "the farthest. It speaks of methods that keep as many tokens at that layer."
+    )
+    return [{"arm": name, "rmse": error, "visual": visual, "kind": "hindsight"} for name, error, visual in rows]

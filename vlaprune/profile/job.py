@@ -16,7 +16,7 @@ from vlaprune.control import Control
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import calibrate, check, floors, gate, micro, overhead, speed
+from vlaprune.profile import calibrate, check, floors, gate, hindsight, micro, overhead, speed
 from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording, record, synthetic
@@ -128,13 +128,19 @@ def fidelities(setting: Setting) -> list[Path]:
         gate.losses(judged, ran, base)
     page = Page(f"{model.info.name}: fidelity of pruned actions on recorded observations")
     gate.fill(page, judged, gate.correlations(judged))
+    extra: list[dict[str, Any]] = []
+    if cfg.hindsight.count is not None:
+        arms = {a.label: a.replay for a in judged[1:]}
+        with tqdm(desc="hindsight", unit="frame", total=2 * cfg.hindsight.frames) as bar:
+            tell = partial(_advance, bar)
+            extra = hindsight.fill(page, model, recording, arms, judged[0].replay, cfg.hindsight, cfg.seed, tell)
     page.text(
         f"- observations: {len(recording.frames)} calls of {len(recording.episodes)} dense episodes of "
         f"{recording.card['bench']}, replayed in order; nothing is stepped",
         f"- the rank correlation is over arms with at least {gate.LEAST} episodes; where many arms lose little, the "
         "order of their losses is noise",
     )
-    return setting.write(page, "fidelity", gate.rows(judged), str(model.device))
+    return setting.write(page, "fidelity", [*gate.rows(judged), *extra], str(model.device))
 
 
 def overheads(setting: Setting) -> list[Path]:
