@@ -71,7 +71,7 @@ class Episode:
         self.trace = Trace(layout, images, self.number, executed=done, vision_attention=tower)
         self.reads, self.values = dict(self.plan.reads), []
         chosen, alive = self._pass(attention, visual, text, False)
-        if self.pruner.wants_second_pass(self._context(self.info.num_layers, visual[alive], text, alive, False)):
+        if self.pruner.wants_second_pass(self._context(self.info.num_layers, visual, text, alive, False)):
             self.trace.kept.clear()
             self.reads, self.values = dict(self.plan.reads), []
             chosen, alive = self._pass(attention, visual, text, True)
@@ -84,7 +84,8 @@ class Episode:
 
     def _context(self, layer, visual, text, alive, second):
         reusable = torch.full((len(alive),), self.filled)
-        return PruneContext(layer, 0, visual, alive, text, text, reusable, self.trace, second)
+        rows = visual if len(alive) == len(visual) else visual[alive]
+        return PruneContext(layer, 0, rows, alive, text, text, reusable, self.trace, second)
 
     def _pass(self, attention, visual, text, second):
         """What is kept at each site of a pass over the prompt, and the tokens that reach its end."""
@@ -92,7 +93,7 @@ class Episode:
         alive, decoded = torch.arange(layout.total), layout.action.start >= layout.length
         for layer in range(self.info.num_layers):
             if layer in self.plan.layers:
-                picked = self.pruner.select(self._context(layer, visual[alive], text, alive, second))
+                picked = self.pruner.select(self._context(layer, visual, text, alive, second))
                 chosen[layer] = None
                 if picked is not None:
                     self.values.append(picked.values)

@@ -10,6 +10,7 @@ import torch
 from doubles import Bench, Scripted
 from handmade import prune_context
 
+from vlaprune.api.evaluation import evaluate
 from vlaprune.control import Control as Driver
 from vlaprune.evaluation import audit
 from vlaprune.evaluation.recorder import Recorder
@@ -243,3 +244,25 @@ def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says():
         held += found.interval is not None and found.interval.low <= 0.6 <= found.interval.high
     assert 0.91 <= held / 400 <= 0.985
     assert share([0.0, 1, 0, -1], [1.0, -1, 0, 0]).interval is None  # the loss may be 0
+
+
+@pytest.mark.parametrize("method", ["fastv", "ties"])
+def test_arms_by_the_names_of_the_command(tmp_path, method):
+    """As experiment=audit runs them: one folder an arm; TIES is calibrated once, for all of them."""
+
+    def run(name, **options):
+        given = {"episodes": 2, "execute": 1, "audit__arm": name, "audit__run": str(tmp_path / "own")}
+        return evaluate("toy", method, "toy", output=tmp_path / name, **given, **options)
+
+    own, uniform, dense = (run(name) for name in ("own", "uniform", "dense"))
+    for key, record in uniform.episodes.items():
+        recorded = own.episodes[key].calls
+        want = [recorded[i % len(recorded)].visual for i in range(len(record.calls))]
+        assert [c.visual for c in record.calls] == want
+    assert uniform.header.identity["method"]["audit"] == "uniform"
+    assert dense.header.identity["method"] == {"name": "dense", "audit": "dense"}
+    assert all(c.visual == (64,) * 6 for r in dense.episodes.values() for c in r.calls)
+    made = [p.parent.name for p in tmp_path.rglob("calibration.json")]
+    assert made == (["own"] if method == "ties" else [])
+    with pytest.raises(ValueError, match=r"audit.arm=best"):
+        run("best")

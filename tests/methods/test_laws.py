@@ -47,10 +47,11 @@ def pictures(seed, grids=GRIDS):
     return images
 
 
-def chosen(name, kind):
+def chosen(name, kind, spoil=False):
     """What a method keeps in five calls, and the values it puts there, rounded to bfloat16.
 
-    The hidden states are numbers of bfloat16, held in the dtype `kind`, and nearly parallel.
+    The hidden states are numbers of bfloat16, held in the dtype `kind`, and nearly parallel. With `spoil` everything
+    that a call has shown is overwritten when it is over, as captured graphs do.
     """
     episode, out, values = Episode(made(name), prompt(GRIDS)), [], []
     episode.filled = True
@@ -58,10 +59,19 @@ def chosen(name, kind):
         lot = torch.Generator().manual_seed(step // 2)
         visual, text = ((2 + 0.2 * torch.randn(n, 16, generator=lot)).bfloat16().to(kind) for n in (TOTAL, 3))
         tower = torch.rand(TOTAL, generator=lot)
-        moved = torch.full((2, 7), float(step), dtype=torch.float64)
-        out.append(episode.call(attend(step // 2, TOTAL), visual, text, pictures(step), tower=tower, executed=moved))
+        moved, shown = torch.full((2, 7), float(step), dtype=torch.float64), pictures(step)
+        out.append(episode.call(attend(step // 2, TOTAL), visual, text, shown, tower=tower, executed=moved))
         values += [v.bfloat16() for v in episode.values if v is not None]
+        for tensor in (visual, text, tower, moved, *shown) if spoil else ():
+            tensor.fill_(7)
     return out, values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_method_remembers_is_its_own(name):
+    """Another call may overwrite every tensor that this one was shown."""
+    (lent, values), (spoilt, others) = (chosen(name, torch.float32, spoil) for spoil in (False, True))
+    assert lent == spoilt and all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "dense"])

@@ -166,6 +166,23 @@ def test_matching_within_a_camera():
         assert keys(SAFE(within_camera=within, keep=3), [torch.ones(17)] * 2, layout=layout) == [True, False]
 
 
+def test_a_token_that_moved_to_the_other_camera_carries_the_forecast_only_where_it_may():
+    """Token 0 of the second camera shows what token 2 of the first one showed, which alone mattered to deep layers."""
+    layout, before = prompt(((1, 4), (1, 4))), torch.eye(8, 16)
+    now = before.clone()
+    now[[2, 4]] = before[[4, 2]]
+    score = {0: torch.ones(8), 2: torch.zeros(8), 5: torch.eye(8)[2]}
+    for within, kept in ((False, [4]), (True, None)):
+        episode = Episode(SAFE(fusion=1.0, keep=1, within_camera=within), layout)
+        episode.call(constant(score), before)
+        found = episode.call(constant(score), now)[3]
+        assert found == kept if kept else found != [4]
+
+
+def test_agreement_of_exactly_gamma_is_no_key_call():
+    assert keys(SAFE(gamma=1.0), [torch.eye(16)[3]] * 3) == [True, False, False]
+
+
 def test_scaled():
     score = torch.tensor([1.0, 3.0, 0.0])
     assert torch.equal(scaled(score, "none"), score)
