@@ -34,6 +34,7 @@ WAITS = {  # how many rows go on depends on what is seen, or the whole call does
     "specprune": {"methods/specprune.py:select"},
     "spvla": {SHARED + "patches.py:_connected", "methods/spvla.py:select"},
     "teamvla": {SHARED + "selecting.py:random_mask", "methods/teamvla.py:select"},
+    "thinkproprio": {SHARED + "selecting.py:elected"},
     "ties": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
     "ties_hard": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
     "vlacache": {"methods/vlacache.py:select", SHARED + "selecting.py:parted", SHARED + "scoring.py:sharpness"},

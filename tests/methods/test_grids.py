@@ -67,7 +67,7 @@ def test_every_camera_gets_its_samples_from_one_sampler():
 
 
 def test_the_gradient_reaches_the_points_and_every_token():
-    pruner, tokens = planned(tokens=4), torch.randn(8, 16, requires_grad=True)
+    pruner, tokens = planned(tokens=4).train(), torch.randn(8, 16, requires_grad=True)
     pruner.select(prune_context(tokens)).values.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pruner.parameters())
     assert (tokens.grad.abs().sum(1) > 0).all()  # through the mean, those that are not sampled too

@@ -16,6 +16,7 @@ Defect not copied: a coordinate of exactly 1 gets weight 0 from all four neighbo
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.nn.load import fill, read, save
@@ -35,10 +36,15 @@ def sample(grid: Tensor, points: Tensor) -> Tensor:
     return upper * (1 - down)[:, None] + lower * down[:, None]
 
 
+def mlp(x: Tensor, first: Tensor, bias: Tensor, second: Tensor, shift: Tensor) -> Tensor:
+    """Two linear layers with a GELU between them."""
+    return F.linear(F.gelu(F.linear(x, first, bias)), second, shift)
+
+
 def seats(points: Tensor, height: int, width: int) -> Tensor:
     """[K] distinct patches: for each point [K, 2] in turn the nearest one that is free."""
-    x, y = torch.arange(width, device=points.device), torch.arange(height, device=points.device)
-    places = torch.stack((x.repeat(height), y.repeat_interleave(width)), 1)
+    every = torch.arange(height * width, device=points.device)
+    places = torch.stack((every % width, every // width), 1)
     apart = (points.detach() * points.new_tensor([width - 1, height - 1]))[:, None] - places
     far = apart.square().sum(2)
     picks: list[Tensor] = []
@@ -65,7 +71,13 @@ class GridS(nn.Module, Pruner):
             raise ValueError(f"grids tokens={tokens}; use at least 1")
         self.tokens, self.weights = tokens, weights
         self.points: nn.Sequential | None = None
+        self._there: list[Tensor] = []
         self.eval()
+
+    def train(self, mode: bool = True) -> GridS:
+        """Training or evaluation; the weights may have changed since."""
+        self._there = []
+        return super().train(mode)
 
     def plan(self, info: ModelInfo) -> Plan:
         """Straight from the projector. Makes the layers, or loads them: ValueError if they do not fit."""
@@ -87,10 +99,17 @@ class GridS(nn.Module, Pruner):
         """Patches [K] and values [K, d] in fp32 for the tokens [h w, d] of one camera."""
         if self.points is None:
             raise ValueError("grids has no layers yet; call plan first")
-        self.to(tokens.device)
-        rows = tokens.float()
-        points = self.points(rows.mean(0)).sigmoid().view(-1, 2)[: height * width]
-        return seats(points, height, width), sample(rows.view(height, width, -1), points) + self.place(points)
+        rows, weights = tokens.float(), self._weights(tokens.device)
+        points = mlp(rows.mean(0), *weights[:4]).sigmoid().view(-1, 2)[: height * width]
+        return seats(points, height, width), sample(rows.view(height, width, -1), points) + mlp(points, *weights[4:])
+
+    def _weights(self, device: torch.device) -> list[Tensor]:
+        """Weights and biases of both MLPs on a device; outside training they are brought there once."""
+        if self.training:
+            return [p.to(device) for p in self.parameters()]
+        if not self._there or self._there[0].device != device:
+            self._there = [p.detach().to(device) for p in self.parameters()]
+        return self._there
 
     def select(self, context: PruneContext) -> Selection:
         """The samples of every camera."""

@@ -15,7 +15,7 @@ where every token has one, there is none. Version 2 adds a diversity loss whose 
 import torch
 
 from vlaprune.methods.lightvla import LightVLA
-from vlaprune.pruner import PruneContext, Selection
+from vlaprune.pruner import PruneContext, Selection, ranking
 
 
 class ThinkProprio(LightVLA):
@@ -38,7 +38,11 @@ class ThinkProprio(LightVLA):
         chosen = super().select(context)
         if not self.mean:
             return chosen
-        free = torch.ones_like(context.reusable).index_fill(0, chosen.keep, False).nonzero()[:1, 0]
+        others = torch.ones_like(context.reusable).index_fill(0, chosen.keep, False)
+        if self.training:  # a winner is there once for each vote
+            free = others.nonzero()[:1, 0]
+        else:
+            free = ranking(others.float())[: min(1, others.shape[0] - chosen.keep.shape[0])]
         values = context.visual[chosen.keep] if chosen.values is None else chosen.values
         mean = context.visual.float().mean(0, keepdim=True).to(values)
         return Selection(torch.cat((chosen.keep, free)), values=torch.cat((values, mean[: free.shape[0]])))
