@@ -63,6 +63,25 @@ def test_half_merge_in_one_round(count):
     assert all(np.allclose(got[i], want[i][0], atol=1e-5) for i in want)
 
 
+@pytest.mark.parametrize("count", [3, 9, 20])
+def test_a_keys_weight_is_the_number_of_tokens_it_stands_for(count):
+    """Proportional attention, the authors' default: sizes add up to V, each mean weighs as many tokens as it has."""
+    visual = torch.arange(20.0)[:, None] + torch.randn(20, 16, generator=torch.Generator().manual_seed(count))
+    chosen = ToMe(count).select(prune_context(visual, cameras=((4, 5),)))
+    sizes = chosen.multiplicity
+    assert float(sizes.sum()) == 20 and (sizes >= 1).all() and torch.equal(sizes, sizes.round())
+    assert torch.allclose((sizes[:, None] * chosen.values).sum(0), visual.sum(0), atol=1e-3)
+    assert (sizes.max() > 1) == (count < 20)
+    assert ToMe(count, proportional=False).select(prune_context(visual, cameras=((4, 5),))).multiplicity is None
+
+
+def test_a_broken_token_merges_last():
+    visual = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    visual[2] = torch.nan
+    for count in (7, 6, 5):
+        assert 2 in kept(ToMe(count), prune_context(visual))
+
+
 def test_twins_merge_first():
     visual = torch.eye(8, 16)
     visual[4] = visual[7]
