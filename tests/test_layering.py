@@ -96,7 +96,11 @@ LAYERS = {
     ],
     "api.devices": ["api", "records", "errors", "report", "config", "evaluation.progress", "bench.worker"],
     "api.tables": ["records", "report"],
-    "commands": ["commands", "cli", "records", "stats", "report", "profile.roofline"],
+    "api.tune": [
+        *("api", "records", "errors", "report", "config", "policy", "stats", "profile"),
+        *("models.backends", "methods.dense"),
+    ],
+    "commands": ["commands", "cli", "errors", "api.tune", "records", "stats", "report", "profile.roofline"],
     "commands.options": [],
     "commands.usage": ["commands.options"],  # --help answers before Hydra or torch is imported
     "doctor.checks": ["doctor.checks", "benchmark"],

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 import vlaprune
 from vlaprune import cli
-from vlaprune.commands import completion, demo, export, lists, new, usage, watch
+from vlaprune.commands import completion, demo, export, lists, new, tune, usage, watch
 
 Job = Callable[[], None]
 SCRIPTS: dict[str, tuple[Job, str]] = {  # these are scripts of their own, too: vlaprune-eval and so on
@@ -23,6 +23,7 @@ SCRIPTS: dict[str, tuple[Job, str]] = {  # these are scripts of their own, too: 
 OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "watch": (watch.main, "show how far the runs in a folder are"),
     "demo": (demo.main, "compare dense, FastV and random on a simulated robot, with a table and a page"),
+    "tune": (tune.main, "find the settings of a method that are worth their milliseconds"),
     "list": (lists.main, "list models, methods, benches, experiments or devices"),
     "export": (export.main, "write runs as logs of Inspect or as a dataset of the Hugging Face hub"),
     "new": (new.main, "write a package with a method, a model or a benchmark of your own"),

@@ -7,13 +7,14 @@ went elsewhere. How well this foretells a loss of success is a question to data;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vlaprune.benchmark import Interface
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.profile.recording import PHASES, Recording, closes
+from vlaprune.records import StepRecord
 from vlaprune.stats.ranks import partial_rank, rank_correlation
 
 
@@ -25,11 +26,14 @@ class Replay:
     kept    [n, V] bool: computed in the last layer
     visual  [n] visual tokens computed, mean over layers
     total   V
+    ms, gflops  [n] of each call; NaN where no time was kept or the call was a cold one
     """
 
     chunks: np.ndarray
     kept: np.ndarray
     visual: np.ndarray
+    ms: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    gflops: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def total(self) -> int:
@@ -61,7 +65,8 @@ class Fidelity:
 
 def replay(policy: Policy, recording: Recording, seed: int) -> Replay:
     """Replays every episode in order, each from a reset."""
-    chunks, kept, visual = [], [], []
+    chunks, kept = [], []
+    records: list[StepRecord] = []
     for episode in recording.episodes:
         policy.reset(0, episode_seed(seed, episode[0].task, episode[0].episode))
         for frame in episode:
@@ -72,8 +77,12 @@ def replay(policy: Policy, recording: Recording, seed: int) -> Replay:
                 alive[:] = False
                 alive[trace.kept[max(trace.kept)].cpu().numpy()] = True
             kept.append(alive)
-        visual += [float(np.mean(r.visual)) for r in policy.drain(0)]
-    return Replay(np.stack(chunks), np.stack(kept), np.array(visual))
+        records += policy.drain(0)
+    visual = np.array([float(np.mean(r.visual)) for r in records])
+    ms = np.array([sum(r.ms.values()) if r.ms and not r.cold else np.nan for r in records])
+    return Replay(
+        np.stack(chunks), np.stack(kept), visual, ms, np.array([sum(r.flops.values()) / 1e9 for r in records])
+    )
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

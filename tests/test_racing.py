@@ -1,0 +1,117 @@
+"""Races with known truth: the budget holds, the good are kept, the front is the grid's within its intervals."""
+
+import numpy as np
+import pytest
+
+from vlaprune.api.tune import tune
+from vlaprune.commands import tune as command
+from vlaprune.stats.paired import wilson
+from vlaprune.stats.racing import Entrant, front, promising, race, worse
+
+KEYS = [(task, e) for e in range(25) for task in ("a", "b")]
+
+
+def grid(seed, noise=0.02):
+    """25 settings, 5 layers x 5 budgets: earlier and fewer is cheaper and worse; the prior tells success roughly."""
+    lot, entrants, truth = np.random.default_rng(seed), [], {}
+    for layer in range(1, 6):
+        for k, keep in enumerate((0.05, 0.1, 0.2, 0.4, 0.8)):
+            name = f"{layer}/{keep}"
+            truth[name] = 0.9 * (1 - np.exp(-(k + 0.5) * layer / 2))
+            cost = 10 + layer * (1 - keep) + 30 * keep
+            entrants.append(Entrant(name, cost, 0.95 - truth[name] + noise * lot.standard_normal()))
+    return entrants, truth
+
+
+def course(truth, seed):
+    """Success of every setting on every episode: hard episodes are hard for all."""
+    lot = np.random.default_rng(seed)
+    hard, own = lot.random(len(KEYS)), {n: lot.random(len(KEYS)) for n in truth}
+    return {
+        n: {k: bool(0.7 * hard[i] + 0.3 * own[n][i] < p * 0.85) for i, k in enumerate(KEYS)} for n, p in truth.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_front_of_a_quarter_of_the_episodes_is_the_grids_within_its_intervals(seed):
+    entrants, truth = grid(seed)
+    outcomes, played = course(truth | {"dense": 0.92}, seed), {}
+    budget = len(entrants) * len(KEYS) // 4
+
+    def play(entrant, keys):
+        played[entrant.name] = len(keys)
+        return {k: outcomes[entrant.name][k] for k in keys}
+
+    found = front(race(entrants, KEYS, outcomes["dense"], play, budget, 10))
+    assert sum(played.values()) <= budget
+    costs = {e.name: e.cost for e in entrants}
+    asked = [n for n in truth if not worse(outcomes[n], outcomes["dense"], KEYS, 0.05)]
+    assert len(asked) > 3
+    for name in asked:  # whatever good the full grid offers, the front offers for no more cost, within its interval
+        whole = wilson(sum(outcomes[name].values()), len(KEYS))
+        offered = [sum(outcomes[s.entrant.name].values()) for s in found if s.entrant.cost <= costs[name]]
+        assert offered and max(offered) / len(KEYS) >= whole.low, name
+
+
+def test_promising_are_those_that_nobody_undercuts():
+    some = [Entrant("a", 1, 5), Entrant("b", 2, 5), Entrant("c", 2, 3), Entrant("d", 3, 4), Entrant("e", 4, 1)]
+    assert [e.name for e in promising(some)] == ["a", "c", "e"]
+
+
+def test_equal_settings_are_rarely_called_worse():
+    """An e-process looked at after every batch errs in at most alpha of all courses."""
+    lot, wrong = np.random.default_rng(0), 0
+    for _ in range(400):
+        ours, theirs = (dict(zip(KEYS, lot.random(len(KEYS)) < 0.5, strict=True)) for _ in range(2))
+        wrong += any(worse({k: ours[k] for k in KEYS[:n]}, theirs, KEYS, 0.05) for n in range(10, 51, 10))
+    assert wrong / 400 <= 0.05
+
+
+def test_a_hopeless_setting_leaves_after_few_episodes_and_what_is_saved_goes_to_others():
+    entrants = [Entrant("hopeless", 1, 0.1), Entrant("good", 2, 0.05), Entrant("late", 3, 0.06)]
+    dense = dict.fromkeys(KEYS, True)
+    played = {}
+
+    def play(entrant, keys):
+        played[entrant.name] = len(keys)
+        return dict.fromkeys(keys, entrant.name != "hopeless")
+
+    found = race(entrants, KEYS, dense, play, 120, 10)
+    assert played == {"hopeless": 10, "good": 50, "late": 50}
+    assert {s.entrant.name: s.out for s in found} == {"hopeless": "worse than dense", "good": "", "late": ""}
+    assert [s.entrant.name for s in front(found)] == ["good"]
+
+
+@pytest.mark.parametrize(("budget", "batch"), [(5, 10), (5, 0)])
+def test_a_budget_without_a_batch_is_refused(budget, batch):
+    with pytest.raises(ValueError, match=f"budget={budget} batch={batch}"):
+        race([Entrant("a", 1, 1)], KEYS, {}, lambda e, k: {}, budget, batch)
+
+
+GRID = ["model=toy", "bench=toy", "method=fastv", "method.layer=1,3", "method.keep=2,32", "episodes=4", "execute=4"]
+
+
+def test_a_grid_on_the_toy_is_tuned_with_a_part_of_its_episodes_and_goes_on(tmp_path):
+    """FastV keeps the light at any of these budgets, so the cheapest setting is the whole front."""
+    found = tune(GRID, tmp_path, share=0.5, batch=2, cost="gflops")
+    played, whole = found.episodes
+    assert whole == 4 * 8 and 0 < played <= whole // 2
+    costs = {e.name: e.cost for e in found.entrants}
+    assert len(costs) == 4 and costs["fastv layer=1 keep=2"] < costs["fastv layer=3 keep=2"] < found.dense[0]
+    assert [s.entrant.name for s in found.front] == ["fastv layer=1 keep=2"] and found.front[0].rate == 1.0
+    assert "on the front" in found.markdown() and f"{played} episodes of the 32" in found.markdown()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("journal.jsonl")}
+    again = tune(GRID, tmp_path, share=0.5, batch=2, cost="gflops")
+    assert again.standings == found.standings
+    assert all(p.read_bytes().startswith(old) for p, old in before.items())
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    for words, said in (
+        (["model=toy", "bench=toy", "method=fastv", "method.keep=0.5"], "have one setting"),
+        ([*GRID, "--share", "0"], "share=0.0"),
+        ([*GRID[:4], "method.keep=0.5,1.5", "episodes=2"], "keep=1.5"),
+    ):
+        assert command.main([*words, "--output", str(tmp_path)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in error

@@ -1,0 +1,157 @@
+"""`vlaprune tune`: which settings of a method are worth their milliseconds, with a fraction of the grid's episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vlaprune.api.evaluation import run_composed
+from vlaprune.errors import UserError
+from vlaprune.records import Run, read
+from vlaprune.report.markdown import table
+from vlaprune.stats.racing import Entrant, Standing, front, race
+from vlaprune.stats.rates import wilson
+
+COSTS = {"ms": "ms/call", "gflops": "GFLOPs/call"}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a race found.
+
+    cost       ms or gflops: what cost the entrants have
+    dense      the same of dense, and its success
+    entrants   all settings of the grid, whether they ran or not
+    standings  those that ran
+    episodes   that were run, and that the whole grid has
+    """
+
+    cost: str
+    dense: tuple[float, float]
+    entrants: Sequence[Entrant]
+    standings: Sequence[Standing]
+    episodes: tuple[int, int]
+
+    @property
+    def front(self) -> list[Standing]:
+        """The settings that no other one undercuts in cost without losing success; the cheapest first."""
+        return front(self.standings)
+
+    def markdown(self) -> str:
+        """A table of all settings and what it says, for people."""
+        ran, best = {s.entrant.name: s for s in self.standings}, {s.entrant.name for s in self.front}
+        columns = ["setting", COSTS[self.cost], "strays (rmse)", "success", "% [95 % interval]", ""]
+        rows = [["dense", f"{self.dense[0]:.3g}", "0", "", f"{100 * self.dense[1]:.1f}", "baseline"]]
+        for one in sorted(self.entrants, key=lambda e: (e.cost, e.name)):
+            standing, counted, rate = ran.get(one.name), "", ""
+            said = "not run: another one costs no more and strays less"
+            if standing is not None:
+                won, n = sum(standing.success.values()), len(standing.success)
+                interval = wilson(won, n)
+                counted, rate = (
+                    f"{won}/{n}",
+                    f"{100 * won / n:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]",
+                )
+                said = standing.out or ("on the front" if one.name in best else "")
+            rows.append([one.name, f"{one.cost:.3g}", f"{one.prior:.3f}", counted, rate, said])
+        played, whole = self.episodes
+        told = f"{played} episodes of the {whole} that the grid has ({100 * played / whole:.0f} %)"
+        return f"{table(columns, rows)}\n\n{told}; an e-process says who is out, alpha 0.05, whenever it is looked at"
+
+
+def tune(
+    settings: Sequence[str],
+    output: Path,
+    share: float = 0.25,
+    batch: int = 5,
+    record: int = 1,
+    cost: str = "ms",
+) -> Tuned:
+    """Races the settings of a method against dense and each other, on paired episodes. The same call goes on.
+
+    settings  of `vlaprune eval`; those of the method may have several values: `method.layer=1,2 method.keep=0.5,0.25`
+    output    folder; `dense` and one folder for each setting that runs are below it
+    share     of the grid's episodes that may be run, dense aside
+    batch     episodes of every task between two looks
+    record    dense episodes of every task on which it is seen how far every setting strays, and what it costs
+    cost      ms (of this machine, now) or gflops
+
+    Errors: UserError for a grid of one setting, a share outside (0, 1], or what `vlaprune eval` refuses.
+    """
+    from vlaprune import config
+
+    rest, arms = config.arms(settings)
+    if len(arms) < 2:
+        raise UserError(
+            f"settings {list(settings)} have one setting of the method; give several, as method.keep=0.5,0.25"
+        )
+    if not 0 < share <= 1 or batch < 1 or record < 1 or cost not in COSTS:
+        raise UserError(f"share={share} batch={batch} record={record} cost={cost}; use 0 to 1, 1 or more, ms or gflops")
+    names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
+    dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
+    counts = dense.header.tasks
+    keys = [(t, e) for e in range(max(counts.values())) for t in counts if e < counts[t]]
+    entrants, base = _entrants(rest, names, output / "seen.npz", record, cost)
+
+    def play(entrant: Entrant, asked: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], bool]:
+        episodes = 1 + max(episode for _, episode in asked)
+        folder = output / entrant.name.replace(" ", ",").replace("/", "-")
+        run = _run([*rest, *names[entrant.name], f"episodes={episodes}", f"output={json.dumps(str(folder))}"])
+        return {key: run.episodes[key].success for key in asked}
+
+    success = {key: dense.episodes[key].success for key in keys}
+    whole = len(entrants) * len(keys)
+    standings = race(entrants, keys, success, play, int(share * whole), batch * len(counts))
+    played = sum(len(s.success) for s in standings)
+    return Tuned(cost, (base, sum(success.values()) / len(keys)), entrants, standings, (played, whole))
+
+
+def _run(words: Sequence[str]) -> Run:
+    from vlaprune import config
+
+    own = [] if any(w.startswith("logger=") for w in words) else ["logger=csv"]
+    with config.standing_in([*words, *own], {}) as cfg:
+        run_composed(cfg)
+        return read(Path(cfg.output))
+
+
+def _entrants(
+    rest: Sequence[str], names: Mapping[str, Sequence[str]], seen: Path, record: int, cost: str
+) -> tuple[list[Entrant], float]:
+    """Every setting with its cost and how far it strays on recorded dense episodes; the cost of dense."""
+    from tempfile import TemporaryDirectory
+
+    import numpy as np
+
+    from vlaprune import config
+    from vlaprune.methods.dense import Dense
+    from vlaprune.models.backends import with_backend
+    from vlaprune.policy import Policy
+    from vlaprune.profile.calibrate import ready
+    from vlaprune.profile.fidelity import Replay, replay, score
+    from vlaprune.profile.recording import Recording
+    from vlaprune.profile.recording import record as recorded
+
+    def paid(one: Replay) -> float:
+        return float(np.nanmedian(one.ms if cost == "ms" else one.gflops))
+
+    methods = []
+    for name, arm in names.items():
+        with config.standing_in([*rest, *arm], {}) as cfg:
+            methods.append((name, partial(config.make, "method", cfg.method)))
+    with config.standing_in([*rest, *next(iter(names.values()))], {}) as cfg, TemporaryDirectory() as scratch:
+        model, _, bench = config.build(cfg)
+        model = with_backend(model, cfg.kernel)
+        if not seen.is_file():
+            recorded(Policy(model, Dense, control=config.control(cfg, bench)), bench, record, cfg.seed).save(seen)
+        recording = Recording.load(seen)
+        dense = replay(Policy(model, Dense), recording, cfg.seed)
+        out = []
+        for name, make in ready(methods, model, recording, cfg.seed, Path(scratch)):
+            own = replay(Policy(model, make), recording, cfg.seed)
+            strays = score(recording, model.interface, dense, own).rmse
+            out.append(Entrant(name, paid(own), strays))
+        return out, paid(dense)
