@@ -378,3 +378,11 @@ def test_method_against_method_is_paired_and_mirrored(runs):
     heat = {arm.label: cells for arm, cells in grids.heat(comparison, report.tabulate(comparison, by_task=True))}
     assert [c.text for c in heat["fastv keep=0.25"]] == ["83", "50"] and heat["fastv keep=0.25"][1].depth == 0
     assert heat["random keep=0.125"][0].hue == "bad" and heat["random keep=0.125"][0].depth == 70
+
+
+def test_a_difference_that_chance_makes_is_not_framed(tmp_path):
+    """Four lost, none gained: p = 0.125."""
+    write(tmp_path / "dense", {"near": "1" * 6, "far": "1" * 6})
+    write(tmp_path / "fastv", {"near": "0" * 4 + "11", "far": "1" * 6}, "fastv")
+    comparison = report.compare(report.find([tmp_path]))
+    assert not any(cell.strong for _, cells in grids.versus(comparison) for cell in cells)

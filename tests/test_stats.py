@@ -484,3 +484,25 @@ def test_monitor_remembers_its_peak():
     quiet = EProcess().after(True, True).after(False, False)
     assert quiet == EProcess() and not quiet.stopped
     assert not EProcess(alpha=1e-6, lost=8, peak=stats.e_process(8, 0)).stopped
+
+
+# laws that a mutation run found nobody to hold
+
+
+def test_worse_needs_mcnemar_too():
+    """Five losses of ten against no gain: the exact test of the margin rejects, but a fair coin does it once in 16."""
+    five = Pairs(5, 5, 0, 0)
+    assert 2 * exact.below(0, 5, 10, -0.02) < 0.05 < stats.mcnemar_exact(five)
+    assert verdict(five, 0.02).decision == "undecided" and stats.against(five, 0.02) == stats.mcnemar_exact(five)
+
+
+def test_an_undecided_interval_is_at_the_level_that_holm_asks_of_it():
+    open_, clear = Pairs(45, 3, 2, 0), Pairs(40, 60, 0, 0)
+    wide, narrow = tango(open_, 1 - 0.05 / 4), tango(open_)
+    assert stats.verdicts([open_] * 4, 0.05)[0].held == wide and wide.low < narrow.low
+    assert stats.verdicts([open_, clear, clear], 0.05)[0].held == narrow  # the others are decided
+    assert stats.verdicts([open_, clear, clear], 0.05)[1].held.low == pytest.approx(tango(clear, 1 - 0.05 / 3).low)
+
+
+def test_seeds_that_balance_each_other_count_no_more_than_in_full():
+    assert rates.design_effect([[1.0, 0.0]] * 30) == 1
