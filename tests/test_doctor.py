@@ -110,8 +110,10 @@ def test_the_renderer_is_looked_at_in_the_simulators_interpreter(monkeypatch):
         look = lambda python, name=name: looked.update({name: python}) or Finding(name, "there")  # noqa: E731
         monkeypatch.setitem(graphics.CHECKS, name, look)
     title, needed, found = list(doctor.sections(["model=toy", "bench=libero", "bench.python=/their/python"]))[2]
-    assert (title, needed) == ("graphics", {"EGL"}) and len(list(found)) == 3
-    assert looked == {"egl": "/their/python", "osmesa": sys.executable, "vulkan": sys.executable}
+    assert (title, needed) == ("graphics", {"EGL"}) and len(list(found)) == 1
+    assert looked == {"egl": "/their/python"}  # only what was asked for
+    assert len(list(list(doctor.sections(["model=toy"]))[2][2])) == 3
+    assert looked == {"egl": sys.executable, "osmesa": sys.executable, "vulkan": sys.executable}
 
 
 def test_a_vulkan_device_without_the_extension_is_told_apart(monkeypatch):
@@ -216,7 +218,9 @@ def consult(monkeypatch, capsys):
 def test_only_what_the_chosen_run_needs_decides_the_exit_code(consult):
     code, out, _ = consult(*TOY)
     assert code == 0 and out[-1] == "no problems for model=toy method=fastv bench=toy"
-    assert "  missing tiny: gone; fetch" in out and "  missing EGL: none; install it" in out
+    assert "tiny" not in str(out) and "EGL" not in str(out)  # only what was asked for
+    code, out, _ = consult("method=fastv")
+    assert "  missing pi0: gone; fetch" in out and "  PROBLEM EGL: none; install it" in out
     code, out, _ = consult("bench=robosuite", "model=tiny")
     assert code == 2 and out[-1] == "2 problems for model=tiny method=fastv bench=robosuite"
     assert "  PROBLEM tiny: gone; fetch" in out and "  PROBLEM EGL: none; install it" in out

@@ -62,6 +62,15 @@ class FromAfar(Protocol):
     far_frames: list[FrameSummary]
 
 
+def install(extra: str) -> str:
+    """The command that installs what an optional part needs, as it is to be typed where this package came from."""
+    root = Path(PACKAGE).parent
+    if not (root / "pyproject.toml").is_file():
+        return f"pip install 'vlaprune[{extra}]'"
+    place = "." if root == Path.cwd() else str(root)
+    return f"pip install -e '{place}[{extra}]'"
+
+
 def frames(error: BaseException) -> list[FrameSummary]:
     """The calls that led to an error, the outermost first; those of the process where it was raised."""
     return error.far_frames if isinstance(error, FromAfar) else list(extract_tb(error.__traceback__))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def settings(name: str) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *GROUPS)}
 
 
-def settled(cfg: DictConfig, overrides: Any) -> DictConfig:
+def settled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
     typed = [override.lstrip("+").partition("=")[0] for override in overrides]
     for group in GROUPS:

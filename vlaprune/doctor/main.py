@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from vlaprune import config
 
+    with config.standing_in(args.overrides, {}) as cfg:
+        config.check(cfg)
     _, chosen = config.composed(args.overrides)
     problems = 0
     for section, needed, findings in sections(args.overrides, args.hub):
@@ -51,21 +53,25 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
 
     cfg, chosen = config.composed(overrides)
     yield "machine", None, (check() for check in machine.CHECKS)
-    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], hub)
+    asked = [o.lstrip("+~").partition("=")[0].partition(".")[0] for o in overrides]
+    names = [chosen["model"]] if {"model", "experiment"} & set(asked) else config.options("model")
+    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], names, hub)
     renderer, python = cfg.bench.get("renderer"), str(cfg.bench.get("python") or sys.executable)
-    looks = (look(python if name == renderer else sys.executable) for name, look in graphics.CHECKS.items())
+    alone = {"bench", "experiment"} & set(asked)
+    checks = {name: look for name, look in graphics.CHECKS.items() if name == renderer or not alone}
+    looks = (look(python if name == renderer else sys.executable) for name, look in checks.items())
     yield "graphics", {graphics.ABOUT.get(str(renderer), "")}, looks
     yield f"bench {chosen['bench']}", None, _bench(overrides)
 
 
-def _models(overrides: Sequence[str], chosen: str, hub: bool) -> Iterator[Finding]:
-    """Every model configuration as it would be built for the chosen benchmark, or else for a robot that it knows."""
+def _models(overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool) -> Iterator[Finding]:
+    """Model configurations as they would be built for the chosen benchmark, or else for a robot that they know."""
     from vlaprune import config
     from vlaprune.doctor.checks.models import models
 
     others = [o for o in overrides if not o.lstrip("+~").startswith(("model=", "model."))]
     nodes, own = {}, _robot(overrides)
-    for name in config.options("model"):
+    for name in names:
         cfg = config.composed(overrides if name == chosen else [*others, f"model={name}"])[0]
         known = list(cfg.model.get("settings") or ())
         robot = own if own in known or name == chosen else next(iter(known), None)

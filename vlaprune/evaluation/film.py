@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.errors import install
 from vlaprune.records import EpisodeRecord, film_name
 from vlaprune.trace import Trace, View
 
@@ -114,7 +115,7 @@ class Film:
             import imageio_ffmpeg
             import PIL  # noqa: F401
         except ImportError:
-            raise RuntimeError(f"video={kind} needs more packages; pip install 'vlaprune[video]'") from None
+            raise RuntimeError(f"video={kind} needs more packages; {install('video')}") from None
         self._encode = imageio_ffmpeg.write_frames
         self.folder, self.kind, self.fps, self.megabytes, self._say = folder, kind, fps, megabytes, say
         self._rolling: dict[Key, Reel | None] = {}  # None for an episode under way that is not filmed

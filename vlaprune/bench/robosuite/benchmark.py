@@ -22,7 +22,8 @@ from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
 from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
 from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
-from vlaprune.benchmark import Interface, Task, hold_still
+from vlaprune.benchmark import Finding, Interface, Task, hold_still
+from vlaprune.errors import install
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 TASKS = (
@@ -95,6 +96,12 @@ class Robosuite:
         finally:
             env.close()
 
+    def findings(self) -> Iterator[Finding]:
+        """Its packages."""
+        for package in ("robosuite", "mujoco"):
+            there = importlib.util.find_spec(package) is not None
+            yield Finding(package, "is there" if there else f"is not installed; {install('sim')}", ok=there)
+
     def expert(self, env: RobosuiteEnv) -> Callable[[], np.ndarray]:
         """A function that returns the scripted expert's [7] action for the present state of `env`."""
         return experts.expert(env.task.name, env.world)
@@ -102,7 +109,7 @@ class Robosuite:
     def _start(self, task: Task) -> RobosuiteEnv:
         """The open environment, or RuntimeError that says what to install."""
         if any(importlib.util.find_spec(module) is None for module in ("robosuite", "mujoco")):
-            raise RuntimeError("robosuite is not installed; pip install 'vlaprune[sim]'")
+            raise RuntimeError(f"robosuite is not installed; {install('sim')}")
         gl = draws_with(self.renderer)
         with starting(gl):
             import mujoco  # noqa: F401  (loads OpenGL)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.errors import install
 from vlaprune.training.datasets.episode import Episode
 
 CAMERAS = ("obs/agentview_rgb", "obs/eye_in_hand_rgb")
@@ -24,7 +25,7 @@ def episodes(path: Path) -> Iterator[Episode]:
     try:
         import h5py
     except ImportError:
-        raise ValueError(f"{path} needs h5py; pip install 'vlaprune[train]'") from None
+        raise ValueError(f"{path} needs h5py; {install('train')}") from None
     try:
         with h5py.File(path) as file:
             instruction = _instruction(file, path)

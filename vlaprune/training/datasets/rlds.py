@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlaprune.errors import install
 from vlaprune.training.datasets.episode import ACTION, STATE, Episode
 
 CAMERAS = ("steps/observation/image", "steps/observation/wrist_image")
@@ -40,7 +41,7 @@ def records(path: Path) -> Iterator[bytes]:
     try:
         from google_crc32c import value as crc
     except ImportError:
-        raise ValueError(f"{path} needs google-crc32c; pip install 'vlaprune[train]'") from None
+        raise ValueError(f"{path} needs google-crc32c; {install('train')}") from None
 
     def masked(data: bytes) -> int:
         plain = crc(data)
