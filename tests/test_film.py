@@ -141,6 +141,35 @@ def test_an_episode_that_raised_leaves_no_film(tmp_path):
     assert {p.name for p in (tmp_path / "videos").iterdir()} == {film_name(*k).split("/")[1] for k in run.episodes}
 
 
+@pytest.mark.parametrize("left", [0, 30, 2000])
+def test_a_film_that_a_full_disk_cut_short_is_not_kept(tmp_path, monkeypatch, left):
+    """The encoder of a full disk ends without a word and leaves the beginning of a file."""
+
+    class Short(Film):
+        def _start(self, key, *size):
+            writer = super()._start(key, *size)
+
+            def cut():
+                try:
+                    while True:
+                        writer.send((yield))
+                finally:
+                    writer.close()
+                    path = self._paths(key)[0]
+                    path.write_bytes(path.read_bytes()[:left])
+
+            out = cut()
+            next(out)
+            return out
+
+    said = []
+    film = Short(tmp_path, "all", 5.0, 100.0, said.append)
+    run = play(tmp_path, watchers=[film], say=said.append)
+    film.close()
+    assert len(run.episodes) == 6 and not list(tmp_path.glob("videos/**/*.mp4"))
+    assert len(said) == 1 and "cannot be written" in said[0] and "MB are free" in said[0]
+
+
 def test_an_encoder_that_fails_ends_filming_and_not_the_run(tmp_path):
     (tmp_path / "videos").write_text("in the way")
     said = []

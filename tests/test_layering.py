@@ -58,7 +58,7 @@ LAYERS = {
     "evaluation.schedule": [],
     "evaluation.pool": ["benchmark", "bench.episodes", "bench.remote"],  # no model code: it only holds simulators
     "evaluation.loggers": ["records", "stats"],
-    "evaluation.progress": ["records", "stats"],
+    "evaluation.progress": ["records", "stats", "evaluation.lock"],
     "evaluation.replay": ["records"],
     "evaluation.film": ["records", "trace"],
     "report": ["report", "records", "stats"],

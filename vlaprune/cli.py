@@ -100,6 +100,8 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
         one = config.job()
         if one is None:
             progress.alone()
+        else:
+            progress.end_with_the_sweep()
         folder = None
         try:
             cfg = config.check(cfg, name)

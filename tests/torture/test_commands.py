@@ -128,7 +128,7 @@ def folder(tmp_path_factory):
     patch.chdir(place)
     patch.setattr(Server, "run", lambda *_: asyncio.sleep(0))
     for module in (cloning, tuning):
-        patch.setattr(module, "main", lambda cfg, bench, model, method: method())
+        patch.setattr(module, "main", lambda cfg, bench, model, method: (model(), method()))
     assert told("evaluate", [*BASE["evaluate"][:-1], "output=recorded"])[0] == 0
     yield place
     patch.undo()

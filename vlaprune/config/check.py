@@ -41,7 +41,7 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
     own = {key: value for key, value in given.items() if key not in (*known, *added)}  # of the chosen experiment's file
     _compare(known | own, given, "")
     for group in GROUPS:
-        if group in cfg and not (group == "bench" and name == "serve"):
+        if group != "bench" or name != "serve":
             _group(cfg, group)
     if name == "profile" and cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{meant(str(cfg.mode), MODES)}")
@@ -85,10 +85,9 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _group(cfg: DictConfig, group: str) -> None:
-    node = cfg.get(group)
+    node = OmegaConf.select(cfg, group)
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
-        shown = "not chosen" if group not in cfg else OmegaConf.to_yaml(node).strip() if node is not None else "null"
-        raise UserError(f"{group} is {' '.join(str(shown).split())}; choose one by {group}=NAME")
+        raise UserError(f"{group}={node}; choose one by {group}=NAME")
 
 
 def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> None:

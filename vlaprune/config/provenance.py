@@ -66,6 +66,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
     known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard, "video": cfg.video}
     if delay is not None:
         known["delay"] = delay.latency.note
+    known["baseline"] = str(cfg.baseline or "")
     known["overrides"] = list(hydra.overrides.task)
     known["classes"] = {part: str(node._target_) for part, node in nodes.items()}
     if "tuning" in card:

@@ -12,7 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,7 +36,7 @@ def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
             continue
         try:
             one = parser.parse_override(text)
-        except OverrideParseException:
+        except HydraException:
             rest.append(text)  # Hydra says what is wrong with it
             continue
         key = one.get_key_element()

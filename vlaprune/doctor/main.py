@@ -96,6 +96,10 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
 
     cfg = config.composed(overrides)[0]
     try:
+        config.make("method", cfg.method)
+    except ERRORS as error:
+        yield Finding("method", " ".join(str(error).split()), ok=False)
+    try:
         bench = config.make("bench", cfg.bench)
     except ERRORS as error:
         yield Finding("options", " ".join(str(error).split()), ok=False)

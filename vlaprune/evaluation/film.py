@@ -9,7 +9,10 @@ A film watches from outside: it reads the trace of a call that is over, so a fil
 from __future__ import annotations
 
 import os
+import shutil
+import struct
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,25 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
     if colour:
         pen.rectangle((0, 0, canvas.width - 1, canvas.height - 1), outline=colour, width=4)
     return np.asarray(canvas)
+
+
+def whole(path: Path) -> bool:
+    """Whether an mp4 file has all of its parts to the last byte: what an encoder on a full disk leaves has not."""
+    found, at = set(), 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while at + 8 <= size:
+                file.seek(at)
+                length, kind = struct.unpack(">I4s", file.read(8))
+                length = struct.unpack(">Q", file.read(8))[0] if length == 1 else length
+                if length < 8:
+                    return False
+                found.add(kind)
+                at += length
+    except (OSError, struct.error):
+        return False
+    return at == size and {b"moov", b"mdat"} <= found
 
 
 @dataclass
@@ -188,7 +210,7 @@ class Film:
             codec="libx264",
             quality=None,
             macro_block_size=2,
-            ffmpeg_log_level="error",
+            ffmpeg_log_level="quiet",  # what fails is told below, once
             output_params=options,
         )
         writer.send(None)
@@ -198,9 +220,16 @@ class Film:
         reel = self._rolling.pop(key, None)
         if reel is None or reel.writer is None:
             return
-        reel.writer.close()
+        with suppress(OSError):
+            reel.writer.close()
         partial, final = self._paths(key)
-        os.replace(partial, final) if keep else partial.unlink(missing_ok=True)
+        if keep and whole(partial):
+            os.replace(partial, final)
+            return
+        partial.unlink(missing_ok=True)
+        if keep:
+            free = shutil.disk_usage(partial.parent).free / 1e6
+            self._stop(f"the film of {key[0]} {key[1]} cannot be written ({free:.0f} MB are free)")
 
     def _stop(self, why: str) -> None:
         if not self._over:

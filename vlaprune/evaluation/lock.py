@@ -44,7 +44,7 @@ def _beside(path: Path, otherwise: str) -> Iterator[None]:
             break
         except FileExistsError:
             host, _, pid = lock.read_text().partition(" ")
-            if host == socket.gethostname() and pid.isdecimal() and _ended(int(pid)):
+            if host == socket.gethostname() and pid.isdecimal() and ended(int(pid)):
                 lock.unlink(missing_ok=True)
                 continue
             raise UserError(
@@ -57,7 +57,8 @@ def _beside(path: Path, otherwise: str) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
-def _ended(pid: int) -> bool:
+def ended(pid: int) -> bool:
+    """Whether this host has no such process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean
+from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean, read
+from vlaprune.stats.paired import pair, verdict
 from vlaprune.stats.rates import wilson
 
 
@@ -50,13 +51,17 @@ class Wandb:
         self.project, self.mode, self.calls = project, mode, calls
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
-        """Starts wandb; RuntimeError where it is not installed."""
+        """Starts wandb and tells it all recorded episodes once more; RuntimeError where it is not installed.
+
+        A run that was killed may have journalled what wandb never got. Steps that wandb has are dropped by wandb.
+        """
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
             import wandb
         except ImportError:
             raise RuntimeError("wandb is not installed; pip install wandb, or use logger=csv") from None
-        self._wandb, self._folder = wandb, folder
+        self._wandb, self._folder, self._header = wandb, folder, header
+        names = [str(header.identity[part]["name"]) for part in ("model", "method", "bench")]
         self._run = wandb.init(
             project=self.project,
             mode=self.mode,  # type: ignore[arg-type]
@@ -64,16 +69,22 @@ class Wandb:
             resume="allow",
             dir=folder,
             name="/".join(folder.parts[-3:]),
+            group=f"{names[0]} on {names[2]}",
+            tags=[*names, f"seed {header.identity.get('seed')}"],
             config={**header.identity, "tasks": dict(header.tasks), "provenance": dict(header.provenance)},
             settings=wandb.Settings(console="off"),
         )
-        self._run.define_metric("call/*", step_metric="calls")
-        self._run.define_metric("episode/*", step_metric="episodes")
-        self._rows = [episode_row(record) for record in done]
-        self._calls = sum(len(record.calls) for record in done)
+        self._run.define_metric("call/*", step_metric="calls", summary="none")
+        self._run.define_metric("episode/*", step_metric="episodes", summary="none")
+        self._records: list[EpisodeRecord] = []
+        self._rows: list[dict[str, Any]] = []
+        self._calls = 0
+        for record in done:
+            self.episode(record)
 
     def episode(self, record: EpisodeRecord) -> None:
         """Logs the calls of an episode, then the episode, the success rate so far and the film if there is one."""
+        self._records.append(record)
         self._rows.append(episode_row(record))
         for call in record.calls[:-1]:
             if self.calls:
@@ -93,8 +104,37 @@ class Wandb:
             data: list[list[Any]] = [[None if row[c] == "" else row[c] for c in columns] for row in self._rows]
             table = self._wandb.Table(columns=columns, data=data)
             self._run.log({"table": table}, step=self._calls - 1)
-            self._run.summary.update(self._standing())
+            self._run.summary.update(self._standing() | self._means() | self._against())
         self._run.finish()
+
+    def _means(self) -> dict[str, float]:
+        """Means over all model calls (milliseconds over steady ones), and each task's success rate."""
+        calls = [call for record in self._records for call in record.calls]
+        steady = [sum(call.ms.values()) for call in calls if call.ms and not call.cold and call.packed == 1]
+        out = {
+            "call/kept": mean([mean(call.visual) for call in calls]),
+            "call/visual": mean([call.total for call in calls]),
+            "call/gflops": mean([sum(call.flops.values()) for call in calls]) / 1e9,
+            **({"call/ms": mean(steady)} if steady else {}),
+        }
+        for task in self._header.tasks:
+            own = [float(record.success) for record in self._records if record.task == task]
+            if own:
+                out[f"task/{task}/success_rate"] = mean(own)
+        return out
+
+    def _against(self) -> dict[str, Any]:
+        """Lost and gained episodes and the verdict, where a baseline was named."""
+        named = self._header.provenance.get("baseline")
+        if not named:
+            return {}
+        base = {key: record.success for key, record in read(Path(named)).episodes.items()}
+        ours = {(r.task, r.episode): r.success for r in self._records}
+        if not base.keys() & ours.keys():
+            return {}
+        pairs = pair(*({key: one[key] for key in base.keys() & ours.keys()} for one in (base, ours)))
+        told = verdict(pairs, float(self._header.identity["bench"]["margin"]))
+        return {"lost": pairs.lost, "gained": pairs.gained, "verdict": told.decision, "verdict_words": told.words}
 
     def _call(self, call: StepRecord) -> dict[str, Any]:
         row: dict[str, Any] = {"calls": self._calls, "call/kept": mean(call.visual), "call/visual": call.total}

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlaprune.evaluation.lock import ended
 from vlaprune.records import EpisodeRecord
 from vlaprune.stats import rates as stats
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
+OWNER = "VLAPRUNE_SWEEP_PID"  # environment variable: the process that started them
 SAID = "said.log"
 QUIET = 300.0  # seconds between two statuses where nobody looks on a terminal
 
@@ -161,6 +163,23 @@ def alone() -> None:
     os.environ.pop(SWEEP, None)
 
 
+def end_with_the_sweep() -> None:
+    """Ends this process within a second or two after the one that started the sweep was killed.
+
+    Journals stay whole: at most the episode under way is lost. On another machine nothing is watched.
+    """
+    owner = os.environ.get(OWNER, "")
+    watched = any(thread.name == OWNER for thread in threading.enumerate())
+    if _folder() is not None and owner.isdecimal() and int(owner) != os.getpid() and not watched:
+        threading.Thread(target=_follow, args=(int(owner),), name=OWNER, daemon=True).start()
+
+
+def _follow(owner: int) -> None:
+    while not ended(owner):
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def say(text: str) -> None:
     """Prints a line; inside a sweep the board does, above its own lines."""
     from tqdm import tqdm
@@ -192,7 +211,7 @@ class Board:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vlaprune-sweep-"))
-        os.environ[SWEEP] = str(self.folder)
+        os.environ[SWEEP], os.environ[OWNER] = str(self.folder), str(os.getpid())
         self._stop = threading.Event()
         self._drawn, self._read = 0, 0  # lines on the terminal, characters of what was said
         self._ended: set[str] = set()
