@@ -215,13 +215,12 @@ def _plain(kind: type) -> Callable[[Any], Any]:
     return check
 
 
-def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def both(value: Any) -> Any:
-        if type(value) is list:
-            return tuple(map(check, value))
-        return {key: check(one) for key, one in _plain(dict)(value).items()}
+def _tuple(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: tuple(map(check, _plain(list)(value)))
 
-    return both
+
+def _mapping(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: {key: check(one) for key, one in _plain(dict)(value).items()}
 
 
 def _made(kind: Any) -> Callable[[Any], Any]:
@@ -267,10 +266,10 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {  # annotation -> check
     "float": _number,
     "bool": _plain(bool),
     "str": _text,
-    "tuple[int, ...]": _each(_count),
-    "tuple[StepRecord, ...]": _each(_made(StepRecord)),
-    "Mapping[str, float]": _each(_number),
-    "Mapping[str, int]": _each(_count),
+    "tuple[int, ...]": _tuple(_count),
+    "tuple[StepRecord, ...]": _tuple(_made(StepRecord)),
+    "Mapping[str, float]": _mapping(_number),
+    "Mapping[str, int]": _mapping(_count),
     "Mapping[str, Any]": _plain(dict),
 }
 _KINDS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
