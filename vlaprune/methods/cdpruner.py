@@ -58,7 +58,7 @@ class CDPruner(Pruner):
             raise ValueError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """PruneContext 0, no reads."""
+        """Layer 0; no attention is read."""
         return Plan((0,), budget={0: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

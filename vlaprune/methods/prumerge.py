@@ -44,7 +44,7 @@ class PruMerge(Pruner):
             raise ValueError(f"prumerge neighbours={self.neighbours}; use 0 or more")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """PruneContext 0 and one look into the tower; no fixed count."""
+        """Layer 0, and the tower's attention; no fixed count."""
         return Plan((0,), vision_attention=True)
 
     def select(self, context: PruneContext) -> Selection:

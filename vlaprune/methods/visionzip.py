@@ -51,7 +51,7 @@ class VisionZip(Scored):
             raise ValueError(f"visionzip contextual={self.contextual}; use a share in [0, 1]")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """PruneContext 0 and one look into the tower."""
+        """Layer 0, and the tower's attention."""
         return Plan((0,), budget={0: self.budget}, vision_attention=True)
 
     def score(self, context: PruneContext) -> Tensor:
