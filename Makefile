@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -106,8 +106,15 @@ profile: .venv/done  ## what pruning costs on this machine: tiny, a compute-boun
 fidelity: .venv/done  ## do actions on recorded observations foretell the sweep's losses? (minutes)
 	$(BIN)/vlaprune-profile mode=fidelity runs=[$(RUNS)]
 
-gpu-check:  ## every model and method, at full size where there is a GPU (10 minutes; torch and transformers, no simulator)
-	$(or $(wildcard $(BIN)/python),python3) -c 'from vlaprune.cli import profile; profile()' mode=check bench=toy
+CHECK = $(or $(wildcard $(BIN)/python),python3) -c 'from vlaprune.cli import profile; profile()' mode=check bench=toy minutes=5.5 output=results/profile/gpu
+
+gpu-check: gpu-check-1 gpu-check-2  ## every model and method, at full size where there is a GPU (two commands of 6 minutes; no simulator)
+
+gpu-check-1:  ## its first half: oft and openvla
+	$(CHECK) models=[oft,openvla]
+
+gpu-check-2:  ## its second half: pi0 and cogact
+	$(CHECK) models=[pi0,cogact]
 
 train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviour cloning
 	$(ROOMY) $(BIN)/vlaprune-train

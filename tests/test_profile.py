@@ -1,9 +1,11 @@
 """The profiler: recordings come back as they were, times add up, ratios are honest, a bad comparison is refused."""
 
 import json
+import subprocess
 import sys
 import time
 from csv import DictReader
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,9 +34,10 @@ from vlaprune.profile.page import Page
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Recording, actions, closes, phases, record, synthetic
 from vlaprune.profile.roofline import Device
-from vlaprune.profile.speed import COMPLETE, described
+from vlaprune.profile.speed import COMPLETE, against, described, speedup
 from vlaprune.pruner import Budget, Plan
 from vlaprune.stats.measured import median_interval
+from vlaprune.testing import SimulatedGraphs, with_segments
 
 HERE = Device("here", 1e11, 1e10, "test")
 CPU = torch.device("cpu")
@@ -193,10 +196,10 @@ class Told(Nvml):
     """A board that says what it is told to."""
 
     def __init__(self, clocks=(1000,), processes=1):
-        self.reason, self._clocks, self._processes = None, list(clocks), processes
+        self.reason, self.told, self._processes = None, list(clocks), processes
 
     def clock(self):
-        return self._clocks.pop(0)
+        return self.told[0]
 
     def processes(self):
         return self._processes
@@ -206,13 +209,13 @@ class Told(Nvml):
     ("nvml", "why"),
     [
         (Told([1000, 1049]), None),
-        (Told([1000, 1060]), "clocks moved from 1000 to 1060 MHz"),
+        (Told([1000, 1060]), "clocks moved from 1000 to 1060 MHz between neighbouring blocks"),
         (Told([1000, 1000], processes=2), "2 processes on the GPU"),
     ],
 )
 def test_a_disturbed_gpu_gives_no_speed_up(nvml, why):
     watch = Watch(torch.device("cuda"), nvml)
-    watch.look()
+    watch.clocks = nvml.told
     watch.look()
     assert watch.refusal == why
 
@@ -345,10 +348,76 @@ def test_a_speedup_above_what_the_flops_promise_is_flagged(speedup, low, blocks,
     row |= {
         "flops_cut": 1 - 1 / 1.58,
         "speedup_flops": 1.58,
+        "bound": 1.58,
         "speedup": speedup,
         "speedup_low": low,
         "speedup_high": 2.9,
     }
     row |= {"blocks": blocks, "speedup_busy": None, "prompt": 1.0, "prompt_flops": 1.0}
     row |= dict.fromkeys(("ms_p50", "ms_p90", "ms_p99", "ms_jitter", "ms_first"), 1.0)
-    assert ("? above what the FLOPs promise" in speed._speed(row, None)["speed-up [95 %]"]) == doubted
+    assert ("? above what is possible" in speed._speed(row, None)["speed-up [95 %]"]) == doubted
+
+
+def test_an_arm_that_raises_or_has_no_memory_leaves_the_others(tiny):
+    def broken(error):
+        def choose(site):
+            raise error
+
+        return lambda: Scripted(Plan((0,)), choose)
+
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    arms = [
+        arm(tiny, broken(RuntimeError("no kernel\nlong trace"))),
+        arm(tiny, broken(torch.OutOfMemoryError("2 GiB"))),
+    ]
+    arms.append(arm(tiny, lambda: DivPrune(keep=0.25)))
+    pairs = micro.compare(arm(tiny, Dense), arms, episodes, RULES, Watch(CPU, Nvml(CPU)))
+    assert [p.arm.refused for p in pairs] == ["no kernel", "out of memory: 2 GiB", None] and pairs[2].arm.blocks
+
+
+def test_the_limit_of_time_holds_in_warm_up_too(tiny):
+    slow = arm(tiny, lambda: Scripted(Plan((0,)), lambda site: time.sleep(0.02)))
+    rules = replace(RULES, warmup=10**6, limit=0.3)
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    start = time.perf_counter()
+    (pair,) = micro.compare(arm(tiny, Dense), [slow], episodes, rules, Watch(CPU, Nvml(CPU)))
+    assert time.perf_counter() - start < 2 and "the time was over before it was warm" in pair.arm.refused
+
+
+def test_a_speed_up_above_what_is_possible_is_marked(tiny):
+    """A dense call that sleeps: a hundred times the speed-up that FLOPs and floors allow."""
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    base = arm(tiny, lambda: Scripted(Plan((0,)), lambda site: time.sleep(0.05)))
+    base.warm(RULES.blocks(episodes), RULES)
+    same = lambda: Scripted(Plan((0,)), lambda site: time.sleep(0.05))  # noqa: E731
+    for make, marked in ((lambda: DivPrune(keep=0.5), True), (same, False)):
+        (pair,) = micro.compare(base, [arm(tiny, make)], episodes, RULES, Watch(CPU, Nvml(CPU)))
+        dense = described(tiny, base, HERE)
+        row = against(described(tiny, pair.arm, HERE), pair, base, dense, HERE)
+        assert ("? above what is possible" in speedup(row)) == marked
+
+
+def test_products_are_counted_where_segments_are_replayed(tiny):
+    """A replayed graph shows no operator; floors are counted on the eager backend."""
+
+    class Replays(SimulatedGraphs):
+        def run(self, key, segment, *inputs):
+            with torch.utils._python_dispatch._disable_current_modes():
+                return super().run(key, segment, *inputs)
+
+    episodes = synthetic(tiny.interface, 64, episodes=1, steps=4).episodes
+    plain, replayed = arm(tiny, Dense), arm(with_segments(tiny, Replays()), Dense)
+    for one in (plain, replayed):
+        one.warm(RULES.blocks(episodes), RULES)
+    assert plain.products == replayed.products and plain.launches == replayed.launches > 20
+    assert replayed.policy.model.backend.name == "graph"
+
+
+def test_a_page_that_git_tracks_is_left_alone(tmp_path):
+    made = {"command": "x", "commit": "y", "versions": {}, "hardware": {}}
+    for command in (["init", "-q"], ["add", "."]):
+        (tmp_path / "p.md").write_text("kept")
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    written = Page("p").write(tmp_path, "p", [{"a": 1}], made)
+    assert (tmp_path / "p.md").read_text() == "kept" and written[0].name.startswith("p-20") and written[0].exists()
+    assert Page("q").write(tmp_path, "q", [{"a": 1}], made)[0] == tmp_path / "q.md"

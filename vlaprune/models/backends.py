@@ -29,11 +29,21 @@ Model = TypeVar("Model", bound=VLA)
 def kernel(name: str) -> Iterator[None]:
     """Attention as this backend computes it: eager materialises the weights, flash avoids it, else torch chooses."""
     _check(name)
-    if name not in KERNELS:
+    with sdpa_kernel(order(name), set_priority=True):
         yield
-        return
-    with sdpa_kernel(KERNELS[name], set_priority=True):
-        yield
+
+
+def order(name: str) -> list[SDPBackend]:
+    """The attention kernels that a backend tries, the preferred one first.
+
+    Where torch chooses, it is torch's own order without cuDNN. That one plans anew, tens of milliseconds, for every new
+    number of queries and keys, which a method whose count depends on the image would pay in every call.
+    """
+    if name in KERNELS:
+        return KERNELS[name]
+    known = [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return [one for one in known if one in fused] or fused
 
 
 def _check(name: str) -> None:

@@ -9,6 +9,7 @@ Eager is the reference. Every other backend gives the same results (see `vlaprun
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ class Backend:
     def builds(self) -> int:
         """How often something was compiled or captured; a call during which this grows is a cold call."""
         return self.compiled + self.captured
+
+    def fork(self) -> Backend:
+        """A backend for another user of the same model: what is compiled is shared, what is captured is not."""
+        return self
+
+    def clear(self) -> None:
+        """Drops what was captured, and its memory."""
 
     def unit(self, function: Function) -> Function:
         """The function, compiled where the backend compiles. `function` must be defined at module level."""
@@ -119,7 +127,7 @@ class Graph:
 class Captured(Compiled):
     """Segments that were run several times with the same shapes are captured and replayed. Needs CUDA.
 
-    Graphs share one memory pool. `clear` drops them all: one arm of a comparison calls it before the next.
+    Graphs share one memory pool. Every arm of a comparison has a fork of its own and clears it when it is measured.
     """
 
     name = "graph"
@@ -129,6 +137,12 @@ class Captured(Compiled):
         super().__init__(compiler or "inductor")
         self._compiles = compiler is not None
         self.clear()
+
+    def fork(self) -> Captured:
+        """Graphs of its own, the same compiled units."""
+        twin = copy.copy(self)
+        twin.clear()
+        return twin
 
     def clear(self) -> None:
         """Drops all graphs and their memory."""

@@ -15,18 +15,18 @@ import torch
 from vlaprune.policy import VLA
 from vlaprune.profile import micro, speed
 from vlaprune.profile.measured import Measured, Methods, measure
-from vlaprune.profile.page import Page
+from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import Recording
 
 FULL = ("openvla", "oft", "cogact", "pi0")
-LADDER = ("eager", "sdpa", "flash", "compile", "graph")
+LADDER = ("sdpa", "compile", "graph")
+BLOCK = 12  # calls; a method that looks at the calls before has its dense ones at the beginning
 
 
 def models(named: Sequence[str] | None) -> list[str]:
     """The named models, or all: at full size on a GPU, else the same at the size of tests."""
-    if named:
-        return list(named)
-    return list(FULL) if torch.cuda.is_available() else [f"{name}_tiny" for name in FULL]
+    full = torch.cuda.is_available()
+    return [f"{name}_tiny" if name in FULL and not full else name for name in named or FULL]
 
 
 def shares(named: Sequence[str] | None, minutes: float) -> list[tuple[str, float]]:
@@ -39,14 +39,37 @@ def one(
     page: Page, name: str, model: VLA, methods: Methods, recording: Recording, seconds: float, cfg: Any
 ) -> Measured:
     """Measures one model and adds its tables to the page."""
-    rules = micro.TimingConfig(warmup=4, calls=10**6, seconds=0.0, block=4, seed=cfg.seed, windows=0, limit=seconds)
-    short = micro.TimingConfig(warmup=4, calls=12, seconds=0.0, block=4, seed=cfg.seed)
-    ladder = LADDER if model.device.type == "cuda" else ("eager", "sdpa")
+    rules = micro.TimingConfig(
+        warmup=BLOCK, calls=10**6, seconds=0.0, block=BLOCK, seed=cfg.seed, windows=0, limit=seconds
+    )
+    short = micro.TimingConfig(warmup=BLOCK, calls=2 * BLOCK, seconds=0.0, block=BLOCK, seed=cfg.seed)
+    ladder = LADDER if model.device.type == "cuda" else ("sdpa",)
     found = measure(model, methods, recording, rules, ladder, climbing=short)
     page.parts.append(f"# {name}")
     speed.fill(page, found.rows, found.refusal, found.here)
     page.text(*found.notes)
     return found
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """One line for each arm of each model: what a call costs and how near it is to its floor."""
+    return [
+        {
+            "model": r["model"],
+            "arm": r["method"],
+            "backend": r["kernel"],
+            "tokens": f"{r['visual_mean']:.0f} of {r['visual']}",
+            "TFLOP": f"{r['flops_call'] / 1e12:.4g}",
+            "p50 ms": f"{r['ms_p50']:.2f}",
+            "p99 ms": f"{r['ms_p99']:.2f}",
+            "operators, eager": f"{r['launches']:.0f}",
+            "peak MB": f"{r['mb_peak']:.0f}",
+            "floor ms": f"{r['floor_ms']:.2f}",
+            "share of floor": percent(r["floor_share"]),
+            "speed-up [95 %]": speed.speedup(r),
+        }
+        for r in rows
+    ]
 
 
 def free() -> None:

@@ -22,6 +22,8 @@ from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording, record, synthetic
 from vlaprune.pruner import Calibrated, Pruner
 
+PICTURE = 256  # side of the pictures that LIBERO renders, in px: models that resize must be seen resizing
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -94,7 +96,7 @@ class Setting:
 
 def noise(model: VLA, seed: int) -> Recording:
     """Synthetic observations of the size a model reads."""
-    return synthetic(model.interface, int(getattr(model, "image", 224)), seed=seed)
+    return synthetic(model.interface, int(getattr(model, "image", PICTURE)), seed=seed)
 
 
 def speeds(setting: Setting) -> list[Path]:
@@ -169,17 +171,22 @@ def checks(setting: Setting) -> list[Path]:
     """Every model and method in a few minutes, on the machine at hand."""
     cfg, page = setting.cfg, Page("Every method on every model")
     rows: list[dict[str, Any]] = []
+    written: list[Path] = []
     for number, (name, share) in enumerate(check.shares(cfg.models, cfg.minutes)):
         print(f"{name}, {number + 1} of {len(check.models(cfg.models))}", flush=True)
         model = setting.load(name)
         recording = noise(model, cfg.seed)
-        every = setting.ready(setting.every(cfg.keeps), model, recording)
+        every = setting.ready(setting.every(cfg.keeps[-1:]), model, recording)
         found = check.one(page, name, model, every, recording, share, cfg)
         rows += [{**row, "model": name} for row in found.rows]
         device = str(model.device)
         del model
         check.free()
-    return setting.write(page, f"check-{check.where(device)}", rows, device)
+        label = "-".join(("check", check.where(device), *(cfg.models or ())))
+        whole = Page(page.title, [*page.parts])
+        whole.table("Summary", check.summary(rows))
+        written = setting.write(whole, label, rows, device)  # after every model: whoever stops it keeps what is there
+    return written
 
 
 def calibrations(setting: Setting) -> list[Path]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
+from threading import Event, Thread
 from types import ModuleType
 
 import torch
 
-CLOCKS_MAY_MOVE = 0.05
+CLOCKS_MAY_MOVE = 0.05  # between two neighbouring blocks, whose ratio is a speed-up
+PAIRS_MAY_MOVE = 0.1  # share of neighbouring blocks; a median over blocks does not feel fewer
+SAMPLE = 0.02  # seconds between two readings of the clock
 WINDOW = 2.0  # seconds; NVML's energy counter is refreshed every 20 to 100 ms
 
 
@@ -77,11 +83,33 @@ class Watch:
     most: int = 0
     load: float = 0.0
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Reads the clock again and again while its `with` block keeps the device busy; the highest is kept.
+
+        A device that has just been waited for clocks down at once, so a reading afterwards says nothing.
+        """
+        if self.device.type != "cuda" or self.nvml.clock() is None:
+            yield
+            return
+        over, seen = Event(), []
+
+        def sample() -> None:
+            while not over.wait(SAMPLE):
+                seen.append(self.nvml.clock() or 0.0)
+
+        thread = Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.clocks += [max(seen)] if seen else []
+
     def look(self) -> None:
-        """One look, to be taken while the device is busy."""
-        clock, processes = self.nvml.clock(), self.nvml.processes()
-        if clock is not None:
-            self.clocks.append(clock)
+        """One look between two blocks: who else is there."""
+        processes = self.nvml.processes()
         self.most = max(self.most, processes or 0)
         self.load = max(self.load, os.getloadavg()[0])
 
@@ -90,8 +118,10 @@ class Watch:
         """Why no speed-up may be printed; None if one may."""
         if self.most > 1:
             return f"{self.most} processes on the GPU"
-        if self.clocks and max(self.clocks) > (1 + CLOCKS_MAY_MOVE) * min(self.clocks):
-            return f"clocks moved from {min(self.clocks):.0f} to {max(self.clocks):.0f} MHz"
+        moved = [(a, b) for a, b in pairwise(self.clocks) if max(a, b) > (1 + CLOCKS_MAY_MOVE) * min(a, b)]
+        if len(moved) > PAIRS_MAY_MOVE * len(self.clocks):
+            a, b = moved[0]
+            return f"clocks moved from {a:.0f} to {b:.0f} MHz between neighbouring blocks"
         return None
 
     @property
@@ -123,6 +153,11 @@ def peak_memory(device: torch.device) -> tuple[float, float | None]:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6, torch.cuda.max_memory_reserved(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, None
+
+
+def allocated(device: torch.device) -> float:
+    """MB of tensors on a GPU now; 0 on a CPU, which is not asked."""
+    return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
 
 
 def forget_peak(device: torch.device) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlaprune.methods.dense import Dense
-from vlaprune.models.backends import missing, with_backend
+from vlaprune.models.backends import missing, order, with_backend
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
@@ -53,13 +54,16 @@ def measure(
     tell(f"fastest dense: {best.backend}")
     arms = _arms(best.policy.model, methods, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
+    skipped |= {f"dense under {arm.backend}": arm.refused for arm in backends if arm.refused}
     skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
+    backends = [arm for arm in backends if not arm.refused]
     rows = [speed.described(model, arm, here) for arm in backends]
     base = rows[backends.index(best)]
     base["baseline"] = True
-    rows += [speed.against(speed.described(model, p.arm, here), p, best, base) for p in pairs if not p.arm.refused]
+    told = [p for p in pairs if not p.arm.refused and p.beside]
+    rows += [speed.against(speed.described(model, p.arm, here), p, best, base, here) for p in told]
     for row in rows:
         row["no_energy"] = nvml.reason or "not measured"
     return Measured(rows, _notes(best, recording, rules, watch, skipped, idle), watch.refusal, here)
@@ -70,7 +74,9 @@ def _arms(model: VLA, methods: Methods, backend: str, skipped: dict[str, str]) -
     arms = []
     for label, make in methods:
         try:
-            arms.append(micro.Arm(label, Policy(model, make), backend))
+            own = copy.copy(model)
+            own.backend = model.backend.fork()
+            arms.append(micro.Arm(label, Policy(own, make), backend))
         except ValueError as error:
             skipped[label] = str(error)
     return arms
@@ -94,6 +100,8 @@ def _notes(
         f"- after {rules.warmup} warm-up calls, {least if rules.limit is None else f'for {rules.limit:.0f} s in all'}; "
         "a call is timed from the observation to actions on the host, at batch 1",
     ]
+    kernels = ", ".join(one.name.lower() for one in order(best.backend))
+    lines += [f"- attention kernels of {best.backend}, the first that fits is taken: {kernels}"]
     lines += [f"- {watch.shared}; ratios are of neighbouring blocks"] if watch.shared else []
     lines += [f"- not looked at: {watch.unknown}"] if watch.unknown else []
     lines += [f"- no row for {label}: {why}" for label, why in skipped.items()]

@@ -8,16 +8,19 @@ CPU lengthen far less.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import torch
 
 from vlaprune.models.backends import kernel
+from vlaprune.nn.backend import EAGER
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.profile.machine import WINDOW, Nvml, Watch, forget_peak, held, peak_memory
+from vlaprune.profile.machine import WINDOW, Nvml, Watch, allocated, forget_peak, held, peak_memory
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Frame
 from vlaprune.profile.roofline import Stages
@@ -36,7 +39,7 @@ class TimingConfig:
     block    calls of a block at most
     look     count products and memory in calls that are not timed
     windows  of two seconds or more in which a board's energy is taken
-    limit    seconds after which no further round begins, whatever is still to be measured; None for no limit
+    limit    seconds for all arms together, warm-up included, half of them at most; None for no limit
     seed     of the policies
     """
 
@@ -65,6 +68,7 @@ class Arm:
     blocks   milliseconds of each call, by block; the first call of a block follows a reset
     busy     milliseconds of processor time of each block
     calls    the records of each block
+    launches  operators of such a call, as the eager backend runs it
     products  of some calls, as many as `counted`, as torch dispatched them
     joules   energy of the board per call, in windows of two seconds or more
     refused  why it has no speed-up: what the call raised
@@ -78,6 +82,7 @@ class Arm:
     calls: list[list[StepRecord]] = field(default_factory=list)
     products: Stages = field(default_factory=dict)
     counted: int = 1
+    launches: float = 0.0
     joules: list[float] = field(default_factory=list)
     memory: tuple[float, float | None] = (0.0, None)
     cache_bytes: int = 0
@@ -95,41 +100,66 @@ class Arm:
                 took.append((time.perf_counter() - start) * 1e3)
         return took, list(policy.drain(0))
 
+    def refuse(self, error: Exception) -> None:
+        """No speed-up for this arm, for the reason that the error gives in its first line; the others go on."""
+        self.refused = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self.policy.model.backend.clear()
+        if isinstance(error, torch.OutOfMemoryError):
+            self.refused = f"out of memory: {self.refused}"
+            torch.cuda.empty_cache()
+
     def run(self, block: Block, seed: int) -> None:
-        """Replays and keeps what was seen. A method that breaks its own budget is refused, not fatal."""
+        """Replays and keeps what was seen. An arm that raises, or breaks its own budget, is refused, not fatal."""
         busy = time.process_time()
         try:
             took, records = self.replay(block, seed)
-        except ValueError as error:
-            self.refused = str(error)
+        except (ValueError, RuntimeError) as error:
+            self.refuse(error)
             return
         self.busy.append((time.process_time() - busy) * 1e3)
         self.blocks.append(took)
         self.calls.append(records)
 
-    def warm(self, blocks: Iterator[Block], rules: TimingConfig) -> None:
-        """Throws calls away, then looks at one block's products and memory."""
+    def warm(self, blocks: Iterator[Block], rules: TimingConfig, deadline: float = inf, others: float = 0.0) -> None:
+        """Throws calls away, then looks at one block's products and memory.
+
+        deadline  of time.perf_counter, after which the arm is refused
+        others    MB that other arms hold on the device: their caches and graphs
+        """
         device = self.policy.model.device
         done = 0
         try:
             while done < rules.warmup:
+                if time.perf_counter() > deadline:
+                    raise ValueError("the time was over before it was warm; allow more, or name fewer methods")
                 done += len(self.replay(next(blocks), rules.seed)[0])
             if not rules.look:
                 return
             forget_peak(device)
             block = next(blocks)[:8]
             self.replay(block, rules.seed)
-            self.memory = peak_memory(device)
-            clock = self.policy.clock
-            with Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other")) as seen:
-                self.replay(block, rules.seed)
-        except ValueError as error:
-            self.refused = str(error)
+            peak, reserved = peak_memory(device)
+            self.memory = peak - others, reserved
+            self._count(block, rules.seed)
+        except (ValueError, RuntimeError) as error:
+            self.refuse(error)
             return
-        self.products, self.counted = seen.found, len(block)
         session = self.policy.sessions[0]
         self.cache_bytes = session.kv_bytes
         self.state_bytes = held(session.pruner)
+
+    def _count(self, block: Block, seed: int) -> None:
+        """Counts the products of a block. Its segments run as they are: of a replayed graph nothing would be seen."""
+        policy, model = self.policy, self.policy.model
+        clock = policy.clock
+        policy.model = copy.copy(model)
+        policy.model.backend = EAGER
+        try:
+            with Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other")) as seen:
+                self.replay(block, seed)
+        finally:
+            policy.model = model
+        self.products, self.counted, self.launches = seen.found, len(block), seen.launches / len(block)
 
     @property
     def ms(self) -> np.ndarray:
@@ -187,17 +217,26 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
 
 def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
     """Measures the backends of the dense ladder in turn; gives the fastest."""
+    alone = allocated(arms[0].policy.model.device)
     for arm in arms:
-        arm.warm(rules.blocks(episodes), rules)
-        if arm.refused:
-            raise ValueError(f"dense under {arm.backend}: {arm.refused}")
+        arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone)
     for number, block in enumerate(rules.blocks(episodes)):
         if all(arm.enough(rules) for arm in arms):
             break
         for arm in arms[:: -1 if number % 2 else 1]:
-            arm.run(block, rules.seed)
+            if not arm.refused:
+                with watch.running():
+                    arm.run(block, rules.seed)
         watch.look()
-    return min(arms, key=lambda arm: float(np.median(arm.ms)))
+    run = [arm for arm in arms if not arm.refused]
+    if not run:
+        raise ValueError("; ".join(f"dense under {arm.backend}: {arm.refused}" for arm in arms))
+    watch.clocks.clear()  # backends are not compared block by block
+    best = min(run, key=lambda arm: float(np.median(arm.ms)))
+    for arm in arms:
+        if arm is not best:
+            arm.policy.model.backend.clear()
+    return best
 
 
 def compare(
@@ -210,26 +249,33 @@ def compare(
 ) -> list[Pair]:
     """Measures every method beside the dense arm, block by block, the order turned about in every block."""
     pairs, began = [Pair(arm, dense) for arm in arms], time.perf_counter()
+    device, limit = dense.policy.model.device, inf if rules.limit is None else rules.limit
+    alone = allocated(device)
     for pair in pairs:
-        pair.arm.warm(rules.blocks(episodes), rules)
+        others = allocated(device) - alone
+        pair.arm.warm(rules.blocks(episodes), rules, began + limit / 2, others)
+        tell(f"{pair.arm.label}: {pair.arm.refused or 'warm'}")
     for number, block in enumerate(rules.blocks(episodes)):
         todo = [pair for pair in pairs if not pair.arm.enough(rules)]
-        late = rules.limit is not None and number and time.perf_counter() - began > rules.limit
+        late = number and time.perf_counter() - began > limit
         if not todo or late:
             break
         for pair in todo:
-            _beside(pair, block, rules.seed, first=number % 2 == 0)
+            _beside(pair, block, rules.seed, watch, first=number % 2 == 0)
             watch.look()
+            if pair.arm.enough(rules):
+                pair.arm.policy.model.backend.clear()
         tell(f"{len(todo)} of {len(pairs)} arms to measure")
     return pairs
 
 
-def _beside(pair: Pair, block: Block, seed: int, first: bool) -> None:
+def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> None:
     """One dense block and one of the method."""
     before = len(pair.arm.blocks)
     order = (pair.dense, pair.arm) if first else (pair.arm, pair.dense)
     for arm in order:
-        arm.run(block, seed)
+        with watch.running():
+            arm.run(block, seed)
     if len(pair.arm.blocks) > before:
         pair.beside.append(len(pair.dense.blocks) - 1)
 

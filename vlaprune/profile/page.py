@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +36,27 @@ class Page:
         self.parts.append(f"## {heading}\n\n{table(columns, cells)}")
 
     def write(self, folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
-        """NAME.md and NAME.csv; `made` is the provenance of this process."""
+        """NAME.md and NAME.csv; `made` is the provenance of this process.
+
+        A page that git tracks is left alone: the new one gets the time behind its name. Else every later run of this
+        checkout would be recorded as one of changed files.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        if tracked(folder / f"{name}.md"):
+            name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         md, csv = folder / f"{name}.md", folder / f"{name}.csv"
         md.write_text("\n\n".join([f"# {self.title}", *self.parts, sources(made)]) + "\n")
         pd.DataFrame(list(rows)).to_csv(csv, index=False)
         return [md, csv]
+
+
+def tracked(path: Path) -> bool:
+    """Whether git has this file under version control; False without git."""
+    try:
+        asked = ["git", "ls-files", "--error-unmatch", path.name]
+        return subprocess.run(asked, cwd=path.parent, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def sources(made: Mapping[str, Any]) -> str:

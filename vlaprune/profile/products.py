@@ -24,12 +24,14 @@ class Products(TorchDispatchMode):
 
     stage   says under which name; asked at every product
     found   stage -> the products, in order
+    launches  operators that ran; views and bare allocations left out
     """
 
     def __init__(self, stage: Callable[[], str]) -> None:
         super().__init__()
         self.stage = stage
         self.found: dict[str, list[Work]] = {}
+        self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,7 +39,11 @@ class Products(TorchDispatchMode):
         if packet not in flop_registry and packet is not _CPU_ATTENTION:
             with self:
                 apart = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if apart is NotImplemented else apart
+            if apart is not NotImplemented:
+                return apart
+            self.launches += not _looks(func)
+            return func(*args, **kwargs)
+        self.launches += 1
         out = func(*args, **kwargs)
         if packet is _CPU_ATTENTION:  # which torch's registry leaves out
             flops = sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
@@ -46,6 +52,13 @@ class Products(TorchDispatchMode):
         moved = _bytes([*args, *kwargs.values()]) + _bytes(out if isinstance(out, (tuple, list)) else [out])
         self.found.setdefault(self.stage(), []).append(Work(float(flops), float(moved)))
         return out
+
+
+def _looks(func: Any) -> bool:
+    """Whether an operator runs nothing: it looks at its input in another way, or only takes memory."""
+    returns = func._schema.returns
+    views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return views or func._schema.name in ("aten::empty", "aten::empty_strided")
 
 
 def _bytes(values: Sequence[Any]) -> int:

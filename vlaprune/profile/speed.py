@@ -55,6 +55,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted
     row["floor_ms"] = floor(here, arm)
     row["floor_share"] = row["floor_ms"] / p50
+    row["launches"] = arm.launches
     row |= {"mb_peak": arm.memory[0], "mb_reserved": arm.memory[1]}
     row |= {"cache_bytes": arm.cache_bytes, "state_bytes": arm.state_bytes}
     row["joules"] = float(np.median(arm.joules)) if arm.joules else None
@@ -66,8 +67,11 @@ def floor(on: Device, arm: Arm) -> float:
     return sum(ms for stage, ms in on.floors(arm.products).items() if stage != "method") / arm.counted
 
 
-def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -> dict[str, Any]:
-    """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible."""
+def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any], here: Device) -> dict[str, Any]:
+    """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible.
+
+    `bound` is the larger of the promise of the FLOPs and the ratio of the floors on the device measured on.
+    """
     ratios = pair.ratios
     low, high = median_interval(ratios)
     row |= {"flops_cut": 1 - row["flops_call"] / base["flops_call"]}
@@ -76,6 +80,7 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -
     row |= {"speedup_flops": base["flops_call"] / row["flops_call"]}
     row |= {"speedup": float(np.median(ratios)), "speedup_low": low, "speedup_high": high}
     row["speedup_busy"] = float(np.median(pair.busy_ratios)) if dense.policy.model.device.type == "cpu" else None
+    row["bound"] = max(row["speedup_flops"], base["floor_ms"] / row["floor_ms"])
     row |= {"speedup_q1": np.percentile(ratios, 25), "speedup_q3": np.percentile(ratios, 75)}
     row |= {
         "prompt_flops": base["flops_prompt"] / row["flops_prompt"],
@@ -90,7 +95,7 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
     page.table("Speed", [_speed(r, refusal) for r in rows])
     if any("?" in _speed(r, refusal)["speed-up [95 %]"] for r in rows):
         page.text(
-            "? A speed-up above what the FLOPs promise is none of the method's: calls were not steady (no warm-up, "
+            "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no warm-up, "
             "too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
         )
     page.table("Stages", [_stages(r) for r in rows])
@@ -110,6 +115,16 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
     page.table("Memory and energy", [_memory(r) for r in rows])
 
 
+def speedup(row: dict[str, Any]) -> str:
+    """The speed-up and its interval, and a warning where no such speed-up is possible."""
+    if "speedup" not in row:
+        return "baseline" if row.get("baseline") else ""
+    around = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if row["blocks"] > 2 else ""
+    sure = row["speedup_low"] if row["blocks"] > 2 else row["speedup"]
+    doubt = f" ? above what is possible, {row['bound']:.2f}x" if impossible(sure, 1 - 1 / row["bound"]) else ""
+    return f"{row['speedup']:.2f}x{around}{doubt}"
+
+
 def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
     out = {
         "arm": row["method"],
@@ -121,11 +136,7 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
         "FLOPs promise": f"{row['speedup_flops']:.2f}x" if "flops_cut" in row else "",
     }
     if "speedup" in row:
-        around = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if row["blocks"] > 2 else ""
-        sure = row["speedup_low"] if row["blocks"] > 2 else row["speedup"]
-        doubt = " ? above what the FLOPs promise" if impossible(sure, row["flops_cut"]) else ""
-        said = f"{row['speedup']:.2f}x{around}{doubt}"
-        out["speed-up [95 %]"] = f"none: {refusal}" if refusal else said
+        out["speed-up [95 %]"] = f"none: {refusal}" if refusal else speedup(row)
         out["by processor time"] = "" if refusal or row["speedup_busy"] is None else f"{row['speedup_busy']:.2f}x"
         reached = f"{row['prompt']:.2f}x of {row['prompt_flops']:.2f}x, {row['prompt'] / row['prompt_flops']:.0%}"
         out["prompt alone"] = "" if refusal else reached
