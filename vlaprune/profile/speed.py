@@ -95,8 +95,8 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
     page.table("Speed", [_speed(r, refusal) for r in rows])
     if any("?" in _speed(r, refusal)["speed-up [95 %]"] for r in rows):
         page.text(
-            "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no warm-up, "
-            "too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
+            "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no "
+            "warm-up, too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
         )
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
