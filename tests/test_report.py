@@ -510,7 +510,9 @@ def test_runs_shared_their_machine_if_they_ran_at_one_time_on_one_host():
     between = alone("c", [(8, 12)])
     assert shared([first, between]) == "a and c ran on one machine at the same time, for 4 s"
     assert (
-        shared([first, alone("c", [(8, 12)], host="other")]) == shared([first, alone("c", [(8, 12)], boot="2")]) == ""
+        shared([first, alone("c", [(8, 12)], host="other", device_users=1)])
+        == shared([first, alone("c", [(8, 12)], boot="2")])
+        == ""
     )
     assert shared([first, alone("c", [(20, 21), (19.99, 20)])]) == ""  # two clocks differ by as much
     # three commands, the middle one only beside the last: what a launcher was called is nowhere asked
