@@ -385,6 +385,12 @@ def test_tables_need_no_torch():
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
+def test_a_run_whose_header_names_no_parts_is_refused_in_one_line(tmp_path):
+    Recorder(tmp_path, Header({"method": ["fastv"], "model": {"name": "m"}, "bench": {"name": "b"}}, {}, TASKS)).close()
+    with pytest.raises(ValueError, match=r"its header has no method\.name, so it stands in no table; leave it out"):
+        report.find([tmp_path])
+
+
 def test_a_journal_is_plain_json(runs):
     first = json.loads((runs / "dense" / "journal.jsonl").read_text().splitlines()[1])
     assert first["kind"] == "episode" and first["calls"][0]["visual"] == [64, 64]

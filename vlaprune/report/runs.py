@@ -39,8 +39,17 @@ def find(paths: Iterable[Path]) -> list[Run]:
         folders = sorted({p.parent for p in path.glob("**/journal*.jsonl")}) if path.is_dir() else []
         if not folders:
             raise ValueError(f"{path} holds no run; give folders in which vlaprune-eval has written a journal.jsonl")
-        runs += [read(folder) for folder in folders]
+        runs += [_named(read(folder)) for folder in folders]
     return runs
+
+
+def _named(run: Run) -> Run:
+    """The run, whose header says what it joins. ValueError where it does not."""
+    for part, key in (("model", "name"), ("method", "name"), ("bench", "name"), ("bench", "margin")):
+        said = run.header.identity.get(part)
+        if not isinstance(said, Mapping) or key not in said:
+            raise ValueError(f"{run.folder}: its header has no {part}.{key}, so it stands in no table; leave it out")
+    return run
 
 
 Key = tuple[str, int, Any]  # of an episode in a report: task, episode, seed
