@@ -344,6 +344,9 @@ def test_a_missing_film_names_the_command_that_makes_it(tmp_path):
 def test_one_bad_arm_does_not_squeeze_the_scale():
     assert plots.floor(np.array([-60.0, -4.0, -1.0, 0.0]), (-5.0, 0.0)) == -5
     assert plots.floor(np.array([-60.0, -58.0, -4.0, -1.0, 0.0, 1.0])) == -4
+    assert (
+        plots.floor(np.array([-20.0, -8.0, -4.0, 0.0])) == -8 and plots.floor(np.array([-15.0, -8.0, -4.0, 0.0])) == -15
+    )
     assert plots.floor(np.array([-60.0, -40.0, -25.0, -10.0])) == -60  # all far apart: nothing is left out
     assert plots.floor(np.array([-9.0, -4.0]), (-5.0, 0.0)) == -9 and plots.floor(np.array([3.0])) == 3
 
