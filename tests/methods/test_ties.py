@@ -261,6 +261,31 @@ def two_cameras(changed_a, changed_b):
     return [*picture(changed_a), *picture(changed_b)]
 
 
+def test_a_frame_exactly_as_like_as_gamma_is_no_anchor():
+    """8 of 16 patches are as they were: 0.5 of them."""
+    now = torch.full((8, 8, 3), 90, dtype=torch.uint8)
+    then = now.clone()
+    then[:4] = torch.randint(0, 255, (4, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for gamma, kept in ((0.5, 4), (0.51, None)):
+        method = ready(gamma=gamma)
+        assert call(method, hand(attention(0), [now])) is None
+        found = call(method, hand(attention(0), [then], step=1))
+        assert (found and len(found)) == kept
+
+
+def test_tau_of_a_range_that_ends_at_the_choice_needs_all_tokens_there():
+    _, calls, _ = run("parallel", lambda: make(layers=[0, 2]), [scenes(0, 1)[0]] * 2)
+    assert [r.visual[-1] for r in calls] == [64, 14]
+
+
+def test_reset_forgets_the_weight():
+    method = ready()
+    call(method, hand(attention(0)))
+    assert method.share != 0.5
+    method.reset()
+    assert method.share == 0.5
+
+
 def test_similarity_is_taken_for_each_camera():
     """Of 16 patches of each camera so many differ from the first frame; a new anchor is compared with from then on."""
     grid, calls = ((4, 4), (4, 4)), [(0, 0), (4, 16), (4, 15), (5, 16)]

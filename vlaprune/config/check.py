@@ -21,7 +21,7 @@ MODES = ("speed", "fidelity", "overhead", "floors", "check", "calibrate")  # of 
 KINDS = {  # where the value in the file does not say it: null, or a whole number for any
     **dict.fromkeys(("episodes", "execute", "teaching.steps"), int),
     **dict.fromkeys(("runs", "methods", "models"), list),
-    **dict.fromkeys(("baseline", "name", "stop", "tuning.weights"), str),
+    **dict.fromkeys(("audit.arm", "audit.run", "baseline", "name", "stop", "tuning.weights"), str),
     **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),
     "tune": bool,
 }
