@@ -10,7 +10,7 @@ import pytest
 
 from vlaprune.bench.mujoco.gl import draws_with
 from vlaprune.bench.robosuite import benchmark as robosuite
-from vlaprune.bench.robosuite.benchmark import TASKS, Robosuite
+from vlaprune.bench.robosuite.benchmark import MOVING, TASKS, Robosuite
 from vlaprune.bench.robosuite.env import axis_angle
 from vlaprune.benchmark import Benchmark
 from vlaprune.training import demos
@@ -145,15 +145,16 @@ def test_restore_is_exact(env):
 
 
 @needs_robosuite
-def test_expert_solves_most_episodes(env):
-    """Three of four: on some processors a contact ends otherwise, and a single episode with it."""
+def test_expert_solves(env):
+    """Both episodes; where the cube moves, three of four: a cube may be pushed out of the grip."""
 
     def solved(episode):
         env.reset(episode)
         expert = BENCH.expert(env)
         return any(env.step(expert()) for _ in range(env.task.max_steps))
 
-    assert sum(map(solved, range(4))) >= 3
+    episodes, least = (4, 3) if env.task.name in MOVING else (2, 2)
+    assert sum(map(solved, range(episodes))) >= least
 
 
 @needs_robosuite
