@@ -15,6 +15,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.paligemma import weight_map
 from vlaprune.models.pi0 import Pi0
+from vlaprune.nn.expert import flow_times
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, Selection
 from vlaprune.trace import QueryGroup
@@ -215,7 +216,7 @@ def library_time(monkeypatch):
 
     ours.cache_clear()  # a model computes its times once
     monkeypatch.setattr("vlaprune.models.paligemma.embed_time", embed)
-    monkeypatch.setattr("vlaprune.models.paligemma.flow_times", lambda n: torch.tensor([1 - i / n for i in range(n)]))
+    monkeypatch.setattr("vlaprune.models.paligemma.flow_times", lambda steps, added: flow_times(steps, added=False))
     yield
     ours.cache_clear()
 
