@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from vlaprune.evaluation.film import Film
 from vlaprune.evaluation.loggers import CSV, Wandb
 from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.fastv import FastV
-from vlaprune.records import episode_row
+from vlaprune.records import episode_row, read
 
 
 def test_a_csv_rebuilt_from_the_journal_equals_the_one_written_live(tmp_path):
@@ -147,6 +148,10 @@ def test_wandb_is_told_every_call_and_episode_though_the_run_was_stopped_and_wen
     assert [r["episodes"] for r in ends] == list(range(1, 7))
     won = sum(record.success for record in run.episodes.values())
     assert summary["success_rate"] == won / 6 and summary["success_low"] < won / 6 <= summary["success_high"] + 1e-9
+    kept = [sum(call.visual) / len(call.visual) for call in calls]
+    assert summary["call/kept"] == pytest.approx(sum(kept) / len(kept))  # the mean, not the last call's
+    red = [record.success for record in run.episodes.values() if record.task == "reach-red"]
+    assert summary["task/reach-red/success_rate"] == sum(red) / len(red) and "verdict" not in summary
     tables = sorted(
         (tmp_path / "run").glob("wandb/offline-run-*/files/media/table/*.json"), key=lambda p: p.stat().st_mtime
     )
@@ -162,6 +167,21 @@ def test_wandb_is_given_films_and_may_leave_calls_out(tmp_path, stranger):
     _, _, history, _ = written(tmp_path / "run")
     assert len([row for row in history if "call/kept" in row]) == len(run.episodes) == 2
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*/files/media/videos/film/*.mp4"))) == 2
+
+
+def test_a_resumed_run_is_whole_in_wandb_and_held_against_its_baseline(tmp_path, stranger):
+    """What was journalled while wandb was away is told when it is back."""
+    base = play(tmp_path / "dense", execute=1)
+    play(tmp_path / "run", make=FastV, execute=1)
+    header = read(tmp_path / "run").header
+    sink, records = Wandb(), list(read(tmp_path / "run").episodes.values())
+    provenance = {"baseline": str(tmp_path / "dense")}
+    sink.open(replace(header, provenance=provenance), tmp_path / "run", records)
+    sink.close()
+    _, _, history, summary = written(tmp_path / "run")
+    assert len([row for row in history if "episode/success" in row]) == len(records) == 6
+    lost = sum(base.episodes[r.task, r.episode].success and not r.success for r in records)
+    assert summary["lost"] == lost and summary["verdict"] in ("no worse", "worse", "undecided")
 
 
 def test_wandb_goes_online_by_its_own_variable(monkeypatch):
