@@ -130,9 +130,10 @@ class Wandb:
             return {}
         base = {key: record.success for key, record in read(Path(named)).episodes.items()}
         ours = {(r.task, r.episode): r.success for r in self._records}
-        if not base.keys() & ours.keys():
+        both = base.keys() & ours.keys()
+        if not both:
             return {}
-        pairs = pair(*({key: one[key] for key in base.keys() & ours.keys()} for one in (base, ours)))
+        pairs = pair({key: base[key] for key in both}, {key: ours[key] for key in both})
         told = verdict(pairs, float(self._header.identity["bench"]["margin"]))
         return {"lost": pairs.lost, "gained": pairs.gained, "verdict": told.decision, "verdict_words": told.words}
 
