@@ -20,7 +20,7 @@ from vlaprune.testing import random_observations
 
 MODELS = ("openvla_tiny", "oft_tiny", "cogact_tiny", "pi0_tiny", "pi05_tiny", "tiny")
 METHODS = sorted(p.stem for p in (Path(config.config_path()) / "method").glob("*.yaml"))
-ANSWER = {"nn/resident.py:to_host", "models/flow.py:predict", "policy.py:<dictcomp>"}  # the actions themselves
+ANSWER = {"nn/resident.py:to_host", "models/flow.py:predict_guided", "policy.py:<dictcomp>"}  # the actions themselves
 PROOF = {"selection.py:verify"}  # behind the actions: the rows that the method named
 SHARED = "methods/shared/"
 WAITS = {  # how many rows go on depends on what is seen, or the whole call does; each place is one number or one list
