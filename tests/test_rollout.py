@@ -164,6 +164,7 @@ def test_an_episode_that_raises_is_isolated_noted_and_run_again_next_time(tmp_pa
     assert "it will be run again" in said[0] and "the same command runs it again" in said[1]
     assert slots > 1 or bench.opened == 4  # one world per task, a fresh one after the trouble, one to try again
     again = play(tmp_path / "a", execute=1)
+    assert sum(r.attempts == 3 for r in again.episodes.values()) == 1  # two in the first process, one now
     assert outcomes(again) == outcomes(play(tmp_path / "b", execute=1))
 
 
@@ -178,6 +179,7 @@ def test_an_episode_that_raises_once_is_run_again_in_the_same_run(tmp_path, slot
 
     run = play(tmp_path / "a", Bench(trouble), make=Random, slots=slots, say=lambda text: None)
     assert len(run.errors) == 1 and not run.missing
+    assert {key: r.attempts for key, r in run.episodes.items() if r.attempts > 1} == {("reach-red", 1): 2}
     assert outcomes(run) == outcomes(play(tmp_path / "b", make=Random))
 
 

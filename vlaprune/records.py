@@ -56,6 +56,7 @@ class EpisodeRecord:
     ended    when it was over, seconds since 1970; seconds  how long it took on the wall clock. No part of the outcome:
              records that differ only in them are equal
     motion   how the robot moved, see evaluation/motion.py; empty in journals from before it was recorded
+    attempts how often it was begun: more than 1 where its simulator raised before
     """
 
     task: str
@@ -66,6 +67,7 @@ class EpisodeRecord:
     ended: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)
     motion: Mapping[str, float] = field(default_factory=dict)
+    attempts: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
         "episode": record.episode,
         "success": int(record.success),
         "steps": record.steps,
+        "attempts": record.attempts,
         "calls": len(calls),
         "visual": calls[0].total,
         "kept": mean([mean(c.visual) for c in calls]),

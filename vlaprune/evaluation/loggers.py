@@ -115,6 +115,7 @@ class Wandb:
             "call/kept": mean([mean(call.visual) for call in calls]),
             "call/visual": mean([call.total for call in calls]),
             "call/gflops": mean([sum(call.flops.values()) for call in calls]) / 1e9,
+            "episodes_repeated": sum(record.attempts > 1 for record in self._records),
             **({"call/ms": mean(steady)} if steady else {}),
         }
         for task in self._header.tasks:

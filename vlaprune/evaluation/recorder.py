@@ -8,7 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Recorder:
         if whole < path.stat().st_size:
             os.truncate(path, whole)
         self._done: dict[tuple[str, int], EpisodeRecord] = dict(old.episodes) if old else {}
+        self._before = Counter((e["task"], e["episode"]) for e in (old.errors if old else ()))
         self._append({"kind": "header", "schema": SCHEMA, **asdict(header)})
         own = written(path) if shard else self._done.keys()  # a shard's sinks get what this shard wrote
         self._sinks = list(sinks)
@@ -123,8 +124,10 @@ class Recorder:
 
     def write(self, record: EpisodeRecord) -> None:
         """Journals one finished episode, then tells the sinks."""
+        key = record.task, record.episode
+        record = replace(record, attempts=1 + self._before[key] + self.raised[key])
         self._append({"kind": "episode", **asdict(record)})
-        self._done[record.task, record.episode] = record
+        self._done[key] = record
         self._feed(lambda sink: sink.episode(record))
 
     def stop(self, why: Mapping[str, Any]) -> None:

@@ -26,6 +26,9 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
         )
     out += _noise(comparison, whole)
     out += [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
+    again = [f"{a.label} {a.repeated}" for a in comparison.arms if a.repeated]
+    if again:
+        out.append(f"Episodes begun more than once, since their simulator raised: {', '.join(again)}.")
     out += [
         f"‡ {a.label}: {a.stopped}; its rate counts the episodes it has, its interval is not made for such a stop, and "
         "it takes no part in the verdicts on a fixed number."

@@ -93,6 +93,11 @@ class Arm:
         return (call for record in self.episodes.values() for call in record.calls)
 
     @property
+    def repeated(self) -> int:
+        """Episodes that were begun more than once, since their simulator raised."""
+        return sum(record.attempts > 1 for record in self.episodes.values())
+
+    @property
     def seeds(self) -> tuple[Any, ...]:
         """Of its runs."""
         return tuple(_seed(run) for run in self.runs)
