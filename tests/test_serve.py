@@ -418,3 +418,12 @@ def test_a_model_that_wants_other_cameras_is_refused():
         )
     with pytest.raises(ValueError, match=r"cameras \['a', 'b'\] are called \['x'\]; give each one a name"):
         Client(["a", "b"], ["x"])
+
+
+def test_a_bench_by_name_is_answered_in_one_line():
+    code = "from vlaprune import cli; cli.serve()"
+    done = subprocess.run([sys.executable, "-c", code, "model=toy", "bench=toy"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: bench=toy: this command chooses no bench; it takes bench.SETTING=VALUE, see --help"
+    ]

@@ -53,6 +53,9 @@ def explained(
         return UserError("a setting without a name; write KEY=VALUE")
     if found := re.search(r"Could not (?:override|append to config|delete from config)\W+'?([^'\s]+)'?", text):
         key = found[1].rstrip(".").partition("=")[0].partition("@")[0]
+        if key in GROUPS and "No match in the defaults list" in text:
+            said = next((o for o in overrides if o.partition("=")[0] == key), key)
+            return UserError(f"{said}: this command chooses no {key}; it takes {key}.SETTING=VALUE, see --help")
         siblings = _siblings(key, overrides, compose)
         if siblings and key not in siblings:
             said = next((o for o in overrides if o.lstrip("+~").partition("=")[0] == key), key)
@@ -66,7 +69,7 @@ def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]],
     chosen = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment", "logger")]
     try:
         node = compose(chosen)
-    except ERRORS:
+    except (*ERRORS, UserError):
         return []
     *parents, _ = key.split(".")
     for depth, parent in enumerate(parents):
