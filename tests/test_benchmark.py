@@ -10,6 +10,7 @@ from doubles import Reuser, Scripted
 
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.pruner import Budget, Plan, Pruner, Selection
@@ -21,7 +22,7 @@ MODEL = Interface("axis_angle", "close_positive", "delta", ("front", "wrist"), "
 
 def test_every_mismatch_is_named_at_once():
     MODEL.check(replace(MODEL, cameras=["front", "wrist"]))  # a YAML list is as good as a tuple
-    with pytest.raises(TypeError) as error:
+    with pytest.raises(UserError) as error:
         MODEL.check(Interface("quat_xyzw", "zero_one", "absolute", ("wrist", "side"), None))
     assert str(error.value) == (
         "rotation axis_angle vs quat_xyzw; gripper close_positive vs zero_one; frame delta vs absolute; "
@@ -33,9 +34,9 @@ def test_a_world_may_offer_more_than_a_model_reads():
     MODEL.check(replace(MODEL, cameras=("wrist", "side", "front"), rotation="any", gripper="any"))
     replace(MODEL, state=None).check(MODEL)
     for less in ({"cameras": ("front",)}, {"state": None}, {"state": "joints7"}):
-        with pytest.raises(TypeError, match=next(iter(less))):
+        with pytest.raises(UserError, match=next(iter(less))):
             MODEL.check(replace(MODEL, **less))
-    with pytest.raises(TypeError, match="rotation any vs axis_angle"):
+    with pytest.raises(UserError, match="rotation any vs axis_angle"):
         replace(MODEL, rotation="any").check(MODEL)
 
 

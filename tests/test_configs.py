@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from vlaprune import config
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES
@@ -215,7 +216,7 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     settings = {"settings": {"arm": {"layers": 3, "chunk": 5}}}
     cfg = composed(*TOY)
     cfg.bench._target_ = "test_configs.Arm"
-    with pytest.raises(TypeError, match="gripper close_positive vs open_positive"):
+    with pytest.raises(UserError, match="gripper close_positive vs open_positive"):
         config.build(cfg)
     OmegaConf.set_struct(cfg, False)
     cfg = OmegaConf.merge(cfg, {"model": {**group, **settings, "layers": None}})

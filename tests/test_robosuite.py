@@ -13,6 +13,7 @@ from vlaprune.bench.robosuite import benchmark as robosuite
 from vlaprune.bench.robosuite.benchmark import MOVING, TASKS, Robosuite
 from vlaprune.bench.robosuite.env import axis_angle
 from vlaprune.benchmark import Benchmark
+from vlaprune.errors import UserError
 from vlaprune.training import demos
 
 BENCH = Robosuite(worker=False)
@@ -186,7 +187,7 @@ def test_axis_angle_does_not_jump_at_the_half_turn():
 def test_missing_simulator_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(robosuite.importlib.util, "find_spec", lambda name: None)
     expected = r"robosuite is not installed; pip install .*\[sim\]'"
-    with pytest.raises(RuntimeError, match=expected), BENCH.open(TASKS[0]):
+    with pytest.raises(UserError, match=expected), BENCH.open(TASKS[0]):
         pass
 
 
@@ -210,5 +211,5 @@ def test_demonstrations(tmp_path):
 def test_a_process_that_draws_otherwise_is_refused(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert draws_with("egl") == "egl"
-    with pytest.raises(RuntimeError, match=r"bench.renderer=osmesa, but this process draws with MUJOCO_GL=egl"):
+    with pytest.raises(UserError, match=r"bench.renderer=osmesa, but this process draws with MUJOCO_GL=egl"):
         draws_with("osmesa")

@@ -16,6 +16,7 @@ from doubles import Bench, outcomes, play
 
 from vlaprune.bench.episodes import Episodes
 from vlaprune.benchmark import Interface, Observation, Task
+from vlaprune.errors import UserError
 from vlaprune.evaluation.pool import watchdog
 from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.random import Random
@@ -234,9 +235,9 @@ def test_a_simulator_that_does_not_come_up_again_after_trouble_is_trouble(tmp_pa
 def test_what_a_simulator_raises_when_it_is_first_opened_ends_the_run(tmp_path):
     class Absent(Bench):
         def open(self, task):
-            raise RuntimeError("not installed; pip install it")
+            raise UserError("not installed; pip install it")
 
-    with pytest.raises(RuntimeError, match=r"^not installed; pip install it$"):
+    with pytest.raises(UserError, match=r"^not installed; pip install it$"):
         play(tmp_path, Absent())
 
 
@@ -278,7 +279,7 @@ def test_a_run_in_which_everything_raises_is_given_up_in_one_line(tmp_path, slot
     """Though each of its episodes still shows a first picture."""
     bench = raising(range(20))
     with pytest.raises(
-        RuntimeError, match=r"5 episodes of reach-red raised one after the other; .* same command"
+        UserError, match=r"5 episodes of reach-red raised one after the other; .* same command"
     ) as error:
         play(tmp_path, bench, episodes=20, slots=slots, say=lambda text: None)
     assert "\n" not in str(error.value)

@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
 from vlaprune import config
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
@@ -120,7 +121,7 @@ def test_clients_side_by_side_have_slots_of_their_own_and_one_too_many_is_told()
             thread.start()
         for thread in threads:
             thread.join(20)
-        with pytest.raises(RuntimeError, match="RuntimeError: all 2 slots are taken; serve with more slots"):
+        with pytest.raises(RuntimeError, match="UserError: all 2 slots are taken; serve with more slots"):
             connect(port).infer(message(frames[0][0]))
         clients[0]._ws.close()
         assert connect(port).infer(message(frames[0][0]))["actions"].shape == (4, 7)
@@ -409,7 +410,7 @@ def test_a_model_that_wants_other_cameras_is_refused():
     config.prepare()
     with initialize_config_dir(config.config_path(), version_base="1.3"):
         cfg = compose("serve", [*TOY, "bench.cameras=[primary]"])
-        with pytest.raises(TypeError, match=r"toy and bench client do not fit: cameras \('main',\) vs \('primary',\)"):
+        with pytest.raises(UserError, match=r"toy and bench client do not fit: cameras \('main',\) vs \('primary',\)"):
             config.build(cfg, "client")
         cfg = compose("serve")
         assert (

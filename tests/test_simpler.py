@@ -19,6 +19,7 @@ from vlaprune.bench.simpler.files import Interpreter, device, missing, needed
 from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX
 from vlaprune.bench.simpler.worlds import _state
 from vlaprune.control import axis_angle
+from vlaprune.errors import UserError
 
 COUNTS = {
     "google_vm": {"pick_coke_can": 300, "move_near": 240, "drawer": 216, "put_in_drawer": 108},
@@ -253,11 +254,9 @@ def test_what_breaks_the_old_simulator_is_named_with_its_remedy():
 
 def test_a_run_without_the_simulator_is_refused_in_one_line_before_it_starts():
     for backend in ("ms2", "ms3"):
-        with pytest.raises(
-            RuntimeError, match=r"it lacks mani_skill\w*, the simulator; install it .*bench.python=PATH"
-        ):
+        with pytest.raises(UserError, match=r"it lacks mani_skill\w*, the simulator; install it .*bench.python=PATH"):
             Simpler("widowx", backend).ready()
-    with pytest.raises(RuntimeError, match=r"python /no/such: bench.python=/no/such does not answer as a Python"):
+    with pytest.raises(UserError, match=r"python /no/such: bench.python=/no/such does not answer as a Python"):
         Simpler(python="/no/such").ready()
 
 
@@ -266,7 +265,7 @@ def test_a_simulator_that_cannot_draw_is_said_in_one_line(tmp_path):
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{complaint}"\n')
         python.chmod(0o755)
-        with pytest.raises(RuntimeError, match=r"^SAPIEN cannot draw \((no suitable device|exit code -6)\); it needs"):
+        with pytest.raises(UserError, match=r"^SAPIEN cannot draw \((no suitable device|exit code -6)\); it needs"):
             device(str(python), "ms2")
 
 
@@ -281,7 +280,7 @@ def test_incomplete_assets_are_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "real_inpainting/open_drawer_b0.png").write_text("another picture")
     assert bench.identity()["assets"] != whole["assets"]
     (tmp_path / "real_inpainting/open_drawer_b1.png").unlink()
-    with pytest.raises(RuntimeError, match=r"assets of drawer: .* lacks real_inpainting/open_drawer_b1.png; get them"):
+    with pytest.raises(UserError, match=r"assets of drawer: .* lacks real_inpainting/open_drawer_b1.png; get them"):
         bench.ready()
     Simpler(assets=str(tmp_path), names=["move_near"]).ready()
     (tmp_path / "custom/models/orange/collision.obj").unlink()

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from vlaprune.errors import UserError
+
 B = TypeVar("B")
 Gripper = Literal["close_positive", "open_positive", "zero_one", "close_delta", "any"]
 
@@ -59,7 +61,7 @@ class Interface:
         return sum(int(n) for n in re.findall(r"\d+(?=_|$)", self.state or ""))
 
     def check(self, world: Interface) -> None:
-        """Raises TypeError that names every mismatch between this model and `world` at once.
+        """Raises UserError that names every mismatch between this model and `world` at once.
 
         What the model wants must be offered: cameras and a state that it does not read may be there.
         """
@@ -74,7 +76,7 @@ class Interface:
             f"{name} {getattr(self, name)} vs {getattr(world, name)}" for name, fits in offered.items() if not fits
         ]
         if wrong:
-            raise TypeError("; ".join(wrong))
+            raise UserError("; ".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class SupportsReady(Protocol):
     """A benchmark whose packages and files can be looked for without starting a simulator."""
 
     def ready(self) -> None:
-        """RuntimeError in one line for the first thing that is missing."""
+        """UserError in one line for the first thing that is missing."""
 
 
 @runtime_checkable
@@ -259,8 +261,8 @@ class SupportsSnapshot(Env, Protocol):
 
 
 def check_action(action: np.ndarray, size: int) -> np.ndarray:
-    """The action as float64, or ValueError where its shape is wrong or a number is not finite."""
+    """The action as float64, or UserError where its shape is wrong or a number is not finite."""
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (size,) or not np.isfinite(action).all():
-        raise ValueError(f"action {action} is not {size} finite numbers; the policy is at fault")
+        raise UserError(f"action {action} is not {size} finite numbers; the policy is at fault")
     return action

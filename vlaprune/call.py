@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache, Computed, LayerKV, Tokens
@@ -93,7 +94,7 @@ class Call:
         """Takes the attention [V] inside the vision tower, as described at Trace.vision_attention."""
         total = self.trace.layout.total
         if attention.shape != (total,):
-            raise ValueError(
+            raise UserError(
                 f"vision attention has shape {tuple(attention.shape)}; give one number for each of the {total} "
                 "visual tokens"
             )
@@ -189,10 +190,10 @@ class Call:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _select(self, layer: int, tokens: Tokens, selection: Selection) -> Tokens:
-        """Applies a selection; ValueError for what can be refused at once."""
+        """Applies a selection; UserError for what can be refused at once."""
         name = self.arm.name
         if self._repeats and selection.values is not None and layer:
-            raise ValueError(
+            raise UserError(
                 f"{name} puts new values in place of rows at layer {layer}, but this model passes its prompt several "
                 "times a call and cannot repeat that; use a method that drops rows, or prunes before layer 0"
             )
@@ -211,7 +212,7 @@ class Call:
         last = self.arm.info.num_layers - 1
         for extra, groups in selection.reads.items():
             if not layer <= extra <= last:
-                raise ValueError(
+                raise UserError(
                     f"{self.arm.name} at layer {layer} asks to read layer {extra}; layers still to run are "
                     f"{layer}..{last}"
                 )

@@ -168,7 +168,7 @@ def _serve(cfg: DictConfig) -> None:
 
     servers = {"openpi": Server, "vla_eval": VlaEvalServer}
     if cfg.protocol not in servers:
-        raise ValueError(f"protocol={cfg.protocol}; use one of {', '.join(servers)}")
+        raise errors.UserError(f"protocol={cfg.protocol}; use one of {', '.join(servers)}")
     model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)

@@ -13,6 +13,7 @@ import numpy as np
 
 from vlaprune.benchmark import Gripper, Interface
 from vlaprune.delay import Delay, Guide, Timeline, soft_mask
+from vlaprune.errors import UserError
 
 ROTATIONS = ("axis_angle", "euler_xyz", "quat_xyzw")
 GRIPPERS: dict[
@@ -50,7 +51,7 @@ class Control:
     Holding (delay.py) is said in the robot's own conventions, by the benchmark: no control turns a held action, and the
     steps of a sticky or latched change are not counted on while the robot holds.
 
-    Errors: ValueError for options that do not exist or contradict each other.
+    Errors: UserError for options that do not exist or contradict each other.
     """
 
     rotation: str | None = None
@@ -64,38 +65,38 @@ class Control:
         """Refuses unknown rules, and numbers without the rule that they belong to."""
         for key, known in (("rotation", ROTATIONS), ("gripper", tuple(GRIPPERS))):
             if getattr(self, key) not in (None, *known):
-                raise ValueError(f"control {key}={getattr(self, key)}; use one of {', '.join(known)}, or null")
+                raise UserError(f"control {key}={getattr(self, key)}; use one of {', '.join(known)}, or null")
         if (self.hold > 0) != (self.gripper in STICKY):
-            raise ValueError(f"control hold={self.hold} with gripper={self.gripper}; {' and '.join(STICKY)} need hold")
+            raise UserError(f"control hold={self.hold} with gripper={self.gripper}; {' and '.join(STICKY)} need hold")
         if self.ensemble < 0 or (self.ensemble and self.execute not in (None, 1)):
-            raise ValueError(f"control ensemble={self.ensemble} with execute={self.execute}; an ensemble executes 1")
+            raise UserError(f"control ensemble={self.ensemble} with execute={self.execute}; an ensemble executes 1")
         if self.execute is not None and self.execute < 1:
-            raise ValueError(f"execute={self.execute}; use at least 1")
+            raise UserError(f"execute={self.execute}; use at least 1")
 
     def drives(self, model: Interface) -> Interface:
-        """What the robot receives when `model` goes through this control. TypeError where the two do not fit."""
+        """What the robot receives when `model` goes through this control. UserError where the two do not fit."""
         out = model
         if self.rotation is not None:
             if model.rotation not in ("as_trained", self.rotation):
-                raise TypeError(f"rotation {model.rotation} goes through a control that reads {self.rotation}")
+                raise UserError(f"rotation {model.rotation} goes through a control that reads {self.rotation}")
             out = replace(out, rotation="axis_angle")
         if self.gripper is not None:
             reads, writes = GRIPPERS[self.gripper]
             if model.gripper != reads:
-                raise TypeError(f"gripper {model.gripper} goes through control {self.gripper}, which reads {reads}")
+                raise UserError(f"gripper {model.gripper} goes through control {self.gripper}, which reads {reads}")
             out = replace(out, gripper=writes)
         return out
 
     def calls(self, chunk: int, model: str = "the model") -> int:
-        """Actions executed per call of a model that plans `chunk`. ValueError where it plans fewer than are needed."""
+        """Actions executed per call of a model that plans `chunk`. UserError where it plans fewer than are needed."""
         execute = 1 if self.ensemble else self.execute or chunk
         if max(execute, self.ensemble) > chunk:
-            raise ValueError(f"execute={execute}, ensemble={self.ensemble}; {model} plans 1..{chunk} actions a call")
+            raise UserError(f"execute={execute}, ensemble={self.ensemble}; {model} plans 1..{chunk} actions a call")
         return execute
 
 
 def taught(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
-    """Demonstrated actions [..., A] as a model is to emit them. ValueError where the grippers do not fit.
+    """Demonstrated actions [..., A] as a model is to emit them. UserError where the grippers do not fit.
 
     From -1 (opens) .. +1 (closes) to 0 (closes) .. 1 (opens): clipped to 0 .. 1, then turned, as in
     moojink/openvla-oft@213c5ff:prismatic/vla/datasets/rlds/oxe/transforms.py (libero_dataset_transform).
@@ -103,7 +104,7 @@ def taught(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
     if world == model:
         return actions
     if (world, model) != ("close_positive", "zero_one"):
-        raise ValueError(f"actions with gripper {world} cannot teach a model with gripper {model}")
+        raise UserError(f"actions with gripper {world} cannot teach a model with gripper {model}")
     return np.concatenate((actions[..., :-1], 1 - actions[..., -1:].clip(0, 1)), -1)
 
 

@@ -28,6 +28,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vlaprune.errors import UserError
 from vlaprune.records import StepRecord
 
 Mode = Literal["wait", "hold", "overlap", "stale", "rtc"]
@@ -115,11 +116,11 @@ def soft_mask(length: int, frozen: int, end: int) -> np.ndarray:
 
 
 def check_chunk(mode: Mode, late: int, execute: int, chunk: int) -> None:
-    """ValueError in one line where a chunk is too short to go on with for `late` steps."""
+    """UserError in one line where a chunk is too short to go on with for `late` steps."""
     if mode in ALIGNED and chunk < execute + late:
         room = chunk - late
         other = f"set execute={room} or less" if room > 0 else "use delay.mode=hold or stale"
-        raise ValueError(
+        raise UserError(
             f"delay.mode={mode} drops {late} actions of a chunk and then executes {execute}, but the model plans "
             f"{chunk}; {other}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,9 @@ class UserError(ValueError):
     The message is one line: what came, what is allowed, what to do. The command prints it without a traceback and ends
     with exit code 2. Raise it in a plug-in, too.
 
-    A ValueError, TypeError, RuntimeError, OSError or ImportError counts as a UserError where a `raise` statement of
-    vlaprune itself raised it, and so does an OSError that names a file and comes through no plug-in. From anywhere else
-    (a plug-in, torch, an operation that failed within vlaprune) an error is a bug: the command prints the frames of the
-    user's own files and ends with exit code 1.
+    An OSError that names a file and comes through no plug-in counts as one, too. Any other error (of a plug-in, of
+    torch, of an operation that failed within vlaprune) is a bug: the command prints the frames of the user's own files
+    and ends with exit code 1.
     """
 
 
@@ -80,17 +78,7 @@ def mendable(error: BaseException) -> bool:
     """Whether the user can mend it, as the docstring of UserError defines."""
     if isinstance(error, UserError):
         return True
-    kinds = (ValueError, TypeError, RuntimeError, OSError, ImportError)
-    called = frames(error)
-    if not isinstance(error, kinds) or not called:
-        return False
-    of_a_file = isinstance(error, OSError) and error.filename is not None and not list(own_frames(error))
-    return of_a_file or _raised_here(called[-1])
-
-
-def _raised_here(frame: FrameSummary) -> bool:
-    inside = frame.filename.startswith(PACKAGE)
-    return inside and linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
+    return isinstance(error, OSError) and error.filename is not None and not list(own_frames(error))
 
 
 def own_frames(error: BaseException) -> Iterator[FrameSummary]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
 from vlaprune.delay import Delay, Guide
+from vlaprune.errors import UserError
 from vlaprune.meter import Clock
 from vlaprune.nn.backend import Backend
 from vlaprune.nn.decoder import Decoder
@@ -106,7 +107,7 @@ class Policy:
         delay: Delay | None = None,
     ) -> None:
         if slots < 1:
-            raise ValueError(f"slots={slots}; use at least 1")
+            raise UserError(f"slots={slots}; use at least 1")
         self.model = model
         self.clock = Clock(str(model.device))
         self.sessions = [Session(make_pruner(), model.info, model.decoder.config, self.clock) for _ in range(slots)]
@@ -139,7 +140,7 @@ class Policy:
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """The [n, action_dim] float64 actions to execute until the next look, for each slot that has an observation.
 
-        With a delay they begin with what the robot does while the policy thinks. ValueError where the model emits NaN.
+        With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN.
         """
         slots = list(observations)
         for slot in slots:
@@ -162,9 +163,9 @@ class Policy:
         return out
 
     def _check(self, actions: Mapping[int, np.ndarray]) -> None:
-        """ValueError for a number that is not finite."""
+        """UserError for a number that is not finite."""
         if not all(np.isfinite(chunk).all() for chunk in actions.values()):
-            raise ValueError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
+            raise UserError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
 
     def _predict(self, observations: Sequence[Observation], slots: Sequence[int]) -> Sequence[Tensor]:
         sessions = [self.sessions[i] for i in slots]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.trace import Layout, QueryGroup, Trace
 
 
@@ -40,17 +41,17 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
-        """ValueError for anything that is neither."""
+        """UserError for anything that is neither."""
         a = self.amount
         number = isinstance(a, (int, float)) and not isinstance(a, bool) and math.isfinite(a)
         if not number or a <= 0 or (isinstance(a, float) and a > 1):
-            raise ValueError(f"keep={a} is no budget; use a fraction in (0, 1] such as 0.25, or a count such as 64")
+            raise UserError(f"keep={a} is no budget; use a fraction in (0, 1] such as 0.25, or a count such as 64")
 
     def count(self, total: int) -> int:
-        """Tokens kept of `total`. ValueError for a count above it."""
+        """Tokens kept of `total`. UserError for a count above it."""
         if isinstance(self.amount, int):
             if self.amount > total:
-                raise ValueError(f"keep={self.amount} asks for more than the {total} visual tokens there are")
+                raise UserError(f"keep={self.amount} asks for more than the {total} visual tokens there are")
             return self.amount
         return max(1, round(self.amount * total))
 
@@ -77,17 +78,17 @@ class Plan:
     outputs: frozenset[int] = frozenset()
 
     def check(self, info: ModelInfo, method: str) -> None:
-        """ValueError that names the first thing the model cannot give."""
+        """UserError that names the first thing the model cannot give."""
         named = {"prunes before": self.layers, "reads": self.reads, "budgets": self.budget}
         for what, layers in {**named, "reads outputs of": sorted(self.outputs)}.items():
             wrong = [n for n in layers if not 0 <= n < info.num_layers]
             if wrong:
-                raise ValueError(
+                raise UserError(
                     f"{method} {what} layers {wrong}, but {info.name} has layers "
                     f"0..{info.num_layers - 1}; lower the layer"
                 )
         if list(self.layers) != sorted(set(self.layers)):
-            raise ValueError(f"{method} names layers {list(self.layers)}; they must be sorted and unique")
+            raise UserError(f"{method} names layers {list(self.layers)}; they must be sorted and unique")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ class PruneContext:
     def vision_attention(self) -> Tensor:
         """[n] attention that each row received in the vision tower, see Trace. Needs Plan.vision_attention."""
         if self.trace.vision_attention is None:
-            raise ValueError("the vision tower was not read: Plan.vision_attention is off, or the model cannot read it")
+            raise UserError("the vision tower was not read: Plan.vision_attention is off, or the model cannot read it")
         return self.trace.vision_attention[self.alive]
 
     def attention(self, layer: int, rows: QueryGroup) -> Tensor:
@@ -250,14 +251,14 @@ class Probe(Pruner):
 
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Writes the measurements to a file, whole or not at all. ValueError where they are too few."""
+        """Writes the measurements to a file, whole or not at all. UserError where they are too few."""
 
 
 class Calibrated(Pruner):
     """A method that prunes by measurements of the model in its world, made beforehand and kept in a file.
 
     `vlaprune-eval` and `vlaprune-profile` make the file where the method has none. Without a file, `plan` raises
-    ValueError.
+    UserError.
 
     calibration  the file, or a name that the method knows; None for none yet
     """

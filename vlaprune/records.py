@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
 
+from vlaprune.errors import UserError
+
 SCHEMA = 2  # of a journal's lines
 MOST = 1_000_000  # episodes of a task that a run may ask for
 
@@ -133,11 +135,11 @@ def encode(line: Mapping[str, Any]) -> bytes:
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    """What `encode` wrote. ValueError where a single bit differs."""
+    """What `encode` wrote. UserError where a single bit differs."""
     head, _, tail = line.rpartition(b',"crc":"')
     body = head + b"}"
     if tail != b'%08x"}' % crc32(body):
-        raise ValueError("checksum")
+        raise UserError("checksum")
     said: dict[str, Any] = json.loads(body)
     return said
 
@@ -145,7 +147,7 @@ def _decode(line: bytes) -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Kind and content of the whole lines of a journal. A torn last line (killed while writing) is left out.
 
-    ValueError for any other damage, and for a value that no journal of ours holds.
+    UserError for any other damage, and for a value that no journal of ours holds.
     """
     whole = path.read_bytes().split(b"\n")[:-1]  # what no newline ends was never finished
     for number, line in enumerate(whole, 1):
@@ -156,7 +158,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             what = "is damaged" if str(error) == "checksum" else f"is no line of a journal ({_short(error)})"
             todo = "delete that line and run again to redo it" if number > 1 else "move that file away and run again"
-            raise ValueError(f"{path} line {number} {what}; {todo}") from None
+            raise UserError(f"{path} line {number} {what}; {todo}") from None
         yield kind, content
 
 
@@ -165,20 +167,20 @@ def _short(error: Exception) -> str:
 
 
 def read(folder: Path | str) -> Run:
-    """Reads every journal of a run (one per shard). ValueError where they do not belong together or none is there."""
+    """Reads every journal of a run (one per shard). UserError where they do not belong together or none is there."""
     folder = Path(folder)
     run: Run | None = None
     for path in sorted(folder.glob("journal*.jsonl")):
         for kind, said in _lines(path):
             if kind == "header":
                 if run is not None and run.header.identity != said.identity:
-                    raise ValueError(f"{folder} mixes two runs: {differences(run.header, said)}")
+                    raise UserError(f"{folder} mixes two runs: {differences(run.header, said)}")
                 if run is None:
                     run = Run(folder, said)
                 elif sum(said.tasks.values()) > sum(run.header.tasks.values()):
                     run.header = said
             elif run is None:
-                raise ValueError(f"{path} has no header line; it is no journal of vlaprune")
+                raise UserError(f"{path} has no header line; it is no journal of vlaprune")
             elif kind == "episode":
                 run.episodes.setdefault((said.task, said.episode), said)
                 run.stopped = None
@@ -187,7 +189,7 @@ def read(folder: Path | str) -> Run:
             else:
                 run.errors.append(said)
     if run is None:
-        raise ValueError(f"{folder} holds no run; a run's folder has a journal.jsonl")
+        raise UserError(f"{folder} holds no run; a run's folder has a journal.jsonl")
     return run
 
 
@@ -198,20 +200,20 @@ def written(path: Path) -> set[tuple[str, int]]:
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
+        raise UserError(f"{value!r} is no count")
     return value
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
+        raise UserError(f"{value!r} is no number")
     return value
 
 
 def _plain(kind: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if type(value) is not kind:
-            raise ValueError(f"{value!r} is no {kind.__name__}")
+            raise UserError(f"{value!r} is no {kind.__name__}")
         return value
 
     return check
@@ -237,17 +239,17 @@ def _made(kind: Any) -> Callable[[Any], Any]:
 
 def _header(said: dict[str, Any]) -> Header:
     if said.pop("schema", None) != SCHEMA:
-        raise ValueError(f"another version of vlaprune wrote it, this one writes schema {SCHEMA}")
+        raise UserError(f"another version of vlaprune wrote it, this one writes schema {SCHEMA}")
     header: Header = _made(Header)(said)
     if any(count > MOST for count in header.tasks.values()):
-        raise ValueError(f"more than {MOST} episodes of a task")
+        raise UserError(f"more than {MOST} episodes of a task")
     return header
 
 
 def _episode(said: dict[str, Any]) -> EpisodeRecord:
     record: EpisodeRecord = _made(EpisodeRecord)(said)
     if len({len(call.visual) for call in record.calls}) != 1 or not record.calls[0].visual:
-        raise ValueError("an episode without calls, or with calls of several depths")
+        raise UserError("an episode without calls, or with calls of several depths")
     return record
 
 
@@ -256,7 +258,7 @@ def _noted(**checks: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[st
 
     def check(said: dict[str, Any]) -> dict[str, Any]:
         if said.keys() != checks.keys():
-            raise ValueError(f"keys {sorted(said)}, not {sorted(checks)}")
+            raise UserError(f"keys {sorted(said)}, not {sorted(checks)}")
         return {key: checks[key](value) for key, value in said.items()}
 
     return check
@@ -299,12 +301,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def recorded(folder: Path, header: Header) -> Run | None:
-    """The run that a folder already holds, if it holds one. ValueError where it is another run than `header` says."""
+    """The run that a folder already holds, if it holds one. UserError where it is another run than `header` says."""
     if not any(True for path in folder.glob("journal*.jsonl") for _ in _lines(path)):
         return None
     old, plain = read(folder), json.loads(json.dumps(dict(header.identity)))
     if old.header.identity != plain:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds another run ({differences(old.header, Header(plain, {}, {}))}); "
             "choose another output=, or delete that folder"
         )

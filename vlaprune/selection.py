@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.nn.decoder import Tokens
 from vlaprune.pruner import Budget, Selection
 from vlaprune.trace import Layout
@@ -71,19 +72,19 @@ def _bias(tokens: Tokens, stay: Tensor, order: Tensor, selection: Selection, sta
 
 
 def check_shapes(method: str, layer: int, selection: Selection, reuses: bool) -> None:
-    """ValueError for what can be refused at once: values without a row each, reuse that the plan does not declare."""
+    """UserError for what can be refused at once: values without a row each, reuse that the plan does not declare."""
     rows = selection.keep.shape[0]
     for what, given in (("values", selection.values), ("multiplicity", selection.multiplicity)):
         if given is not None and given.shape[0] != rows:
-            raise ValueError(
+            raise UserError(
                 f"{method} at layer {layer} gives {given.shape[0]} {what} for {rows} kept rows; give one each"
             )
     if selection.reuse is not None and selection.reuse.shape[0] and not reuses:
-        raise ValueError(f"{method} reuses rows at layer {layer} but its plan does not say reuses=True")
+        raise UserError(f"{method} reuses rows at layer {layer} but its plan does not say reuses=True")
 
 
 def verify(method: str, promise: Promise, cached: Tensor) -> None:
-    """ValueError where a selection names rows that are not there, a row twice, or reused rows that nobody cached.
+    """UserError where a selection names rows that are not there, a row twice, or reused rows that nobody cached.
 
     cached  [V] bool: an earlier call of this episode left keys and values of the visual token
     """
@@ -91,17 +92,17 @@ def verify(method: str, promise: Promise, cached: Tensor) -> None:
     reuse = chosen.reuse
     named = chosen.keep.tolist() + ([] if reuse is None else reuse.tolist())
     if named and not 0 <= min(named) <= max(named) < count:
-        raise ValueError(f"{method} names rows at layer {layer} outside 0..{count - 1}")
+        raise UserError(f"{method} names rows at layer {layer} outside 0..{count - 1}")
     if len(set(named)) < len(named):
-        raise ValueError(f"{method} names a row twice at layer {layer}; a row has one fate")
+        raise UserError(f"{method} names a row twice at layer {layer}; a row has one fate")
     if reuse is not None and not cached[promise.alive[reuse]].all():
-        raise ValueError(
+        raise UserError(
             f"{method} reuses rows at layer {layer} that no earlier call has cached; intersect with context.reusable"
         )
 
 
 def check_budget(method: str, layer: int, budgets: Mapping[int, Budget], layout: Layout, seen: int) -> None:
-    """ValueError where the visual tokens computed from a layer on, `seen`, are not those of the method's budget.
+    """UserError where the visual tokens computed from a layer on, `seen`, are not those of the method's budget.
 
     This is the proof of pruning: the number comes from the layer itself, the budget from the configuration.
     """
@@ -109,7 +110,7 @@ def check_budget(method: str, layer: int, budgets: Mapping[int, Budget], layout:
         return
     asked = budgets[layer].count(layout.total)
     if seen != asked:
-        raise ValueError(
+        raise UserError(
             f"{method} promised {asked} of {layout.total} visual tokens from layer {layer} on, "
             f"but {seen} were computed; no number of this run can be believed"
         )

@@ -30,6 +30,7 @@ import numpy as np
 
 from vlaprune.bench.gate import Gate
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.errors import UserError
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.records import StepRecord
 
@@ -48,27 +49,27 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes | str) -> Message:
-    """A message from bytes. ValueError for anything that is none; nothing is ever unpickled."""
+    """A message from bytes. UserError for anything that is none; nothing is ever unpickled."""
     import msgpack
 
     if isinstance(data, str):
-        raise ValueError("a message of text came; send msgpack, as openpi's client does")
+        raise UserError("a message of text came; send msgpack, as openpi's client does")
     entries = 0
 
     def bounded(value: Any) -> Any:
         nonlocal entries
         entries += 1 + len(value)
         if entries > ENTRIES:
-            raise ValueError(f"it has more than {ENTRIES} entries")
+            raise UserError(f"it has more than {ENTRIES} entries")
         return _array(value) if isinstance(value, dict) else value
 
     try:
         said = msgpack.unpackb(data, object_hook=bounded, list_hook=bounded, max_map_len=ENTRIES, max_array_len=ENTRIES)
     except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
         why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"a message cannot be read ({why}); send msgpack, as openpi's client does") from None
+        raise UserError(f"a message cannot be read ({why}); send msgpack, as openpi's client does") from None
     if not isinstance(said, dict):
-        raise ValueError(f"a message holds a {type(said).__name__}; send a dictionary of named observations")
+        raise UserError(f"a message holds a {type(said).__name__}; send a dictionary of named observations")
     return said
 
 
@@ -77,7 +78,7 @@ def _plain(value: object) -> Message | object:
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise ValueError(f"{type(value).__name__} cannot be sent")
+    raise UserError(f"{type(value).__name__} cannot be sent")
 
 
 def _array(value: dict[Any, Any]) -> object:
@@ -85,7 +86,7 @@ def _array(value: dict[Any, Any]) -> object:
         return value
     kind = np.dtype(value[b"dtype"])
     if kind.kind not in "biuf":
-        raise ValueError(f"arrays of {kind} are not accepted; send numbers")
+        raise UserError(f"arrays of {kind} are not accepted; send numbers")
     if b"__npgeneric__" in value:
         return kind.type(value[b"data"])
     return np.frombuffer(value[b"data"], kind).reshape(value[b"shape"]).copy()  # the message's own bytes are read-only
@@ -117,9 +118,9 @@ class Client:
     name = "client"
 
     def __post_init__(self) -> None:
-        """ValueError where cameras and their names in the message are not as many."""
+        """UserError where cameras and their names in the message are not as many."""
         if len(self.cameras) != len(self.images):
-            raise ValueError(f"cameras {list(self.cameras)} are called {list(self.images)}; give each one a name")
+            raise UserError(f"cameras {list(self.cameras)} are called {list(self.images)}; give each one a name")
 
     @property
     def interface(self) -> Interface:
@@ -132,11 +133,11 @@ class Client:
         return Gate(replace(self.interface, cameras=tuple(self.images)))
 
     def read(self, message: Message, gate: Gate) -> Observation:
-        """An observation. ValueError names what is missing or malformed."""
+        """An observation. UserError names what is missing or malformed."""
         wanted = [*self.images, *([] if self.state is None else [self.state]), self.prompt]
         missing = [name for name in wanted if name not in message]
         if missing:
-            raise ValueError(f"the observation lacks {missing}; it has {sorted(map(str, message))[:20]}")
+            raise UserError(f"the observation lacks {missing}; it has {sorted(map(str, message))[:20]}")
         state = None if self.state is None else np.asarray(message[self.state])
         seen = gate.look(Observation({name: message[name] for name in self.images}, state, message[self.prompt]))
         return replace(seen, images={c: seen.images[n] for c, n in zip(self.cameras, self.images, strict=True)})
@@ -279,7 +280,7 @@ class Server:
         await send_within(websocket, pack(self.about))
 
     async def _slot(self) -> int:
-        """A free slot, or that of the connection that was quiet longest. RuntimeError where all are at work."""
+        """A free slot, or that of the connection that was quiet longest. UserError where all are at work."""
         if self._free.empty():
             taken = min((p for p in self._places if p.slot >= 0), key=lambda p: p.heard, default=None)
             if taken is not None and time.monotonic() - taken.heard > self.idle:
@@ -287,7 +288,7 @@ class Server:
         try:
             return await asyncio.wait_for(self._free.get(), self.patience)
         except TimeoutError:
-            raise RuntimeError(f"all {self.policy.slots} slots are taken; serve with more slots") from None
+            raise UserError(f"all {self.policy.slots} slots are taken; serve with more slots") from None
 
     async def _episodes(self, websocket: Any, place: Place) -> None:
         """Observations and their answers; the slot that is taken is noted in `place`."""

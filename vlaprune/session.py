@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.call import Arm, Call
+from vlaprune.errors import UserError
 from vlaprune.meter import Clock, decoder_flops
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache
@@ -89,7 +90,7 @@ class Session:
     def finish(self) -> StepRecord:
         """Closes the call: the method observes it, promises are verified, tokens and FLOPs are counted.
 
-        Errors: ValueError where the model bypassed the call's hooks, where a method named rows that are not there, or
+        Errors: UserError where the model bypassed the call's hooks, where a method named rows that are not there, or
         where it broke its own budget. These checks are made when the call is over, so that no call waits for them.
         """
         call, self._step = self._opened(), self._step + 1
@@ -119,23 +120,23 @@ class Session:
         )
 
     def _check_reached(self, call: Call) -> None:
-        """ValueError where the decoder did not run every layer, or did not ask at every planned layer."""
+        """UserError where the decoder did not run every layer, or did not ask at every planned layer."""
         model, layers = self.arm.info, len(call.trace.counts)
         if layers != model.num_layers:
-            raise ValueError(
+            raise UserError(
                 f"{model.name} ran {layers} of its {model.num_layers} layers through the hooks of this call; pass the "
                 "call that Session.begin returns to the decoder, or no pruning is possible and nothing is counted"
             )
         missed = sorted(set(self.arm.plan.layers) - call.entered)
         if missed:
-            raise ValueError(
+            raise UserError(
                 f"{model.name} never asked before layers {missed}, where {self.name} prunes; the decoder must call "
                 "`enter` before every planned layer"
             )
 
     def _opened(self) -> Call:
         if self._call is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.arm.info.name} opened no call: predict must call Session.begin for every observation"
             )
         return self._call

@@ -11,6 +11,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
+
 
 class QueryGroup(enum.Flag):
     """Which query rows of an attention matrix a method reads."""
@@ -62,7 +64,7 @@ class Layout:
     Two layouts are equal if cameras and instruction are in the same places. The rest of a prompt (pi0.5's state, in
     words) may change its length from call to call; methods that remember tokens need not forget them for that.
 
-    Errors: ValueError where the views do not tile the visual tokens.
+    Errors: UserError where the views do not tile the visual tokens.
     """
 
     length: int = field(compare=False)
@@ -76,7 +78,7 @@ class Layout:
         """Checks that the views tile the visual tokens."""
         tiles = [i for view in self.views for i in view.tokens]
         if tiles != list(range(len(self.visual))):
-            raise ValueError(f"views {self.views} do not tile the {len(self.visual)} visual tokens")
+            raise UserError(f"views {self.views} do not tile the {len(self.visual)} visual tokens")
 
     @property
     def total(self) -> int:

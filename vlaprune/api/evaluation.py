@@ -65,8 +65,7 @@ def evaluate(
     overrides  settings of `vlaprune eval` by their names, two underscores for a dot: `episodes=10, method__keep=0.5`.
                The logger is csv unless another is named
 
-    Errors: ValueError (TypeError where model and benchmark do not share their conventions) for what `vlaprune eval`
-    refuses, in the same words.
+    Errors: UserError for what `vlaprune eval` refuses, in the same words.
     """
     from vlaprune import config
 

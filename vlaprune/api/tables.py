@@ -23,7 +23,7 @@ def load_runs(runs: Runs) -> pd.DataFrame:
     `vlaprune.records.episode_row` (task, episode, success, steps, calls, visual, kept, gflops, ms, ...), ended (seconds
     since 1970) and seconds. The episode number fixes the initial state: pair runs by task and episode.
 
-    Errors: ValueError for a folder without a run or a damaged journal.
+    Errors: UserError for a folder without a run or a damaged journal.
     """
     import pandas as pd
 
@@ -70,7 +70,7 @@ def compare(
     The columns are described at `vlaprune.report.tabulate`; `verdict` is "no worse", "worse" or "undecided", and
     `attrs["notes"]` holds the footnotes. `vlaprune.report.markdown(table)` is the table as text.
 
-    Errors: ValueError where the runs cannot stand in one table.
+    Errors: UserError where the runs cannot stand in one table.
     """
     from vlaprune import report
 

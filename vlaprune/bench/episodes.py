@@ -18,7 +18,7 @@ class Outcome(NamedTuple):
 
 
 class Episodes:
-    """The episodes of one open task, one after the other. ValueError where the world shows or says what it must not."""
+    """The episodes of one open task, one after the other. UserError where the world shows or says what it must not."""
 
     def __init__(self, env: Env, task: Task, interface: Interface) -> None:
         self._env, self._task, self._gate = env, task, Gate(interface)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlaprune.benchmark import Observation
+from vlaprune.errors import UserError
 
 Seen = tuple[Mapping[str, np.ndarray], np.ndarray | None]  # camera -> [h, w, 3] uint8, and the state [s] or None
 
@@ -58,10 +59,10 @@ class GymEnv:
         return Observation(images, None if state is None else np.asarray(state, np.float64), self.instruction)
 
     def step(self, action: np.ndarray) -> bool:
-        """Applies one action; True while the task is achieved. ValueError where the environment does not say."""
+        """Applies one action; True while the task is achieved. UserError where the environment does not say."""
         self._last, _, _, _, info = self.env.step(np.asarray(action, np.float32))
         if self.success not in info:
-            raise ValueError(
+            raise UserError(
                 f"this environment's step information has {sorted(info)}, not {self.success!r}; "
                 "name the key that tells success: GymEnv(..., success=KEY)"
             )

@@ -41,6 +41,7 @@ import numpy as np
 from vlaprune.bench.episodes import Outcome
 from vlaprune.bench.gate import PICTURES
 from vlaprune.benchmark import Env, Interface, Observation, Task
+from vlaprune.errors import UserError
 
 TRIES = 2  # starts of a simulator that dies or hangs while it opens
 CLOSING = 5.0  # seconds after which a simulator that does not close is killed
@@ -214,7 +215,7 @@ class _Worker:
         except OSError as error:
             near.close()
             os.close(shared)
-            raise ValueError(f"python={python} cannot be started ({error.strerror}); name an interpreter") from error
+            raise UserError(f"python={python} cannot be started ({error.strerror}); name an interpreter") from error
         finally:
             far.close()
         self._memory = mmap.mmap(shared, PICTURES)
@@ -302,8 +303,8 @@ def opened(
 
 
 def _raised(name: str, text: str, trace: str, calls: Sequence[tuple[str, int, str]]) -> Exception:
-    """The exception that a worker told of, of its own type where that is built in and takes a text."""
-    known = getattr(builtins, name, None)
+    """The exception that a worker told of, of its own type where that is UserError, or built in and takes a text."""
+    known = UserError if name == UserError.__name__ else getattr(builtins, name, None)
     simple = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError)
     error: Any = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
     error.add_note(trace)

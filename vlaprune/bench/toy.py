@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.benchmark import Interface, Observation, Task, check_action, hold_still
+from vlaprune.errors import UserError
 
 
 class _World:
@@ -70,13 +71,13 @@ class Toy:
     protocol = "vlaprune"
 
     def __post_init__(self) -> None:
-        """ValueError for a state or a picture that is too small."""
+        """UserError for a state or a picture that is too small."""
         if self.interface.state_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"state={self.state}; the toy world needs a layout of at least two numbers, such as position2"
             )
         if self.image < 16:
-            raise ValueError(f"image={self.image}; the toy world draws at least 16 px")
+            raise UserError(f"image={self.image}; the toy world draws at least 16 px")
 
     @property
     def interface(self) -> Interface:

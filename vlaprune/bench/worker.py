@@ -36,12 +36,14 @@ def load_package(folder: Path) -> None:
 
 def pack(observation: Any, memory: mmap.mmap) -> tuple[list[tuple[str, tuple[int, ...], int]], Any, str]:
     """Copies pictures uint8 into shared memory; returns (camera, shape, offset) of each, state, instruction."""
+    from vlaprune.errors import UserError
+
     places, at = [], 0
     for camera, image in observation.images.items():
         if image.dtype != np.uint8:
-            raise TypeError(f"camera {camera} gives {image.dtype}; a picture is uint8")
+            raise UserError(f"camera {camera} gives {image.dtype}; a picture is uint8")
         if at + image.size > len(memory):
-            raise ValueError(f"pictures of more than {len(memory)} bytes; use a smaller image")
+            raise UserError(f"pictures of more than {len(memory)} bytes; use a smaller image")
         np.frombuffer(memory, np.uint8, image.size, at).reshape(image.shape)[:] = image
         places.append((camera, image.shape, at))
         at += image.size

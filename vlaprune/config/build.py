@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def build(
     cfg: DictConfig, world: str = "bench", given: Mapping[str, Any] | None = None
 ) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
-    """The three that a run joins. TypeError in one line where model and benchmark do not share their conventions.
+    """The three that a run joins. UserError in one line where model and benchmark do not share their conventions.
 
     world  the role of the node `bench`: a benchmark, or the client of a server
     given  objects in place of what the configuration describes: `model`, `bench`, and as `method` a function that
@@ -41,13 +41,13 @@ def build(
     driver.calls(model.chunk, model.info.name)
     try:
         driver.drives(model.interface).check(bench.interface)
-    except TypeError as error:
-        raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
+    except UserError as error:
+        raise UserError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
     return model, make_pruner, bench
 
 
 def ready(bench: Benchmark) -> None:
-    """Lets a benchmark look for its simulator and assets before weights are loaded; RuntimeError in one line."""
+    """Lets a benchmark look for its simulator and assets before weights are loaded; UserError in one line."""
     from vlaprune.benchmark import SupportsReady
 
     if isinstance(bench, SupportsReady):
@@ -69,14 +69,14 @@ def model_for(cfg: DictConfig, robot: str | None) -> DictConfig:
 
 
 def control(cfg: DictConfig, bench: Benchmark) -> Control:
-    """How this model drives the benchmark's robot. ValueError in one line for a robot that it does not know."""
+    """How this model drives the benchmark's robot. UserError in one line for a robot that it does not know."""
     from vlaprune.control import Control
 
     controls = cfg.model.get("controls")
     if bench.robot is None or controls is None:
         return Control(execute=cfg.execute)
     if bench.robot not in controls:
-        raise ValueError(
+        raise UserError(
             f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has controls for "
             f"{', '.join(map(str, controls))}: choose one of their benchmarks, or add controls.{bench.robot}"
         )

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from vlaprune.config.build import control, model_node
 from vlaprune.config.delay import delay_identity
 from vlaprune.config.names import identified, named
+from vlaprune.errors import UserError
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
@@ -31,10 +32,10 @@ WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which i
 
 
 def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
-    """Task name -> episodes asked for. ValueError outside 1 .. what the protocol has."""
+    """Task name -> episodes asked for. UserError outside 1 .. what the protocol has."""
     for task in bench.tasks():
         if episodes is not None and not 1 <= episodes <= task.episodes:
-            raise ValueError(f"episodes={episodes}; {bench.name} {task.name} has 1..{task.episodes}")
+            raise UserError(f"episodes={episodes}; {bench.name} {task.name} has 1..{task.episodes}")
     return {t.name: episodes or t.episodes for t in bench.tasks()}
 
 

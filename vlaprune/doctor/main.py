@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from vlaprune.benchmark import Finding, SupportsFindings
 
 PARTS = ("model", "method", "bench")
-ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # a plug-in's own, too
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vlaprune.benchmark import Observation
+from vlaprune.errors import UserError
 from vlaprune.evaluation.rollout import Watcher
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.shared.audit import (
@@ -43,9 +44,9 @@ GREY = 128
 
 
 def check(arm: str | None) -> None:
-    """ValueError for an arm that no audit has."""
+    """UserError for an arm that no audit has."""
     if arm is not None and arm not in ARMS:
-        raise ValueError(f"audit.arm={arm}; use one of {', '.join(ARMS)}, or leave it out")
+        raise UserError(f"audit.arm={arm}; use one of {', '.join(ARMS)}, or leave it out")
 
 
 def named(header: Header, arm: str) -> Header:
@@ -118,10 +119,10 @@ class Book:
         path.with_suffix(".partial").replace(path)
 
     def read(self, seed: int) -> Sequence[Scores]:
-        """Site -> score of each call of an episode. ValueError where it was not recorded."""
+        """Site -> score of each call of an episode. UserError where it was not recorded."""
         path = self.folder / f"{seed}.npz"
         if not path.is_file():
-            raise ValueError(f"{path} is not there; run the arm audit.arm=own anew, it records scores")
+            raise UserError(f"{path} is not there; run the arm audit.arm=own anew, it records scores")
         with np.load(path) as data:
             calls: list[dict[int, torch.Tensor]] = [{} for _ in range(int(data["calls"]))]
             for key in data.files:
@@ -132,20 +133,20 @@ class Book:
 
 
 def audited(folder: str | None, arm: str, header: Header) -> Run:
-    """The run of the arm `own` in a folder. ValueError where it is another run, unfinished, or dropped nothing."""
+    """The run of the arm `own` in a folder. UserError where it is another run, unfinished, or dropped nothing."""
     if folder is None:
-        raise ValueError(f"audit.arm={arm} replays the method's own run; add audit.run=FOLDER, or experiment=audit")
+        raise UserError(f"audit.arm={arm} replays the method's own run; add audit.run=FOLDER, or experiment=audit")
     if not any(Path(folder).glob("journal*.jsonl")):
-        raise ValueError(f"audit.run={folder} holds no run yet; run audit.arm=own first")
+        raise UserError(f"audit.run={folder} holds no run yet; run audit.arm=own first")
     run = read(folder)
     if run.header.identity != (wanted := named(header, "own")).identity:
         said = differences(run.header, wanted)
-        raise ValueError(f"audit.run={folder} is another run ({said}); audit it with its own settings")
+        raise UserError(f"audit.run={folder} is another run ({said}); audit it with its own settings")
     absent = [key for key in ((t, e) for t, n in header.tasks.items() for e in range(n)) if key not in run.episodes]
     if absent:
-        raise ValueError(f"audit.run={folder} lacks {len(absent)} episodes of this run; finish audit.arm=own first")
+        raise UserError(f"audit.run={folder} lacks {len(absent)} episodes of this run; finish audit.arm=own first")
     if all(v == c.total for r in run.episodes.values() for c in r.calls for v in c.visual):
-        raise ValueError(f"audit.run={folder} dropped no token, so that there is no choice to audit; lower keep")
+        raise UserError(f"audit.run={folder} dropped no token, so that there is no choice to audit; lower keep")
     return run
 
 
@@ -169,7 +170,7 @@ class Replayed:
 
 
 def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: Header) -> Callable[[], Pruner]:
-    """What makes the methods of one control. ValueError in one line where the audited run does not serve it."""
+    """What makes the methods of one control. UserError in one line where the audited run does not serve it."""
     run, seed = audited(folder, arm, header), int(header.identity["seed"])
     replay = Replayed({episode_seed(seed, *key): record.calls for key, record in run.episodes.items()})
     if arm in SCORED:
@@ -199,7 +200,7 @@ def _donors(run: Run, seed: int) -> dict[int, int]:
     for task in run.header.tasks:
         own = sorted(e for t, e in run.episodes if t == task)
         if len(own) < 2:
-            raise ValueError(f"audit.arm=other needs two episodes of {task}; add episodes")
+            raise UserError(f"audit.arm=other needs two episodes of {task}; add episodes")
         for one, other in zip(own, [*own[1:], own[0]], strict=True):
             out[episode_seed(seed, task, one)] = episode_seed(seed, task, other)
     return out

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune.errors import install
+from vlaprune.errors import UserError, install
 from vlaprune.records import EpisodeRecord, film_name
 from vlaprune.trace import Trace, View
 
@@ -127,17 +127,17 @@ class Film:
     fps        model calls shown a second
     megabytes  once the videos folder holds so much, no further film is begun and `say` is told, once
 
-    ValueError for an unknown kind, RuntimeError where what it needs is not installed.
+    UserError for an unknown kind, UserError where what it needs is not installed.
     """
 
     def __init__(self, folder: Path, kind: str, fps: float, megabytes: float, say: Callable[[str], None]) -> None:
         if kind not in KINDS[1:]:
-            raise ValueError(f"video={kind}; use one of {', '.join(KINDS)}")
+            raise UserError(f"video={kind}; use one of {', '.join(KINDS)}")
         try:
             import imageio_ffmpeg
             import PIL  # noqa: F401
         except ImportError:
-            raise RuntimeError(f"video={kind} needs more packages; {install('video')}") from None
+            raise UserError(f"video={kind} needs more packages; {install('video')}") from None
         self._encode = imageio_ffmpeg.write_frames
         self.folder, self.kind, self.fps, self.megabytes, self._say = folder, kind, fps, megabytes, say
         self._rolling: dict[Key, Reel | None] = {}  # None for an episode under way that is not filmed

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean, read
 from vlaprune.stats.paired import pair, verdict
 from vlaprune.stats.rates import wilson
@@ -51,7 +52,7 @@ class Wandb:
         self.project, self.mode, self.calls = project, mode, calls
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
-        """Starts wandb and tells it all recorded episodes once more; RuntimeError where it is not installed.
+        """Starts wandb and tells it all recorded episodes once more; UserError where it is not installed.
 
         A run that was killed may have journalled what wandb never got. Steps that wandb has are dropped by wandb.
         """
@@ -59,7 +60,7 @@ class Wandb:
         try:
             import wandb
         except ImportError:
-            raise RuntimeError("wandb is not installed; pip install wandb, or use logger=csv") from None
+            raise UserError("wandb is not installed; pip install wandb, or use logger=csv") from None
         self._wandb, self._folder, self._header = wandb, folder, header
         names = [str(header.identity[part]["name"]) for part in ("model", "method", "bench")]
         self._run = wandb.init(

@@ -24,7 +24,7 @@ class Recorder:
     and is run once more in this run, or else next time. The line is on disk before the next episode starts; a torn last
     line is cut off.
 
-    Errors: ValueError if the folder holds a run with another identity, or another process is writing this journal.
+    Errors: UserError if the folder holds a run with another identity, or another process is writing this journal.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Recorder:
         self._feed(lambda sink: sink.open(header, self.folder, [r for key, r in self._done.items() if key in own]))
 
     def _alone(self, path: Path, shard: str) -> None:
-        """ValueError where a process with another number of shards writes to this folder at this moment."""
+        """UserError where a process with another number of shards writes to this folder at this moment."""
         count = shard.rpartition("-of-")[2]
         for other in sorted(self.folder.glob("journal*.jsonl")):
             if other != path and other.stem.rpartition("-of-")[2] != (count or other.stem):

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Run, film_name
 
 
 def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
-    """Recorded episodes named as ["Lift:3", "Stack:7"], or all `lost` ones. ValueError for one that is not there."""
+    """Recorded episodes named as ["Lift:3", "Stack:7"], or all `lost` ones. UserError for one that is not there."""
     if isinstance(only, str):
         if only != "lost":
-            raise ValueError(f"only={only}; use lost, or a list such as only=[{next(iter(run.episodes))[0]}:0]")
+            raise UserError(f"only={only}; use lost, or a list such as only=[{next(iter(run.episodes))[0]}:0]")
         return {key for key, record in run.episodes.items() if not record.success}
     keys = set()
     for name in only:
         task, _, number = str(name).rpartition(":")
         if not number.isdecimal() or (task, int(number)) not in run.episodes:
-            raise ValueError(f"only={name}; {run.folder} holds no such episode, write TASK:NUMBER of one it holds")
+            raise UserError(f"only={name}; {run.folder} holds no such episode, write TASK:NUMBER of one it holds")
         keys.add((task, int(number)))
     return keys
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from vlaprune.bench.episodes import Outcome
 from vlaprune.benchmark import Benchmark, Observation
+from vlaprune.errors import UserError
 from vlaprune.evaluation.motion import motion
 from vlaprune.evaluation.pool import Event, Pool
 from vlaprune.evaluation.schedule import Key, Pace, Queue
@@ -31,9 +32,9 @@ class Shard:
     count: int = 1
 
     def __post_init__(self) -> None:
-        """ValueError for a shard that does not exist."""
+        """UserError for a shard that does not exist."""
         if not 0 <= self.index < self.count:
-            raise ValueError(f"shard.index={self.index} of shard.count={self.count}; use 0..{self.count - 1}")
+            raise UserError(f"shard.index={self.index} of shard.count={self.count}; use 0..{self.count - 1}")
 
     def of(self, episodes: int) -> range:
         """This shard's episodes of one task."""
@@ -233,7 +234,7 @@ class _Rollout:
             watcher.end(task, episode, None)
         self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones
         if first and self._in_a_row[task] == self._rules.patience:
-            raise RuntimeError(
+            raise UserError(
                 f"{self._in_a_row[task]} episodes of {task} raised one after the other; see the error "
                 f"lines in {self._journal.folder}, mend the environment and run the same command again"
             )

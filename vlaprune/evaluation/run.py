@@ -9,6 +9,7 @@ from typing import Any
 
 from vlaprune import report
 from vlaprune.benchmark import Benchmark
+from vlaprune.errors import UserError
 from vlaprune.evaluation.film import KINDS, Film
 from vlaprune.evaluation.progress import Bar, Job, RunStatus, once, say
 from vlaprune.evaluation.recorder import Recorder
@@ -74,7 +75,7 @@ def main(
     if job is None:
         print(report.summary(read(cfg.output)))
     if lost:
-        raise RuntimeError(
+        raise UserError(
             f"{len(lost)} episodes raised twice (error lines in {recorder.folder}); run the same command again "
             "to redo just these"
         )
@@ -82,16 +83,16 @@ def main(
 
 def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Shard) -> None:
     if cfg.video == "none":
-        raise ValueError("only= runs recorded episodes again for their films; add video=all")
+        raise UserError("only= runs recorded episodes again for their films; add video=all")
     run = recorded(Path(cfg.output), header)
     if run is None:
-        raise ValueError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
+        raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
     replay = Replay(run, chosen(run, cfg.only), say)
     with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
         rollout(policy, bench, replay, shard, RolloutConfig(cfg.seed, cfg.time_limit), films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
-        raise RuntimeError(
+        raise UserError(
             f"{len(replay.other)} episodes did not end as recorded ({', '.join(replay.other)}); run them with the "
             "slots, kernel and machine of the recorded run"
         )
@@ -99,13 +100,13 @@ def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Sh
 
 def _rule(cfg: Any, header: Header) -> Anytime | None:
     if cfg.stop not in (None, "anytime"):
-        raise ValueError(f"stop={cfg.stop}; use anytime, or leave it out")
+        raise UserError(f"stop={cfg.stop}; use anytime, or leave it out")
     if cfg.stop is None:
         return None
     if cfg.baseline is None:
-        raise ValueError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
+        raise UserError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
     if cfg.shard.count > 1:
-        raise ValueError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
+        raise UserError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
     return Anytime(read(cfg.baseline), header)
 
 
@@ -113,7 +114,7 @@ def _rule(cfg: Any, header: Header) -> Anytime | None:
 def _film(cfg: Any, policy: Policy, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
     """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
     if cfg.video not in KINDS:
-        raise ValueError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
+        raise UserError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
     if cfg.video == "none":
         yield ()
         return

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.errors import UserError
 from vlaprune.policy import episode_seed
 from vlaprune.serve import Ask, Message, Place, Server, send_within, unpack
 
@@ -25,7 +26,7 @@ SIDE = 4096  # pixels of a picture's side at most
 
 
 def decoded(value: Any) -> Any:
-    """A payload with arrays in place of their encodings. ValueError for a picture that is none or is too large."""
+    """A payload with arrays in place of their encodings. UserError for a picture that is none or is too large."""
     if isinstance(value, list):
         return [decoded(v) for v in value]
     if not isinstance(value, Mapping):
@@ -35,7 +36,7 @@ def decoded(value: Any) -> Any:
     if value.get("__ndarray__") or value.get("__image__"):
         kind = np.dtype(value["dtype"])
         if kind.kind not in "biuf":
-            raise ValueError(f"arrays of {kind} are not accepted; send numbers")
+            raise UserError(f"arrays of {kind} are not accepted; send numbers")
         return np.frombuffer(value["data"], kind).reshape(value["shape"]).copy()
     return {key: decoded(v) for key, v in value.items()}
 
@@ -46,10 +47,10 @@ def _picture(data: bytes) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if max(image.size) > SIDE:
-            raise ValueError(f"a picture has {image.size} pixels; send at most {SIDE} a side")
+            raise UserError(f"a picture has {image.size} pixels; send at most {SIDE} a side")
         return np.array(image.convert("RGB"))
     except OSError as error:
-        raise ValueError(f"a picture cannot be read ({error}); send PNG, JPEG or raw") from None
+        raise UserError(f"a picture cannot be read ({error}); send PNG, JPEG or raw") from None
 
 
 def flat(payload: Mapping[str, Any], prefix: str = "") -> Message:
@@ -70,7 +71,7 @@ def packed(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
 def _array(value: object) -> object:
     if isinstance(value, np.ndarray):
         return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
-    raise ValueError(f"{type(value).__name__} cannot be sent")
+    raise UserError(f"{type(value).__name__} cannot be sent")
 
 
 class VlaEvalServer(Server):

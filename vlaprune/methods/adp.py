@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import per_camera_topk, split
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
@@ -41,11 +42,11 @@ class ADP(Scored):
     streak: int = 3
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         option("adp gate", self.gate, ("window", "mean", "always"))
         if self.streak < 0 or not all(0 < w < float("inf") for w in self.weights):
-            raise ValueError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
+            raise UserError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
@@ -68,7 +69,7 @@ class ADP(Scored):
         sizes = context.layout.sizes
         weights = self.weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
-            raise ValueError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
+            raise UserError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
         score = self.score(context)
         assert score is not None
         chosen = per_camera_topk(score, context.layout, split(self.budget.count(context.total), sizes, weights))

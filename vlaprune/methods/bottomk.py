@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import QueryGroup
 
@@ -20,10 +21,10 @@ class BottomK(Scored):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget, or layer 0."""
+        """UserError for what is no budget, or layer 0."""
         self.budget = Budget(self.keep)
         if self.layer < 1:
-            raise ValueError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
+            raise UserError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
         """One layer; the last row of the layer before it."""

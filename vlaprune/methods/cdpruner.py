@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 EPS = 1e-6
@@ -52,10 +53,10 @@ class CDPruner(Pruner):
     relevance: str = "similar"
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget or no sign."""
+        """UserError for what is no budget or no sign."""
         self.budget = Budget(self.keep)
         if self.relevance not in SIGNS:
-            raise ValueError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
+            raise UserError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
 
     def plan(self, info: ModelInfo) -> Plan:
         """Layer 0; no attention is read."""

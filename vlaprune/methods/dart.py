@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import cosine
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 
@@ -32,10 +33,10 @@ class DART(Pruner):
     text_pivots: int = 4
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget or too few pivots."""
+        """UserError for what is no budget or too few pivots."""
         self.budget = Budget(self.keep)
         if self.pivots < 1 or self.text_pivots < 0:
-            raise ValueError(f"dart pivots={self.pivots}, text_pivots={self.text_pivots}; use at least 1 and 0")
+            raise UserError(f"dart pivots={self.pivots}, text_pivots={self.text_pivots}; use at least 1 and 0")
 
     def plan(self, info: ModelInfo) -> Plan:
         """One context, no reads."""

@@ -23,7 +23,7 @@ class DivPrune(Pruner):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget."""
+        """UserError for what is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import emitting, option, resolved
 from vlaprune.methods.shared.selecting import shared
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
@@ -78,11 +79,11 @@ class DTP(Pruner):
     corners: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown mode, no budget, or a number below 0."""
+        """UserError for an unknown mode, no budget, or a number below 0."""
         self.budget = Budget(self.important)
         option("dtp mode", self.mode, ("second_pass", "late"))
         if not self.tau >= 0 or not 0 <= self.sigma < float("inf"):
-            raise ValueError(f"dtp tau={self.tau} sigma={self.sigma}; use numbers of 0 or more")
+            raise UserError(f"dtp tau={self.tau} sigma={self.sigma}; use numbers of 0 or more")
         self.reset()
 
     def reset(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import check_range
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 from vlaprune.trace import QueryGroup
@@ -34,11 +35,11 @@ class EfficientVLA(Pruner):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_range("efficientvla alpha", self.alpha, 0, 1)
         if self.layer < 1 or self.key < 1:
-            raise ValueError(f"efficientvla layer={self.layer} key={self.key}; use 1 or more of each")
+            raise UserError(f"efficientvla layer={self.layer} key={self.key}; use 1 or more of each")
 
     def plan(self, info: ModelInfo) -> Plan:
         """One layer; the instruction's rows of the layer before it."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import QueryGroup
 
@@ -38,12 +39,12 @@ class FastV(Scored):
     rows: str = "last"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind of rows or layer 0, where nothing has been attended to yet."""
+        """UserError for an unknown kind of rows or layer 0, where nothing has been attended to yet."""
         self.budget = Budget(self.keep)
         if self.rows not in ROWS:
-            raise ValueError(f"fastv rows={self.rows}; use one of {', '.join(ROWS)}")
+            raise UserError(f"fastv rows={self.rows}; use one of {', '.join(ROWS)}")
         if self.layer < 1:
-            raise ValueError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
+            raise UserError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
         """One layer; the rows of the layer before it."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 
 
@@ -39,10 +40,10 @@ class FlashVLA(Scored):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget, or layer 0."""
+        """UserError for what is no budget, or layer 0."""
         self.budget = Budget(self.keep)
         if self.layer < 1:
-            raise ValueError(f"flashvla layer={self.layer}; use 1 or more, it reads the layer before")
+            raise UserError(f"flashvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
         """One layer; the attention outputs of the layer before it."""

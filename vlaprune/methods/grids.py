@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.load import fill, read, save
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 
@@ -68,7 +69,7 @@ class GridS(nn.Module, Pruner):
     def __init__(self, tokens: int = 16, weights: str = "random") -> None:
         super().__init__()
         if tokens < 1:
-            raise ValueError(f"grids tokens={tokens}; use at least 1")
+            raise UserError(f"grids tokens={tokens}; use at least 1")
         self.tokens, self.weights = tokens, weights
         self.points: nn.Sequential | None = None
         self._there: list[Tensor] = []
@@ -80,7 +81,7 @@ class GridS(nn.Module, Pruner):
         return super().train(mode)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector. Makes the layers, or loads them: ValueError if they do not fit."""
+        """Straight from the projector. Makes the layers, or loads them: UserError if they do not fit."""
         if self.points is None:
             width = info.hidden_size
             with torch.random.fork_rng(devices=[]):
@@ -98,7 +99,7 @@ class GridS(nn.Module, Pruner):
     def sampled(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Patches [K] and values [K, d] in fp32 for the tokens [h w, d] of one camera."""
         if self.points is None:
-            raise ValueError("grids has no layers yet; call plan first")
+            raise UserError("grids has no layers yet; call plan first")
         rows, weights = tokens.float(), self._weights(tokens.device)
         points = mlp(rows.mean(0), *weights[:4]).sigmoid().view(-1, 2)[: height * width]
         return seats(points, height, width), sample(rows.view(height, width, -1), points) + mlp(points, *weights[4:])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import Patches, grey_entropy, still
 from vlaprune.methods.shared.scoring import check_range, crossing, focus, option, text_scores
 from vlaprune.methods.shared.selecting import parted, shared
@@ -48,7 +49,7 @@ class InfoEntropy(Pruner):
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown mode or norm, and for what is no budget."""
+        """UserError for an unknown mode or norm, and for what is no budget."""
         option("infoentropy mode", self.mode, ("reuse", "prune"))
         option("infoentropy norm", self.norm, ("softmax", "renorm"))
         option("infoentropy clock", self.clock, ("control_step", "model_call"))
@@ -68,7 +69,7 @@ class InfoEntropy(Pruner):
         every = range(self.layer if self._prunes else info.num_layers)
         self._layers = tuple(every if self.layers is None else self.layers)
         if not self._layers or (self._prunes and max(self._layers) >= self.layer):
-            raise ValueError(f"infoentropy mode={self.mode} layer={self.layer} cannot use layers={list(self._layers)}")
+            raise UserError(f"infoentropy mode={self.mode} layer={self.layer} cannot use layers={list(self._layers)}")
         reads, budget = dict.fromkeys(self._layers, QueryGroup.TEXT), {self.layer: self._keep} if self._prunes else {}
         return Plan((self.layer,), reads, budget, reuses=not self._prunes)
 

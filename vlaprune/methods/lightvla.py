@@ -14,6 +14,7 @@ the authors leave this gap, and so does the default. `multiplicity_bias` closes 
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import check_range, option, rms
 from vlaprune.methods.shared.selecting import (
     NOISES,
@@ -59,7 +60,7 @@ class LightVLA(nn.Module, Scored):
         option(f"{self.name} queries", queries, ("task", "instruction"))
         check_range(f"{self.name} drop", drop, 0, 1)
         if min_keep < 1 or extra < 0:
-            raise ValueError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
+            raise UserError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
         self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
         self.queries, self.extra, self.drop = queries, extra, drop
         self.noise_scale, self.draws = 1.0, 0

@@ -12,6 +12,7 @@ go on, and with random weights the choice means nothing: this method must be tra
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.scoring import rms
 from vlaprune.nn.load import fill, read, save
@@ -47,12 +48,12 @@ class LightVLAStar(LightVLA):
     ) -> None:
         super().__init__(noise, min_keep, multiplicity_bias)
         if size < 1:
-            raise ValueError(f"lightvla_star size={size}; use at least 1")
+            raise UserError(f"lightvla_star size={size}; use at least 1")
         self.size, self.layer, self.weights = size, layer, weights
         self.query: nn.Parameter | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One context. Makes the queries, or loads them: ValueError if they do not fit."""
+        """One context. Makes the queries, or loads them: UserError if they do not fit."""
         if self.query is None:
             lot = torch.Generator().manual_seed(0)
             self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=lot))
@@ -67,6 +68,6 @@ class LightVLAStar(LightVLA):
     def scores(self, visual: Tensor, text: Tensor | None = None) -> Tensor:
         """[size, n] how much each query asks for each visual row, whatever the text."""
         if self.query is None:
-            raise ValueError("lightvla_star has no queries yet; call plan first")
+            raise UserError("lightvla_star has no queries yet; call plan first")
         score: Tensor = rms(self.query.to(visual.device)) @ rms(visual).T * visual.shape[1] ** -0.5
         return score

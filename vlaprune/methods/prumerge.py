@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import cosine
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 
@@ -39,9 +40,9 @@ class PruMerge(Pruner):
     neighbours: int = 32
 
     def __post_init__(self) -> None:
-        """ValueError for a negative number."""
+        """UserError for a negative number."""
         if self.neighbours < 0:
-            raise ValueError(f"prumerge neighbours={self.neighbours}; use 0 or more")
+            raise UserError(f"prumerge neighbours={self.neighbours}; use 0 or more")
 
     def plan(self, info: ModelInfo) -> Plan:
         """Layer 0, and the tower's attention; no fixed count."""

@@ -19,7 +19,7 @@ class Random(Pruner):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget."""
+        """UserError for what is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import (
     cameras,
     check_range,
@@ -59,10 +60,10 @@ class SAFE(Scored):
     interval: int = 0
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         if self.layer < 2 or self.gamma != self.gamma or self.interval < 0:
-            raise ValueError(
+            raise UserError(
                 f"safe layer={self.layer} gamma={self.gamma} interval={self.interval}; use 2+, a number, 0+"
             )
         option("safe deep_rows", self.deep_rows, ("action", "prompt"))

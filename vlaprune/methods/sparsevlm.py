@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import group_mean
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 from vlaprune.trace import QueryGroup
@@ -58,15 +59,15 @@ class SparseVLM(Pruner):
     recycle: float = 0.3
 
     def __post_init__(self) -> None:
-        """ValueError for stages and budgets that do not match or a share outside [0, 1]."""
+        """UserError for stages and budgets that do not match or a share outside [0, 1]."""
         self.budgets = [Budget(k) for k in self.keep]
         stages = len(self.budgets) if self.layers is None else len(self.layers)
         if stages != len(self.budgets) or (self.layers is None and stages != 3):
-            raise ValueError(f"sparsevlm layers={self.layers} and keep={self.keep}; give one budget for each stage")
+            raise UserError(f"sparsevlm layers={self.layers} and keep={self.keep}; give one budget for each stage")
         if self.layers is not None and min(self.layers, default=1) < 1:
-            raise ValueError(f"sparsevlm layers={self.layers}; use 1 or more, each reads the layer before")
+            raise UserError(f"sparsevlm layers={self.layers}; use 1 or more, each reads the layer before")
         if not 0 <= self.recycle <= 1:
-            raise ValueError(f"sparsevlm recycle={self.recycle}; use a share in [0, 1]")
+            raise UserError(f"sparsevlm recycle={self.recycle}; use a share in [0, 1]")
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:

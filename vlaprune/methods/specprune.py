@@ -49,7 +49,7 @@ class SpecPrune(Pruner):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         for name in ("similar", "static", "keep", "floor", "alpha"):
             check_range(f"specprune {name}", getattr(self, name), 0, 1)
         for value in (*(self.attended or [-1]), *self.stages):

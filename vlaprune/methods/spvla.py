@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import with_edges
 from vlaprune.methods.shared.scoring import check_range
 from vlaprune.methods.shared.selecting import shared
@@ -37,11 +38,11 @@ class SPVLA(Scored):
     edges: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError for a share or a speed out of range."""
+        """UserError for a share or a speed out of range."""
         check_range("spvla least", self.least, 0, 1)
         check_range("spvla slow", self.slow, 0, 1)
         if not self.slow < self.fast <= 1:
-            raise ValueError(f"spvla slow={self.slow} fast={self.fast}; use slow below fast, fast at most 1")
+            raise UserError(f"spvla slow={self.slow} fast={self.fast}; use slow below fast, fast at most 1")
         self.reset()
 
     def reset(self) -> None:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import check_range, cosine, emitting, mean_attention, rms
 from vlaprune.methods.shared.selecting import random_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
@@ -69,13 +70,13 @@ class TEAMVLA(Pruner):
     proportional: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_range("teamvla context", self.context, 0, 1)
         if self.window < 1 or self.window % 2 == 0 or self.tau < 1:
-            raise ValueError(f"teamvla window={self.window} tau={self.tau}; use an odd number and 1 or more")
+            raise UserError(f"teamvla window={self.window} tau={self.tau}; use an odd number and 1 or more")
         if self.layer is not None and self.layer < 1:
-            raise ValueError(f"teamvla layer={self.layer}; use 1 or more, it reads the layer before")
+            raise UserError(f"teamvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
         """Layer 0, which names the rows that this prompt has, and the merge; both counts depend on what is seen."""

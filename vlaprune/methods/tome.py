@@ -45,7 +45,7 @@ class ToMe(Pruner):
     proportional: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget."""
+        """UserError for what is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import grey
 from vlaprune.methods.shared.scoring import mean_attention, option
 from vlaprune.methods.shared.selecting import shared
@@ -48,11 +49,11 @@ class TTFVLA(Pruner):
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown mode, no budget, or an interval below 1."""
+        """UserError for an unknown mode, no budget, or an interval below 1."""
         self.budget = Budget(self.relevant)
         option("ttfvla mode", self.mode, MODES)
         if self.interval < 1 or self.threshold < 0:
-            raise ValueError(f"ttfvla interval={self.interval} threshold={self.threshold}; use 1 or more and 0 or more")
+            raise UserError(f"ttfvla interval={self.interval} threshold={self.threshold}; use 1 or more and 0 or more")
         self.reset()
 
     def reset(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import cosine, group_mean
 from vlaprune.methods.shared.selecting import share
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection, ranking
@@ -45,10 +46,10 @@ class VisionZip(Scored):
     contextual: float = 0.136
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget or no share."""
+        """UserError for what is no budget or no share."""
         self.budget = Budget(self.keep)
         if not 0 <= self.contextual <= 1:
-            raise ValueError(f"visionzip contextual={self.contextual}; use a share in [0, 1]")
+            raise UserError(f"visionzip contextual={self.contextual}; use a share in [0, 1]")
 
     def plan(self, info: ModelInfo) -> Plan:
         """Layer 0, and the tower's attention."""

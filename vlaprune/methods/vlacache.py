@@ -49,7 +49,7 @@ class VLACache(Pruner):
     entropy: str = "all"
 
     def __post_init__(self) -> None:
-        """ValueError for what is no budget, share or kind of rows."""
+        """UserError for what is no budget, share or kind of rows."""
         self._one, self._several = (self._counts(*published) for published in ((130, 120), (150, 100)))
         check_range("vlacache threshold", self.threshold, -1, 1)
         check_range("vlacache growth", self.growth, 0, 1)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import check_range, emitting, mean_attention, option, smoothed
 from vlaprune.methods.shared.selecting import by_camera, share, shared, spread_within
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
@@ -56,14 +57,14 @@ class VLAPruner(Pruner):
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError for a parameter out of range."""
+        """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         option("vlapruner rows", self.rows, ROWS)
         option("vlapruner action", self.action, ("middle", "latter_half"))
         option("vlapruner fill", self.fill, ("zero", "carry"))
         check_range("vlapruner gamma", self.gamma, 0, 1)
         if self.layer < 1 or self.window < 1:
-            raise ValueError(f"vlapruner layer={self.layer} window={self.window}; use 1 or more of each")
+            raise UserError(f"vlapruner layer={self.layer} window={self.window}; use 1 or more of each")
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:

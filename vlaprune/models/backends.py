@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlaprune.errors import UserError
 from vlaprune.nn.backend import Backend, Captured, Compiled
 from vlaprune.policy import VLA
 
@@ -48,7 +49,7 @@ def order(name: str) -> list[SDPBackend]:
 
 def _check(name: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+        raise UserError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
 
 
 def missing(name: str, device: torch.device) -> str | None:
@@ -63,11 +64,11 @@ def with_backend(model: Model, name: str, compiler: str | None = "inductor") -> 
 
     compiler  of torch.compile; None captures without compiling (graph)
 
-    ValueError where the backend is unknown or cannot run on the model's device.
+    UserError where the backend is unknown or cannot run on the model's device.
     """
     _check(name)
     if why := missing(name, model.device):
-        raise ValueError(f"kernel={name} {why}, and the model is on {model.device}; use sdpa")
+        raise UserError(f"kernel={name} {why}, and the model is on {model.device}; use sdpa")
     if name not in ("compile", "graph"):
         return model
     twin = copy.copy(model)

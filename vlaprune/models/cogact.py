@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.models.prismatic import (
     EMPTY,
     HALF,
@@ -69,7 +70,7 @@ class CogACT:
     seed       of random weights
     sizes      of a smaller trunk, for tests
 
-    Errors: ValueError for files that are missing, damaged or another model's, and for a missing camera.
+    Errors: UserError for files that are missing, damaged or another model's, and for a missing camera.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class CogACT:
         dtype: str = "bfloat16",
     ) -> None:
         if head not in SIZES:
-            raise ValueError(f"head={head}; use one of {', '.join(SIZES)}")
+            raise UserError(f"head={head}; use one of {', '.join(SIZES)}")
         if len(cameras) != 1:
-            raise ValueError(f"cameras={list(cameras)}; CogACT reads one")
+            raise UserError(f"cameras={list(cameras)}; CogACT reads one")
         own = Sizes.of(sizes or {})
         with torch.device("meta"):
             self.trunk = Prismatic(own, causal=True, eps=1e-5, stats=EXACT).eval().requires_grad_(False)
@@ -114,19 +115,19 @@ class CogACT:
 
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
         if unnorm is None:
-            raise ValueError(f"unnorm is not set; name the dataset of {weights} that actions are scaled by")
+            raise UserError(f"unnorm is not set; name the dataset of {weights} that actions are scaled by")
         self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",), "tokenizer"))
         file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
         run = file.parent.parent
         vla = read_json(run / "config.json").get("vla")
         base = vla.get("base_vlm") if isinstance(vla, Mapping) else None
         if base != BASE:
-            raise ValueError(f"{run / 'config.json'} names vla.base_vlm {base}; CogACT here is built on {BASE}")
+            raise UserError(f"{run / 'config.json'} names vla.base_vlm {base}; CogACT here is built on {BASE}")
         self.range = Statistics.of(run).range(unnorm, "action", ACTION)
         checkpoint = Checkpoint(file, within="model")
         head = "ema_diffusion" if ema else "action_model"
         if ema and not any(key.startswith(HEADS[1]) for key in checkpoint.shapes):
-            raise ValueError(f"checkpoint {file} has no averaged weights ({HEADS[1]}*); set model.ema=false")
+            raise UserError(f"checkpoint {file} has no averaged weights ({HEADS[1]}*); set model.ema=false")
         own = {f"{head}.{name}": WeightMap(name) for name in self.action.state_dict()}
         others = tuple(part for part in (*TRUNK, *HEADS) if part != f"{head}.")
         load_weights(self.action, checkpoint, own, others, self.device, torch.float32)
@@ -201,15 +202,15 @@ class CogACT:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The one .pt file of a run folder, or the file itself. ValueError where there is none or more than one."""
+    """The one .pt file of a run folder, or the file itself. UserError where there is none or more than one."""
     if path.is_file():
         if path.suffix != ".pt" or path.parent.name != "checkpoints":
-            raise ValueError(f"weights {path} is not RUN/checkpoints/NAME.pt; give the run folder, or such a file")
+            raise UserError(f"weights {path} is not RUN/checkpoints/NAME.pt; give the run folder, or such a file")
         return path
     found = sorted((path / "checkpoints").glob("*.pt"))
     if len(found) != 1:
         names = [p.name for p in found]
-        raise ValueError(
+        raise UserError(
             f"{path / 'checkpoints'} has .pt files {names}; there must be one, or name one in model.weights"
         )
     return found[0]

@@ -76,7 +76,7 @@ class Family:
 
     @classmethod
     def of(cls, folder: Path, weights: str, adaptive: bool) -> Family:
-        """From config.json, which must be there. ValueError for another model, and for what is not computed here.
+        """From config.json, which must be there. UserError for another model, and for what is not computed here.
 
         weights   as the user named them; published names are known
         adaptive  the model is pi0.5
@@ -115,7 +115,7 @@ class Family:
         return cls(name, chunk, states, state, steps=steps, room=room, image=image, added=False)
 
     def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
-        """What the user gave, else what the files say. ValueError where they say something else, or nothing."""
+        """What the user gave, else what the files say. UserError where they say something else, or nothing."""
         if chunk not in (None, self.chunk) and self.name != "none":
             raise UserError(
                 f"model.chunk={chunk}, but the checkpoint's config.json ({self.name}) says {self.chunk}; leave it out"

@@ -28,6 +28,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.delay import Guide
+from vlaprune.errors import UserError
 from vlaprune.meter import block_flops
 from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.guidance import BACKWARD, denoise_guided
@@ -76,7 +77,7 @@ class Flow(ABC):
     device     `auto`, `cpu`, `cuda`, `meta`, ...
     dtype      of weights and computation
 
-    Errors: ValueError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit,
+    Errors: UserError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit,
     options that contradict the checkpoint, and for what its files do not say and must not be guessed.
     """
 
@@ -102,11 +103,11 @@ class Flow(ABC):
     ) -> None:
         weights = weights or self.published
         if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
-            raise ValueError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
+            raise UserError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
         if resize is not None and resize not in RESIZE:
-            raise ValueError(f"resize={resize}; use one of {', '.join(RESIZE)}")
+            raise UserError(f"resize={resize}; use one of {', '.join(RESIZE)}")
         if min(n for n in (steps, chunk, 1) if n is not None) < 1:
-            raise ValueError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
+            raise UserError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
         self.device, kind = resolve_device(device), precision(dtype)
         with torch.device("meta"):
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
@@ -116,7 +117,7 @@ class Flow(ABC):
             Family.random(self.adaptive) if folder is None else Family.of(parent(folder), weights, self.adaptive)
         )
         if family.image not in (None, own.image):
-            raise ValueError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {own.image}")
+            raise UserError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {own.image}")
         self.chunk, self.state_as = family.settle(chunk, state_as)
         self.resize, self.steps = resize or family.resize, steps or family.steps
         self.delta, self.room = family.delta if delta is None else delta, family.room or self.room
@@ -307,11 +308,11 @@ class Flow(ABC):
         if not self.reads_state:
             return None
         if observation.state is None or observation.state.shape != (STATE,):
-            raise ValueError(f"observation has state {observation.state}; {self.name} reads {STATE} numbers")
+            raise UserError(f"observation has state {observation.state}; {self.name} reads {STATE} numbers")
         return observation.state
 
     def _text(self, instruction: str, state: np.ndarray | None) -> Text:
         text = self.text(instruction.strip().replace("_", " ").replace("\n", " "), state)
         if len(text.ids) > self.room:
-            raise ValueError(f"instruction {instruction!r} makes {len(text.ids)} tokens; {self.name} reads {self.room}")
+            raise UserError(f"instruction {instruction!r} makes {len(text.ids)} tokens; {self.name} reads {self.room}")
         return text

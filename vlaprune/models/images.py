@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from vlaprune.errors import UserError
+
 CROP = 0.9  # area of the centre crop: training with random crops saw nine tenths of an image
 
 
@@ -38,10 +40,10 @@ def plain(image: np.ndarray, size: int = 224) -> np.ndarray:
 def area(image: np.ndarray, size: int = 224) -> np.ndarray:
     """[h, w, 3] uint8 to [size, size, 3], each pixel the mean of the area it covers: OpenCV's INTER_AREA.
 
-    What DelinQu/SimplerEnv-OpenVLA@ccfe380 shows OpenVLA. ValueError for an image smaller than `size`.
+    What DelinQu/SimplerEnv-OpenVLA@ccfe380 shows OpenVLA. UserError for an image smaller than `size`.
     """
     if min(image.shape[:2]) < size:
-        raise ValueError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
+        raise UserError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
     rows, columns = (_area_weights(n, size) for n in image.shape[:2])
     return np.rint(_blend(image.astype(np.float32), rows, columns)).clip(0, 255).astype(np.uint8)
 
@@ -55,9 +57,9 @@ PIPELINES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def pipeline(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
-    """One of PIPELINES. ValueError for another name."""
+    """One of PIPELINES. UserError for another name."""
     if name not in PIPELINES:
-        raise ValueError(f"images={name}; use one of {', '.join(PIPELINES)}")
+        raise UserError(f"images={name}; use one of {', '.join(PIPELINES)}")
     return PIPELINES[name]
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
@@ -101,9 +102,9 @@ class OFT(nn.Module):
     ) -> None:
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"head={head}; use one of {', '.join(HEADS)}")
+            raise UserError(f"head={head}; use one of {', '.join(HEADS)}")
         if not cameras or len(set(cameras)) != len(cameras):
-            raise ValueError(f"cameras={list(cameras)}; name one to three different ones")
+            raise UserError(f"cameras={list(cameras)}; name one to three different ones")
         own, kind = Sizes.of(sizes or {}), precision(dtype)
         self.chunk, self._action, self._head = chunk, action, head
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
@@ -194,9 +195,9 @@ class OFT(nn.Module):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """As `Learner` has it; hints are left. ValueError for a head other than `l1`."""
+        """As `Learner` has it; hints are left. UserError for a head other than `l1`."""
         if self._head != "l1":
-            raise ValueError(f"oft with head={self._head} is not trained here; use model.head=l1")
+            raise UserError(f"oft with head={self._head} is not trained here; use model.head=l1")
         shown = np.stack([[self._prepare(i, self._image) for i in own] for own in images.cpu().numpy()])
         ids = [[n for n in row if n] for row in words.tolist()]
         told = None if self._proprio is None else self._proprio.scale(state.cpu().numpy())
@@ -275,14 +276,14 @@ class OFT(nn.Module):
         return torch.stack([torch.randn(self.chunk, self._action, generator=g) for g in generators])
 
     def _states(self, observations: Sequence[Observation]) -> Tensor | None:
-        """[B, s] in [-1, 1]. ValueError where an observation has no state of the right length."""
+        """[B, s] in [-1, 1]. UserError where an observation has no state of the right length."""
         if self._proprio is None:
             return None
         rows = []
         for observation in observations:
             state = observation.state
             if state is None or state.shape != self._proprio.low.shape or not np.isfinite(state).all():
-                raise ValueError(f"observation has state {state}; oft reads {len(self._proprio.low)} finite numbers")
+                raise UserError(f"observation has state {state}; oft reads {len(self._proprio.low)} finite numbers")
             rows.append(self._proprio.scale(state))
         return self._numbers(np.stack(rows))
 
@@ -294,10 +295,10 @@ class OFT(nn.Module):
 
 
 def beside(folder: Path, name: str) -> Path:
-    """The one `name`--*_checkpoint.pt of a folder. ValueError where there is none or more than one."""
+    """The one `name`--*_checkpoint.pt of a folder. UserError where there is none or more than one."""
     found = sorted(folder.glob(f"{name}--*_checkpoint.pt"))
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {folder} has {[p.name for p in found] or 'no'} {name}--*_checkpoint.pt; oft needs exactly one"
         )
     return found[0]

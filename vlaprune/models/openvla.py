@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.models.images import pipeline
 from vlaprune.models.prismatic import (
@@ -77,10 +78,10 @@ class OpenVLA:
         dtype: str = "bfloat16",
     ) -> None:
         if len(cameras) != 1:
-            raise ValueError(f"cameras={list(cameras)}; openvla reads one camera, model=oft reads several")
+            raise UserError(f"cameras={list(cameras)}; openvla reads one camera, model=oft reads several")
         prompt = prompt or "question"
         if prompt not in PROMPTS:
-            raise ValueError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
+            raise UserError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
         own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
         self.device = resolve_device(device)

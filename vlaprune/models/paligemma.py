@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.models.family import NUMBERS
 from vlaprune.models.suffix import Read
@@ -52,11 +53,11 @@ class Sizes:
 
     @classmethod
     def of(cls, given: Mapping[str, int]) -> Sizes:
-        """The published sizes with some of them replaced. ValueError for a name that is not there."""
+        """The published sizes with some of them replaced. UserError for a name that is not there."""
         known = [f.name for f in fields(cls)]
         wrong = sorted(set(given) - set(known))
         if wrong:
-            raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
+            raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
         return cls(**given)
 
     def shape(self, width: int, ffn: int) -> DecoderConfig:

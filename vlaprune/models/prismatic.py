@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
@@ -62,11 +63,11 @@ class Sizes:
 
     @classmethod
     def of(cls, given: Mapping[str, int]) -> Sizes:
-        """The 7B sizes with some of them replaced. ValueError for a name that is not there."""
+        """The 7B sizes with some of them replaced. UserError for a name that is not there."""
         known = [f.name for f in fields(cls)]
         wrong = sorted(set(given) - set(known))
         if wrong:
-            raise ValueError(f"sizes {wrong} are not known; use {', '.join(known)}")
+            raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
         return cls(**given)
 
     def shape(self, causal: bool, eps: float = 1e-6) -> DecoderConfig:
@@ -163,19 +164,19 @@ def unused(trunk: Prismatic) -> tuple[str, ...]:
 
 
 def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
-    """Text to token ids, by the checkpoint's own tokenizer.json. ValueError where it is not Llama-2's."""
+    """Text to token ids, by the checkpoint's own tokenizer.json. UserError where it is not Llama-2's."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exceptions
-        raise ValueError(f"{file} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
+        raise UserError(f"{file} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
     named = {"<s>": BEGIN, "</s>": STOP, "\u2581": EMPTY}
     found = {token: tokenizer.token_to_id(token) for token in named}
     first = tokenizer.encode("Out:").ids[:1]
     if found != named or first != [BEGIN]:
-        raise ValueError(f"{file} is not Llama-2's: it numbers {found}, not {named}, or starts a text with {first}")
+        raise UserError(f"{file} is not Llama-2's: it numbers {found}, not {named}, or starts a text with {first}")
     return lambda text: list(tokenizer.encode(text).ids)
 
 
@@ -202,12 +203,12 @@ def closed(ids: Sequence[int]) -> list[int]:
 def images(
     observations: Sequence[Observation], cameras: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], name: str
 ) -> Tensor:
-    """[B, cameras, h, w, 3] uint8 as the towers see them. ValueError for a missing camera or no uint8 image."""
+    """[B, cameras, h, w, 3] uint8 as the towers see them. UserError for a missing camera or no uint8 image."""
     rows = []
     for observation in observations:
         missing = set(cameras) - set(observation.images)
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"observation lacks cameras {sorted(missing)} that {name} reads; it has {sorted(observation.images)}"
             )
         own = [observation.images[c] for c in cameras]
@@ -215,7 +216,7 @@ def images(
             f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, own, strict=True) if i.ndim != 3 or i.dtype != np.uint8
         ]
         if wrong:
-            raise ValueError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
+            raise UserError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
         rows.append(np.stack([prepare(i) for i in own]))
     return torch.from_numpy(np.stack(rows))
 
@@ -240,7 +241,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def precision(dtype: str) -> torch.dtype:
-    """ValueError for a dtype that is not one of DTYPES."""
+    """UserError for a dtype that is not one of DTYPES."""
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
     return getattr(torch, dtype)

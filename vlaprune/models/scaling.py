@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.errors import UserError
 from vlaprune.nn.checkpoint import Checkpoint, read_json
 
 Numbers = Mapping[str, np.ndarray]  # mean, std, q01, q99
@@ -50,7 +51,7 @@ class Scaling:
 
     @classmethod
     def of(cls, folder: Path, quantiles: bool, state: int, action: int) -> Scaling:
-        """From a checkpoint's files. ValueError where they are missing or malformed.
+        """From a checkpoint's files. UserError where they are missing or malformed.
 
         quantiles      how openpi scales this model (pi0.5 by quantiles, pi0 by mean and deviation); lerobot's files say
         state, action  how many numbers there must be
@@ -64,7 +65,7 @@ class Scaling:
             said, source = read_json(file).get("norm_stats"), str(file)
             if not isinstance(said, Mapping) or not {"state", "actions"} <= said.keys():
                 has = sorted(said) if isinstance(said, Mapping) else said
-                raise ValueError(f"{source} has no norm_stats of `state` and `actions`; it has {has}")
+                raise UserError(f"{source} has no norm_stats of `state` and `actions`; it has {has}")
             groups = {"STATE": said["state"], "ACTION": said["actions"]}
             modes = dict.fromkeys(groups, "openpi quantiles" if quantiles else "openpi mean_std")
             modes = modes if step is None else _kinds(step)
@@ -77,14 +78,14 @@ def _norm_stats(folder: Path) -> Path:
     """The one norm_stats.json of an openpi checkpoint."""
     found = sorted({*folder.glob("norm_stats.json"), *folder.glob("assets/**/norm_stats.json")})
     if not found:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {folder} has no statistics of states and actions (norm_stats.json, or a state_file of the "
             "normalizer in policy_preprocessor.json), and actions have no unit without them; base models such as "
             "pi05_base have none: fine-tune them first, or put the norm_stats.json of your data set beside the weights"
         )
     if len(found) > 1:
         names = [str(f.relative_to(folder)) for f in found]
-        raise ValueError(f"checkpoint {folder} has {len(found)} files norm_stats.json: {names}; keep one")
+        raise UserError(f"checkpoint {folder} has {len(found)} files norm_stats.json: {names}; keep one")
     return found[0]
 
 
@@ -94,7 +95,7 @@ def _normalizer(file: Path) -> Mapping[str, Any]:
     steps = [s for s in (steps if isinstance(steps, list) else []) if isinstance(s, Mapping)]
     own = [s for s in steps if s.get("registry_name") == "normalizer_processor"]
     if len(own) != 1 or not isinstance(own[0].get("config", {}).get("norm_map"), Mapping):
-        raise ValueError(f"{file} has {len(own)} steps `normalizer_processor` with a norm_map; expected one")
+        raise UserError(f"{file} has {len(own)} steps `normalizer_processor` with a norm_map; expected one")
     return own[0]
 
 
@@ -136,15 +137,15 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[Numbers], Scale]]] = {
 
 def _scale(numbers: Mapping[str, object], kind: str, size: int, source: str) -> Scale:
     if kind not in KINDS:
-        raise ValueError(f"{source} is scaled by {kind!r}; this package knows {', '.join(KINDS)}")
+        raise UserError(f"{source} is scaled by {kind!r}; this package knows {', '.join(KINDS)}")
     needed, make = KINDS[kind]
     missing = [n for n in needed if n not in numbers]
     if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}; it has {sorted(numbers)}")
+        raise UserError(f"{source} lacks {', '.join(missing)}; it has {sorted(numbers)}")
     own = {n: np.asarray(numbers[n], dtype=np.float64) for n in needed}
     for name, values in own.items():
         if values.ndim == 1 and np.isin(values[size:], (0, 1)).all():  # openpi pads them to 32, and reads `size`
             own[name] = values = values[:size]
         if values.shape != (size,) or not np.isfinite(values).all():
-            raise ValueError(f"{source}.{name} is {values.tolist()}; the model needs {size} finite numbers")
+            raise UserError(f"{source}.{name} is {values.tolist()}; the model needs {size} finite numbers")
     return make(own)

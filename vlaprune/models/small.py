@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops, vit_block_flops
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
@@ -33,12 +34,12 @@ ACTION, STATE, HINT = 7, 8, 4  # numbers of an action, of a state, of a hint
 
 
 def shipped(model: str, weights: str) -> Path:
-    """The file that is meant: one shipped with the package under this name, or a path. ValueError for neither."""
+    """The file that is meant: one shipped with the package under this name, or a path. UserError for neither."""
     path = WEIGHTS / f"{model}-{weights}.safetensors"
     path = path if path.is_file() else Path(weights)
     if not path.is_file():
         own = sorted(p.stem.removeprefix(f"{model}-") for p in WEIGHTS.glob(f"{model}-*.safetensors"))
-        raise ValueError(f"weights {weights} do not exist: no file, nor shipped with {model} ({', '.join(own)})")
+        raise UserError(f"weights {weights} do not exist: no file, nor shipped with {model} ({', '.join(own)})")
     return path
 
 
@@ -82,7 +83,7 @@ class SmallPolicy(nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, instruction: str) -> list[int]:
-        """Word numbers of an instruction, none of them 0. ValueError where they do not fit the word slots."""
+        """Word numbers of an instruction, none of them 0. UserError where they do not fit the word slots."""
 
     def layout(self, words: int) -> Layout:
         """Positions of everything for an instruction of `words` words."""
@@ -177,7 +178,7 @@ class SmallPolicy(nn.Module, ABC):
         return loss
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
-        """One [chunk, 7] per observation. ValueError for a missing camera, state or a wrong image size."""
+        """One [chunk, 7] per observation. UserError for a missing camera, state or a wrong image size."""
         images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
         ids = [self.words(o.instruction) for o in observations]
@@ -201,10 +202,10 @@ class SmallPolicy(nn.Module, ABC):
     def _images(self, observation: Observation) -> np.ndarray:
         missing = set(self.interface.cameras) - set(observation.images)
         if missing:
-            raise ValueError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
+            raise UserError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
         images = np.stack([observation.images[c] for c in self.interface.cameras])
         if images.shape[1:] != (self.image, self.image, 3) or images.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"images are {images.shape[1:]} {images.dtype}; {self.info.name} reads {self.image} px uint8, "
                 "set bench.image"
             )
@@ -212,7 +213,7 @@ class SmallPolicy(nn.Module, ABC):
 
     def _state(self, observation: Observation) -> np.ndarray:
         if observation.state is None or observation.state.shape != (STATE,):
-            raise ValueError(f"observation has state {observation.state}; {self.info.name} reads {STATE} numbers")
+            raise UserError(f"observation has state {observation.state}; {self.info.name} reads {STATE} numbers")
         return observation.state
 
     def _vision_flops(self) -> float:

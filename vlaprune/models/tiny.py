@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from vlaprune.errors import UserError
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
@@ -25,10 +26,10 @@ TEXT = 12  # usual word slots
 
 
 def tokenize(instruction: str, most: int = TEXT) -> list[int]:
-    """Word numbers of an instruction; unknown words share one. ValueError if it is too long."""
+    """Word numbers of an instruction; unknown words share one. UserError if it is too long."""
     words = instruction.lower().replace(",", " ").replace(".", " ").split()
     if not 1 <= len(words) <= most:
-        raise ValueError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {most}")
+        raise UserError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {most}")
     return [WORDS.index(w) if w in WORDS else 1 for w in words]
 
 
@@ -70,5 +71,5 @@ class Tiny(SmallPolicy):
         self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device).eval()
 
     def tokenize(self, instruction: str) -> list[int]:
-        """Numbers of its words; unknown ones share one. ValueError if there are more than word slots."""
+        """Numbers of its words; unknown ones share one. UserError if there are more than word slots."""
         return tokenize(instruction, self.text)

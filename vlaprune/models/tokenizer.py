@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlaprune.errors import UserError
 from vlaprune.nn.hub import locate
 
 BEGIN = 2  # <bos>
@@ -45,7 +46,7 @@ class Words:
 def tokenizer_of(source: str | None, vocabulary: int) -> Words:
     """From a folder or a repository of the hub that has tokenizer.json; None for the stand-in.
 
-    ValueError where it is not PaliGemma's, or has more tokens than the model has embeddings.
+    UserError where it is not PaliGemma's, or has more tokens than the model has embeddings.
     """
     if source is None:
         return Words(lambda text: stand_in(text, vocabulary))
@@ -56,11 +57,11 @@ def tokenizer_of(source: str | None, vocabulary: int) -> Words:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exceptions
-        raise ValueError(f"{file} cannot be read ({error}); set model.tokenizer to PaliGemma's") from None
+        raise UserError(f"{file} cannot be read ({error}); set model.tokenizer to PaliGemma's") from None
     begin, size = tokenizer.token_to_id("<bos>"), tokenizer.get_vocab_size(with_added_tokens=False)
     line = tokenizer.encode("\n", add_special_tokens=False).ids
     if begin != BEGIN or size > vocabulary or len(line) != 1:
-        raise ValueError(
+        raise UserError(
             f"{file} is not PaliGemma's: <bos> is {begin} instead of {BEGIN}, a line break makes {len(line)} tokens, "
             f"and it has {size} for {vocabulary} embeddings"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
+from vlaprune.errors import UserError
 from vlaprune.models.suffix import Read, joined, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, normalise
@@ -35,7 +36,7 @@ class Toy:
 
     def __init__(self, style: str = "parallel", side: int = 8, layers: int = 6, chunk: int = 4) -> None:
         if style not in STYLES:
-            raise ValueError(f"toy style={style}; use one of {', '.join(STYLES)}")
+            raise UserError(f"toy style={style}; use one of {', '.join(STYLES)}")
         self.parallel = style == "parallel"
         self.info = ModelInfo("toy", layers, 2, 32, 16)
         self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
@@ -141,7 +142,7 @@ class Toy:
 
     def _act(self, slots: Tensor, state: np.ndarray | None) -> Tensor:
         if state is None:
-            raise ValueError("observation has no state; toy reads the position")
+            raise UserError("observation has no state; toy reads the position")
         scale = slots[:, QUERY : QUERY + 2].sum(1, keepdim=True) / 2  # undoes the final norm
         targets = slots[:, X : X + 2] / scale.clamp(min=1e-6)
         at, actions = torch.tensor(state[:2], dtype=torch.float32), torch.zeros(self.chunk, 7)

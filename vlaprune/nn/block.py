@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
@@ -28,7 +30,7 @@ class DecoderConfig:
     mrope_interleaved      the axes take turns from frequency to frequency (Qwen3-VL), not one after the other
     no_rope_layers         layers without RoPE (SmolLM3: every fourth)
 
-    Errors: ValueError for an unknown activation, or a rotation that does not fit the heads.
+    Errors: UserError for an unknown activation, or a rotation that does not fit the heads.
     """
 
     hidden_size: int
@@ -52,14 +54,14 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         """Refuses an activation that is not implemented, and a rotation that does not fit."""
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
+            raise UserError(f"hidden_act={self.hidden_act}; use one of {', '.join(ACTIVATIONS)}")
         if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"partial_rotary_factor={self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} "
                 "numbers of a head; use an even count"
             )
         if self.mrope_section is not None and sum(self.mrope_section) != self.rotary_dim // 2:
-            raise ValueError(
+            raise UserError(
                 f"mrope_section={list(self.mrope_section)} are not the {self.rotary_dim // 2} frequencies of a head"
             )
 

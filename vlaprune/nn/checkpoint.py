@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf", ".msgpack")  # of files that hold weights
 HARMLESS = (  # files of training and of other libraries, which hold no other weights of the policy
@@ -53,7 +55,7 @@ class Checkpoint:
     strip   prefix that names may carry, such as `module.` of distributed training
     shapes  name -> shape
 
-    Errors: ValueError, one line that names the file, for what is missing, truncated or no checkpoint.
+    Errors: UserError, one line that names the file, for what is missing, truncated or no checkpoint.
     """
 
     def __init__(self, path: Path | str, within: str | None = None, strip: str = "") -> None:
@@ -74,10 +76,10 @@ class Checkpoint:
             self._loaded[name], self.shapes[name] = tensor, tuple(tensor.shape)
 
     def _new(self, key: str) -> str:
-        """The name of a tensor without the prefix. ValueError where another tensor has that name."""
+        """The name of a tensor without the prefix. UserError where another tensor has that name."""
         name = key.removeprefix(self._strip)
         if name in self.shapes:
-            raise ValueError(f"checkpoint {self.path} has two tensors {name}; keep one of them")
+            raise UserError(f"checkpoint {self.path} has two tensors {name}; keep one of them")
         return name
 
     def _list(self, file: Path) -> None:
@@ -96,7 +98,7 @@ class Checkpoint:
             try:
                 self._open = (file, safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise ValueError(
+                raise UserError(
                     f"checkpoint file {file} cannot be read ({error}); it is truncated or no safetensors file: "
                     "download it again"
                 ) from None
@@ -128,22 +130,22 @@ class Checkpoint:
 
 
 def shards(path: Path) -> list[Path]:
-    """The files of a checkpoint in safetensors. ValueError that says what is there instead, or missing."""
+    """The files of a checkpoint in safetensors. UserError that says what is there instead, or missing."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ValueError(f"checkpoint {path} does not exist; give a folder, a .safetensors or a .pt file")
+        raise UserError(f"checkpoint {path} does not exist; give a folder, a .safetensors or a .pt file")
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     if not (path / INDEX).is_file():
-        raise ValueError(_no_weights(path))
+        raise UserError(_no_weights(path))
     names = read_json(path / INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-        raise ValueError(f"{path / INDEX} has no weight_map of tensor names to files; download it again")
+        raise UserError(f"{path / INDEX} has no weight_map of tensor names to files; download it again")
     shards = [path / name for name in sorted(set(names.values()))]
     missing = [p.name for p in shards if not p.is_file()]
     if missing or not shards:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} lacks {missing or 'every shard'} of the {len(shards)} that {INDEX} names; "
             "download it again"
         )
@@ -160,7 +162,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def check_companions(folder: Path, reads: Sequence[str], name: str) -> None:
-    """ValueError for a file of weights beside a checkpoint's that the model does not read: it may change the answers.
+    """UserError for a file of weights beside a checkpoint's that the model does not read: it may change the answers.
 
     reads  patterns of the files that the model `name` reads besides the checkpoint's own
     """
@@ -170,7 +172,7 @@ def check_companions(folder: Path, reads: Sequence[str], name: str) -> None:
         return
     known = [says for pattern, says in COMPANIONS.items() for n in unread if fnmatchcase(n, pattern)]
     mend = known[0] if known else "take them out of the folder if the policy does not need them"
-    raise ValueError(f"checkpoint {folder} has {', '.join(unread[:4])}, which {name} does not read; {mend}")
+    raise UserError(f"checkpoint {folder} has {', '.join(unread[:4])}, which {name} does not read; {mend}")
 
 
 COMPANIONS = {
@@ -183,24 +185,24 @@ COMPANIONS = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. ValueError that names the file where it is missing or damaged."""
+    """A JSON object. UserError that names the file where it is missing or damaged."""
     try:
         said = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
+        raise UserError(f"{path} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
     if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no JSON object; it belongs to the checkpoint: download it again")
+        raise UserError(f"{path} holds no JSON object; it belongs to the checkpoint: download it again")
     return said
 
 
 def _unpickled(path: Path) -> object:
     if not path.is_file():
-        raise ValueError(f"checkpoint {path} does not exist; give a folder, a .safetensors or a .pt file")
+        raise UserError(f"checkpoint {path} does not exist; give a folder, a .safetensors or a .pt file")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a pickle that is cut short can raise anything
         said = " ".join(str(error).split())[:160]
-        raise ValueError(
+        raise UserError(
             f"checkpoint file {path} cannot be read ({type(error).__name__}: {said}); it is truncated, or holds more "
             "than tensors"
         ) from None
@@ -211,10 +213,10 @@ def _flat(tree: object, within: str | None, path: Path) -> Iterator[tuple[str, T
     if within is not None:
         if not isinstance(tree, Mapping) or within not in tree:
             has = sorted(map(str, tree))[:6] if isinstance(tree, Mapping) else type(tree).__name__
-            raise ValueError(f"checkpoint file {path} has no entry {within!r}; it has {has}")
+            raise UserError(f"checkpoint file {path} has no entry {within!r}; it has {has}")
         tree = tree[within]
     if not isinstance(tree, Mapping):
-        raise ValueError(f"checkpoint file {path} holds a {type(tree).__name__} and no tensors by name")
+        raise UserError(f"checkpoint file {path} holds a {type(tree).__name__} and no tensors by name")
     for key, value in tree.items():
         if isinstance(value, Tensor):
             yield str(key), value

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import sdpa
 
@@ -242,12 +243,12 @@ def ddim_scales(times: Sequence[int]) -> Tensor:
 
 
 def timesteps(count: int) -> tuple[int, ...]:
-    """`count` of the trained steps, evenly spaced, descending to 0. ValueError where no integer stride gives them."""
+    """`count` of the trained steps, evenly spaced, descending to 0. UserError where no integer stride gives them."""
     for stride in range(1, TRAINED):
         times = range(0, TRAINED, stride)
         if len(times) == count:
             return tuple(reversed(times))
-    raise ValueError(f"steps={count}; no even spacing of {TRAINED} diffusion steps has so many; the default is 10")
+    raise UserError(f"steps={count}; no even spacing of {TRAINED} diffusion steps has so many; the default is 10")
 
 
 def alpha_bar() -> list[float]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.nn.block import DecoderConfig
 
 OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -36,7 +37,7 @@ class GGUF:
     path    of the file
     shapes  name in transformers -> shape
 
-    Errors: ValueError, one line, for a file that is missing, damaged, of another architecture or quantised in a way
+    Errors: UserError, one line, for a file that is missing, damaged, of another architecture or quantised in a way
     that `gguf` cannot undo; or if the package is not installed.
     """
 
@@ -44,31 +45,31 @@ class GGUF:
         try:
             from gguf import GGUFReader
         except ImportError:
-            raise ValueError("the package gguf, which reads GGUF files, is not installed; pip install gguf") from None
+            raise UserError("the package gguf, which reads GGUF files, is not installed; pip install gguf") from None
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"GGUF file {self.path} does not exist")
+            raise UserError(f"GGUF file {self.path} does not exist")
         try:
             self._reader = GGUFReader(str(self.path))
         except Exception as error:  # numpy's and the reader's own for a file cut short or of another kind
-            raise ValueError(f"{self.path} cannot be read ({error}); it is damaged or no GGUF file") from None
+            raise UserError(f"{self.path} cannot be read ({error}); it is damaged or no GGUF file") from None
         if self.field("general.architecture") != "llama":
-            raise ValueError(f"{self.path} holds a {self.field('general.architecture')}; a llama is needed")
+            raise UserError(f"{self.path} holds a {self.field('general.architecture')}; a llama is needed")
         self._tensors = {renamed(t.name): t for t in self._reader.tensors}
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
     def field(self, key: str) -> Any:
-        """A number, text or list of the file's header. ValueError where it is not there."""
+        """A number, text or list of the file's header. UserError where it is not there."""
         found = self._reader.fields.get(key)
         if found is None:
-            raise ValueError(f"{self.path} lacks {key} in its header")
+            raise UserError(f"{self.path} lacks {key} in its header")
         return found.contents()
 
     def config(self, layers: int, causal: bool) -> DecoderConfig:
-        """The decoder of its first `layers` layers. ValueError where it has fewer."""
+        """The decoder of its first `layers` layers. UserError where it has fewer."""
         own = self.field("llama.block_count")
         if not 1 <= layers <= own:
-            raise ValueError(f"layers={layers}, but {self.path.name} has {own}; use 1..{own}")
+            raise UserError(f"layers={layers}, but {self.path.name} has {own}; use 1..{own}")
         width, heads = self.field("llama.embedding_length"), self.field("llama.attention.head_count")
         return DecoderConfig(
             hidden_size=width,
@@ -83,14 +84,14 @@ class GGUF:
         )
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor in fp32. KeyError for a name that is not there; ValueError for an unknown quantisation."""
+        """One tensor in fp32. KeyError for a name that is not there; UserError for an unknown quantisation."""
         from gguf.quants import dequantize
 
         stored = self._tensors[key]
         try:
             values = torch.tensor(dequantize(stored.data, stored.tensor_type))
         except NotImplementedError:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is quantised as {stored.tensor_type.name}, which the package gguf cannot undo; "
                 "use a file in Q4_1 or Q8_0"
             ) from None

@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlaprune.errors import UserError
+
 
 def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors"), option: str = "weights") -> Path:
-    """A local path as it is, or `owner/name[@revision]` fetched from the hub. ValueError where it cannot be had.
+    """A local path as it is, or `owner/name[@revision]` fetched from the hub. UserError where it cannot be had.
 
     patterns  files of the hub's repository that are wanted
     option    of the model that named it, for what errors say
@@ -18,7 +20,7 @@ def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors"), 
         return path
     found = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?", weights)
     if not found:
-        raise ValueError(f"{option} {weights} do not exist; give a folder, a file, owner/name of the hub, or `random`")
+        raise UserError(f"{option} {weights} do not exist; give a folder, a file, owner/name of the hub, or `random`")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -37,4 +39,4 @@ def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors"), 
             f"is no path here and the hub cannot be reached ({type(error).__name__}: {said}); run `hf download {name} "
             f"--local-dir FOLDER` where there is a network, then set model.{option}=FOLDER"
         )
-    raise ValueError(f"{option} {weights}: {name} {why}") from None
+    raise UserError(f"{option} {weights}: {name} {why}") from None

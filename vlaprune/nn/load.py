@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.weights import finite
 
 CARD = "vlaprune"
@@ -37,27 +38,27 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else ValueError."""
+    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else UserError."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights {path} do not exist; give a .safetensors file, or `random`")
+        raise UserError(f"weights {path} do not exist; give a .safetensors file, or `random`")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get(CARD, "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"weights {path} cannot be read ({error}); the file is damaged or no safetensors file"
         ) from None
     if not isinstance(card, dict):
-        raise ValueError(f"weights {path} carry no vlaprune card; they were not written by vlaprune-train")
+        raise UserError(f"weights {path} carry no vlaprune card; they were not written by vlaprune-train")
     return state, {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads tensors strictly: all that is not frozen, in its shape, and nothing else. ValueError says what is wrong."""
+    """Loads tensors strictly: all that is not frozen, in its shape, and nothing else. UserError says what is wrong."""
     own = trained(module)
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())
@@ -72,6 +73,6 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         if names
     ]
     if wrong:
-        raise ValueError(f"weights {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
+        raise UserError(f"weights {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
     finite({k: v for k, v in state.items() if v.is_floating_point()}, source)
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)

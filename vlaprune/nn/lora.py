@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.load import fill, read
 
 
@@ -53,7 +54,7 @@ def adapt(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequen
     rank^2), from the seed and the layer's name alone; B is zero, so that nothing changes before training.
     """
     if rank < 1:
-        raise ValueError(f"LoRA rank={rank}; use at least 1")
+        raise UserError(f"LoRA rank={rank}; use at least 1")
     trunk.requires_grad_(False)
     layers = [(n, m) for n, m in trunk.named_modules() if isinstance(m, nn.Linear) and n not in skip]
     for name, layer in layers:
@@ -79,15 +80,15 @@ def identity(card: Mapping[str, object]) -> str:
 def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
     """Fills a policy with what vlaprune-train saved of a tuning with LoRA, its adapters merged into `trunk`.
 
-    `card` is that of the policy's weights and comes to name the adapters. ValueError for a file that is none, is
+    `card` is that of the policy's weights and comes to name the adapters. UserError for a file that is none, is
     damaged, or belongs to other weights.
     """
     state, said = read(path)
     lora = said.get("lora")
     if not isinstance(lora, dict):
-        raise ValueError(f"weights {path} are no adapters; give them as model.weights")
+        raise UserError(f"weights {path} are no adapters; give them as model.weights")
     if lora.get("weights") != identity(card):
-        raise ValueError(
+        raise UserError(
             f"adapters {path} were trained on weights {lora.get('weights')}, but these are {identity(card)}; "
             "set model.weights to those"
         )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.weights import WeightMap
 
 
@@ -90,7 +91,7 @@ class Schedule:
 
     def __init__(self, steps: int, trained: int = 50) -> None:
         if not 1 <= steps <= trained:
-            raise ValueError(f"steps={steps}; use 1..{trained}")
+            raise UserError(f"steps={steps}; use 1..{trained}")
         bar = [math.cos((i / trained + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(trained + 1)]
         betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
         self._alphas = (1 - betas).cumprod(0).tolist()

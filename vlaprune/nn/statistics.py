@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlaprune.errors import UserError
 from vlaprune.nn.checkpoint import read_json
 
 
@@ -47,14 +48,14 @@ class Statistics:
 
     @classmethod
     def of(cls, folder: Path) -> Statistics:
-        """From dataset_statistics.json, or else norm_stats in config.json. ValueError where there is neither."""
+        """From dataset_statistics.json, or else norm_stats in config.json. UserError where there is neither."""
         for file, entry in (("dataset_statistics.json", None), ("config.json", "norm_stats")):
             if (folder / file).is_file():
                 said = read_json(folder / file)
                 norms = said if entry is None else said.get(entry)
                 if isinstance(norms, Mapping):
                     return cls(norms, str(folder / file))
-        raise ValueError(
+        raise UserError(
             f"checkpoint {folder} has no dataset_statistics.json and no norm_stats in config.json; actions have no "
             "unit without them: download it again"
         )
@@ -65,16 +66,16 @@ class Statistics:
         return sorted(self._norms)
 
     def key(self, wanted: str) -> str:
-        """`wanted`, or `wanted`_no_noops where only that is there. ValueError lists what there is."""
+        """`wanted`, or `wanted`_no_noops where only that is there. UserError lists what there is."""
         for key in (wanted, f"{wanted}_no_noops"):
             if key in self._norms:
                 return key
-        raise ValueError(f"{self._source} has no statistics {wanted!r}; it has {sorted(self._norms)}: name one of them")
+        raise UserError(f"{self._source} has no statistics {wanted!r}; it has {sorted(self._norms)}: name one of them")
 
     def range(
         self, wanted: str, group: str, size: int, ends: Sequence[str] = ("q01", "q99"), eps: float = 0.0
     ) -> Range:
-        """The range of `action` or `proprio` numbers of a dataset. ValueError where it is missing or malformed.
+        """The range of `action` or `proprio` numbers of a dataset. UserError where it is missing or malformed.
 
         ends  what becomes -1 and 1: the 1st and 99th percentiles, or ("min", "max")
         """
@@ -83,12 +84,12 @@ class Statistics:
         norms = dataset.get(group) if isinstance(dataset, Mapping) else None
         if not isinstance(norms, Mapping) or any(end not in norms for end in ends):
             has = sorted(norms) if isinstance(norms, Mapping) else norms
-            raise ValueError(f"{self._source}: {key}.{group} lacks {'/'.join(ends)}; it has {has}")
+            raise UserError(f"{self._source}: {key}.{group} lacks {'/'.join(ends)}; it has {has}")
         low, high = (np.asarray(norms[end], dtype=np.float64) for end in ends)
         mask = np.asarray(norms.get("mask", np.ones(low.shape)), dtype=bool)
         for name, numbers in ((ends[0], low), (ends[1], high), ("mask", mask)):
             if numbers.shape != (size,) or not np.isfinite(numbers).all():
-                raise ValueError(
+                raise UserError(
                     f"{self._source}: {key}.{group}.{name} is {numbers.tolist()}; the model needs {size} finite numbers"
                 )
         return Range(low, high, mask, eps)

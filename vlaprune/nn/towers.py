@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.vision import ViTBlock, received, vit_layers
 from vlaprune.nn.weights import WeightMap
@@ -45,9 +46,9 @@ class TowerShape:
     normed: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError where more blocks are used than there are, or the width does not split into heads."""
+        """UserError where more blocks are used than there are, or the width does not split into heads."""
         if not 1 <= self.used <= self.depth or self.width % self.heads:
-            raise ValueError(f"{self} cannot be built; use 1 <= used <= depth, and a width that `heads` divides")
+            raise UserError(f"{self} cannot be built; use 1 <= used <= depth, and a width that `heads` divides")
 
 
 def dino(width: int = 1024, depth: int = 24, heads: int = 16) -> TowerShape:
@@ -66,7 +67,7 @@ class Tower(nn.Module):
     def __init__(self, shape: TowerShape, image: int = 224, patch: int = 14) -> None:
         super().__init__()
         if image % patch:
-            raise ValueError(f"image={image} is no multiple of the {patch} px patch; use e.g. {image // patch * patch}")
+            raise UserError(f"image={image} is no multiple of the {patch} px patch; use e.g. {image // patch * patch}")
         self.shape, self.side, self.patch = shape, image // patch, patch
         self.embed = nn.Conv2d(3, shape.width, patch, patch)
         self.position = nn.Parameter(torch.zeros(self.side**2, shape.width))

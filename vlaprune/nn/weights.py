@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.block import DecoderConfig
 
 
@@ -86,7 +87,7 @@ def load_weights(
     weights  name in the checkpoint -> where it goes; every one must be there, with its shape
     unused  prefixes of names that may be there and are passed over
 
-    ValueError names tensors that are missing, foreign or of another shape; nothing is loaded then. It also names those
+    UserError names tensors that are missing, foreign or of another shape; nothing is loaded then. It also names those
     with numbers that are not finite in the module's dtype. On the meta device nothing else is done: names and shapes
     are compared, no tensor is read.
     """
@@ -105,17 +106,17 @@ def load_weights(
 
 
 def finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """ValueError that names tensors with a NaN or an infinite number."""
+    """UserError that names tensors with a NaN or an infinite number."""
     if wrong := sorted(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()):
         more = " ..." if len(wrong) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"weights {source} have numbers that are not finite in {len(wrong)} tensors: {wrong[:3]}{more}; they are "
             "damaged, or too large for this dtype: download them again, or use another dtype"
         )
 
 
 def fits(module: nn.Module, checkpoint: Tensors, weights: Mapping[str, WeightMap], unused: Sequence[str] = ()) -> None:
-    """ValueError that says in one line why a checkpoint does not fit a module: what `load_weights` checks first."""
+    """UserError that says in one line why a checkpoint does not fit a module: what `load_weights` checks first."""
     own, name = dict(module.named_parameters()), type(module).__name__
     short = own.keys() - {p.name for p in weights.values()}
     assert not short, f"no tensor of a checkpoint goes to {sorted(short)[:3]}"
@@ -127,7 +128,7 @@ def fits(module: nn.Module, checkpoint: Tensors, weights: Mapping[str, WeightMap
         f"{k} {checkpoint.shapes[k]} instead of {shapes[k]}" for k in sorted(there) if checkpoint.shapes[k] != shapes[k]
     ]
     if not there:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint.path} is another model's: it has none of the {len(shapes)} tensors of {name} such "
             f"as {missing[0]}, but {surplus[:2]}"
         )
@@ -137,7 +138,7 @@ def fits(module: nn.Module, checkpoint: Tensors, weights: Mapping[str, WeightMap
         if names
     ]
     if said:
-        raise ValueError(f"checkpoint {checkpoint.path} does not fit {name}; it {'; '.join(said)}")
+        raise UserError(f"checkpoint {checkpoint.path} does not fit {name}; it {'; '.join(said)}")
 
 
 def randomise(module: nn.Module, seed: int, device: torch.device | str, dtype: torch.dtype | None) -> None:
@@ -204,16 +205,16 @@ NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermedia
 def decoder_config(given: Mapping[str, Any], causal: bool = True) -> DecoderConfig:
     """The decoder that a config.json of transformers describes: `config.to_dict()`, or its `text_config`.
 
-    ValueError for another family, and for what a `Decoder` does not compute: sliding windows, scaled RoPE, biases of
+    UserError for another family, and for what a `Decoder` does not compute: sliding windows, scaled RoPE, biases of
     the output projection and the feed-forward.
     """
     kind = given.get("model_type")
     if kind not in FAMILIES:
-        raise ValueError(f"model_type={kind} is no decoder that is known here; use one of {', '.join(FAMILIES)}")
+        raise UserError(f"model_type={kind} is no decoder that is known here; use one of {', '.join(FAMILIES)}")
     rope = {**given, **(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
     needed = (*NEEDED, "rope_theta")
     if missing := [name for name in needed if (rope if name == "rope_theta" else given).get(name) is None]:
-        raise ValueError(f"this {kind} lacks {', '.join(missing)}; give the whole `config.to_dict()` of transformers")
+        raise UserError(f"this {kind} lacks {', '.join(missing)}; give the whole `config.to_dict()` of transformers")
     scaled = rope.get("rope_type", rope.get("type", "default"))
     windows = "sliding_attention" in (given.get("layer_types") or ()) or (
         given.get("sliding_window") and given.get("use_sliding_window", True)
@@ -226,7 +227,7 @@ def decoder_config(given: Mapping[str, Any], causal: bool = True) -> DecoderConf
         f"hidden_act={given.get('hidden_act')}": given.get("hidden_act", "silu") != ACTS.get(kind, "silu"),
     }
     if found := [name for name, is_there in wrong.items() if is_there]:
-        raise ValueError(f"this {kind} has {', '.join(found)}, which the decoder here does not compute")
+        raise UserError(f"this {kind} has {', '.join(found)}, which the decoder here does not compute")
     heads = given["num_attention_heads"]
     sections = rope.get("mrope_section")
     no_rope = given.get("no_rope_layers") or ()  # SmolLM3: 1 for a layer with RoPE, 0 for one without

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlaprune.benchmark import Interface
+from vlaprune.errors import UserError
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.profile.recording import PHASES, Recording, closes
 from vlaprune.records import StepRecord
@@ -135,10 +136,10 @@ class Foretold:
 def foretells(
     scores: Sequence[float], losses: Sequence[float], tokens: Sequence[float], seed: int = 0, draws: int = 4000
 ) -> Foretold:
-    """Spearman's rank correlation; arms are drawn anew for the interval. ValueError for fewer than 4 arms."""
+    """Spearman's rank correlation; arms are drawn anew for the interval. UserError for fewer than 4 arms."""
     a, b = np.asarray(scores, float), np.asarray(losses, float)
     if len(a) < 4:
-        raise ValueError(f"{len(a)} arms; a rank correlation needs at least 4")
+        raise UserError(f"{len(a)} arms; a rank correlation needs at least 4")
     picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
     drawn = rank_correlation(a[picks], b[picks])
     low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune import report
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile.fidelity import Fidelity, Foretold, Replay, foretells, overlap, replay, score
@@ -63,12 +64,12 @@ def arms(
 ) -> list[tuple[str, Callable[[], Pruner], Run]]:
     """The method of every run but dense, as its journal configures it; of runs with one setting the longest.
 
-    ValueError for runs of other weights.
+    UserError for runs of other weights.
     """
     out: dict[str, tuple[str, Callable[[], Pruner], Run]] = {}
     for run in sorted(runs, key=lambda run: (len(run.episodes), str(run.folder))):
         if run.header.identity.get("weights") != weights:
-            raise ValueError(f"{run.folder} ran with weights {run.header.identity.get('weights')}, not {weights}")
+            raise UserError(f"{run.folder} ran with weights {run.header.identity.get('weights')}, not {weights}")
         if report.name(run.header) != "dense":
             node = run.header.identity["method"]
             label = report.label(run.header, [other.header for other in runs])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vlaprune.benchmark import Observation
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy, episode_seed
 from vlaprune.profile.fidelity import Replay
@@ -64,7 +65,7 @@ class Search:
 
     def __init__(self, model: VLA, layer: int, count: int, trials: int, scale: np.ndarray) -> None:
         if trials < 1:
-            raise ValueError(f"trials={trials}; use at least 1")
+            raise UserError(f"trials={trials}; use at least 1")
         self._tellers: list[Told] = []
         self.policy = Policy(model, lambda: self._teller(layer), slots=PACK)
         self.count, self.trials, self.scale = count, trials, scale
@@ -102,7 +103,7 @@ class Search:
         (dense,) = self.chunks(observation, [None], seed)
         total, sign = self.policy.trace(0).layout.total, -1.0 if farthest else 1.0
         if not 0 < self.count <= total:
-            raise ValueError(f"count={self.count}; keep 1 to {total} of the {total} visual tokens")
+            raise UserError(f"count={self.count}; keep 1 to {total} of the {total} visual tokens")
 
         def tried(sets: Sequence[np.ndarray]) -> Found:
             chunks = self.chunks(observation, sets, seed)

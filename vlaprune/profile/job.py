@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
@@ -71,15 +72,15 @@ class Setting:
             bench = self.bench
             try:
                 model.interface.check(bench.interface)
-            except TypeError as error:
-                raise TypeError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
+            except UserError as error:
+                raise UserError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
             print(f"recording {cfg.record} dense episodes of every task of {bench.name} into {path}", flush=True)
             policy = Policy(model, Dense, control=self.control())
             record(policy, bench, cfg.record, cfg.seed).save(path)
         recording = Recording.load(path)
         has = set(recording.frames[0].observation.images)
         if not set(model.interface.cameras) <= has:
-            raise ValueError(
+            raise UserError(
                 f"{path} has cameras {sorted(has)}, {model.info.name} reads {sorted(model.interface.cameras)}; "
                 "delete it to record anew, or name another file with observations="
             )
@@ -119,7 +120,7 @@ def fidelities(setting: Setting) -> list[Path]:
         runs = report.find([Path(folder) for folder in cfg.runs])
         base = next((r for r in runs if report.name(r.header) == "dense"), None)
         if base is None:
-            raise ValueError(f"runs={list(cfg.runs)} hold no dense run; a loss needs one")
+            raise UserError(f"runs={list(cfg.runs)} hold no dense run; a loss needs one")
         found = gate.arms(runs, setting.make, getattr(model, "card", {}).get("sha256", "none"))
         methods = [(label, calibrate.of_run(make, run.folder)) for label, make, run in found]
         ran = {label: run for label, _, run in found}
@@ -196,7 +197,7 @@ def calibrations(setting: Setting) -> list[Path]:
     for label, make in setting.methods:
         method = make()
         if not isinstance(method, Calibrated):
-            raise ValueError(f"method {label} has nothing to calibrate; use method=ties")
+            raise UserError(f"method {label} has nothing to calibrate; use method=ties")
         probe = calibrate.probed(method.probe(), model, recording, cfg.seed, len(recording.frames))
         out.append(Path(cfg.output) / f"{cfg.name or model.info.name + '-' + label.replace(' ', '-')}.json")
         probe.save(out[-1])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.errors import UserError
 from vlaprune.profile.published import MODELS, Model
 from vlaprune.profile.roofline import Stages, decoder, device, total
 from vlaprune.records import StepRecord
@@ -37,13 +38,13 @@ class Fixed:
     p99: float | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for times that are none."""
+        """UserError for times that are none."""
         if not (math.isfinite(self.p50) and self.p50 >= 0):
-            raise ValueError(f"delay.ms={self.p50}; use a number of milliseconds from 0 on, or measured")
+            raise UserError(f"delay.ms={self.p50}; use a number of milliseconds from 0 on, or measured")
         if self.p99 is not None and not self.p50 < self.p99 < math.inf:
-            raise ValueError(f"delay.jitter={self.p99} with delay.ms={self.p50}; the p99 is above the p50, both in ms")
+            raise UserError(f"delay.jitter={self.p99} with delay.ms={self.p50}; the p99 is above the p50, both in ms")
         if self.p99 is not None and not self.p50:
-            raise ValueError("delay.jitter needs delay.ms above 0")
+            raise UserError("delay.jitter needs delay.ms above 0")
 
     @property
     def expected(self) -> float:
@@ -71,9 +72,9 @@ class Measured:
     note = "each call's own wall time on this machine: not reproducible"
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """The sum of the call's stages. ValueError where it shared a packed call."""
+        """The sum of the call's stages. UserError where it shared a packed call."""
         if record.packed > 1 or not record.ms:
-            raise ValueError("delay.ms=measured needs calls of one sequence each; set slots=1")
+            raise UserError("delay.ms=measured needs calls of one sequence each; set slots=1")
         return sum(record.ms.values())
 
 
@@ -112,15 +113,15 @@ class Modelled:
     guided: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError in one line for a model or a device without a floor."""
+        """UserError in one line for a model or a device without a floor."""
         device(self.device)
         if self.model not in MODELS:
-            raise ValueError(
+            raise UserError(
                 f"delay.device={self.device} needs a floor, and model {self.model} has none; there are floors of "
                 f"{', '.join(MODELS)}: name one with delay.model, or give delay.table"
             )
         if not 0 < self.share <= 1:
-            raise ValueError(f"delay.share={self.share}; use a share of the roofline above 0, up to 1")
+            raise UserError(f"delay.share={self.share}; use a share of the roofline above 0, up to 1")
 
     def _ms(self, stages: Stages) -> float:
         floors = device(self.device).floors(stages)
@@ -170,11 +171,11 @@ class Table:
 
     @cached_property
     def arms(self) -> list[Arm]:
-        """Sorted by FLOPs. ValueError in one line for a file that is no such table, or of another model."""
+        """Sorted by FLOPs. UserError in one line for a file that is no such table, or of another model."""
         rows = self._rows()
         dense = [r for r in rows if r["method"].split()[0] == "dense"]
         if not dense:
-            raise ValueError(f"{self.path} has no dense arm; make it with vlaprune-profile mode=speed")
+            raise UserError(f"{self.path} has no dense arm; make it with vlaprune-profile mode=speed")
         kernel = min(dense, key=lambda r: float(r["ms_p50"]))["kernel"]
         rows = [r for r in rows if r["kernel"] == kernel]
         base = [Arm("dense", float(r["flops_call"]), float(r["ms_p50"])) for r in rows if r in dense]
@@ -186,17 +187,17 @@ class Table:
 
     def _rows(self) -> Sequence[Mapping[str, str]]:
         if not self.path.is_file():
-            raise ValueError(f"delay.table={self.path} is no file; make one with vlaprune-profile mode=speed")
+            raise UserError(f"delay.table={self.path} is no file; make one with vlaprune-profile mode=speed")
         with self.path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         needed = ("model", "method", "kernel", "ms_p50", "ms_pruned", "flops_call", "steady_flops")
         if not rows or (lacks := [k for k in needed if k not in rows[0]]):
             said = f"lacks {', '.join(lacks)}" if rows else "is empty"
-            raise ValueError(f"delay.table={self.path} {said}; make it anew with vlaprune-profile mode=speed")
+            raise UserError(f"delay.table={self.path} {said}; make it anew with vlaprune-profile mode=speed")
         own = [r for r in rows if r["model"] == self.model]
         if not own:
             others = sorted({r["model"] for r in rows})
-            raise ValueError(
+            raise UserError(
                 f"delay.table={self.path} holds times of {', '.join(others)}, and the calls are those of {self.model}; "
                 f"give its table, or set delay.model={others[0]}"
             )
@@ -255,21 +256,21 @@ Source = Fixed | Measured | Modelled | Table
 
 
 def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
-    """The one source that the keys of `delay` name. ValueError in one line where there is none, or more than one.
+    """The one source that the keys of `delay` name. UserError in one line where there is none, or more than one.
 
     model, method  short names of what acts
     """
     ms, on, table, jitter = (settings.get(key) for key in ("ms", "device", "table", "jitter"))
     timed = str(settings.get("model") or model)
     if table is None and settings.get("model") is not None and on is None:
-        raise ValueError(f"delay.model={timed} says whose time a device takes; add delay.device or delay.table")
+        raise UserError(f"delay.model={timed} says whose time a device takes; add delay.device or delay.table")
     if (ms is None) == (on is None and table is None):
-        raise ValueError(
+        raise UserError(
             f"delay.mode={settings['mode']} needs one of delay.ms, delay.device and delay.table, got "
             f"ms={ms}, device={on}, table={table}"
         )
     if jitter is not None and (ms is None or ms == "measured"):
-        raise ValueError(f"delay.jitter={jitter} goes with delay.ms=NUMBER only")
+        raise UserError(f"delay.jitter={jitter} goes with delay.ms=NUMBER only")
     if ms == "measured":
         return Measured()
     if ms is not None:
@@ -279,12 +280,12 @@ def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
         return Modelled(timed, str(on), share, guided=settings["mode"] == "rtc")
     found = Table(Path(table), timed, method, scaled=settings.get("model") is not None and timed != model)
     if found.scaled and timed not in MODELS:
-        raise ValueError(f"delay.model={timed} has no full-size counts here; there are {', '.join(MODELS)}")
+        raise UserError(f"delay.model={timed} has no full-size counts here; there are {', '.join(MODELS)}")
     assert found.arms
     return found
 
 
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"delay.{key}={value}; use a number" + (", or measured" if key == "ms" else ""))
+        raise UserError(f"delay.{key}={value}; use a number" + (", or measured" if key == "ms" else ""))
     return float(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.backends import missing, order, with_backend
 from vlaprune.policy import VLA, Policy
@@ -40,7 +41,7 @@ def measure(
 ) -> Measured:
     """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
 
-    `climbing` are other rules for the ladder. ValueError where no backend runs here.
+    `climbing` are other rules for the ladder. UserError where no backend runs here.
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
@@ -49,7 +50,7 @@ def measure(
     here_too = [backend for backend in ladder if not missing(backend, model.device)]
     backends = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]
     if not backends:
-        raise ValueError(f"ladder={list(ladder)} has no backend that runs on {model.device}")
+        raise UserError(f"ladder={list(ladder)} has no backend that runs on {model.device}")
     best = micro.climb(backends, recording.episodes, climbing or rules, watch)
     tell(f"fastest dense: {best.backend}")
     arms = _arms(best.policy.model, methods, best.backend, skipped)

@@ -17,6 +17,7 @@ from math import inf
 import numpy as np
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.models.backends import kernel
 from vlaprune.nn.backend import EAGER
 from vlaprune.policy import Policy, episode_seed
@@ -131,7 +132,7 @@ class Arm:
         try:
             while done < rules.warmup:
                 if time.perf_counter() > deadline:
-                    raise ValueError("the time was over before it was warm; allow more, or name fewer methods")
+                    raise UserError("the time was over before it was warm; allow more, or name fewer methods")
                 done += len(self.replay(next(blocks), rules.seed)[0])
             if not rules.look:
                 return
@@ -230,7 +231,7 @@ def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, w
         watch.look()
     run = [arm for arm in arms if not arm.refused]
     if not run:
-        raise ValueError("; ".join(f"dense under {arm.backend}: {arm.refused}" for arm in arms))
+        raise UserError("; ".join(f"dense under {arm.backend}: {arm.refused}" for arm in arms))
     watch.clocks.clear()  # backends are not compared block by block
     best = min(run, key=lambda arm: float(np.median(arm.ms)))
     for arm in arms:

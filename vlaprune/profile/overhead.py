@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
@@ -65,7 +66,7 @@ def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: 
         theirs, ours = _both(config, length)
         apart = float((ours() - theirs()).abs().max())
         if apart > 1e-3:
-            raise ValueError(f"our decoder and transformers' differ by {apart:.2g} at {length} tokens")
+            raise UserError(f"our decoder and transformers' differ by {apart:.2g} at {length} tokens")
         times = alternate([theirs, ours], rounds)
         row: dict[str, Any] = {"arm": f"prompt of {length} tokens", "calls": rounds, "apart": apart}
         rows.append(row | ratios(times[:, 0], times[:, 1]))

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlaprune.bench.episodes import Episodes, Outcome
 from vlaprune.benchmark import Benchmark, Interface, Observation
+from vlaprune.errors import UserError
 from vlaprune.policy import Policy, episode_seed
 
 PHASES = ("approach", "switch", "carry", "after")
@@ -66,7 +67,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path) -> Recording:
-        """Reads what `save` wrote. ValueError for anything else."""
+        """Reads what `save` wrote. UserError for anything else."""
         try:
             with np.load(path) as data:
                 arrays = {key: data[key] for key in data.files}
@@ -87,7 +88,7 @@ class Recording:
                 for i in range(len(arrays["step"]))
             ]
         except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
-            raise ValueError(f"{path} is no whole recording ({error}); delete it and run again") from error
+            raise UserError(f"{path} is no whole recording ({error}); delete it and run again") from error
         return cls(frames, card)
 
 

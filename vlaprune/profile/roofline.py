@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vlaprune.errors import UserError
 from vlaprune.meter import attention_flops, linear_flops
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """One of `DEVICES`, in capital letters or not. ValueError names them."""
+    """One of `DEVICES`, in capital letters or not. UserError names them."""
     found = {known.lower(): on for known, on in DEVICES.items()}.get(name.lower())
     if found is None:
-        raise ValueError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
+        raise UserError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
     return found
 
 

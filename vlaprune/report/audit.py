@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean
 from vlaprune.report.runs import context, label
 from vlaprune.stats import paired as stats
@@ -91,7 +92,7 @@ class Audit:
 
 
 def audit(runs: Sequence[Run]) -> Audit:
-    """Joins the arms of one audit on the episodes that all have. ValueError in one line where they do not fit."""
+    """Joins the arms of one audit on the episodes that all have. UserError in one line where they do not fit."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         named = arm(run)
@@ -99,17 +100,17 @@ def audit(runs: Sequence[Run]) -> Audit:
             arms.setdefault(named.partition("-")[0], []).append(run)
     absent = [a for a in ("own", "dense", "random") if a not in arms]
     if absent:
-        raise ValueError(f"no audit without its arms {', '.join(absent)}; run experiment=audit, then name its folder")
+        raise UserError(f"no audit without its arms {', '.join(absent)}; run experiment=audit, then name its folder")
     (own, *more), first = arms["own"], arms["own"][0]
     if more:
-        raise ValueError(f"{own.folder} and {more[0].folder} are both audited; name the folder of one audit")
+        raise UserError(f"{own.folder} and {more[0].folder} are both audited; name the folder of one audit")
     for run in (r for several in arms.values() for r in several):
         if context(run) != context(first):
             said = differences(Header(context(first), {}, {}), Header(context(run), {}, {}))
-            raise ValueError(f"{run.folder} and {first.folder} differ in more than the arm ({said}); run them alike")
+            raise UserError(f"{run.folder} and {first.folder} differ in more than the arm ({said}); run them alike")
     keys = sorted(set.intersection(*(set(r.episodes) for several in arms.values() for r in several)))
     if len(keys) < 2:
-        raise ValueError(f"the arms below {first.folder.parent} share {len(keys)} episodes; run at least two")
+        raise UserError(f"the arms below {first.folder.parent} share {len(keys)} episodes; run at least two")
     won = {name: [[r.episodes[k].success for r in several] for k in keys] for name, several in arms.items()}
     ours = [own[0] for own in won["own"]]
     each = {name: [mean(list(map(float, draws))) for draws in rows] for name, rows in won.items()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.records import Run
 from vlaprune.report.markdown import table
 from vlaprune.stats.rates import mean_of_tasks
@@ -48,7 +49,7 @@ class Claim:
 
 
 def load(folder: Path) -> list[Claim]:
-    """Every claim of a folder's CSV files. ValueError names the first line that is none."""
+    """Every claim of a folder's CSV files. UserError names the first line that is none."""
     claims = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
@@ -56,13 +57,13 @@ def load(folder: Path) -> list[Claim]:
                 try:
                     claim = Claim(**{**row, "value": float(row["value"])})  # type: ignore[arg-type]
                     if claim.evidence not in EVIDENCE or not {"model", "bench", "method"} <= claim.wanted.keys():
-                        raise ValueError("evidence or run")
+                        raise UserError("evidence or run")
                 except (ValueError, TypeError, KeyError) as error:
                     names = ", ".join(f.name for f in fields(Claim))
-                    raise ValueError(f"{path} line {number} is no claim ({error}); it has {names}") from None
+                    raise UserError(f"{path} line {number} is no claim ({error}); it has {names}") from None
                 claims.append(claim)
     if not claims:
-        raise ValueError(f"{folder} holds no claims; give a folder with CSV files of them")
+        raise UserError(f"{folder} holds no claims; give a folder with CSV files of them")
     return claims
 
 

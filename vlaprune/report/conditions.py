@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.markdown import TERMINAL, columns
@@ -49,12 +50,12 @@ def _name(header: Header) -> str:
 
 
 def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Condition]:
-    """Runs by their perturbation, the unperturbed ones first. ValueError where they differ in anything else."""
+    """Runs by their perturbation, the unperturbed ones first. UserError where they differ in anything else."""
     groups = sorted(alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
     for group in groups:
         if apart := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
             two = f"{group[0].folder} and {groups[0][0].folder}"
-            raise ValueError(f"{two} differ in more than method and stress ({apart}); make a report of each")
+            raise UserError(f"{two} differ in more than method and stress ({apart}); make a report of each")
     return [Condition(_name(group[0].header), compare(group, baseline, partial)) for group in groups]
 
 

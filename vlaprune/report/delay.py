@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Setting]:
-    """Runs by their delay, in the order of mode and latency. ValueError as `compare` raises it."""
+    """Runs by their delay, in the order of mode and latency. UserError as `compare` raises it."""
     out = [_setting(group, baseline, partial) for group in alike(runs)]
     return sorted(out, key=lambda s: (s.ms is None, s.mode, s.ms or 0.0, s.where))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
 from vlaprune.stats.noise import lines, same_method
 from vlaprune.stats.paired import aa_floor
@@ -30,12 +31,12 @@ class Noise:
 
 
 def noise(repeats: Sequence[Run], baseline: Run) -> Noise:
-    """Measures the floor. ValueError where the runs are no repeats of the baseline."""
+    """Measures the floor. UserError where the runs are no repeats of the baseline."""
     for run in repeats:
         if apart := differences(_kind(baseline), _kind(run)):
-            raise ValueError(f"{run.folder} is no repeat of {baseline.folder}: {apart}")
+            raise UserError(f"{run.folder} is no repeat of {baseline.folder}: {apart}")
     if not same_method(repeats):
-        raise ValueError(f"a floor needs the baseline at least twice, got {len(repeats)} run")
+        raise UserError(f"a floor needs the baseline at least twice, got {len(repeats)} run")
     told = lines(repeats)[1:]
     found = []
     for other, line in zip(repeats[1:], told, strict=True):

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
 from vlaprune.report.noise import Noise, noise
 from vlaprune.stats.anytime import said
@@ -33,22 +34,22 @@ def label(header: Header, others: Sequence[Header] = ()) -> str:
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
-    """Every run in or below the given folders. ValueError for a folder without any."""
+    """Every run in or below the given folders. UserError for a folder without any."""
     runs = []
     for path in paths:
         folders = sorted({p.parent for p in path.glob("**/journal*.jsonl")}) if path.is_dir() else []
         if not folders:
-            raise ValueError(f"{path} holds no run; give folders in which vlaprune-eval has written a journal.jsonl")
+            raise UserError(f"{path} holds no run; give folders in which vlaprune-eval has written a journal.jsonl")
         runs += [_named(read(folder)) for folder in folders]
     return runs
 
 
 def _named(run: Run) -> Run:
-    """The run, whose header says what it joins. ValueError where it does not."""
+    """The run, whose header says what it joins. UserError where it does not."""
     for part, key in (("model", "name"), ("method", "name"), ("bench", "name"), ("bench", "margin")):
         said = run.header.identity.get(part)
         if not isinstance(said, Mapping) or key not in said:
-            raise ValueError(f"{run.folder}: its header has no {part}.{key}, so it stands in no table; leave it out")
+            raise UserError(f"{run.folder}: its header has no {part}.{key}, so it stands in no table; leave it out")
     return run
 
 
@@ -131,9 +132,9 @@ class Comparison:
         return float(self.arms[0].run.header.identity["bench"]["margin"])
 
     def above(self, repeats: Sequence[Run]) -> Comparison:
-        """The same, with the floor that these repeats of the baseline make. ValueError where they are none."""
+        """The same, with the floor that these repeats of the baseline make. UserError where they are none."""
         if self.baseline is None:
-            raise ValueError("a floor needs a baseline among the runs; name one with --baseline")
+            raise UserError("a floor needs a baseline among the runs; name one with --baseline")
         return replace(self, floor=noise(repeats, self.baseline.run))
 
     @property
@@ -169,7 +170,7 @@ def context(run: Run) -> Mapping[str, Any]:
 
 
 def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False, mixed: bool = False) -> Comparison:
-    """Puts runs side by side, or says in one line why they cannot be: ValueError.
+    """Puts runs side by side, or says in one line why they cannot be: UserError.
 
     Runs that differ in the seed only are one row.
 
@@ -178,7 +179,7 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
     """
     runs = [r for r in runs if r.episodes or not partial]
     if not runs:
-        raise ValueError("none of these runs has a finished episode")
+        raise UserError("none of these runs has a finished episode")
     groups = _over_seeds(runs)
     firsts = [group[0] for group in groups]
     headers = [r.header for r in firsts]
@@ -201,7 +202,7 @@ def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, 
         *(_episodes(one, first) for one in group),
     ]
     if any(reasons) and not mixed:
-        raise ValueError(
+        raise UserError(
             f"{run.folder} and {first.folder} {next(filter(None, reasons))}; make a report of each, or pass --mixed to "
             "look anyway"
         )
@@ -209,7 +210,7 @@ def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, 
     missing = 0 if stopped else sum(len(one.missing) for one in group)
     if missing and not partial:
         lacking = next(one for one in group if one.missing)
-        raise ValueError(
+        raise UserError(
             f"run {lacking.folder} lacks {len(lacking.missing)} of {sum(lacking.header.tasks.values())} episodes; "
             "finish it, or pass --partial"
         )
@@ -252,7 +253,7 @@ def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str
         return trained
     twice = sorted({one for one in labels if labels.count(one) > 1})
     if twice and not mixed:
-        raise ValueError(f"{len(runs)} runs, but {twice} comes more than once; name the folders to compare")
+        raise UserError(f"{len(runs)} runs, but {twice} comes more than once; name the folders to compare")
     return [f"{one} ({run.folder.name})" if one in twice else one for run, one in zip(runs, labels, strict=True)]
 
 

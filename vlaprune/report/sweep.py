@@ -15,7 +15,7 @@ from vlaprune.stats import noise
 def told(runs: Sequence[Run]) -> Iterator[str]:
     """Paragraphs. Runs that differ in more than method and seed have a table each: one for each suite or model.
 
-    ValueError where they cannot stand in a table.
+    UserError where they cannot stand in a table.
     """
     runs = [run for run in runs if run.episodes]
     if any(map(audit.arm, runs)):

@@ -22,7 +22,7 @@ from vlaprune.stats.measured import impossible
 def summarise(
     runs: Sequence[Run], baseline: str = "dense", by_task: bool = False, partial: bool = False, mixed: bool = False
 ) -> pd.DataFrame:
-    """The table of `tabulate`; ValueError in one line where the runs cannot stand in one (`runs.compare`)."""
+    """The table of `tabulate`; UserError in one line where the runs cannot stand in one (`runs.compare`)."""
     return tabulate(compare(runs, baseline, partial, mixed), by_task)
 
 

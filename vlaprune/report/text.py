@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlaprune.errors import UserError
 from vlaprune.records import Run
 from vlaprune.report.markdown import TERMINAL, columns
 from vlaprune.report.markdown import table as lined
@@ -72,7 +73,7 @@ SHORT |= {"verdict": "verdict", "FLOPs cut": "FLOPs", "speed-up": "speed"}
 def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) -> str:
     """A title and plain columns, at most 80 characters a line; with `wide` or `only` every column, or those named.
 
-    ValueError for a column that this table does not have.
+    UserError for a column that this table does not have.
     """
     shown = pretty(table)
     if not wide and not only:
@@ -81,7 +82,7 @@ def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) 
             shown["verdict"] = ["baseline" if pd.isna(v) else v for v in table["verdict"]]
         only = [c for c in SHORT if c in shown]
     if unknown := [c for c in only if c not in shown]:
-        raise ValueError(f"no column {', '.join(unknown)} here; choose from {', '.join(shown)}")
+        raise UserError(f"no column {', '.join(unknown)} here; choose from {', '.join(shown)}")
     kept = ["method", *(c for c in only if c != "method")] if only else list(shown)
     rows = [[str(cell) for cell in row] for row in shown[kept].itertuples(index=False)]
     heads = kept if wide else [SHORT.get(c, c) for c in kept]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Header, Run, differences
 from vlaprune.stats.paired import EProcess, e_process
 
@@ -17,16 +18,16 @@ from vlaprune.stats.paired import EProcess, e_process
 class Anytime:
     """The rule `stop=anytime` of one run against its baseline.
 
-    ValueError where the baseline is another protocol or lacks an episode that this run asks for.
+    UserError where the baseline is another protocol or lacks an episode that this run asks for.
     """
 
     def __init__(self, base: Run, header: Header, alpha: float = 0.05) -> None:
         ours, theirs = (Header({**h.identity, "method": {}}, {}, {}) for h in (header, base.header))
         if apart := differences(theirs, ours):
-            raise ValueError(f"baseline {base.folder} is no baseline of this run: it differs in {apart}")
+            raise UserError(f"baseline {base.folder} is no baseline of this run: it differs in {apart}")
         self._order = [(task, episode) for task, count in header.tasks.items() for episode in range(count)]
         if lacking := [key for key in self._order if key not in base.episodes]:
-            raise ValueError(
+            raise UserError(
                 f"baseline {base.folder} lacks {len(lacking)} of the {len(self._order)} episodes of this run; "
                 "finish it first, or ask for fewer episodes"
             )

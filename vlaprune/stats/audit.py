@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from vlaprune.errors import UserError
 from vlaprune.stats.rates import Interval
 
 
@@ -23,7 +24,7 @@ def exchangeable(one: Sequence[bool], others: Sequence[Sequence[bool]]) -> float
     the smaller tail. With one control this is McNemar's exact test.
     """
     if len(one) != len(others) or not others or not others[0]:
-        raise ValueError(f"{len(one)} episodes of one arm, {len(others)} of its controls; give the same, with controls")
+        raise UserError(f"{len(one)} episodes of one arm, {len(others)} of its controls; give the same, with controls")
     chance = np.ones(1)
     for own, rest in zip(one, others, strict=True):
         p = (own + sum(rest)) / (1 + len(rest))
@@ -47,7 +48,7 @@ def share(gained: Sequence[float], lost: Sequence[float], confidence: float = 0.
     """
     a, b, n = np.array(gained, float), np.array(lost, float), len(gained)
     if n != len(lost) or n < 2:
-        raise ValueError(f"a share needs two episodes and the same ones, got {n} and {len(lost)}")
+        raise UserError(f"a share needs two episodes and the same ones, got {n} and {len(lost)}")
     top, bottom = float(a.mean()), float(b.mean())
     value = top / bottom if bottom else math.nan
     (aa, ab), (_, bb) = np.cov(a, b) / n * float(norm.ppf((1 + confidence) / 2)) ** 2

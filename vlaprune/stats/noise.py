@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
 from vlaprune.stats.paired import aa_floor
 
@@ -32,13 +33,13 @@ def conditions(header: Header) -> Header:
 
 
 def lines(runs: Sequence[Run]) -> list[str]:
-    """The first run against each of the others, a line each. ValueError where two have no episode in common."""
+    """The first run against each of the others, a line each. UserError where two have no episode in common."""
     first = runs[0]
     out = [f"A/A: every run against {first.folder}, episodes that both have"]
     for other in runs[1:]:
         both = [key for key in first.episodes if key in other.episodes]
         if not both:
-            raise ValueError(f"{other.folder} and {first.folder} have no episode in common")
+            raise UserError(f"{other.folder} and {first.folder} have no episode in common")
         then, now = ({key: run.episodes[key] for key in both} for run in (first, other))
         rate, interval = aa_floor({k: r.success for k, r in then.items()}, {k: r.success for k, r in now.items()})
         steps = sum(then[key].steps != now[key].steps for key in both)

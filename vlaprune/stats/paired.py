@@ -1,7 +1,7 @@
 """Intervals, paired tests and verdicts for success rates. numpy and scipy only.
 
 Counts are episodes. Rates, differences and margins are proportions (0.02 = two points), and a
-difference is method - dense: a loss is negative. Bad input raises ValueError in one line.
+difference is method - dense: a loss is negative. Bad input raises UserError in one line.
 What a run could show is in `power`.
 """
 
@@ -18,6 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 from scipy.stats import binomtest, norm
 
+from vlaprune.errors import UserError
 from vlaprune.stats.exact import below, score
 from vlaprune.stats.rates import Interval, design_effect, wilson
 
@@ -43,7 +44,7 @@ class Pairs:
     def __post_init__(self) -> None:
         """Refuse an empty table and negative counts."""
         if min(self.both, self.lost, self.gained, self.neither) < 0 or self.n < 1:
-            raise ValueError(f"paired counts must be >= 0 and hold an episode: {self}")
+            raise UserError(f"paired counts must be >= 0 and hold an episode: {self}")
 
     @property
     def n(self) -> int:
@@ -71,7 +72,7 @@ def pair(
     """
     if dense.keys() != method.keys():
         absent, extra = len(dense.keys() - method.keys()), len(method.keys() - dense.keys())
-        raise ValueError(f"not the same episodes: method lacks {absent}, dense lacks {extra}")
+        raise UserError(f"not the same episodes: method lacks {absent}, dense lacks {extra}")
     count = Counter((bool(dense[key]), bool(method[key])) for key in dense)
     found = Pairs(count[True, True], count[True, False], count[False, True], count[False, False])
     groups: dict[Hashable, list[int]] = {}
@@ -137,7 +138,7 @@ def clustered_error(tasks: Mapping[str, tuple[int, int]]) -> float:
     """
     rows = list(tasks.values())
     if len(rows) < 2 or min(n for _, n in rows) < 1:
-        raise ValueError(f"a clustered error needs two tasks with episodes, got {dict(tasks)}")
+        raise UserError(f"a clustered error needs two tasks with episodes, got {dict(tasks)}")
     total, n = np.array(rows, dtype=float).T
     residuals = total - n * total.sum() / n.sum()
     return math.sqrt(len(rows) / (len(rows) - 1) * (residuals**2).sum()) / float(n.sum())
@@ -168,7 +169,7 @@ def verdicts(several: Sequence[Pairs], margin: float, confidence: float = 0.95) 
     is rejected and the difference lies above, "worse" if below and exact McNemar agrees.
     """
     if not 0 <= margin < 1:
-        raise ValueError(f"a margin is a proportion in [0, 1), got {margin}")
+        raise UserError(f"a margin is a proportion in [0, 1), got {margin}")
     alpha = 1 - confidence
     ps = [against(pairs, margin) for pairs in several]
     adjusted = holm(ps)

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
 
+from vlaprune.errors import UserError
+
 
 def mcnemar_power(n: int, lost: float, gained: float, alpha: float = 0.05) -> float:
     """Return the chance that n pairs at these true rates make exact McNemar call a loss."""
@@ -24,7 +26,7 @@ def mde(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> 
     discordance  rate of pairs that disagree; a larger loss raises it to the loss itself
     """
     if n < 1 or not 0 <= discordance <= 1:
-        raise ValueError(f"no detectable difference for n = {n}, discordance = {discordance}")
+        raise UserError(f"no detectable difference for n = {n}, discordance = {discordance}")
 
     def missing(loss: float) -> float:
         rate = max(discordance, loss)

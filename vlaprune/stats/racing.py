@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vlaprune.errors import UserError
 from vlaprune.stats.paired import EProcess, Key
 
 
@@ -67,7 +68,7 @@ def race(
     strays beyond the promising one of its cost) runs, while the budget lasts. Gives those that ran.
     """
     if batch < 1 or budget < batch:
-        raise ValueError(f"budget={budget} batch={batch}; use a batch of 1 or more episodes, within the budget")
+        raise UserError(f"budget={budget} batch={batch}; use a batch of 1 or more episodes, within the budget")
     every = {e.name: Standing(e) for e in entrants}
     spent = 0
     while True:

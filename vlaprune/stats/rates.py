@@ -1,6 +1,6 @@
 """Intervals and means of success rates; an episode run under several seeds is one cluster. numpy and scipy only.
 
-Bad input raises ValueError in one line.
+Bad input raises UserError in one line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv
 from scipy.stats import norm
+
+from vlaprune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95, design: fl
 def _rate(successes: int, n: int, design: float) -> tuple[float, float]:
     """The rate, and how many independent episodes tell as much."""
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"no success rate of {successes} out of {n} episodes")
+        raise UserError(f"no success rate of {successes} out of {n} episodes")
     return successes / n, n / design
 
 

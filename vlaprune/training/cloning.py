@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vlaprune.benchmark import Interface, Observation, SupportsExpert
 from vlaprune.control import taught
+from vlaprune.errors import UserError
 from vlaprune.nn.load import save
 from vlaprune.policy import Policy
 from vlaprune.pruner import Pruner
@@ -24,7 +25,7 @@ def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) ->
     """The same demonstrations with the cameras that a model reads and the gripper that it says."""
     missing = sorted(set(model.cameras) - set(world.cameras))
     if missing:
-        raise ValueError(f"demonstrations lack cameras {missing} that the model reads; set model.cameras")
+        raise UserError(f"demonstrations lack cameras {missing} that the model reads; set model.cameras")
     images, order = arrays["images"], [world.cameras.index(c) for c in model.cameras]
     if order != list(range(images.shape[1])):
         images = images[:, order]
@@ -87,9 +88,9 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
     teaches = isinstance(bench, SupportsExpert)
     if not teaches:
-        raise ValueError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+        raise UserError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
-        raise ValueError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
+        raise UserError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     jobs = [
         demos.Job(task.name, episode, plan.noises[(episode + i) % len(plan.noises)])
         for i, task in enumerate(bench.tasks())
@@ -132,7 +133,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     torch.manual_seed(recipe.seed)
     model = make_model()
     if not hasattr(model, "normalise"):
-        raise ValueError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
+        raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     shown = [data / "demos"]
     teach(bench, plan, shown[0], model.chunk)
     losses: list[float] = []

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlaprune.benchmark import Observation, Task, in_process
+from vlaprune.errors import UserError
 from vlaprune.training.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
@@ -90,12 +91,12 @@ def load(*folders: str | Path) -> dict[str, np.ndarray]:
 
     images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
     episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
-    ValueError for a folder without demonstrations, or a damaged file.
+    UserError for a folder without demonstrations, or a damaged file.
     """
     paths = []
     for folder in folders:
         if not (found := sorted(Path(folder).glob("*.npz"))):
-            raise ValueError(f"{folder} holds no demonstrations")
+            raise UserError(f"{folder} holds no demonstrations")
         paths += found
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
@@ -174,12 +175,12 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """Some arrays of one file, or ValueError that names it."""
+    """Some arrays of one file, or UserError that names it."""
     try:
         with np.load(path) as data:
             return {key: data[key] for key in keys}
     except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
-        raise ValueError(f"{path} is not a whole demonstration ({error}); delete it") from error
+        raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 
 def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, worker: int) -> list[tuple[str, bool]]:

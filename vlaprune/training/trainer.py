@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlaprune.errors import UserError
 from vlaprune.nn.load import fill, trained
 from vlaprune.training.files import replacing
 
@@ -136,21 +137,21 @@ class Trainer:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
             recipe = saved["recipe"]
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self.path} cannot be read ({type(error).__name__}); delete it to start anew"
             ) from None
         if recipe != asdict(self.recipe):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self.path} was made with {recipe}, now {asdict(self.recipe)}; "
                 "use the same settings, or another output="
             )
         if saved.get("origin", self.origin) != self.origin:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self.path} began with weights {saved['origin']}, now they are {self.origin}; "
                 "use the same, or another output="
             )
         if saved["frames"] != len(self.frames.images):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self.path} saw {saved['frames']} frames, now there are {len(self.frames.images)}; "
                 "bring the demonstrations back, or use another output="
             )
@@ -196,7 +197,7 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
             loss = self.loss(self.step, *batch)
         if not torch.isfinite(loss):
-            raise ValueError(f"loss is {loss.item()} at step {self.step}; lower lr, or train with bf16=false")
+            raise UserError(f"loss is {loss.item()} at step {self.step}; lower lr, or train with bf16=false")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

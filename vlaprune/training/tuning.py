@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vlaprune.errors import UserError
 from vlaprune.meter import Clock
 from vlaprune.nn.load import save
 from vlaprune.nn.lora import adapt, identity
@@ -53,11 +54,11 @@ class Tuning:
     recipe: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown schedule, or a rank below 0."""
+        """UserError for an unknown schedule, or a rank below 0."""
         if self.lora["rank"] < 0:
-            raise ValueError(f"tuning.lora.rank={self.lora['rank']}; use 0 for none, or 1 and more (32 as published)")
+            raise UserError(f"tuning.lora.rank={self.lora['rank']}; use 0 for none, or 1 and more (32 as published)")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"tuning.schedule={self.schedule}; use one of {', '.join(SCHEDULES)}")
+            raise UserError(f"tuning.schedule={self.schedule}; use one of {', '.join(SCHEDULES)}")
 
 
 def learnt(method: object) -> bool:
@@ -183,10 +184,10 @@ def _runs(*keys: np.ndarray) -> list[int]:
 def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
     """Freezes a policy's trunk beside adapters; the rest is trained in full, all of it in fp32. What a card says of it.
 
-    ValueError for a policy without a trunk of its own.
+    UserError for a policy without a trunk of its own.
     """
     if not hasattr(policy, "trunk"):
-        raise ValueError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
+        raise UserError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
     adapt(policy.trunk, rank, alpha, seed)
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -202,7 +203,7 @@ def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], F
         arrays = datasets.load(data, policy.chunk, plan.every)
         foreign = sorted(set(arrays["task"].tolist()) - set(instructions.values()))
         if foreign:
-            raise ValueError(
+            raise UserError(
                 f"{data} demonstrates {foreign[:2]}, no task of bench {bench.name}; set bench.suite to theirs"
             )
         instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
@@ -221,7 +222,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     torch.manual_seed(recipe.seed)
     policy, method = make_model(), make_method()
     if not hasattr(policy, "train_loss"):
-        raise ValueError(f"model {policy.info.name} cannot be trained; use model=tiny")
+        raise UserError(f"model {policy.info.name} cannot be trained; use model=tiny")
     arrays, shown = lessons(cfg, bench, policy)
     origin, lora = identity(policy.card), None
     if tuning.lora["rank"]:

@@ -29,6 +29,7 @@ from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.benchmark import Env, Finding, Interface, Task, hold_still
+from vlaprune.errors import UserError
 
 MUJOCO = "3.3.2"  # of the protocol
 MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
@@ -72,13 +73,13 @@ class Libero:
     def __post_init__(self) -> None:
         """Refuses unknown suites, tasks and renderers before anything is started."""
         if self.protocol not in PROTOCOLS:
-            raise ValueError(f"bench.protocol={self.protocol}; use one of {', '.join(PROTOCOLS)}")
+            raise UserError(f"bench.protocol={self.protocol}; use one of {', '.join(PROTOCOLS)}")
         count = len(files.suite(self.suite))
         if unknown := [n for n in self.only or () if n not in range(count)]:
-            raise ValueError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
+            raise UserError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
         stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
-            raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
+            raise UserError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
     def tasks(self) -> Sequence[Task]:
         """The chosen tasks, in LIBERO's order or the one asked for."""
@@ -105,11 +106,11 @@ class Libero:
     def expert(self, env: Any) -> Callable[[], np.ndarray]:
         """A function that returns the scripted expert's [7] action for the present state of `env`."""
         if not isinstance(env, LiberoEnv):
-            raise ValueError("experts look into the simulator; set bench.worker=false")
+            raise UserError("experts look into the simulator; set bench.worker=false")
         return experts.expert(env.world)
 
     def ready(self) -> None:
-        """RuntimeError in one line where a package or the assets are missing."""
+        """UserError in one line where a package or the assets are missing."""
         if self.python is None:
             self._check()
             files.assets()
@@ -135,26 +136,26 @@ class Libero:
             try:
                 said = look()
                 yield Finding(about, str(said) if isinstance(said, Path) else "there")
-            except (RuntimeError, ValueError) as error:
+            except UserError as error:
                 yield Finding(about, str(error), ok=False)
 
     def _check(self) -> None:
-        """RuntimeError where a package is missing or MuJoCo is another one."""
+        """UserError where a package is missing or MuJoCo is another one."""
         files.package()
         if lacks := [module for module in MODULES if importlib.util.find_spec(module) is None]:
-            raise RuntimeError(f"LIBERO needs {', '.join(lacks)}; {files.INSTALL}")
+            raise UserError(f"LIBERO needs {', '.join(lacks)}; {files.INSTALL}")
         try:
             found = version("mujoco")
         except PackageNotFoundError as error:
-            raise RuntimeError(f"mujoco is not installed; {files.INSTALL}") from error
+            raise UserError(f"mujoco is not installed; {files.INSTALL}") from error
         if found != self.mujoco:
-            raise RuntimeError(
+            raise UserError(
                 f"mujoco is {found}, but bench.mujoco={self.mujoco} (the protocol's is {MUJOCO}; others change "
                 f"pictures and physics); pip install mujoco=={self.mujoco}, or say bench.mujoco={found}"
             )
 
     def _start(self, task: Task) -> LiberoEnv:
-        """The open environment, or RuntimeError that says what to install."""
+        """The open environment, or UserError that says what to install."""
         self._check()
         states = files.initial_states(self.suite, task.name)
         meshes = files.assets()
@@ -165,7 +166,7 @@ class Libero:
             with quiet(), files.own_paths():
                 world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
         except (OSError, ValueError) as error:  # robosuite's and MuJoCo's ways to miss a file
-            raise RuntimeError(
+            raise UserError(
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
         rules = PROTOCOLS[self.protocol]

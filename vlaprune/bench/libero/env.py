@@ -16,6 +16,7 @@ from vlaprune.bench.mujoco.gl import starting
 from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.benchmark import Observation, Task, check_action
+from vlaprune.errors import UserError
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 STAYS = 0.03  # how far things may be pushed aside while an initial state of our own settles, metres
@@ -71,7 +72,7 @@ class LiberoEnv:
     def reset(self, episode: int) -> None:
         """Official initial state `episode` (0 .. 49), or one of our own (1000 and on), after ten steps of nothing."""
         if not (0 <= episode < len(self._states) or episode >= TRAIN_EPISODE):
-            raise ValueError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
+            raise UserError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
         self._episode = episode
         self._stress.prepare(episode)
         if episode < TRAIN_EPISODE:

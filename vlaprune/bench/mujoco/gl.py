@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlaprune.errors import UserError
+
 PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 
 
@@ -30,14 +32,14 @@ def starting(gl: str) -> Iterator[None]:
         missing = isinstance(error, (ImportError, AttributeError))  # how PyOpenGL misses a library
         need = f"; on Debian, apt install {PACKAGES.get(gl, 'its libraries')}" if missing else ""
         said = " ".join(str(error).split())
-        raise RuntimeError(f"renderer {gl} cannot start ({type(error).__name__}: {said}){need}") from error
+        raise UserError(f"renderer {gl} cannot start ({type(error).__name__}: {said}){need}") from error
 
 
 def draws_with(renderer: str) -> str:
-    """Chooses how this process draws, once. RuntimeError where it draws otherwise: the journal would not be true."""
+    """Chooses how this process draws, once. UserError where it draws otherwise: the journal would not be true."""
     gl = os.environ.setdefault("MUJOCO_GL", renderer)  # read when mujoco is first imported
     if gl != renderer:
-        raise RuntimeError(
+        raise UserError(
             f"bench.renderer={renderer}, but this process draws with MUJOCO_GL={gl}; set them alike, and in a sweep "
             "over renderers add bench.worker=true"
         )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.mujoco.pixels import FILTERS
+from vlaprune.errors import UserError
 
 KINDS = ("camera", "robot", "light", "background", *FILTERS)
 SEVERITIES = range(1, 6)
@@ -31,11 +32,11 @@ PAINT = 0.15  # how much of a random colour the background takes on; of a severi
 
 
 def check(kind: str | None, severity: int) -> None:
-    """ValueError for a perturbation or severity that does not exist."""
+    """UserError for a perturbation or severity that does not exist."""
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"stress={kind} is unknown; use null or one of {', '.join(KINDS)}")
+        raise UserError(f"stress={kind} is unknown; use null or one of {', '.join(KINDS)}")
     if severity not in SEVERITIES or type(severity) is not int:
-        raise ValueError(f"severity={severity}; use 1 (least) to {SEVERITIES[-1]} (most)")
+        raise UserError(f"severity={severity}; use 1 (least) to {SEVERITIES[-1]} (most)")
 
 
 def draws(kind: str, episode: int, *rest: int) -> np.random.Generator:

@@ -23,7 +23,7 @@ from vlaprune.bench.robosuite import expert as experts
 from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
 from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
 from vlaprune.benchmark import Finding, Interface, Task, hold_still
-from vlaprune.errors import install
+from vlaprune.errors import UserError, install
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 TASKS = (
@@ -69,10 +69,10 @@ class Robosuite:
         """Refuses unknown task names and renderers before anything is started."""
         known = {task.name for task in TASKS}
         if unknown := [name for name in self.names or () if name not in known]:
-            raise ValueError(f"no robosuite tasks {unknown}; there are {sorted(known)}")
+            raise UserError(f"no robosuite tasks {unknown}; there are {sorted(known)}")
         stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
-            raise ValueError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
+            raise UserError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
     def tasks(self) -> Sequence[Task]:
         """The chosen tasks, in order."""
@@ -107,9 +107,9 @@ class Robosuite:
         return experts.expert(env.task.name, env.world)
 
     def _start(self, task: Task) -> RobosuiteEnv:
-        """The open environment, or RuntimeError that says what to install."""
+        """The open environment, or UserError that says what to install."""
         if any(importlib.util.find_spec(module) is None for module in ("robosuite", "mujoco")):
-            raise RuntimeError(f"robosuite is not installed; {install('sim')}")
+            raise UserError(f"robosuite is not installed; {install('sim')}")
         gl = draws_with(self.renderer)
         with starting(gl):
             import mujoco  # noqa: F401  (loads OpenGL)

@@ -15,6 +15,7 @@ from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
 from vlaprune.bench.robosuite import expert
 from vlaprune.benchmark import Observation, Task, check_action
+from vlaprune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class RobosuiteEnv:
     def reset(self, episode: int) -> None:
         """Puts the world into initial state `episode` (any integer >= 0)."""
         if episode < 0:
-            raise ValueError(f"episode {episode} is negative")
+            raise UserError(f"episode {episode} is negative")
         gripper = self.world.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over
         self._episode, self._steps = episode, 0

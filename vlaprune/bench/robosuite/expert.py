@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.mujoco.motions import CLOSE, OPEN, UP, grasp, held, move, retreat, shut, thing_box
+from vlaprune.errors import UserError
 
 WALL = 0.90  # height of the bins' walls, metres
 NEARER = np.array([-0.025, -0.045, 0.0])  # from a bin's middle to where the arm reaches with ease
@@ -30,7 +31,7 @@ def expert(name: str, world: Any) -> Callable[[], np.ndarray]:
         return lambda: _stack(world)
     if name.startswith("PickPlace"):
         return lambda: _pick_place(world)
-    raise ValueError(f"no expert for task {name!r}")
+    raise UserError(f"no expert for task {name!r}")
 
 
 def places(name: str, world: Any) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vlaprune.bench.robosuite.env import Look, RobosuiteEnv
 from vlaprune.benchmark import Task
+from vlaprune.errors import UserError
 
 HZ = 20  # control steps per second
 LAST = 400  # steps for which a motion is laid down; every episode is shorter
@@ -49,13 +50,13 @@ class Motion:
 
 
 def motion(task: str, seed: int, episode: int) -> Motion:
-    """The motion of `task` in an episode; ValueError for a task that does not move."""
+    """The motion of `task` in an episode; UserError for a task that does not move."""
     lot = np.random.default_rng([seed, zlib.crc32(task.encode()), episode])
     if task == "LiftConveyor":
         return _conveyor(lot)
     if task == "LiftPushed":
         return _push(lot)
-    raise ValueError(f"no motion for task {task!r}")
+    raise UserError(f"no motion for task {task!r}")
 
 
 def _conveyor(lot: np.random.Generator) -> Motion:

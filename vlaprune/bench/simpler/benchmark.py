@@ -20,6 +20,7 @@ from vlaprune.bench.simpler.files import PACKAGE, VARIABLE, Interpreter, device,
 from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX, Start
 from vlaprune.bench.simpler.worlds import ManiSkill2, ManiSkill3
 from vlaprune.benchmark import Finding, Gripper, Interface, Task, hold_still
+from vlaprune.errors import UserError
 
 SUCCESS = ("last", "any", "stop")
 ANSWER = 1800.0  # seconds; ray tracing on a CPU takes ten minutes to begin, and time_limit stops a run earlier
@@ -72,17 +73,17 @@ class Simpler:
     worker: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError for options that do not exist, before anything is started."""
+        """UserError for options that do not exist, before anything is started."""
         known = {"suite": tuple(SUITES), "backend": tuple(PACKAGE), "success": SUCCESS}
         for key, allowed in known.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"bench.{key}={getattr(self, key)}; use one of {', '.join(allowed)}")
+                raise UserError(f"bench.{key}={getattr(self, key)}; use one of {', '.join(allowed)}")
         if self.backend == "ms3" and self.suite != "widowx":
-            raise ValueError(f"backend ms3 has no {self.suite}; use bench.suite=widowx, or bench.backend=ms2")
+            raise UserError(f"backend ms3 has no {self.suite}; use bench.suite=widowx, or bench.backend=ms2")
         if unknown := [name for name in self.names or () if name not in SUITES[self.suite]]:
-            raise ValueError(f"no tasks {unknown} in {self.suite}; there are {', '.join(SUITES[self.suite])}")
+            raise UserError(f"no tasks {unknown} in {self.suite}; there are {', '.join(SUITES[self.suite])}")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"bench.limit={self.limit}; use at least 1 step, or null for the official number")
+            raise UserError(f"bench.limit={self.limit}; use at least 1 step, or null for the official number")
 
     @property
     def name(self) -> str:
@@ -132,23 +133,23 @@ class Simpler:
         return SUITES[self.suite][task.name].starts()
 
     def open(self, task: Task) -> AbstractContextManager[Any]:
-        """Starts the simulator for one task: 10 to 20 s on a CPU. RuntimeError where something is missing."""
+        """Starts the simulator for one task: 10 to 20 s on a CPU. UserError where something is missing."""
         if self.worker:
             return remote.opened(replace(self, worker=False), task, self.python, answering=ANSWER)
         return self._here(task)
 
     def ready(self) -> None:
-        """RuntimeError in one line for the first thing that is in the way of a run; starts no simulator."""
+        """UserError in one line for the first thing that is in the way of a run; starts no simulator."""
         for finding in self.findings():
             if not finding.ok:
-                raise RuntimeError(f"bench {self.name}: {finding.about}: {finding.said}")
+                raise UserError(f"bench {self.name}: {finding.about}: {finding.said}")
 
     def findings(self) -> Iterator[Finding]:
         """The interpreter, its packages, the asset files of each task, and what the simulator draws with."""
         about = f"python {self.python or 'of vlaprune'}"
         try:
             there = Interpreter.look(self.python)
-        except RuntimeError as error:
+        except UserError as error:
             yield Finding(about, f"{error}; give bench.python the path of an interpreter", ok=False)
             return
         wrong = list(there.conflicts(self.backend))
@@ -160,7 +161,7 @@ class Simpler:
         yield from (self._files(task, there) for task in self.tasks())
         try:
             yield Finding("renderer", device(self.python, self.backend))
-        except RuntimeError as error:
+        except UserError as error:
             yield Finding("renderer", str(error), ok=False)
 
     def _files(self, task: Task, there: Interpreter) -> Finding:
@@ -187,7 +188,7 @@ class Simpler:
         there = Interpreter.look(None)
         files = self._files(task, there)
         for said in (*there.conflicts(self.backend), *([] if files.ok else [files.said])):
-            raise RuntimeError(f"bench {self.name}: {said}")
+            raise UserError(f"bench {self.name}: {said}")
         assets = there.assets(self.backend, self.assets)
         os.environ[VARIABLE[self.backend]] = str(assets)  # read when the simulator is first imported
         if self.backend == "ms2":

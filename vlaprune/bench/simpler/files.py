@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlaprune.bench.simpler.grid import Start
+from vlaprune.errors import UserError
 
 PACKAGE = {"ms2": "mani_skill2_real2sim", "ms3": "mani_skill"}
 VARIABLE = {"ms2": "MS2_REAL2SIM_ASSET_DIR", "ms3": "MS_ASSET_DIR"}
@@ -94,12 +95,12 @@ class Interpreter:
 
     @classmethod
     def look(cls, python: str | None) -> Interpreter:
-        """Asks `python` (None for this one) without importing anything. RuntimeError where it is no Python."""
+        """Asks `python` (None for this one) without importing anything. UserError where it is no Python."""
         packages = "numpy setuptools gymnasium sapien torch mani-skill mani_skill2_real2sim"
         try:
             found = json.loads(_ask(python, LOOK, packages, "pkg_resources mani_skill mani_skill2_real2sim"))
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeError(f"bench.python={python} does not answer as a Python ({error})") from None
+        except ValueError as error:
+            raise UserError(f"bench.python={python} does not answer as a Python ({error})") from None
         return cls(**found)
 
     def conflicts(self, backend: str) -> Iterator[str]:
@@ -127,24 +128,24 @@ class Interpreter:
 
 
 def device(python: str | None, backend: str) -> str:
-    """What the simulator draws with. RuntimeError in one line where it finds no Vulkan device."""
+    """What the simulator draws with. UserError in one line where it finds no Vulkan device."""
     try:
         return _ask(python, DRAW[backend])
-    except RuntimeError as error:
-        raise RuntimeError(f"SAPIEN cannot draw ({error}); it needs {DEVICE[backend]} (docs/simpler.md)") from None
+    except UserError as error:
+        raise UserError(f"SAPIEN cannot draw ({error}); it needs {DEVICE[backend]} (docs/simpler.md)") from None
 
 
 def _ask(python: str | None, code: str, *arguments: str) -> str:
-    """The last line that some Python prints in another process; RuntimeError with the last line of its complaint."""
+    """The last line that some Python prints in another process; UserError with the last line of its complaint."""
     env = {k: v for k, v in os.environ.items() if python is None or k not in ("PYTHONPATH", "PYTHONHOME")}
     command = [python or sys.executable, "-c", code, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        raise RuntimeError(str(error)) from None
+        raise UserError(str(error)) from None
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     if done.returncode or not lines:
-        raise RuntimeError(lines[-1].strip() if lines else f"exit code {done.returncode}")
+        raise UserError(lines[-1].strip() if lines else f"exit code {done.returncode}")
     return lines[-1]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlaprune.benchmark import Finding
 from vlaprune.doctor.checks.probe import ask
+from vlaprune.errors import UserError
 
 ABOUT = {"egl": "EGL", "osmesa": "OSMesa", "vulkan": "Vulkan"}
 ICDS = ("/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d")
@@ -68,7 +69,7 @@ def vulkan(python: str = sys.executable) -> Finding:
     known = f"; {drivers()}" if python == sys.executable else ""  # another interpreter may be told others
     try:
         said = ask(DEVICES, python) + known
-    except RuntimeError as error:
+    except UserError as error:
         remedy = "install libvulkan1 and mesa-vulkan-drivers (in software: lavapipe of Mesa 26)"
         return Finding("Vulkan", f"{error}{known}; {remedy}", ok=False)
     if "without VK_KHR_external_semaphore_fd" in said:
@@ -97,7 +98,7 @@ def _mujoco(kind: str, python: str, packages: str) -> Finding:
     about = ABOUT[kind]
     try:
         return Finding(about, ask(DRAW, python, {"MUJOCO_GL": kind, "PYOPENGL_PLATFORM": kind}))
-    except RuntimeError as error:
+    except UserError as error:
         remedy = "pip install -e '.[sim]'" if "No module named" in str(error) else packages
         return Finding(about, f"{error}; {remedy}", ok=False)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlaprune.benchmark import Finding
 from vlaprune.doctor.checks.probe import ask
+from vlaprune.errors import UserError
 
 LOW = 2.0  # GB; an evaluation writes little, but a full disk ends it
 
@@ -47,7 +48,7 @@ def torch() -> Finding:
     """Whether torch loads."""
     try:
         return Finding("torch", ask("import torch; print(torch.__version__)"))
-    except RuntimeError as error:
+    except UserError as error:
         return Finding("torch", f"{error}; pip install torch==2.13.0", ok=False)
 
 
@@ -57,7 +58,7 @@ def torchvision() -> Finding:
         return Finding("torchvision", "absent; nothing here needs it")
     try:
         return Finding("torchvision", ask("import torchvision; print(torchvision.__version__)"))
-    except RuntimeError as error:
+    except UserError as error:
         return Finding("torchvision", f"cannot be loaded ({error}); pip uninstall torchvision", ok=False)
 
 
@@ -66,7 +67,7 @@ def transformers() -> Finding:
     code = "from transformers import LlamaConfig; import transformers; print(transformers.__version__)"
     try:
         said = ask(code)
-    except RuntimeError as error:
+    except UserError as error:
         return Finding("transformers", f"{error}; pip install 'transformers>=5,<6'", ok=False)
     if said.split(".")[0] != "5":
         return Finding("transformers", f"{said}; pip install 'transformers>=5,<6'", ok=False)
@@ -85,7 +86,7 @@ def gpu() -> Finding:
     )
     try:
         said = ask(code)
-    except RuntimeError as error:
+    except UserError as error:
         return Finding("GPU", f"{error}; see whether nvidia-smi works and torch was built for this driver", ok=False)
     return Finding("GPU", "none; models compute on the CPU" if said == "none" else said)
 

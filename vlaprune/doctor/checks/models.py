@@ -11,6 +11,7 @@ from typing import Any
 
 from vlaprune.benchmark import Finding
 from vlaprune.doctor.checks.probe import ask
+from vlaprune.errors import UserError
 
 Node = Mapping[str, Any]
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
@@ -25,7 +26,7 @@ def models(nodes: Mapping[str, Node], hub: bool) -> Sequence[Finding]:
     code += f"print(answer(json.loads({json.dumps(nodes)!r})))"
     try:
         said = json.loads(ask(code, env={"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, seconds=600))
-    except RuntimeError as error:
+    except UserError as error:
         return [Finding(name, f"cannot be looked at: {error}", ok=False) for name in nodes]
     found = [Finding(name, text, ok) for name, (text, ok) in zip(nodes, said, strict=True)]
     return [_asked(f) if hub and not f.ok else f for f in found]

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from vlaprune.errors import UserError
+
 
 def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None = None, seconds: float = 120) -> str:
-    """The last line that a few lines of Python print. RuntimeError says in one line how they failed."""
+    """The last line that a few lines of Python print. UserError says in one line how they failed."""
     try:
         done = subprocess.run(
             [python, "-c", code],
@@ -21,15 +23,15 @@ def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None =
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
-        raise RuntimeError(f"{python} is no program here") from None
+        raise UserError(f"{python} is no program here") from None
     except OSError as error:
-        raise RuntimeError(f"{python} cannot be run: {error.strerror}") from None
+        raise UserError(f"{python} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"no answer within {seconds:.0f} s") from None
+        raise UserError(f"no answer within {seconds:.0f} s") from None
     if done.returncode < 0:
-        raise RuntimeError(f"crashed ({signal.Signals(-done.returncode).name})")
+        raise UserError(f"crashed ({signal.Signals(-done.returncode).name})")
     if done.returncode:
-        raise RuntimeError(cause(done.stderr) or f"exit code {done.returncode}")
+        raise UserError(cause(done.stderr) or f"exit code {done.returncode}")
     return _last(done.stdout.splitlines())
 
 

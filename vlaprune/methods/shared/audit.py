@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.selecting import evenly, random_subset, share
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Scored, Selection, top
 from vlaprune.trace import Layout, Trace
@@ -100,7 +101,7 @@ class Elsewhere:
         order = [*range(at, -1, -1), *range(at + 1, len(calls))]
         found = next((calls[i][context.layer] for i in order if context.layer in calls[i]), None)
         if found is None or found.shape[0] != context.total:
-            raise ValueError(
+            raise UserError(
                 f"the audited run recorded no score of {context.total} tokens at layer {context.layer} in another "
                 "episode; run its arm audit.arm=own anew"
             )
@@ -172,7 +173,7 @@ class Control(Wrapped):
         super().__init__(inner)
         self.replay, self.choose, self.scores = replay, choose, scores
         if scores and not isinstance(inner, Scored):
-            raise ValueError(
+            raise UserError(
                 f"{type(inner).__name__} has no score to turn round or shuffle; audit it with the arms own, dense, "
                 "random-0, random-1, random-2, uniform"
             )

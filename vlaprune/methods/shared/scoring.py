@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.trace import Layout, QueryGroup, Trace
 
 
@@ -29,9 +30,9 @@ def cameras(layout: Layout, device: torch.device) -> Tensor:
 
 
 def check_range(what: str, value: float, low: float, high: float) -> None:
-    """ValueError unless low <= value <= high."""
+    """UserError unless low <= value <= high."""
     if not low <= value <= high:
-        raise ValueError(f"{what}={value}; use a number from {low:g} to {high:g}")
+        raise UserError(f"{what}={value}; use a number from {low:g} to {high:g}")
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -55,10 +56,10 @@ def rms(x: Tensor) -> Tensor:
 
 
 def resolved(what: str, named: Sequence[int], layers: int) -> list[int]:
-    """Layer numbers of 0 .. layers - 1; negative ones count from the end. ValueError for one that is not there."""
+    """Layer numbers of 0 .. layers - 1; negative ones count from the end. UserError for one that is not there."""
     wrong = [n for n in named if not -layers <= n < layers]
     if wrong or not named:
-        raise ValueError(f"{what}={list(named)}, but the model has layers 0..{layers - 1}; name those, -1 is the last")
+        raise UserError(f"{what}={list(named)}, but the model has layers 0..{layers - 1}; name those, -1 is the last")
     return [n % layers for n in named]
 
 
@@ -91,9 +92,9 @@ def smoothed(past: Sequence[Tensor], decay: float) -> Tensor:
 
 
 def option(what: str, value: str, known: Iterable[str]) -> None:
-    """ValueError unless `value` is one of `known`."""
+    """UserError unless `value` is one of `known`."""
     if value not in known:
-        raise ValueError(f"{what}={value}; use one of {', '.join(known)}")
+        raise UserError(f"{what}={value}; use one of {', '.join(known)}")
 
 
 def standing(score: Tensor, camera: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import emitting, option
 from vlaprune.pruner import Budget, ModelInfo, top
 from vlaprune.trace import Layout, QueryGroup, Trace
@@ -29,20 +30,20 @@ class Estimator:
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown option or a range without a pair of layers."""
+        """UserError for an unknown option or a range without a pair of layers."""
         Budget(self.keep)
         for name, allowed in OPTIONS.items():
             option(f"ties {name}", getattr(self, name), allowed)
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))  # from a YAML list
             if len(self.layers) != 2 or not 0 <= self.layers[0] < self.layers[1]:
-                raise ValueError(f"ties layers={self.layers}; use [first, last], 0 <= first < last, or null for all")
+                raise UserError(f"ties layers={self.layers}; use [first, last], 0 <= first < last, or null for all")
 
     def span(self, info: ModelInfo) -> range:
-        """The layers compared. ValueError where the model does not have them, or has only one."""
+        """The layers compared. UserError where the model does not have them, or has only one."""
         first, last = self.layers or (0, info.num_layers - 1)
         if not first < last < info.num_layers:
-            raise ValueError(
+            raise UserError(
                 f"ties compares layers {first}..{last}, but {info.name} has layers 0..{info.num_layers - 1}"
             )
         return range(first, last + 1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.pruner import ModelInfo, Plan, Probe, PruneContext, Selection
 from vlaprune.trace import Trace
@@ -52,7 +53,7 @@ class Calibrate(Probe):
         self.taus += [] if isnan(tau) else [tau]
 
     def save(self, path: Path) -> None:
-        """Writes 100 values, evenly spaced over the calls, or all if fewer. ValueError where they tell nothing."""
+        """Writes 100 values, evenly spaced over the calls, or all if fewer. UserError where they tell nothing."""
         n = min(FRAMES, len(self.taus))
         picked = [self.taus[(2 * i + 1) * len(self.taus) // (2 * n)] for i in range(n)]
         check(picked, f"a calibration from {len(self.taus)} calls")
@@ -71,11 +72,11 @@ def fingerprint(estimator: Estimator, info: ModelInfo) -> dict[str, Any]:
 
 
 def check(taus: Sequence[float], what: str) -> None:
-    """ValueError where values of tau are no numbers, too few, or all alike, so that every weight would be 0 or 1."""
+    """UserError where values of tau are no numbers, too few, or all alike, so that every weight would be 0 or 1."""
     if not all(abs(t) < 1 + 1e-6 for t in taus):  # False for NaN
-        raise ValueError(f"{what} holds values outside -1 .. 1; write it anew")
+        raise UserError(f"{what} holds values outside -1 .. 1; write it anew")
     if len(taus) < LEAST or len(set(taus)) == 1:
-        raise ValueError(
+        raise UserError(
             f"{what} has {len(set(taus))} different values of {len(taus)}; TIES needs at least {LEAST} values that "
             "differ; measure over more episodes"
         )
@@ -91,7 +92,7 @@ class Calibration:
 
     @classmethod
     def read(cls, path: str, estimator: Estimator, info: ModelInfo) -> "Calibration":
-        """The calibration in a file, or shipped under a name. ValueError where it is damaged or of something else."""
+        """The calibration in a file, or shipped under a name. UserError where it is damaged or of something else."""
         shipped = SHIPPED / f"{info.name}-{path}.ties.json"
         file = shipped if shipped.is_file() else Path(path)
         try:
@@ -99,12 +100,12 @@ class Calibration:
             tokens, taus = int(data["visual_tokens"]), [float(t) for t in data["tau"]]
             made = {**data["estimator"], **{key: data[key] for key in ("model", "weights", "num_layers")}}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"calibration {file} cannot be read ({type(error).__name__}: {error})") from error
+            raise UserError(f"calibration {file} cannot be read ({type(error).__name__}: {error})") from error
         here = fingerprint(estimator, info)
         here |= here.pop("estimator")
         differ = [f"{k}={made.get(k)}, here {here.get(k)}" for k in {**here, **made} if made.get(k) != here.get(k)]
         if differ:
-            raise ValueError(f"calibration {file} was made with {'; '.join(differ)}; calibrate with the run's settings")
+            raise UserError(f"calibration {file} was made with {'; '.join(differ)}; calibrate with the run's settings")
         check(taus, f"calibration {file}")
         return cls(str(file), tokens, taus)
 

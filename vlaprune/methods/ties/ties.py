@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import RESEMBLANCE
 from vlaprune.methods.shared.scoring import option
 from vlaprune.methods.shared.selecting import FILL
@@ -69,14 +70,14 @@ class TIES(Calibrated, Scored):
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown option or layer 0, where nothing has been attended to yet."""
+        """UserError for an unknown option or layer 0, where nothing has been attended to yet."""
         option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
         option("ties similarity", self.similarity, RESEMBLANCE)
         option("ties over_cameras", self.over_cameras, OVER)
         option("ties uniform", self.uniform, FILL)
         option("ties anchor_action", self.anchor_action, ("full", "pruned"))
         if self.layer < 1:
-            raise ValueError(f"ties layer={self.layer}; use 1 or more, it reads the layer before")
+            raise UserError(f"ties layer={self.layer}; use 1 or more, it reads the layer before")
         self.budget = Budget(self.keep)
         self.estimator = Estimator(self.keep, self.rows, self.heads, self.tokens, self.layers)
         self.reset()
@@ -94,7 +95,7 @@ class TIES(Calibrated, Scored):
         """Layer 0 names what to read: rows that this prompt has, and all layers on an anchor call only."""
         self._span = self.estimator.span(info)
         if self.calibration is None:
-            raise ValueError(
+            raise UserError(
                 "ties has no calibration: vlaprune-eval measures one first; elsewhere write one with "
                 "`vlaprune-profile mode=calibrate method=ties` and name it with method.calibration=FILE"
             )
@@ -131,10 +132,10 @@ class TIES(Calibrated, Scored):
         return self.estimator.scores(context.trace, [self.layer - 1])[0]
 
     def _is_anchor(self, context: PruneContext) -> bool:
-        """Whether this frame replaces the anchor. ValueError for a token count that the calibration does not have."""
+        """Whether this frame replaces the anchor. UserError for a token count that the calibration does not have."""
         layout, resemblance = context.layout, RESEMBLANCE[self.similarity]
         if layout.total != self._known.tokens:
-            raise ValueError(
+            raise UserError(
                 f"calibration {self._known.path} was made with {self._known.tokens} visual tokens, here are "
                 f"{layout.total}; calibrate with the run's cameras"
             )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlaprune.errors import UserError
+
 STATE, ACTION = 8, 7  # hand's position and axis-angle, two fingers; hand's move and turn, gripper
 
 
@@ -28,15 +30,15 @@ class Episode:
     source: str
 
     def __post_init__(self) -> None:
-        """ValueError for arrays of other shapes, and for numbers that are none."""
+        """UserError for arrays of other shapes, and for numbers that are none."""
         steps = len(self.actions)
         if self.state.shape != (steps, STATE) or self.actions.shape != (steps, ACTION):
-            raise ValueError(
+            raise UserError(
                 f"{self.source} has state {self.state.shape} and actions {self.actions.shape}; "
                 f"expected [n, {STATE}] and [n, {ACTION}]"
             )
         if not (np.isfinite(self.state).all() and np.isfinite(self.actions).all()):
-            raise ValueError(f"{self.source} has numbers that are not finite; it is damaged: download it again")
+            raise UserError(f"{self.source} has numbers that are not finite; it is damaged: download it again")
 
     def frames(self, chunk: int, every: int = 1) -> dict[str, np.ndarray]:
         """images, state and labels [m, chunk, 7] of each `every`-th step that has a whole chunk before it."""

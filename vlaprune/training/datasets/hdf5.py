@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune.errors import install
+from vlaprune.errors import UserError, install
 from vlaprune.training.datasets.episode import Episode
 
 CAMERAS = ("obs/agentview_rgb", "obs/eye_in_hand_rgb")
@@ -18,14 +18,14 @@ BROKEN = (OSError, KeyError, IndexError, TypeError, json.JSONDecodeError)
 
 
 def episodes(path: Path) -> Iterator[Episode]:
-    """Every episode of a file, by number. ValueError in one line for a file that is damaged or no demonstration.
+    """Every episode of a file, by number. UserError in one line for a file that is damaged or no demonstration.
 
     Pictures are turned by 180 degrees, as OpenVLA turns them for training and for evaluation.
     """
     try:
         import h5py
     except ImportError:
-        raise ValueError(f"{path} needs h5py; {install('train')}") from None
+        raise UserError(f"{path} needs h5py; {install('train')}") from None
     try:
         with h5py.File(path) as file:
             instruction = _instruction(file, path)
@@ -36,9 +36,9 @@ def episodes(path: Path) -> Iterator[Episode]:
         raise _broken(str(path), error) from None
 
 
-def _broken(source: str, error: Exception) -> ValueError:
+def _broken(source: str, error: Exception) -> UserError:
     said = " ".join(str(error).split())
-    return ValueError(f"{source} is no whole file of LIBERO demonstrations ({said}); download it again")
+    return UserError(f"{source} is no whole file of LIBERO demonstrations ({said}); download it again")
 
 
 def _episode(group: Any, instruction: str, source: str) -> Episode:

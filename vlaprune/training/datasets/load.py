@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from vlaprune.errors import UserError
 from vlaprune.training.datasets import hdf5, rlds
 from vlaprune.training.datasets.episode import Episode
 
@@ -26,11 +27,11 @@ def load(folder: str | Path, chunk: int, every: int = 1) -> dict[str, np.ndarray
     """Every frame in a folder, one row each, as in `demos.load`; `task` is the instruction.
 
     Frames are the steps that move and have a whole chunk of such steps before them, as in OpenVLA-OFT's training;
-    `every` leaves some out. ValueError for a folder with none, or with both formats.
+    `every` leaves some out. UserError for a folder with none, or with both formats.
     """
     found = files(folder)
     if len(found) != 1:
-        raise ValueError(f"{folder} has files {sorted(found) or 'none'} of {', '.join(READERS)}; it needs one kind")
+        raise UserError(f"{folder} has files {sorted(found) or 'none'} of {', '.join(READERS)}; it needs one kind")
     ((pattern, paths),) = found.items()
     parts: list[dict[str, np.ndarray]] = []
     seen: Counter[str] = Counter()
@@ -41,10 +42,10 @@ def load(folder: str | Path, chunk: int, every: int = 1) -> dict[str, np.ndarray
                 parts.append(frames | _facts(episode, seen[episode.instruction], len(frames["state"])))
             seen[episode.instruction] += 1
     if not parts:
-        raise ValueError(f"{folder} has no episode of {chunk} steps that move; use a smaller model.chunk")
+        raise UserError(f"{folder} has no episode of {chunk} steps that move; use a smaller model.chunk")
     shapes = {part["images"].shape[1:] for part in parts}
     if len(shapes) > 1:
-        raise ValueError(f"{folder} has images of {sorted(shapes)}; keep files of one size together")
+        raise UserError(f"{folder} has images of {sorted(shapes)}; keep files of one size together")
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 

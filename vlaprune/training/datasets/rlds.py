@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlaprune.errors import install
+from vlaprune.errors import UserError, install
 from vlaprune.training.datasets.episode import ACTION, STATE, Episode
 
 CAMERAS = ("steps/observation/image", "steps/observation/wrist_image")
@@ -22,7 +22,7 @@ Feature = list[bytes] | np.ndarray
 
 
 def episodes(path: Path) -> Iterator[Episode]:
-    """Every episode of a file, in its order. ValueError in one line for one that is damaged or of another kind."""
+    """Every episode of a file, in its order. UserError in one line for one that is damaged or of another kind."""
     for number, record in enumerate(records(path)):
         source = f"{path}: record {number}"
         try:
@@ -32,16 +32,16 @@ def episodes(path: Path) -> Iterator[Episode]:
             actions = np.reshape(said["steps/action"], (-1, ACTION))
             pictures = [list(said[camera]) for camera in CAMERAS]
         except (KeyError, IndexError, ValueError, AttributeError, struct.error) as error:
-            raise ValueError(f"{source} is no episode of LIBERO in RLDS form ({error}); download it again") from None
+            raise UserError(f"{source} is no episode of LIBERO in RLDS form ({error}); download it again") from None
         yield Episode(words, state, actions, _looker(pictures, source), source)
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file. ValueError where one is cut off, or its bytes are not those written."""
+    """The records of a TFRecord file. UserError where one is cut off, or its bytes are not those written."""
     try:
         from google_crc32c import value as crc
     except ImportError:
-        raise ValueError(f"{path} needs google-crc32c; {install('train')}") from None
+        raise UserError(f"{path} needs google-crc32c; {install('train')}") from None
 
     def masked(data: bytes) -> int:
         plain = crc(data)
@@ -53,7 +53,7 @@ def records(path: Path) -> Iterator[bytes]:
             data = file.read(struct.unpack("<Q", head[:8])[0]) if whole else b""
             tail = file.read(4) if whole else b""
             if not whole or len(tail) < 4 or masked(data) != struct.unpack("<I", tail)[0]:
-                raise ValueError(f"{path} is damaged, or no TFRecord file; download it again")
+                raise UserError(f"{path} is damaged, or no TFRecord file; download it again")
             yield data
 
 
@@ -96,7 +96,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
         else:
             end = at + {1: 8, 5: 4}[kind]
         if end > len(message):
-            raise ValueError("a field is cut off")
+            raise UserError("a field is cut off")
         yield key >> 3, message[start:end]
         at = end
 
@@ -115,7 +115,7 @@ def _looker(cameras: Sequence[Sequence[bytes]], source: str) -> Callable[[np.nda
         try:
             return np.stack([np.stack([_picture(camera[s]) for camera in cameras]) for s in steps])
         except (OSError, ValueError, IndexError) as error:
-            raise ValueError(f"{source} has a broken picture ({error}); download it again") from None
+            raise UserError(f"{source} has a broken picture ({error}); download it again") from None
 
     return look
 
