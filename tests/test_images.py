@@ -49,6 +49,64 @@ def test_lanczos_equals_its_definition():
         assert abs(np.clip(value, 0, 255) - ours[i]) <= 0.51
 
 
+def weighted(image, rows, columns):
+    """[h, w, 3] by full float64 weights [a, h] and [b, w]: [a, b, 3], not rounded."""
+    return np.einsum("ah,hwc,bw->abc", rows, image.astype(float), columns, optimize=True)
+
+
+def lanczos_weights(size, out):
+    scale = size / out
+    u = (np.arange(size)[None] - ((np.arange(out) + 0.5) * scale - 0.5)[:, None]) / max(scale, 1.0)
+    weights = np.where(np.abs(u) < 3, np.sinc(u) * np.sinc(u / 3), 0.0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def crop_weights(size, share=0.9):
+    at = ((1 - share**0.5) / 2 + share**0.5 * np.arange(size) / (size - 1)) * (size - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+
+
+def agrees(ours, exact, edges):
+    """Whether levels are the exact ones; within 1e-3 of an edge between two levels either is right in fp32."""
+    near = np.abs(edges(exact) - exact) < 1e-3
+    assert levels(ours, exact.clip(0, 255).astype(np.uint8))[0] <= 1
+    assert near.mean() < 0.01
+    return np.array_equal(ours[~near], exact.clip(0, 255)[~near].astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(256, 256), (480, 640), (60, 96), (224, 224), (128, 300)])
+def test_resizing_and_cropping_are_full_sums_in_float64(size):
+    """Bands leave out zeros only: every level but those at the edge of a rounding is that of the whole sum."""
+    picture, out = scene(7, *size), 224
+    exact = weighted(picture, *(lanczos_weights(n, out) for n in size)) + 0.5
+    assert agrees(lanczos(picture, out), exact, np.rint)
+    square = scene(8, out, out)
+    whole = weighted(square, crop_weights(out), crop_weights(out)) * (255.5 / 255)
+    assert agrees(centre_crop(square), whole, np.rint)
+    assert np.array_equal(rlds(picture, 56), centre_crop(lanczos(jpeg(picture), 56)))
+
+
+def test_flat_pictures_stay_flat():
+    for level in range(256):
+        flat = np.full((64, 80, 3), level, np.uint8)
+        for made in (lanczos(flat, 56), centre_crop(flat[:, :64]), area(flat, 56)):
+            assert (made == level).all()
+
+
+@pytest.mark.parametrize(("size", "out"), [((512, 640), 224), ((480, 640), 224), ((97, 64), 56)])
+def test_area_means_are_rounded_from_exact_sums(size, out):
+    """In whole numbers: out times a picture, each pixel repeated `out` times, is cut into stretches of its size."""
+    picture = scene(5, *size)
+    rows, columns = (
+        np.repeat(np.eye(n, dtype=np.int64), out, axis=1).reshape(n, out, n).sum(2).T for n in size
+    )  # [out, n]: of each stretch of n parts, how many are of each pixel
+    sums = np.einsum("ah,hwc,bw->abc", rows, picture.astype(np.int64), columns, optimize=True)
+    low, rest = np.divmod(sums, size[0] * size[1])
+    up = 2 * rest > size[0] * size[1]
+    tie = 2 * rest == size[0] * size[1]
+    assert np.array_equal(area(picture, out), low + up + (tie & (low % 2 == 1)))
+
+
 def test_the_crop_keeps_a_ramp_straight_and_the_middle_in_place():
     ramp = np.repeat(np.linspace(0, 255, 57).round().astype(np.uint8)[None, :, None], 57, 0).repeat(3, 2)
     crop = centre_crop(ramp).astype(float)

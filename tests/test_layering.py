@@ -67,6 +67,7 @@ LAYERS = {
         *("report", "bench.episodes", "models.backends", "evaluation.calibrate", "methods.dense"),
     ],
     "profile.conventions": ["nn.block", "records"],
+    "profile.pictures": ["models.images", "models.letterbox", "bench.episodes", "benchmark", "profile.page"],
     "profile.roofline": ["meter", "nn.block"],
     "profile.published": ["profile.roofline", "nn.block"],
     "profile.latency": ["profile.published", "profile.roofline", "records"],

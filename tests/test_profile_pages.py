@@ -81,6 +81,13 @@ def test_the_overhead_page_has_every_method_once(tmp_path, monkeypatch):
     assert "at most 3 %" in text
 
 
+def test_the_pictures_page_times_every_way_on_the_benchmarks_own(tmp_path, monkeypatch):
+    table, text = page(monkeypatch, tmp_path, "model=toy", "mode=pictures", "calls=2")
+    ways = set(table["way"])
+    assert {"rlds_crop", "letterbox, torch"} <= ways and "area" not in ways  # toy's are too small for area means
+    assert (table["ms_p50"] > 0).all() and (table["ms_busy"] >= 0).all() and "Pictures of toy: main 64x64" in text
+
+
 def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
     few = ("models=[cogact_tiny]", "methods=[fastv]", "keeps=[0.5]", "minutes=0.3")
     table, text = page(monkeypatch, tmp_path, "model=toy", "mode=check", *few)

@@ -18,6 +18,7 @@ MOST = 1_000_000  # episodes of a task that a run may ask for
 MOTION = ("world_seconds", "path_hand", "path_turn", "jerk_hand", "jerk_turn", "flips")  # of an episode
 DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
+TIMED = ("pictures", *STAGES, "other")  # parts of its time; preparing pictures and the rest cost no FLOPs
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class StepRecord:
     decoded        decode passes after the prompt
     flops          by stage: vision, projector, prompt, decode, head, method (attention rows read); 2 per
                    multiply-accumulate
-    ms             milliseconds by stage, the same names and "other"; of the whole packed call where `packed` > 1
+    ms             milliseconds by stage, the names of TIMED; of the whole packed call where `packed` > 1
     packed         sequences in the model call that this one was part of; 1 where it was alone
     cold           why the time is not that of a steady state: "compile", "capture" or "allocate"; empty where it is
     first_rows     where the method asked for a second pass of the prompt, tokens computed at each layer of the first;
@@ -344,7 +345,7 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     row |= {f"gflops_{s}": mean([c.flops.get(s, 0.0) for c in calls]) / 1e9 for s in STAGES}
     timed = [c.ms for c in calls if c.ms and c.packed == 1 and not c.cold]
     row["ms"] = mean([sum(ms.values()) for ms in timed]) if timed else ""
-    row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if timed else "" for s in (*STAGES, "other")}
+    row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if timed else "" for s in TIMED}
     late = [c.delay for c in calls if c.delay]
     row["delay_ms"] = mean([d["ms"] for d in late]) if late else ""
     row["late"] = mean([d["late"] for d in late]) if late else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -140,3 +141,10 @@ class Session:
                 f"{self.arm.info.name} opened no call: predict must call Session.begin for every observation"
             )
         return self._call
+
+
+@contextmanager
+def prepares_pictures(sessions: Sequence[Session]) -> Iterator[None]:
+    """Times what a model does to pictures before it opens the calls of these sessions."""
+    with sessions[0].arm.clock.span("pictures") if sessions else nullcontext():
+        yield

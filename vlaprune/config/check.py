@@ -17,7 +17,7 @@ from vlaprune.config.compose import config_path
 from vlaprune.config.names import GROUPS
 from vlaprune.errors import UserError
 
-MODES = ("speed", "fidelity", "overhead", "floors", "check", "calibrate")  # of vlaprune-profile
+MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # of vlaprune-profile
 KINDS = {  # where the value in the file does not say it: null, or a whole number for any
     **dict.fromkeys(("episodes", "execute", "teaching.steps"), int),
     **dict.fromkeys(("runs", "methods", "models"), list),

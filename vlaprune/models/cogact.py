@@ -22,6 +22,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
+from vlaprune.models.images import plain
 from vlaprune.models.prismatic import (
     EMPTY,
     HALF,
@@ -46,7 +47,7 @@ from vlaprune.nn.resident import to_host
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
-from vlaprune.session import Session
+from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout
 
 EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
@@ -166,7 +167,9 @@ class CogACT:
     @torch.inference_mode()
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
-        pictures = images(observations, self.interface.cameras, self._prepare, self.info.name).to(self.device)
+        with prepares_pictures(sessions):
+            pictures = images(observations, self.interface.cameras, self._prepare, self.info.name)
+        pictures = pictures.to(self.device)
         texts = [[*self.tokenize(format_prompt(o.instruction)), EMPTY, STOP] for o in observations]
         calls = [
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
@@ -195,10 +198,7 @@ class CogACT:
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         """The whole frame, its aspect given up, by PIL's bicubic filter."""
-        from PIL import Image
-
-        side = self.trunk.sizes.image
-        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+        return plain(image, self.trunk.sizes.image)
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -46,7 +46,7 @@ from vlaprune.nn.hub import locate
 from vlaprune.nn.lora import identity
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session
+from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout, View
 
 STATE, ACTION = 8, 7  # numbers of LIBERO's state and action
@@ -213,7 +213,8 @@ class Flow(ABC):
         self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
     ) -> Sequence[Tensor]:
         """The same; where there is a guide, the chunk goes on from the one before (models/guidance.py)."""
-        pictures = images(observations, self.interface.cameras, self._prepare, self.name)
+        with prepares_pictures(sessions):
+            pictures = images(observations, self.interface.cameras, self._prepare, self.name)
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]

@@ -48,7 +48,7 @@ from vlaprune.nn.decoder import Decoder, NullSession, Tokens
 from vlaprune.nn.lora import identity, load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
-from vlaprune.session import Session
+from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout
 
 HEADS = ("l1", "tokens", "diffusion")
@@ -178,7 +178,8 @@ class OFT(nn.Module):
 
     def units(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, action] numbers in [-1, 1], before any unit."""
-        seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "oft")
+        with prepares_pictures(sessions):
+            seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "oft")
         ids = [self.words(o.instruction) for o in observations]
         return self._answer(seen.to(self.device), self._states(observations), ids, sessions)
 

@@ -36,7 +36,7 @@ from vlaprune.nn.block import normalise
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.extend import PromptKV, Suffix
 from vlaprune.nn.lora import identity
-from vlaprune.session import Session
+from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout
 
 ACTION = 7
@@ -119,7 +119,8 @@ class OpenVLA:
 
     def tokens(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """The [B, 7] token ids that are decoded."""
-        seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
+        with prepares_pictures(sessions):
+            seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
         seen = seen.to(self.device)
         ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
         calls = [

@@ -26,7 +26,7 @@ from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
 from vlaprune.nn.towers import project_features
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import ModelInfo
-from vlaprune.session import Session
+from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout, View
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -179,7 +179,9 @@ class SmallPolicy(nn.Module, ABC):
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation. UserError for a missing camera, state or a wrong image size."""
-        images = torch.from_numpy(np.stack([self._images(o) for o in observations])).to(self.device)
+        with prepares_pictures(sessions):
+            pictures = np.stack([self._images(o) for o in observations])
+        images = torch.from_numpy(pictures).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
         ids = [self.words(o.instruction) for o in observations]
         words, counts = torch.tensor(ids, device=self.device), [sum(n > 0 for n in own) for own in ids]

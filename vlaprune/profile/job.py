@@ -17,7 +17,7 @@ from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import calibrate, check, floors, gate, hindsight, micro, overhead, speed
+from vlaprune.profile import calibrate, check, floors, gate, hindsight, micro, overhead, pictures, speed
 from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording, record, synthetic
@@ -168,6 +168,13 @@ def ceilings(setting: Setting) -> list[Path]:
     return setting.write(page, "floors", floors.fill(page, setting.cfg.keeps), "cpu")
 
 
+def preparations(setting: Setting) -> list[Path]:
+    """What preparing the pictures of the benchmark costs a call, in each way that models name."""
+    page = Page("Preparing pictures")
+    rows = pictures.fill(page, setting.bench.name, pictures.seen(setting.bench), setting.cfg.calls)
+    return setting.write(page, "pictures", rows, "cpu")
+
+
 def checks(setting: Setting) -> list[Path]:
     """Every model and method in a few minutes, on the machine at hand."""
     cfg, page = setting.cfg, Page("Every method on every model")
@@ -214,6 +221,7 @@ MODES: Mapping[str, Callable[[Setting], list[Path]]] = {
     "fidelity": fidelities,
     "overhead": overheads,
     "floors": ceilings,
+    "pictures": preparations,
     "check": checks,
     "calibrate": calibrations,
 }

@@ -12,7 +12,7 @@ from vlaprune.profile.conventions import CONVENTIONS, rosetta
 from vlaprune.profile.micro import Arm, Pair
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.roofline import DEVICES, Device
-from vlaprune.records import STAGES, StepRecord
+from vlaprune.records import STAGES, TIMED, StepRecord
 from vlaprune.stats.measured import impossible, median_interval
 
 SHOWN = ("H100", "H200", "4090", "A100")
@@ -44,8 +44,8 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
         "seconds": ms.sum() / 1e3,
     }
     row |= {"ms_p50": p50, "ms_p90": p90, "ms_p99": p99, "ms_jitter": p99 - p50, "ms_first": arm.first}
-    row |= {f"ms_{s}": float(np.mean([r.ms.get(s, 0.0) for r in records])) for s in (*STAGES, "other")}
-    row["spans_share"] = sum(row[f"ms_{s}"] for s in (*STAGES, "other")) / float(ms.mean())
+    row |= {f"ms_{s}": float(np.mean([r.ms.get(s, 0.0) for r in records])) for s in TIMED}
+    row["spans_share"] = sum(row[f"ms_{s}"] for s in TIMED) / float(ms.mean())
     row |= {"other_share": row["ms_other"] / float(ms.mean()), "dense_share": dense_share(records)}
     row |= {f"flops_{s}": mean(records, s) for s in STAGES}
     row |= {k: float(np.mean([rosetta(model.decoder.config, r)[k] for r in records])) for k in CONVENTIONS}
@@ -100,9 +100,9 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
         )
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
-        "Mean milliseconds a call. *method* is scoring, top-k, gathers and attention rows; *other* is preparing the "
-        "input, bringing the actions to the host, and bookkeeping. The sum must be at least "
-        f"{COMPLETE:.0%} of the call as timed from outside.",
+        "Mean milliseconds a call. *pictures* is preparing the cameras' pictures on the CPU; *method* is scoring, "
+        "top-k, gathers and attention rows; *other* is bringing input to the device, actions to the host, and "
+        f"bookkeeping. The sum must be at least {COMPLETE:.0%} of the call as timed from outside.",
     )
     page.table("Counted", [_flops(r) for r in rows])
     page.text(*(f"- {name}: {text}" for name, text in CONVENTIONS.items()))
@@ -160,7 +160,7 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
 
 def _stages(row: dict[str, Any]) -> dict[str, str]:
     out = {"arm": row["method"], "kernel": row["kernel"]}
-    out |= {s: f"{row[f'ms_{s}']:.3f}" for s in (*STAGES, "other")}
+    out |= {s: f"{row[f'ms_{s}']:.3f}" for s in TIMED}
     out["method / dense call"] = percent(row["method_share"]) if "method_share" in row else ""
     missing = "" if row["spans_share"] >= COMPLETE else " TOO LITTLE"
     return out | {"sum / whole": percent(row["spans_share"]) + missing, "of it other": percent(row["other_share"])}
