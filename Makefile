@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -54,6 +54,12 @@ check: lint type test  ## style, strict types and tests: what a change must pass
 
 torture: .venv/done  ## every kind of damage from outside that we know, long (docs/reliability.md has the figures)
 	TORTURE=long $(BIN)/pytest tests/torture tests/test_devices.py
+
+ray:      ## the Ray launcher on a local cluster of two nodes, in an environment of its own, .ray (minutes)
+	$(PYTHON) -m venv .ray
+	.ray/bin/pip install -q --disable-pip-version-check torch==2.13.0
+	.ray/bin/pip install -q --disable-pip-version-check -e '.[ray]' pytest
+	.ray/bin/python -m pytest tests/test_ray.py
 
 lint: .venv/done  ## style
 	$(BIN)/ruff check .
@@ -166,4 +172,4 @@ bench-simpler: .venv/done $(SIMPLER)/ms3/python  ## two episodes of each WidowX 
 	$(BIN)/vlaprune-report results/runs/simpler/ms3 --tasks --untimed --output results/runs/simpler --name ms3
 
 clean:    ## removes the environment and caches, not results
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .ray dist .pytest_cache .mypy_cache .ruff_cache

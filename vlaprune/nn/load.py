@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlaprune.errors import UserError
 from vlaprune.nn.weights import finite
 
-CARD = "vlaprune"
+CARD, CHECKSUM = "vlaprune", "checksum"  # keys of a file's metadata
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
@@ -24,7 +24,10 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
-    """Writes what is trained of a module and a card (what made it) to a safetensors file, at once or not at all."""
+    """Writes what is trained of a module and a card (what made it) to a safetensors file, at once or not at all.
+
+    The metadata holds a checksum of tensors and card: safetensors itself would not notice a flipped bit.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -32,13 +35,26 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
         k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
         for k, v in trained(module).items()
     }
-    part = path.with_suffix(".part")
-    save_file(state, part, metadata={CARD: json.dumps(dict(card))})
+    part, told = path.with_suffix(".part"), json.dumps(dict(card))
+    save_file(state, part, metadata={CARD: told, CHECKSUM: checksum(state, told)})
     os.replace(part, path)
 
 
+def checksum(state: Mapping[str, Tensor], card: str) -> str:
+    """sha256 over the card's JSON text and each tensor's name, type, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(card.encode())
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else UserError."""
+    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else UserError.
+
+    A checksum must be right where the file has one; the first weights shipped with the package have none.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -46,7 +62,8 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
         raise UserError(f"weights {path} do not exist; give a .safetensors file, or `random`")
     try:
         with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get(CARD, "null"))
+            said = file.metadata() or {}
+            card = json.loads(said.get(CARD, "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
@@ -54,6 +71,8 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
         ) from None
     if not isinstance(card, dict):
         raise UserError(f"weights {path} carry no vlaprune card; they were not written by vlaprune-train")
+    if CHECKSUM in said and said[CHECKSUM] != checksum(state, said[CARD]):
+        raise UserError(f"weights {path} are damaged: their checksum is another one; copy or train them again")
     return state, {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
