@@ -1,7 +1,7 @@
 """Damaged weights: refused in one line or read as they were written; never wrong, run as code, or hung.
 
-Weights that vlaprune-train wrote carry a checksum. Published checkpoints carry none: what their format can show is found
-(a file cut short, a damaged header, tensors that are missing or too many), a flipped bit among the numbers is not.
+Weights that vlaprune-train wrote carry a checksum. Published checkpoints carry none: what their format can show is
+found (a file cut short, a damaged header, tensors that are missing or too many), a flipped bit among the numbers is not.
 Short in CI; `make torture` (TORTURE=long) tries 300.
 """
 
@@ -87,7 +87,7 @@ def test_a_published_checkpoint_of_another_length_is_refused(sound, tmp_path, nu
     bad = whole[:at] + (whole[at + size :] if number % 2 else whole[at : at + size] + whole[at:])
     path = tmp_path / "model.safetensors"
     path.write_bytes(bad)
-    with pytest.raises(ValueError, match="model.safetensors") as error:
+    with pytest.raises(ValueError, match=r"model\.safetensors") as error:
         checkpoint = Checkpoint(path)
         for name in tensors:
             checkpoint.tensor(name)
