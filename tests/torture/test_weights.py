@@ -1,7 +1,7 @@
 """Damaged weights: refused in one line or read as they were written; never wrong, run as code, or hung.
 
 Weights that vlaprune-train wrote carry a checksum. Published checkpoints carry none: what their format can show is
-found (a file cut short, a damaged header, tensors that are missing or too many), a flipped bit among the numbers is not.
+found (a short file, a damaged header, tensors that are missing or too many), a flipped bit in a number is not.
 Short in CI; `make torture` (TORTURE=long) tries 300.
 """
 
