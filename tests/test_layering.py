@@ -51,7 +51,7 @@ LAYERS = {
         "bench.episodes",
     ],
     "evaluation.rollout": [
-        *("policy", "benchmark", "records", "trace", "evaluation.schedule", "evaluation.pool", "bench.episodes"),
+        *("delay", "benchmark", "records", "trace", "evaluation.schedule", "evaluation.pool", "bench.episodes"),
         "evaluation.motion",
     ],
     "evaluation.motion": [],
@@ -80,7 +80,7 @@ LAYERS = {
     "training.datasets": ["training.datasets"],
     "serve": ["policy", "benchmark", "records", "bench.gate"],  # clients pass the gate that simulators pass
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
-    "interop": ["policy", "serve"],
+    "interop": ["interop", "policy", "serve", "benchmark", "control", "delay", "records"],
     "doctor": ["doctor", "benchmark", "config"],
     "api": [
         "api",

@@ -93,3 +93,17 @@ def test_pictures_come_as_png_and_other_bytes_are_refused():
         decoded(coded | {"data": b"no picture"})
     with pytest.raises(ValueError, match="not accepted"):
         decoded({"__ndarray__": True, "dtype": "O", "data": b"", "shape": [0]})
+
+
+def test_the_number_of_an_episode_fixes_its_noise_where_it_is_told(monkeypatch):
+    seeds, policy = [], Policy(Toy(), FastV)
+    begin = policy.reset
+    monkeypatch.setattr(policy, "reset", lambda slot, seed: (seeds.append(seed), begin(slot, seed)))
+    (task, _) = Lights().tasks()
+    with served(policy, CLIENT, kind=VlaEvalServer) as port, Lights().open(task) as env:
+        env.reset(0)
+        speaker = Speaker(port)
+        for told in ({"episode_idx": 7}, {}, {"episode_idx": 3}):
+            speaker.say("episode_start", {"task": {"name": task.name, **told}}, answer=False)
+            assert speaker.act(env.observe())[0] == "action"
+    assert seeds == [episode_seed(3, task.name, n) for n in (7, 1, 3)]

@@ -129,6 +129,10 @@ class Policy:
         self.sessions[slot].reset(seed)
         self.controllers[slot].reset()
 
+    def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
+        """An episode of a run with this seed begins in a slot."""
+        self.reset(slot, episode_seed(seed, task, episode))
+
     def _hear(self, slot: int, instruction: str) -> None:
         """Begins anew where the instruction changes within an episode (SIMPLER's put in drawer), as upstream does."""
         if self._told[slot] not in (None, instruction):

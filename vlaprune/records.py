@@ -17,6 +17,7 @@ MOST = 1_000_000  # episodes of a task that a run may ask for
 
 MOTION = ("world_seconds", "path_hand", "path_turn", "jerk_hand", "jerk_turn", "flips")  # of an episode
 DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
+UNPROVED = "without proof of pruning"  # what every table says of a run whose layers nobody saw
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
 TIMED = ("pictures", *STAGES, "other")  # parts of its time; preparing pictures and the rest cost no FLOPs
 
@@ -25,7 +26,8 @@ TIMED = ("pictures", *STAGES, "other")  # parts of its time; preparing pictures 
 class StepRecord:
     """One model call.
 
-    rows, columns  tokens computed, and attended to, at each layer of the prompt pass
+    rows, columns  tokens computed, and attended to, at each layer of the prompt pass; empty, with total 0 and no flops,
+                   where nobody could count them: an answer of a black box, of which only `ms` is known
     total          V, the visual tokens that came from the projector
     visual         visual tokens computed at each layer
     decoded        decode passes after the prompt
@@ -33,7 +35,8 @@ class StepRecord:
                    multiply-accumulate
     ms             milliseconds by stage, the names of TIMED; of the whole packed call where `packed` > 1
     packed         sequences in the model call that this one was part of; 1 where it was alone
-    cold           why the time is not that of a steady state: "compile", "capture" or "allocate"; empty where it is
+    cold           why the time is not that of a steady state: "compile", "capture", "allocate", or "first" for a black
+                   box's first answer; empty where it is
     first_rows     where the method asked for a second pass of the prompt, tokens computed at each layer of the first;
                    rows, columns and visual are then those of the second, flops and ms those of both
     delay          where the world did not wait: ms, and in control steps late, held, stale, dropped (delay.Waited)
@@ -51,11 +54,17 @@ class StepRecord:
     first_rows: tuple[int, ...] = ()
     delay: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> bool:
+        """Whether its tokens were counted; not those of a black box."""
+        return bool(self.rows)
+
 
 @dataclass(frozen=True)
 class EpisodeRecord:
     """One finished attempt at a task; `episode` alone decides its initial state.
 
+    calls    the model calls; none where another harness ran the episode and its results were imported
     ended    when it was over, seconds since 1970; seconds  how long it took on the wall clock. No part of the outcome:
              records that differ only in them are equal
     motion   how the robot moved, see evaluation/motion.py; empty in journals from before it was recorded
@@ -72,12 +81,18 @@ class EpisodeRecord:
     motion: Mapping[str, float] = field(default_factory=dict)
     attempts: int = field(default=1, compare=False)
 
+    @property
+    def counted(self) -> bool:
+        """Whether the tokens of its calls were counted."""
+        return bool(self.calls) and all(call.counted for call in self.calls)
+
 
 @dataclass(frozen=True)
 class Header:
     """What a run is: everything that must be equal for its episodes to stand in one table row.
 
-    identity    what decides the numbers: model, method, bench, seed, execute (resolved configuration)
+    identity    what decides the numbers: model, method, bench, seed, execute (resolved configuration); with `proof`
+                "none" where no layer was seen: a black box, or results of another harness
     provenance  what is good to know and may differ when a run is resumed: command, commit, versions, hardware (device,
                 cpu, cores, threads), host, boot (the same until the host restarts), pid, started (seconds since 1970),
                 load (processes ready to run, mean of the last minute), device_users (processes on the GPU, this one
@@ -88,6 +103,11 @@ class Header:
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
     tasks: Mapping[str, int]
+
+    @property
+    def proved(self) -> bool:
+        """Whether the tokens that the layers computed prove what was pruned."""
+        return self.identity.get("proof") != "none"
 
 
 def film_name(task: str, episode: int) -> str:
@@ -151,11 +171,15 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     UserError for any other damage, and for a value that no journal of ours holds.
     """
     whole = path.read_bytes().split(b"\n")[:-1]  # what no newline ends was never finished
+    header: Header | None = None
     for number, line in enumerate(whole, 1):
         try:
             said = _decode(line)
             kind = str(said.pop("kind", None))
             content = _KINDS[kind](said)
+            header = content if kind == "header" else header
+            if kind == "episode" and header is not None and content.counted != header.proved:
+                raise UserError("token counts missing" if header.proved else f"token counts in a run {UNPROVED}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             what = "is damaged" if str(error) == "checksum" else f"is no line of a journal ({_short(error)})"
             todo = "delete that line and run again to redo it" if number > 1 else "move that file away and run again"
@@ -249,8 +273,10 @@ def _header(said: dict[str, Any]) -> Header:
 
 def _episode(said: dict[str, Any]) -> EpisodeRecord:
     record: EpisodeRecord = _made(EpisodeRecord)(said)
-    if len({len(call.visual) for call in record.calls}) != 1 or not record.calls[0].visual:
-        raise UserError("an episode without calls, or with calls of several depths")
+    if len({len(call.visual) for call in record.calls}) > 1:
+        raise UserError("an episode with calls of several depths")
+    if any(bool(c.visual) != c.counted or (c.flops and not c.counted) for c in record.calls):
+        raise UserError("a call with token counts at no layer")
     return record
 
 
@@ -319,9 +345,24 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+COUNTS = ("visual", "kept", "kept_layers", "gflops", *(f"gflops_{stage}" for stage in STAGES))
+
+
+def _counts(calls: Sequence[StepRecord]) -> dict[str, Any]:
+    """Tokens and FLOPs of an episode's calls, by the names of COUNTS."""
+    return {
+        "visual": calls[0].total,
+        "kept": mean([mean(c.visual) for c in calls]),
+        "kept_layers": "|".join(f"{mean(layer):g}" for layer in zip(*(c.visual for c in calls), strict=True)),
+        "gflops": mean([sum(c.flops.values()) for c in calls]) / 1e9,
+        **{f"gflops_{s}": mean([c.flops.get(s, 0.0) for c in calls]) / 1e9 for s in STAGES},
+    }
+
+
 def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     """One episode as one row: counts, and means over its model calls.
 
+    proved       1, or 0 without proof of pruning: all that nobody could count is then empty
     kept         visual tokens computed, mean over layers; kept_layers the same at each layer, joined by "|"
     gflops_*     10^9 FLOPs a call by stage
     delay_ms     milliseconds that a call took in the world's time; late a call, held, stale and dropped of the episode,
@@ -336,16 +377,14 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
         "success": int(record.success),
         "steps": record.steps,
         "attempts": record.attempts,
-        "calls": len(calls),
-        "visual": calls[0].total,
-        "kept": mean([mean(c.visual) for c in calls]),
-        "kept_layers": "|".join(f"{mean(layer):g}" for layer in zip(*(c.visual for c in calls), strict=True)),
-        "gflops": mean([sum(c.flops.values()) for c in calls]) / 1e9,
+        "proved": int(record.counted),
+        "calls": len(calls) or "",
     }
-    row |= {f"gflops_{s}": mean([c.flops.get(s, 0.0) for c in calls]) / 1e9 for s in STAGES}
+    row |= _counts(calls) if record.counted else dict.fromkeys(COUNTS, "")
     timed = [c.ms for c in calls if c.ms and c.packed == 1 and not c.cold]
     row["ms"] = mean([sum(ms.values()) for ms in timed]) if timed else ""
-    row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if timed else "" for s in TIMED}
+    named = timed and record.counted  # a black box has one time, of no stage
+    row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if named else "" for s in TIMED}
     late = [c.delay for c in calls if c.delay]
     row["delay_ms"] = mean([d["ms"] for d in late]) if late else ""
     row["late"] = mean([d["late"] for d in late]) if late else ""

@@ -162,6 +162,9 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     from vlaprune.policy import Policy
 
     config.check(cfg)
+    if config.opaque(cfg):
+        _run_black_box(cfg, given or {}, job)
+        return
     arm: str | None = cfg.audit.arm
     audit.check(arm)
     if cfg.devices is not None:
@@ -183,6 +186,19 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
         header = audit.named(header, arm)
     policy = Policy(model, make_pruner, cfg.slots, control, delay)
     run.main(cfg, policy, bench, header, config.sinks(cfg), job, watchers)
+
+
+def _run_black_box(cfg: Any, given: Mapping[str, Any], job: Job | None) -> None:
+    """The same where a model server decides the actions: nothing is built, nothing can be pruned or looked into."""
+    from vlaprune import config
+    from vlaprune.evaluation import run
+
+    bench = given["bench"] if "bench" in given else config.make("bench", cfg.bench)
+    box = config.black_box(cfg, bench)
+    config.ready(bench)
+    with box.connect(bench, config.control(cfg, bench), cfg.slots) as policy:
+        header = config.black_box_header(cfg, policy.called, policy.server, bench)
+        run.main(cfg, policy, bench, header, config.sinks(cfg), job)
 
 
 def maker(method: Pruner | Callable[[], Pruner]) -> Callable[[], Pruner]:

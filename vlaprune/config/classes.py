@@ -26,6 +26,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
     "client": ("read",),
     "logger": ("open", "episode", "close"),
     "control": ("calls", "drives"),
+    "black box": ("connect",),  # in place of a model: interop/black_box.py
 }
 
 
@@ -35,8 +36,13 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def find(target: str, role: str) -> type:
-    """The class that a dotted path names. UserError where there is none or it does not fit its role.
+def fits(kind: type, role: str) -> bool:
+    """Whether a class can do what its role asks."""
+    return all(callable(getattr(kind, ability, None)) for ability in ROLES[role])
+
+
+def find(target: str, role: str, *others: str) -> type:
+    """The class that a dotted path names. UserError where there is none or it fits neither its role nor one of others.
 
     Modules of the current folder are found, too.
     """
@@ -54,18 +60,22 @@ def find(target: str, role: str) -> type:
         ) from None
     except ValueError:
         found = None
-    able = ROLES[role]
-    if not isinstance(found, type) or not all(callable(getattr(found, ability, None)) for ability in able):
+    if not isinstance(found, type) or not any(fits(found, one) for one in (role, *others)):
+        if role == "model" and isinstance(found, type) and fits(found, "black box"):
+            raise UserError(f"{target} is a model server that runs elsewhere: only vlaprune eval takes it as a model")
         what = "nothing" if found is None else "a class" if isinstance(found, type) else type(found).__name__
         raise UserError(
             f"{role}._target_={target} is {what if found is None else f'{what} and'} no {role}; "
-            f"name a class with {', '.join(able)}"
+            f"name a class with {', '.join(ROLES[role])}"
         )
     return found
 
 
-def make(role: str, node: Any) -> Any:
-    """The object that a node, or a mapping, describes. What its constructor raises comes out as it was."""
+def make(role: str, node: Any, able: str | None = None) -> Any:
+    """The object that a node, or a mapping, describes. What its constructor raises comes out as it was.
+
+    able  the role whose abilities it must have, where another stands in the place of `role`
+    """
     node = OmegaConf.create(dict(node)) if isinstance(node, dict) else node
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{role} is {node}; choose one by {role}=NAME, or give {role}._target_=package.module.Class")
@@ -73,7 +83,7 @@ def make(role: str, node: Any) -> Any:
         given: dict[str, Any] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(f"{role}: {' '.join(str(error).split())}") from None
-    kind = find(given.pop("_target_"), role)
+    kind = find(given.pop("_target_"), role, *([able] if able else []))
     accepts(role, kind, given)
     return kind(**given)
 

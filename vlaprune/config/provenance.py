@@ -41,15 +41,47 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
 
 def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
     """What the journal says of this run; `delay` as `config.delay` gives it."""
-    from vlaprune.benchmark import SupportsIdentity, SupportsProvenance
-    from vlaprune.evaluation.rollout import Shard
     from vlaprune.records import Header
 
-    shard = Shard(cfg.shard.index, cfg.shard.count).suffix
-    hydra = HydraConfig.get()
-    names = named(hydra)
-    nodes = {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
-    said: dict[str, Any] = {part: identified(names[part], node) for part, node in nodes.items()}
+    said, driver = _parts(cfg, bench), control(cfg, bench)
+    if delay is not None:
+        said["delay"] = delay_identity(cfg)
+    if cfg.kernel != "sdpa":
+        said["kernel"] = cfg.kernel
+    card: Mapping[str, Any] = getattr(model, "card", {})
+    identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
+    known = provenance(str(model.device)) | _made(cfg, bench)
+    if delay is not None:
+        known["delay"] = delay.latency.note
+    if "tuning" in card:
+        known["tuned_from"] = card["from"].get("sha256", "none")
+    return Header(identity, known, tasks(bench, cfg.episodes))
+
+
+def black_box_header(cfg: DictConfig, called: str, server: str, bench: Benchmark) -> Header:
+    """The same of a run whose policy is a black box: without proof of pruning.
+
+    called  what tables call it; it stands in the method's place, since nobody knows what the server prunes
+    server  where it is and what it says of itself
+    """
+    from vlaprune.records import Header
+
+    said, driver = _parts(cfg, bench), control(cfg, bench)
+    said["method"] = {"name": called}
+    for key in ("url", "called", "check", "patience"):  # how it is reached
+        said["model"].pop(key, None)
+    identity = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
+    known = provenance("cpu") | _made(cfg, bench) | {"source": f"a model server, {server}"}
+    known["hardware"] |= {"device": "that of the model server"}
+    return Header(identity, known, tasks(bench, cfg.episodes))
+
+
+def _parts(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
+    """Identity of model, method and bench, and of the control where it does something."""
+    from vlaprune.benchmark import SupportsIdentity
+
+    names = named(HydraConfig.get())
+    said = {part: identified(names[part], node) for part, node in _nodes(cfg, bench).items()}
     world = {key: value for key, value in said["bench"].items() if key not in WHERE}
     if isinstance(bench, SupportsIdentity):
         world = {key: world[key] for key in ("name", "package") if key in world} | dict(bench.identity())
@@ -57,22 +89,28 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
     driver = control(cfg, bench)
     if replace(driver, execute=None) != type(driver)():
         said["control"] = asdict(driver)
-    if delay is not None:
-        said["delay"] = delay_identity(cfg)
-    if cfg.kernel != "sdpa":
-        said["kernel"] = cfg.kernel
-    card: Mapping[str, Any] = getattr(model, "card", {})
-    identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
+    return said
+
+
+def _nodes(cfg: DictConfig, bench: Benchmark) -> dict[str, DictConfig]:
+    return {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
+
+
+def _made(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
+    """What is good to know of a run beside the machine: its simulator, slots, shard, films and command line."""
+    from vlaprune.benchmark import SupportsProvenance
+    from vlaprune.evaluation.rollout import Shard
+
     told = dict(bench.provenance()) if isinstance(bench, SupportsProvenance) else {}
-    known = provenance(str(model.device)) | told | {"slots": cfg.slots, "shard": shard, "video": cfg.video}
-    if delay is not None:
-        known["delay"] = delay.latency.note
-    known["baseline"] = str(cfg.baseline or "")
-    known["overrides"] = list(hydra.overrides.task)
-    known["classes"] = {part: str(node._target_) for part, node in nodes.items()}
-    if "tuning" in card:
-        known["tuned_from"] = card["from"].get("sha256", "none")
-    return Header(identity, known, tasks(bench, cfg.episodes))
+    shard = Shard(cfg.shard.index, cfg.shard.count).suffix
+    return told | {
+        "slots": cfg.slots,
+        "shard": shard,
+        "video": cfg.video,
+        "baseline": str(cfg.baseline or ""),
+        "overrides": list(HydraConfig.get().overrides.task),
+        "classes": {part: str(node._target_) for part, node in _nodes(cfg, bench).items()},
+    }
 
 
 def provenance(device: str) -> dict[str, Any]:

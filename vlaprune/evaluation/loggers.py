@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import EpisodeRecord, Header, StepRecord, episode_row, film_name, mean, read
+from vlaprune.records import UNPROVED, EpisodeRecord, Header, StepRecord, episode_row, film_name, mean, read
 from vlaprune.stats.paired import pair, verdict
 from vlaprune.stats.rates import wilson
 
@@ -71,7 +71,7 @@ class Wandb:
             dir=folder,
             name="/".join(folder.parts[-3:]),
             group=f"{names[0]} on {names[2]}",
-            tags=[*names, f"seed {header.identity.get('seed')}"],
+            tags=[*names, f"seed {header.identity.get('seed')}", *([] if header.proved else [UNPROVED])],
             config={**header.identity, "tasks": dict(header.tasks), "provenance": dict(header.provenance)},
             settings=wandb.Settings(console="off"),
         )
@@ -112,13 +112,13 @@ class Wandb:
         """Means over all model calls (milliseconds over steady ones), and each task's success rate."""
         calls = [call for record in self._records for call in record.calls]
         steady = [sum(call.ms.values()) for call in calls if call.ms and not call.cold and call.packed == 1]
-        out = {
-            "call/kept": mean([mean(call.visual) for call in calls]),
-            "call/visual": mean([call.total for call in calls]),
-            "call/gflops": mean([sum(call.flops.values()) for call in calls]) / 1e9,
-            "episodes_repeated": sum(record.attempts > 1 for record in self._records),
-            **({"call/ms": mean(steady)} if steady else {}),
-        }
+        out: dict[str, float] = {"episodes_repeated": sum(record.attempts > 1 for record in self._records)}
+        if self._header.proved:
+            out["call/kept"] = mean([mean(call.visual) for call in calls])
+            out["call/visual"] = mean([call.total for call in calls])
+            out["call/gflops"] = mean([sum(call.flops.values()) for call in calls]) / 1e9
+        if steady:
+            out["call/ms"] = mean(steady)
         for task in self._header.tasks:
             own = [float(record.success) for record in self._records if record.task == task]
             if own:
@@ -140,8 +140,10 @@ class Wandb:
         return {"lost": pairs.lost, "gained": pairs.gained, "verdict": told.decision, "verdict_words": told.words}
 
     def _call(self, call: StepRecord) -> dict[str, Any]:
-        row: dict[str, Any] = {"calls": self._calls, "call/kept": mean(call.visual), "call/visual": call.total}
-        row["call/gflops"] = sum(call.flops.values()) / 1e9
+        row: dict[str, Any] = {"calls": self._calls}
+        if call.counted:
+            row |= {"call/kept": mean(call.visual), "call/visual": call.total}
+            row["call/gflops"] = sum(call.flops.values()) / 1e9
         return row | ({"call/ms": sum(call.ms.values())} if call.packed == 1 and not call.cold else {})
 
     def _standing(self) -> dict[str, float]:

@@ -7,20 +7,22 @@ policy.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from vlaprune.bench.episodes import Outcome
 from vlaprune.benchmark import Benchmark, Observation
+from vlaprune.delay import Delay
 from vlaprune.errors import UserError
 from vlaprune.evaluation.motion import motion
 from vlaprune.evaluation.pool import Event, Pool
 from vlaprune.evaluation.schedule import Key, Pace, Queue
-from vlaprune.policy import Policy, episode_seed
-from vlaprune.records import EpisodeRecord, Header
+from vlaprune.records import EpisodeRecord, Header, StepRecord
 from vlaprune.trace import Trace
 
 
@@ -81,6 +83,34 @@ class Journal(Protocol):
         """An episode is finished."""
 
 
+class Player(Protocol):
+    """What decides the actions of a run: a `policy.Policy`, or a black box that answers from elsewhere.
+
+    slots  episodes side by side
+    delay  how long calls take in the world's time; None for a world that waits
+    """
+
+    delay: Delay | None
+
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+
+    def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
+        """An episode of a run with this seed begins in a slot; the three alone decide what is random."""
+
+    def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """The [n, action_dim] float64 actions until the next look, for each slot that has an observation."""
+
+    def trace(self, slot: int) -> Trace | None:
+        """What a slot's latest call computed and kept; None where nobody can see it."""
+
+    def drain(self, slot: int, steps: int | None = None) -> tuple[StepRecord, ...]:
+        """The records of a slot's calls since the episode began, which ended after so many control steps."""
+
+    def executed(self, slot: int, steps: int) -> np.ndarray:
+        """The first `steps` actions [steps, action_dim] of the episode."""
+
+
 class Watcher(Protocol):
     """Looks on: a film, a progress bar. It sees what happened and changes nothing."""
 
@@ -92,7 +122,7 @@ class Watcher(Protocol):
 
 
 def rollout(
-    policy: Policy,
+    policy: Player,
     bench: Benchmark,
     journal: Journal,
     shard: Shard,
@@ -126,7 +156,7 @@ class _Rollout:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Player,
         bench: Benchmark,
         queue: Queue,
         pool: Pool,
@@ -181,7 +211,7 @@ class _Rollout:
     def _start(self, slot: int) -> None:
         task, episode = self._at[slot]
         self._began[slot] = time.monotonic()
-        self._policy.reset(slot, episode_seed(self._rules.seed, task, episode))
+        self._policy.begin(slot, task, episode, self._rules.seed)
         self._pool.post(slot, "start", episode)
 
     def _hear(self, event: Event) -> EpisodeRecord | None:
@@ -209,8 +239,10 @@ class _Rollout:
         for slot in slots:
             self._pool.post(slot, "advance", actions[slot])
         for slot in slots if self._watchers else ():
-            for watcher in self._watchers:
-                watcher.look(*self._at[slot], self._policy.trace(slot))
+            trace = self._policy.trace(slot)
+            if trace is not None:
+                for watcher in self._watchers:
+                    watcher.look(*self._at[slot], trace)
 
     def _over(self, slot: int, outcome: Outcome) -> EpisodeRecord:
         task, episode = self._at.pop(slot)

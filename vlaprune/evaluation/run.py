@@ -14,9 +14,8 @@ from vlaprune.evaluation.film import KINDS, Film
 from vlaprune.evaluation.progress import Bar, Job, RunStatus, once, say
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.replay import Replay, chosen
-from vlaprune.evaluation.rollout import RolloutConfig, Shard, Watcher, rollout
+from vlaprune.evaluation.rollout import Player, RolloutConfig, Shard, Watcher, rollout
 from vlaprune.models.backends import kernel
-from vlaprune.policy import Policy
 from vlaprune.records import Header, Sink, read, recorded
 from vlaprune.stats.anytime import Anytime, said
 from vlaprune.stats.power import power_line
@@ -24,7 +23,7 @@ from vlaprune.stats.power import power_line
 
 def main(
     cfg: Any,
-    policy: Policy,
+    policy: Player,
     bench: Benchmark,
     header: Header,
     sinks: Sequence[Sink],
@@ -81,7 +80,7 @@ def main(
         )
 
 
-def _again(cfg: Any, policy: Policy, bench: Benchmark, header: Header, shard: Shard) -> None:
+def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Shard) -> None:
     if cfg.video == "none":
         raise UserError("only= runs recorded episodes again for their films; add video=all")
     run = recorded(Path(cfg.output), header)
@@ -111,7 +110,7 @@ def _rule(cfg: Any, header: Header) -> Anytime | None:
 
 
 @contextmanager
-def _film(cfg: Any, policy: Policy, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
+def _film(cfg: Any, policy: Player, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
     """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
     if cfg.video not in KINDS:
         raise UserError(f"video={cfg.video}; use one of {', '.join(KINDS)}")

@@ -1,9 +1,10 @@
-"""A pruned policy as a model server of vla-eval: `vlaprune serve protocol=vla_eval`.
+"""The messages of vla-eval, and a pruned policy as its model server: `vlaprune serve protocol=vla_eval`.
 
 The messages are those of vla-eval 0.8.0 (vla_eval/protocol): msgpack dictionaries with `type`, `payload`, `seq` and
 `timestamp`; arrays and pictures (raw, PNG, JPEG) as dictionaries of their bytes. An observation is answered by one
 action: the actions of a call are sent one by one, and the model is asked again when they are used up, as vla-eval's own
-servers do with a chunk. `episode_start` begins an episode; its number among those of the same task fixes the noise.
+servers do with a chunk. `episode_start` begins an episode; the number that it gives (`episode_idx`), or else its number
+among those of the same task, fixes the noise. The greeting declares conventions in vla-eval's words.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from vlaprune.benchmark import Interface
 from vlaprune.errors import UserError
 from vlaprune.policy import episode_seed
-from vlaprune.serve import Ask, Message, Place, Server, send_within, unpack
+from vlaprune.serve import Ask, Client, Message, Place, Server, send_within, unpack
 
 VERSION, PROTOCOL = "0.8.0", 1  # of vla-eval, whose messages these are
 SIDE = 4096  # pixels of a picture's side at most
+# conventions as vla-eval (specs.py) and as benchmark.Interface name them; what is not here has no counterpart
+FRAMES = {"delta_xyz": "delta", "absolute_xyz": "absolute"}
+ROTATIONS = {"axis_angle": "axis_angle", "euler_xyz": "euler_xyz", "quaternion_xyzw": "quat_xyzw"}
+GRIPPERS = {"binary_close_positive": "close_positive", "binary_close_negative": "open_positive"}
+PICTURE, LANGUAGE = "rgb_hwc_uint8", "language"
 
 
 def decoded(value: Any) -> Any:
@@ -74,6 +81,26 @@ def _array(value: object) -> object:
     raise UserError(f"{type(value).__name__} cannot be sent")
 
 
+def declared(robot: Interface, client: Client) -> Message:
+    """What a server says of its conventions in its greeting: what `robot` takes, what `client` sends."""
+
+    def spec(kind: str, dims: int, called: str) -> Message:
+        return {"name": kind, "dims": dims, "format": called}
+
+    sizes = {"axis_angle": 3, "euler_xyz": 3, "quat_xyzw": 4}
+    parts = (
+        ("position", 3, {v: k for k, v in FRAMES.items()}.get(robot.frame)),
+        ("rotation", sizes.get(robot.rotation, 0), {v: k for k, v in ROTATIONS.items()}.get(robot.rotation)),
+        ("gripper", 1, {v: k for k, v in GRIPPERS.items()}.get(robot.gripper)),
+    )
+    seen = {name.rpartition("/")[2]: spec("image", 0, PICTURE) for name in client.images}
+    seen["language"] = spec("language", 0, LANGUAGE)
+    if client.state is not None and client.layout is not None:
+        seen["state"] = spec("state", client.interface.state_size, client.layout)
+    acts = {name: spec(name, dims, called) for name, dims, called in parts if called is not None}
+    return {"action_spec": acts, "observation_spec": seen}
+
+
 class VlaEvalServer(Server):
     """The same server, slots and checks; other messages."""
 
@@ -83,7 +110,7 @@ class VlaEvalServer(Server):
     async def _episodes(self, websocket: Any, place: Place) -> None:
         """Messages of one connection. What is wrong is told in an `error` message; the connection stays open."""
         gate, left, seen, task = self.client.gate(), deque[np.ndarray](), Counter[str](), ""
-        begins = False
+        begins, number = False, None
         async for data in websocket:
             seq = -1
             try:
@@ -92,11 +119,11 @@ class VlaEvalServer(Server):
                 place.heard = time.monotonic()
                 if kind == "hello":
                     said = {"harness_version": VERSION, "protocol_version": PROTOCOL, "capabilities": {}}
-                    await send_within(
-                        websocket, packed("hello", {**said, "model_server": "vlaprune", **self.about}, seq)
-                    )
+                    said |= {"model_server": "vlaprune", **declared(self.client.interface, self.client), **self.about}
+                    await send_within(websocket, packed("hello", said, seq))
                 elif kind == "episode_start":
-                    task, begins = str((payload.get("task") or {}).get("name", "")), True
+                    told, begins = payload.get("task") or {}, True
+                    task, number = str(told.get("name", "")), told.get("episode_idx")
                     left.clear()
                 elif kind == "observation":
                     observation = self.client.read(flat(decoded(payload)), gate)
@@ -105,7 +132,8 @@ class VlaEvalServer(Server):
                             place.slot, begins = await self._slot(), True
                         seed = None
                         if begins:
-                            seed = episode_seed(self.seed, task or observation.instruction, seen[task])
+                            which = seen[task] if number is None else int(number)
+                            seed = episode_seed(self.seed, task or observation.instruction, which)
                             seen[task] += 1
                         ask = Ask(place.slot, observation, seed, asyncio.get_running_loop().create_future())
                         await self._asked.put(ask)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlaprune.records import EpisodeRecord, Run, episode_row
+from vlaprune.records import UNPROVED, EpisodeRecord, Run, episode_row
 from vlaprune.report.runs import label
 from vlaprune.stats.rates import wilson
 
@@ -62,7 +62,11 @@ def inspect_log(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
             "model_args": {"method": label(run.header, [o.header for o in others])},
             "config": {},
             "packages": {k: v for k, v in (told.get("versions") or {}).items() if v},
-            "metadata": {"command": told.get("command"), "commit": told.get("commit")},
+            "metadata": {
+                "command": told.get("command"),
+                "commit": told.get("commit"),
+                **({} if run.header.proved else {"pruning": UNPROVED}),
+            },
         },
         "results": {
             "total_samples": sum(run.header.tasks.values()),
@@ -126,20 +130,25 @@ def calls(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         for record in run.episodes.values():
             for number, call in enumerate(record.calls):
                 sizes = {"visual": call.total, "visual_layers": list(call.visual), "rows": list(call.rows)}
+                sizes = sizes if call.counted else dict.fromkeys(sizes)
                 spent = {f"flops_{k}": v for k, v in call.flops.items()} | {f"ms_{k}": v for k, v in call.ms.items()}
                 yield (
                     _names(run, runs) | {"task": record.task, "episode": record.episode, "call": number} | sizes | spent
                 )
 
 
+def _told(run: Run, method: str) -> str:
+    return method if run.header.proved else f"{method} ({UNPROVED})"
+
+
 def hub_folder(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Writes a dataset folder that `datasets.load_dataset` reads and the hub shows; gives the files."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        f"| {n['model']} | {n['method']} | {n['bench']} | {run.header.identity['bench'].get('protocol', '')} | "
-        f"{len(run.episodes)} | {sum(e.success for e in run.episodes.values())} |"
+        f"| {n['model']} | {_told(run, n['method'])} | {n['bench']} | {n['protocol']} | {len(run.episodes)} | "
+        f"{sum(e.success for e in run.episodes.values())} |"
         for run in runs
-        for n in [_names(run, runs)]
+        for n in [_names(run, runs) | {"protocol": run.header.identity["bench"].get("protocol", "")}]
     ]
     headers = [
         {"identity": r.header.identity, "provenance": r.header.provenance, "tasks": r.header.tasks} for r in runs

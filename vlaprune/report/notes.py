@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from vlaprune.records import UNPROVED
 from vlaprune.report.runs import Arm, Comparison, part
 from vlaprune.report.times import STEADY
 from vlaprune.stats import power
@@ -41,9 +43,27 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             f"§ {', '.join(tuned)}: weights tuned from the baseline's with the method at work; policy and method are "
             "judged as one."
         )
+    out += [f"¶ {a.label}: {_unproved(a, row)}" for a, row in _rows(comparison, whole) if not a.proved]
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
     return out + _times(comparison, table, whole)
+
+
+def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:
+    """Every arm with its row."""
+    found = {row.method: row for row in whole.itertuples()}
+    return [(arm, found[arm.marked]) for arm in comparison.arms]
+
+
+def _unproved(arm: Arm, row: Any) -> str:
+    """Where a run without proof comes from, and what is known of its time."""
+    source = arm.run.header.provenance.get("source", "another harness")
+    known = "success and time" if pd.notna(row.ms_answer) else "success"
+    time = f" An answer takes {row.ms_answer:.2f} ms, mean of {row.answers:.0f}, the network included."
+    return (
+        f"{UNPROVED}: {source}. Its {known} {'are' if ' and ' in known else 'is'} known; what it computes is not, so "
+        f"tokens and FLOPs are left empty.{time if pd.notna(row.ms_answer) else ''}"
+    )
 
 
 def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
@@ -157,7 +177,8 @@ def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
     """What these runs do not show, from the runs themselves."""
     whole = table[table["task"] == "all"]
     found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _floor(comparison, whole)]
-    found += [_time(whole), _tasks(comparison), _seeds(comparison), _marked(comparison), _code(comparison)]
+    found += [_time(whole), _tasks(comparison), _seeds(comparison), _unseen(comparison), _marked(comparison)]
+    found.append(_code(comparison))
     return [limit for limit in found if limit is not None]
 
 
@@ -236,6 +257,13 @@ def _seeds(comparison: Comparison) -> Limit | None:
     if len(weights) > 1 or len(seeds) > 1:
         return None
     return Limit("That another policy behaves the same", "one set of weights and one seed were run.")
+
+
+def _unseen(comparison: Comparison) -> Limit | None:
+    arms = [a.label for a in comparison.arms if not a.proved]
+    if not arms:
+        return None
+    return Limit(f"What {', '.join(arms)} prunes, or whether", "nobody saw the layers: no token was counted (¶).")
 
 
 def _marked(comparison: Comparison) -> Limit | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vlaprune.records import Run
+from vlaprune.records import UNPROVED, Run
 from vlaprune.report import conditions, plots
 from vlaprune.report.episodes import browser, films
 from vlaprune.report.flips import flips, shelve
@@ -81,6 +81,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         csv=base64.b64encode(table.to_csv(index=False).encode()).decode(),
         films=len(places),
         room=videos / 1e6,
+        unproved=[a.marked for a in comparison.arms if not a.proved],
         unshelved=sum(not v.embedded for v in places.values()),
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],
@@ -142,7 +143,14 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 
 NEEDS = {"verdict": "verdict", "difference": "difference", "lost / gained": "lost", "FLOPs cut": "flops_cut"}
-NEEDS |= {"mean of tasks": "average", "ms": "ms", "speed-up": "speedup", "s.e. over tasks": "difference_clustered"}
+NEEDS |= {
+    "GFLOPs": "gflops",
+    "ms/answer": "ms_answer",
+    "mean of tasks": "average",
+    "ms": "ms",
+    "speed-up": "speedup",
+    "s.e. over tasks": "difference_clustered",
+}
 
 
 def _shown(table: pd.DataFrame, name: str) -> bool:
@@ -169,9 +177,10 @@ def _cells(row: Any, about: str = "") -> dict[str, Cell]:
         "mean of tasks": cell("average", "{:.1f} %", "", 100),
         "difference": cell("difference", "{:+.1f}", _signed(row), 100),
         "lost / gained": cell("lost", "{:.0f}" + (f" / {known('gained') or 0:.0f}"), _otherwise(row)),
-        "tokens": cell("kept", "{:.1f}", f"of {row.visual}"),
+        "tokens": cell("kept", "{:.1f}", f"of {row.visual}") if row.proved else Cell("", UNPROVED),
         "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
         "ms": cell("ms", about + "{:.2f}", f"method {known('ms_method') or 0:.2f}"),
+        "ms/answer": cell("ms_answer", "{:.2f}"),
         "speed-up": cell("speedup", about + "{:.2f} x", _doubt(row)),
         "s.e. over tasks": cell("difference_clustered", "{:.1f}", "", 100),
     }
@@ -215,13 +224,15 @@ def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
     if "difference" in table and table["difference"].notna().any():
         assert comparison.baseline is not None
         charts["forest"] = plots.forest(table, comparison.margin, comparison.baseline.label)
-    if "flops_cut" in table and len(table) > 1:
+    if "flops_cut" in table and table["flops_cut"].notna().sum() > 1:
         charts["flops"] = plots.cost(table, "flops_cut", "FLOPs cut, %", "flops", "Success against FLOPs saved")
     if "ms" in table and table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
-    layers = {a.marked: _layers(a) for a in comparison.arms}
-    totals, colours = (dict(zip(table["method"], table[key].astype(int), strict=True)) for key in ("visual", "colour"))
-    charts["tokens"] = plots.tokens({m: layers[m] for m in table["method"]}, totals, colours)
+    layers = {a.marked: _layers(a) for a in comparison.arms if a.proved}
+    seen = table[table["proved"]]
+    totals, colours = (dict(zip(seen["method"], seen[key].astype(int), strict=True)) for key in ("visual", "colour"))
+    if layers:
+        charts["tokens"] = plots.tokens({m: layers[m] for m in seen["method"]}, totals, colours)
     return charts
 
 

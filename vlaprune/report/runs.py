@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
+from vlaprune.records import UNPROVED, EpisodeRecord, Header, Run, StepRecord, differences, read
 from vlaprune.report.noise import Noise, noise
 from vlaprune.stats.anytime import said
 
@@ -99,14 +99,22 @@ class Arm:
         return sum(record.attempts > 1 for record in self.episodes.values())
 
     @property
+    def proved(self) -> bool:
+        """Whether its token counts prove what was pruned; not those of a black box or of another harness."""
+        return self.run.header.proved
+
+    @property
     def seeds(self) -> tuple[Any, ...]:
         """Of its runs."""
         return tuple(_seed(run) for run in self.runs)
 
     @property
     def marked(self) -> str:
-        """The label, with * for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol."""
-        marks = {"*": self.missing, "‡": self.stopped, "§": self.tuned, "†": self.mixed}
+        """The label, with its marks.
+
+        * for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol, ¶ without proof of pruning.
+        """
+        marks = {"*": self.missing, "‡": self.stopped, "§": self.tuned, "†": self.mixed, "¶": not self.proved}
         return self.label + "".join(mark for mark, holds in marks.items() if holds)
 
     @property
@@ -270,13 +278,22 @@ def _tuned(run: Run, first: Run) -> bool:
 
 def _protocol(run: Run, first: Run, tuned: bool) -> str:
     """Settings of model, bench or execution that differ; weights and seeds have a line of their own."""
+    if run.header.proved != first.header.proved:
+        return f"differ in more than the method ({_unproved(run, first)} is {UNPROVED}: its model is not known)"
     a, b = ({k: v for k, v in context(r).items() if k not in ("weights", "seed")} for r in (first, run))
     if tuned:  # where its weights lie is then no difference of protocol
         a, b = (one | {"model": {k: v for k, v in one["model"].items() if k != "weights"}} for one in (a, b))
     return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""
 
 
+def _unproved(*runs: Run) -> str:
+    """The name of the run of which nobody saw a layer."""
+    return next(name(run.header) for run in runs if not run.header.proved)
+
+
 def _weights(run: Run, first: Run) -> str:
+    if run.header.proved != first.header.proved:
+        return ""  # said already
     a, b = (str(context(r).get("weights")) for r in (first, run))
     return f"have different weights (sha256 {a[:12]} -> {b[:12]})" if a != b else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlaprune.records import EpisodeRecord, Run, episode_row
+from vlaprune.records import EpisodeRecord, Run, episode_row, mean
 from vlaprune.report.machines import shared
 from vlaprune.report.notes import footnotes
 from vlaprune.report.runs import Arm, Comparison, Key, compare, context
@@ -17,6 +17,8 @@ from vlaprune.report.times import times
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
 from vlaprune.stats.measured import impossible
+
+WHOLE = ("visual", "steady", "cold", "packed", "untimed", "answers")  # columns that count
 
 
 def summarise(
@@ -29,7 +31,9 @@ def summarise(
 def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False) -> pd.DataFrame:
     """One row per arm (and per task), the baseline first.
 
-    Columns: success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
+    Columns: proved, False where nobody saw the layers (a black box, results of another harness): tokens, FLOPs and
+    times are then empty, but for ms_answer, the mean milliseconds of an answer of a black box, over so many answers;
+    success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
     error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
     SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual and gflops;
     ms, ms_method and the steady calls they are medians of (`times`), with cold, packed and untimed ones beside;
@@ -49,7 +53,10 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         _judge(comparison, here, task, found)
         rows += list(found.values())
     table = pd.DataFrame(rows)
-    reason = shared([run for a in comparison.arms for run in a.runs]) if table["ms"].notna().any() else ""
+    whole = [name for name in WHOLE if name in table]
+    table[whole] = table[whole].astype("Int64")  # empty where they are not known
+    timed_runs = [run for a in comparison.arms if a.proved for run in a.runs]
+    reason = shared(timed_runs) if table["ms"].notna().any() else ""
     if reason and not timed:
         table = table.drop(columns=["ms", "ms_method"])
     if comparison.baseline is not None:
@@ -63,7 +70,7 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
     table.attrs["sources"] = sources([run for a in comparison.arms for run in a.runs])
-    table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms}
+    table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms if a.proved}
     table.attrs["notes"] = footnotes(comparison, table)
     return table.drop(columns=["enough"])
 
@@ -73,14 +80,35 @@ def _frame(arm: Arm) -> pd.DataFrame:
     return pd.DataFrame([episode_row(r) | {"seed": seed} for (_, _, seed), r in arm.episodes.items()])
 
 
+def _counted(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
+    """Tokens, FLOPs and times of an arm's calls; of a black box the milliseconds of an answer alone."""
+    calls = [call for key, record in arm.episodes.items() if task in (None, key[0]) for call in record.calls]
+    if not arm.proved:
+        alone = [sum(call.ms.values()) for call in calls if call.packed == 1 and not call.cold]
+        none = dict.fromkeys(("kept", "gflops", "ms", "ms_method"), math.nan)
+        counts = dict.fromkeys(("visual", "steady", "cold", "packed", "untimed"))
+        return {**none, **counts, "ms_answer": mean(alone), "answers": len(alone), "enough": False}
+    weights, took = frame["calls"] / frame["calls"].sum(), times(calls)
+    return {
+        "kept": (frame["kept"] * weights).sum(),
+        "visual": int(frame["visual"].iloc[0]),
+        "gflops": (frame["gflops"] * weights).sum(),
+        "ms": took.ms,
+        "ms_method": took.method,
+        "steady": took.steady,
+        "cold": took.cold,
+        "packed": took.packed,
+        "untimed": took.untimed,
+        "enough": took.enough,
+    }
+
+
 def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
     frame = frame if task is None else frame[frame["task"] == task]
     won, n = int(frame["success"].sum()), len(frame)
-    weights = frame["calls"] / frame["calls"].sum()
     design = rates.design_effect([one.to_list() for _, one in frame.groupby(["task", "episode"])["success"]])
     interval, exact = (f(won, n, design=design) for f in (rates.wilson, rates.clopper_pearson))
     each = {str(t): (int(f["success"].sum()), len(f)) for t, f in frame.groupby("task")}
-    took = times(call for key, record in arm.episodes.items() if task in (None, key[0]) for call in record.calls)
     unequal = len({episodes for _, episodes in each.values()}) > 1
     return {
         "method": arm.marked,
@@ -95,16 +123,8 @@ def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
         "exact_high": exact.high,
         "average": rates.mean_of_tasks(list(each.values()))[0] if unequal else math.nan,
         "clustered": stats.clustered_error(each) if len(each) > 1 else math.nan,
-        "kept": (frame["kept"] * weights).sum(),
-        "visual": int(frame["visual"].iloc[0]),
-        "gflops": (frame["gflops"] * weights).sum(),
-        "ms": took.ms,
-        "ms_method": took.method,
-        "steady": took.steady,
-        "cold": took.cold,
-        "packed": took.packed,
-        "untimed": took.untimed,
-        "enough": took.enough,
+        "proved": arm.proved,
+        **_counted(arm, frame, task),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.errors import UserError
-from vlaprune.records import Run
+from vlaprune.records import UNPROVED, Run
 from vlaprune.report.markdown import TERMINAL, columns
 from vlaprune.report.markdown import table as lined
 from vlaprune.report.runs import compare
@@ -39,8 +39,10 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         if table["difference_clustered"].notna().any():
             out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")
         out["verdict"] = [_words(r) for r in rows]
-    out["visual tokens"] = [f"{r.kept:.1f} of {r.visual}" for r in rows]
-    out["GFLOPs/call"] = [f"{r.gflops:,.0f}" if r.gflops >= 100 else f"{r.gflops:.3g}" for r in rows]
+    if not table["proved"].all():
+        out["pruning"] = ["" if r.proved else UNPROVED for r in rows]
+    out["visual tokens"] = cells(lambda r: f"{r.kept:.1f} of {r.visual}", "kept")
+    out["GFLOPs/call"] = cells(lambda r: f"{r.gflops:,.0f}" if r.gflops >= 100 else f"{r.gflops:.3g}", "gflops")
     if "flops_cut" in table:
         out["FLOPs cut"] = cells(lambda r: f"{100 * r.flops_cut:.1f}%", "flops_cut")
     if "ms" in table and table["ms"].notna().any():
@@ -49,6 +51,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["of it method"] = cells(lambda r: f"{about}{r.ms_method:.2f}", "ms_method")
         if "speedup" in table:
             out["speed-up"] = cells(lambda r: f"{about}{r.speedup:.2f}x{' ?' if r.impossible else ''}", "speedup")
+    if "ms_answer" in table and table["ms_answer"].notna().any():
+        out["ms/answer"] = cells(lambda r: f"{r.ms_answer:.2f}", "ms_answer")
     return out
 
 
@@ -108,7 +112,12 @@ def markdown(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """The same as a LaTeX tabular with booktabs rules."""
-    special = {c: f"\\{c}" for c in "%_&#"} | {"†": "\\textdagger{}", "‡": "\\textdaggerdbl{}", "§": "\\S{}"}
+    special = {c: f"\\{c}" for c in "%_&#"} | {
+        "¶": "\\P{}",
+        "†": "\\textdagger{}",
+        "‡": "\\textdaggerdbl{}",
+        "§": "\\S{}",
+    }
 
     def clean(text: str) -> str:
         return "".join(special.get(c, c) for c in text)
@@ -148,9 +157,19 @@ def summary(run: Run) -> str:
     if not run.episodes:
         return f"no finished episode in {run.folder}"
     row = tabulate(compare([run], partial=True), timed=True).iloc[0]
-    time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
+    told = _costs(row) if row["proved"] else _answers(row)
     return (
         f"{row['method'].rstrip('*')}: success {row['success']}/{row['episodes']} = {row['rate']:.1%} "
-        f"(95 % {row['low']:.1%} to {row['high']:.1%}), {row['kept']:.1f} of {row['visual']} visual tokens a layer, "
-        f"{row['gflops']:{',.0f' if row['gflops'] >= 100 else '.3g'}} GFLOPs{time} a call\n{run.folder}/journal.jsonl"
+        f"(95 % {row['low']:.1%} to {row['high']:.1%}), {told}\n{run.folder}/journal.jsonl"
     )
+
+
+def _costs(row: Any) -> str:
+    time = f", {row['ms']:.1f} ms" if row["ms"] == row["ms"] else ""
+    gflops = f"{row['gflops']:{',.0f' if row['gflops'] >= 100 else '.3g'}} GFLOPs"
+    return f"{row['kept']:.1f} of {row['visual']} visual tokens a layer, {gflops}{time} a call"
+
+
+def _answers(row: Any) -> str:
+    time = f"{row['ms_answer']:.1f} ms an answer, " if row["ms_answer"] == row["ms_answer"] else ""
+    return f"{time}{UNPROVED}"
