@@ -27,7 +27,7 @@ from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.profile import micro, speed
+from vlaprune.profile import check, micro, speed
 from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, held, idle_power
 from vlaprune.profile.page import Page
@@ -409,8 +409,21 @@ def test_products_are_counted_where_segments_are_replayed(tiny):
     plain, replayed = arm(tiny, Dense), arm(with_segments(tiny, Replays()), Dense)
     for one in (plain, replayed):
         one.warm(RULES.blocks(episodes), RULES)
-    assert plain.products == replayed.products and plain.launches == replayed.launches > 20
+    ours, theirs = plain.launches, replayed.launches
+    assert plain.products == replayed.products
+    assert ours.operators == theirs.operators > ours.outside == theirs.outside > 0
     assert replayed.policy.model.backend.name == "graph"
+    assert ours.segments == theirs.segments == theirs.replayed > ours.replayed == ours.launched == 0
+    assert theirs.outside + theirs.launched < theirs.operators / 2
+
+
+def test_launches_are_told_as_far_as_they_can_be_counted():
+    row = {"launch_operators": 900.0, "launch_outside": 12.0, "launch_segments": 5.0}
+    told = lambda kernel, replayed: check.launches(  # noqa: E731
+        row | {"kernel": kernel, "launch_replayed": replayed, "launch_launched": 3 * replayed}
+    )
+    assert told("sdpa", 0.0) == "900" and told("compile", 0.0) == "12 + 5.0 compiled segments"
+    assert told("graph", 5.0) == "27" and told("graph", 3.5) == "22 + 1.5 compiled segments"
 
 
 def test_a_page_that_git_tracks_is_left_alone(tmp_path):

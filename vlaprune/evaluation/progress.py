@@ -17,7 +17,6 @@ from typing import Any
 
 from vlaprune.evaluation.lock import ended
 from vlaprune.records import EpisodeRecord
-from vlaprune.stats import rates as stats
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
 OWNER = "VLAPRUNE_SWEEP_PID"  # environment variable: the process that started them
@@ -51,7 +50,9 @@ class RunStatus:
         """Success so far with its 95 % Wilson interval."""
         if not self.done:
             return "no episode yet"
-        found, rate = stats.wilson(self.won, self.done), self.won / self.done
+        from vlaprune.stats.rates import wilson  # scipy: every command imports this module, few need it
+
+        found, rate = wilson(self.won, self.done), self.won / self.done
         return f"{self.won}/{self.done} = {100 * rate:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
     @property

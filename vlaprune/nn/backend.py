@@ -34,6 +34,8 @@ class Backend:
     compiled how often a unit was compiled
     captured how often a segment was captured
     entered  how often a segment was run; 0 after a call means that the model bypasses its backend
+    replayed how often one of these runs was a replay of its graph
+    launched what these replays launched: the graph itself, and one copy for each dtype of its inputs
     """
 
     name = "sdpa"
@@ -43,6 +45,8 @@ class Backend:
         self.compiled = 0
         self.captured = 0
         self.entered = 0
+        self.replayed = 0
+        self.launched = 0
 
     @property
     def builds(self) -> int:
@@ -167,6 +171,8 @@ class Captured(Compiled):
                 return super().run(key, segment, *inputs)
             found = self._graphs[shapes] = self._capture(segment, leaves, spec)
         self.entered += 1
+        self.replayed += 1
+        self.launched += 1 + len({t.dtype for t in tensors})
         return found.replay(tensors)
 
     @staticmethod

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile import calibrate, check, floors, gate, hindsight, micro, overhead, pictures, speed
+from vlaprune.profile import calibrate, check, floors, micro, overhead, pictures, speed
 from vlaprune.profile.measured import Methods, measure
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording, record, synthetic
@@ -104,8 +102,8 @@ def speeds(setting: Setting) -> list[Path]:
     """What every method saves against the fastest dense."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     methods = setting.ready(setting.methods, model, recording)
-    with tqdm(desc="blocks", unit="block") as bar:
-        found = measure(model, methods, recording, setting.rules, cfg.ladder, partial(_advance, bar))
+    with _bar("blocks", "block") as tell:
+        found = measure(model, methods, recording, setting.rules, cfg.ladder, tell)
     page = Page(f"{model.info.name}: what pruning saves, and what it costs")
     speed.fill(page, found.rows, found.refusal, found.here)
     page.text(*found.notes)
@@ -114,6 +112,9 @@ def speeds(setting: Setting) -> list[Path]:
 
 def fidelities(setting: Setting) -> list[Path]:
     """How far each method's actions stray from dense ones, and whether that foretold its loss of success."""
+    from vlaprune import report
+    from vlaprune.profile import gate, hindsight
+
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     methods, ran, base = list(setting.methods), {}, None
     if cfg.runs:
@@ -125,8 +126,8 @@ def fidelities(setting: Setting) -> list[Path]:
         methods = [(label, calibrate.of_run(make, run.folder)) for label, make, run in found]
         ran = {label: run for label, _, run in found}
     methods = list(setting.ready(methods, model, recording))
-    with tqdm(desc="arms", unit="arm", total=len(methods) + 1) as bar:
-        judged = gate.judge(model, recording, methods, cfg.seed, partial(_advance, bar))
+    with _bar("arms", "arm", len(methods) + 1) as tell:
+        judged = gate.judge(model, recording, methods, cfg.seed, tell)
     if base is not None:
         gate.losses(judged, ran, base)
     page = Page(f"{model.info.name}: fidelity of pruned actions on recorded observations")
@@ -134,8 +135,7 @@ def fidelities(setting: Setting) -> list[Path]:
     extra: list[dict[str, Any]] = []
     if cfg.hindsight.count is not None:
         arms = {a.label: a.replay for a in judged[1:]}
-        with tqdm(desc="hindsight", unit="frame", total=2 * cfg.hindsight.frames) as bar:
-            tell = partial(_advance, bar)
+        with _bar("hindsight", "frame", 2 * cfg.hindsight.frames) as tell:
             extra = hindsight.fill(page, model, recording, arms, judged[0].replay, cfg.hindsight, cfg.seed, tell)
     page.text(
         f"- observations: {len(recording.frames)} calls of {len(recording.episodes)} dense episodes of "
@@ -157,8 +157,8 @@ def overheads(setting: Setting) -> list[Path]:
     )
     rows = overhead.decoders(page, decoder, cfg.lengths, cfg.rounds)
     every = setting.ready(setting.every([1.0]), model, recording)
-    with tqdm(desc="blocks", unit="block") as bar:
-        rows += overhead.methods(page, model, every, recording, setting.rules, partial(_advance, bar))
+    with _bar("blocks", "block") as tell:
+        rows += overhead.methods(page, model, every, recording, setting.rules, tell)
     return setting.write(page, "overhead", rows, str(model.device))
 
 
@@ -193,6 +193,7 @@ def checks(setting: Setting) -> list[Path]:
         label = "-".join(("check", check.where(device), *(cfg.models or ())))
         whole = Page(page.title, [*page.parts])
         whole.table("Summary", check.summary(rows))
+        whole.text(check.LAUNCHES)
         written = setting.write(whole, label, rows, device)  # after every model: whoever stops it keeps what is there
     return written
 
@@ -211,9 +212,18 @@ def calibrations(setting: Setting) -> list[Path]:
     return out
 
 
-def _advance(bar: Any, text: str) -> None:
-    bar.set_postfix_str(text, refresh=False)
-    bar.update()
+@contextmanager
+def _bar(what: str, unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A progress bar; gives the function that says what was done last."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, total=total) as bar:
+
+        def tell(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        yield tell
 
 
 MODES: Mapping[str, Callable[[Setting], list[Path]]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
@@ -19,10 +19,9 @@ import torch
 
 from vlaprune.errors import UserError
 from vlaprune.models.backends import kernel
-from vlaprune.nn.backend import EAGER
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.profile.machine import WINDOW, Nvml, Watch, allocated, forget_peak, held, peak_memory
-from vlaprune.profile.products import Products
+from vlaprune.profile.products import Products, Watched
 from vlaprune.profile.recording import Frame
 from vlaprune.profile.roofline import Stages
 from vlaprune.records import StepRecord
@@ -59,6 +58,24 @@ class TimingConfig:
             yield from (episode[: self.block] for episode in episodes)
 
 
+@dataclass(frozen=True)
+class Launches:
+    """What the host launches in a mean call.
+
+    operators  of the call as eager runs it; views and bare allocations left out
+    outside    those of them that are in no segment
+    segments   runs of segments, under the arm's own backend
+    replayed   those of them that replayed a captured graph
+    launched   by these replays: graphs, and copies of their inputs
+    """
+
+    operators: float = 0.0
+    outside: float = 0.0
+    segments: float = 0.0
+    replayed: float = 0.0
+    launched: float = 0.0
+
+
 @dataclass
 class Arm:
     """One way to run the model, and what was seen of it.
@@ -69,7 +86,7 @@ class Arm:
     blocks   milliseconds of each call, by block; the first call of a block follows a reset
     busy     milliseconds of processor time of each block
     calls    the records of each block
-    launches  operators of such a call, as the eager backend runs it
+    launches  of a call: operators, segments and replays
     products  of some calls, as many as `counted`, as torch dispatched them
     joules   energy of the board per call, in windows of two seconds or more
     refused  why it has no speed-up: what the call raised
@@ -83,7 +100,7 @@ class Arm:
     calls: list[list[StepRecord]] = field(default_factory=list)
     products: Stages = field(default_factory=dict)
     counted: int = 1
-    launches: float = 0.0
+    launches: Launches = Launches()
     joules: list[float] = field(default_factory=list)
     memory: tuple[float, float | None] = (0.0, None)
     cache_bytes: int = 0
@@ -138,10 +155,15 @@ class Arm:
                 return
             forget_peak(device)
             block = next(blocks)[:8]
+            backend = self.policy.model.backend
+            before = backend.entered, backend.replayed, backend.launched
             self.replay(block, rules.seed)
+            after = backend.entered, backend.replayed, backend.launched
             peak, reserved = peak_memory(device)
             self.memory = peak - others, reserved
             self._count(block, rules.seed)
+            entered, replayed, launched = ((b - a) / len(block) for a, b in zip(before, after, strict=True))
+            self.launches = replace(self.launches, segments=entered, replayed=replayed, launched=launched)
         except (ValueError, RuntimeError) as error:
             self.refuse(error)
             return
@@ -154,13 +176,15 @@ class Arm:
         policy, model = self.policy, self.policy.model
         clock = policy.clock
         policy.model = copy.copy(model)
-        policy.model.backend = EAGER
+        seen = Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other"))
+        policy.model.backend = Watched(seen)
         try:
-            with Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other")) as seen:
+            with seen:
                 self.replay(block, seed)
         finally:
             policy.model = model
-        self.products, self.counted, self.launches = seen.found, len(block), seen.launches / len(block)
+        self.products, self.counted = seen.found, len(block)
+        self.launches = Launches(seen.operators / len(block), seen.outside / len(block))
 
     @property
     def ms(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from vlaprune.report.markdown import table
+from vlaprune.markdown import table
 
 Cells = Mapping[str, str]
 
@@ -44,10 +43,13 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         if tracked(folder / f"{name}.md"):
             name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        md, csv = folder / f"{name}.md", folder / f"{name}.csv"
+        md, numbers = folder / f"{name}.md", folder / f"{name}.csv"
         md.write_text("\n\n".join([f"# {self.title}", *self.parts, sources(made)]) + "\n")
-        pd.DataFrame(list(rows)).to_csv(csv, index=False)
-        return [md, csv]
+        with numbers.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: v for k, v in row.items() if v == v} for row in rows)  # no cell for NaN
+        return [md, numbers]
 
 
 def tracked(path: Path) -> bool:

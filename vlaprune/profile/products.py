@@ -6,7 +6,7 @@ too, and any model's head, so the roofline floor of a call needs no description 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from vlaprune.nn.backend import Backend
 from vlaprune.profile.roofline import Work
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -24,14 +25,17 @@ class Products(TorchDispatchMode):
 
     stage   says under which name; asked at every product
     found   stage -> the products, in order
-    launches  operators that ran; views and bare allocations left out
+    operators  that ran; views and bare allocations left out
+    outside    those of them that ran outside the segments of `Watched`
     """
 
     def __init__(self, stage: Callable[[], str]) -> None:
         super().__init__()
         self.stage = stage
         self.found: dict[str, list[Work]] = {}
-        self.launches = 0
+        self.operators = 0
+        self.outside = 0
+        self.depth = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,9 +45,10 @@ class Products(TorchDispatchMode):
                 apart = func.decompose(*args, **kwargs)
             if apart is not NotImplemented:
                 return apart
-            self.launches += not _looks(func)
+            if not _looks(func):
+                self._count()
             return func(*args, **kwargs)
-        self.launches += 1
+        self._count()
         out = func(*args, **kwargs)
         if packet is _CPU_ATTENTION:  # which torch's registry leaves out
             flops = sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
@@ -52,6 +57,26 @@ class Products(TorchDispatchMode):
         moved = _bytes([*args, *kwargs.values()]) + _bytes(out if isinstance(out, (tuple, list)) else [out])
         self.found.setdefault(self.stage(), []).append(Work(float(flops), float(moved)))
         return out
+
+    def _count(self) -> None:
+        self.operators += 1
+        self.outside += not self.depth
+
+
+class Watched(Backend):
+    """Runs segments as they are, and tells who counts operators when a segment is running."""
+
+    def __init__(self, seen: Products) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def run(self, key: Hashable, segment: Callable[..., Any], *inputs: Any) -> Any:
+        """Runs a segment."""
+        self.seen.depth += 1
+        try:
+            return super().run(key, segment, *inputs)
+        finally:
+            self.seen.depth -= 1
 
 
 def _looks(func: Any) -> bool:

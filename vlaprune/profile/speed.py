@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted
     row["floor_ms"] = floor(here, arm)
     row["floor_share"] = row["floor_ms"] / p50
-    row["launches"] = arm.launches
+    row |= {f"launch_{key}": number for key, number in asdict(arm.launches).items()}
     row |= {"mb_peak": arm.memory[0], "mb_reserved": arm.memory[1]}
     row |= {"cache_bytes": arm.cache_bytes, "state_bytes": arm.state_bytes}
     row["joules"] = float(np.median(arm.joules)) if arm.joules else None

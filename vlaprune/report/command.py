@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlaprune.markdown import TERMINAL
 from vlaprune.report import audit, conditions, delay
-from vlaprune.report.markdown import TERMINAL
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write

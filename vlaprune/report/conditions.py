@@ -16,10 +16,10 @@ import pandas as pd
 from scipy.stats import norm
 
 from vlaprune.errors import UserError
+from vlaprune.markdown import TERMINAL, columns
+from vlaprune.markdown import table as lined
 from vlaprune.records import Header, Run, differences
 from vlaprune.report.grids import Shade, shade
-from vlaprune.report.markdown import TERMINAL, columns
-from vlaprune.report.markdown import table as lined
 from vlaprune.report.runs import Arm, Comparison, Key, compare
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from vlaprune.markdown import table as lined
 from vlaprune.records import EpisodeRecord, Run
-from vlaprune.report.markdown import table as lined
 from vlaprune.report.runs import Arm, Comparison, compare, shown
 from vlaprune.report.tables import shared_episodes, tabulate
 from vlaprune.stats.noise import alike

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.errors import UserError
+from vlaprune.markdown import TERMINAL, columns
+from vlaprune.markdown import table as lined
 from vlaprune.records import UNPROVED, Run
-from vlaprune.report.markdown import TERMINAL, columns
-from vlaprune.report.markdown import table as lined
 from vlaprune.report.runs import compare
 from vlaprune.report.tables import tabulate
 
