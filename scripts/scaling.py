@@ -172,6 +172,58 @@ def robosuite(repeats: int) -> Iterator[tuple[str, str, str]]:
     yield "robosuite, tiny: 2 slots with workers against 1 slot in process, 12 episodes", ratio(one, many), ">= 1.7x"
 
 
+def libero(repeats: int) -> Iterator[tuple[str, str, str]]:
+    """LIBERO: episodes of 64 steps in two workers, chunks of 8, against LIBERO's own environment, the same actions."""
+    if find_spec("libero") is None:
+        return
+    from vlaprune.bench.libero import Libero
+
+    bench = Libero(suite="libero_spatial", only=[0], renderer=GL)
+    chunks = np.random.default_rng(0).uniform(-0.5, 0.5, (8, 8, 7))
+    slow = least(repeats, lambda: official(bench.tasks()[0].name, chunks.reshape(-1, 7)))
+    with ExitStack() as stack:
+        envs = [stack.enter_context(bench.open(bench.tasks()[0])) for _ in range(2)]
+
+        def both() -> float:
+            began = time.perf_counter()
+            for verb, said in [("start", 0), *(("advance", chunk.tolist()) for chunk in chunks)]:
+                for env in envs:
+                    env.begin(verb, said)
+                for env in envs:
+                    env.finish()
+            return (time.perf_counter() - began) / len(envs)
+
+        both()
+        fast = least(repeats, both)
+    yield (
+        "LIBERO libero_spatial, 64 steps: 2 slots against upstream's loop, the same actions",
+        ratio(slow, fast),
+        ">= 11x",
+    )
+
+
+def official(name: str, actions: np.ndarray) -> float:
+    """Seconds of an episode as upstream runs it: both cameras of 256 px rendered after every step."""
+    from libero.libero import benchmark, get_libero_path
+    from libero.libero.envs import OffScreenRenderEnv
+
+    suite = benchmark.get_benchmark_dict()["libero_spatial"]()
+    number = suite.get_task_names().index(name)
+    task = suite.get_task(number)
+    problem = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
+    env = OffScreenRenderEnv(bddl_file_name=str(problem), camera_heights=256, camera_widths=256)
+    env.reset()
+    state = suite.get_task_init_states(number)[0]
+    began = time.perf_counter()
+    env.reset()
+    env.set_init_state(state)
+    for action in [*[np.array([0, 0, 0, 0, 0, 0, -1.0])] * 10, *actions]:
+        env.step(action)
+    took = time.perf_counter() - began
+    env.close()
+    return took
+
+
 def ratio(slow: float, fast: float) -> str:
     """How many times faster."""
     return f"{slow / fast:.2f}x"
@@ -183,6 +235,7 @@ PARTS: dict[str, Callable[[int], Iterator[tuple[str, str, str]]]] = {
     "overhead": overhead,
     "opening": opening,
     "robosuite": robosuite,
+    "libero": libero,
 }
 
 

@@ -1,10 +1,10 @@
-"""The toy world with the times of a real simulator, which it sleeps away: to measure how rollouts scale."""
+"""Worlds that sleep: the toy world with the times of a real simulator, and any benchmark with random pauses."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
-from vlaprune.benchmark import Env, Observation, Task
+from vlaprune.benchmark import Benchmark, Env, Interface, Observation, Task, in_process
 
 
 class _Slow:
@@ -75,3 +75,63 @@ class Sleeping(Toy):
 
     def _pause(self, seconds: float) -> None:
         time.sleep(random.uniform(0.0, 2.0 * seconds) if self.jitter else seconds)
+
+
+@dataclass
+class Paused:
+    """Any benchmark, each environment in a worker that pauses before each answer: what finishes first is luck.
+
+    bench   the benchmark; its own numbers must not depend on the pauses
+    most    seconds of the longest pause; each is drawn anew
+    worker  each environment in a process of its own
+    """
+
+    bench: Benchmark
+    most: float = 0.1
+    worker: bool = True
+
+    @property
+    def name(self) -> str:
+        """The benchmark's own."""
+        return self.bench.name
+
+    @property
+    def robot(self) -> str | None:
+        """The benchmark's own."""
+        return self.bench.robot
+
+    @property
+    def interface(self) -> Interface:
+        """The benchmark's own."""
+        return self.bench.interface
+
+    @property
+    def control_hz(self) -> float:
+        """The benchmark's own."""
+        return self.bench.control_hz
+
+    @property
+    def margin(self) -> float:
+        """The benchmark's own."""
+        return self.bench.margin
+
+    @property
+    def protocol(self) -> str:
+        """The benchmark's own."""
+        return self.bench.protocol
+
+    def tasks(self) -> Sequence[Task]:
+        """The benchmark's own."""
+        return self.bench.tasks()
+
+    def open(self, task: Task) -> AbstractContextManager[Any]:
+        """The benchmark's environment; it pauses before each look."""
+        return remote.opened(replace(self, worker=False), task) if self.worker else self._here(task)
+
+    @contextmanager
+    def _here(self, task: Task) -> Iterator[Env]:
+        with in_process(self.bench).open(task) as world:
+            yield _Slow(world, self._pause, 0.0, self.most)
+
+    def _pause(self, most: float) -> None:
+        time.sleep(random.uniform(0.0, most))
