@@ -18,7 +18,13 @@ from vlaprune.commands import options
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {".md", ".svg", ".png", ".webp", ".gif", ".csv", ".css", ".ipynb"}
-GROUPS = {"model": "Models", "method": "Methods", "bench": "Benchmarks", "experiment": "Experiments"}
+GROUPS = {
+    "model": "Models",
+    "method": "Methods",
+    "bench": "Benchmarks",
+    "robots": "Robots",
+    "experiment": "Experiments",
+}
 
 
 def copied(target: Path) -> None:

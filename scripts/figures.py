@@ -36,7 +36,7 @@ LEFT_OUT = ("dense", "ties", "ties_hard")  # nothing to show, or a calibration i
 def part(role: str, *overrides: str) -> object:
     """A model or a method by its name in configs/."""
     cfg, _ = config.composed([*overrides, "bench=robosuite"])
-    node = config.model_node(cfg, Robosuite()) if role == "model" else cfg[role]
+    node = config.model_node(cfg, Robosuite.robot) if role == "model" else cfg[role]
     return config.make(role, node)
 
 

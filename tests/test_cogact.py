@@ -341,6 +341,6 @@ def test_every_required_method_prunes_it_in_the_toy_world(composed, method):
 @pytest.mark.parametrize(("robot", "dataset"), [("google_robot", "fractal20220817_data"), ("widowx", "bridge_orig")])
 def test_the_robot_decides_the_unit_of_actions(composed, robot, dataset):
     cfg = composed("model=cogact")
-    assert config.model_for(cfg, robot).unnorm == dataset
-    assert config.model_for(composed("model=cogact", "model.unnorm=mine"), robot).unnorm == "mine"
-    assert config.make("control", cfg.model.controls[robot]).ensemble in (2, 7)
+    assert config.model_node(cfg, robot).unnorm == dataset
+    assert config.model_node(composed("model=cogact", "model.unnorm=mine"), robot).unnorm == "mine"
+    assert config.make("control", cfg.robots[robot].control).ensemble in (2, 7)

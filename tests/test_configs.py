@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from vlaprune import config
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
+from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
@@ -68,8 +69,29 @@ def test_the_groups_and_names_that_scripts_rely_on_are_there():
 def test_a_file_sets_exactly_the_parameters_of_what_it_names(group, name):
     for node in nodes(group, name):
         assert target(node).__module__.startswith("vlaprune.")
-        keys = [k for k in node if k not in ("_target_", "controls", "settings", "world")]  # of config.build
-        assert keys == [p for p in inspect.signature(target(node)).parameters]
+        assert [k for k in node if k != "_target_"] == [p for p in inspect.signature(target(node)).parameters]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "robots").glob("*.yaml")))
+def test_what_is_said_of_a_robot_are_arguments_of_model_benchmark_and_control(name):
+    cfg = composed(f"model={name}", "bench=libero")
+    assert cfg.hydra.runtime.choices.robots == name and cfg.robots
+    for parts in cfg.robots.values():
+        assert set(parts) <= {"model", "bench", "control"}
+        assert set(parts.get("model", {})) <= set(cfg.model)
+        assert set(parts.get("bench", {})) <= inspect.signature(target(cfg.bench)).parameters.keys()
+        if "control" in parts:
+            assert isinstance(config.make("control", parts.control), Control)
+
+
+def test_robots_can_be_those_of_another_model_and_belong_to_no_typed_class():
+    assert config.check(composed("model=tiny", "robots=oft")).robots.libero.control.gripper == "sign"
+    typed = config.arguments(["model._target_=vlaprune.models.toy.Toy", "bench=libero"])
+    assert config.check(composed(*typed)).robots == {} and config.check(composed(*typed, "robots=oft")).robots
+    with pytest.raises(UserError, match=r"^robots.libero.controls: there is no such setting; use model, bench, con"):
+        config.check(composed("model=oft", "+robots.libero.controls.execute=2"))
+    with pytest.raises(UserError, match=r"^robots=of: there is no such file; `vlaprune list robots`"):
+        config.check(composed("robots=of"))
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
@@ -212,24 +234,23 @@ class Arm(ToyBench):
 
 
 def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
-    group = {"controls": {"arm": {"_target_": "vlaprune.control.Control", "gripper": "flip", "execute": 2}}}
-    settings = {"settings": {"arm": {"layers": 3, "chunk": 5}}}
+    driven = {"_target_": "vlaprune.control.Control", "gripper": "flip", "execute": 2}
+    robots = {"arm": {"model": {"layers": 3, "chunk": 5}, "control": driven}}
     cfg = composed(*TOY)
     cfg.bench._target_ = "test_configs.Arm"
     with pytest.raises(UserError, match="gripper close_positive vs open_positive"):
         config.build(cfg)
     OmegaConf.set_struct(cfg, False)
-    cfg = OmegaConf.merge(cfg, {"model": {**group, **settings, "layers": None}})
+    cfg = OmegaConf.merge(cfg, {"model": {"layers": None}, "robots": robots})
     model, _, bench = config.build(cfg)
     assert model.info.num_layers == 3 and model.chunk == 4  # a setting stands in for null only
     assert config.control(cfg, bench).calls(model.chunk) == 2
     identity = config.header(cfg, model, bench).identity
     assert identity["execute"] == 2 and identity["control"]["gripper"] == "flip" and identity["model"]["layers"] == 3
-    assert not {"controls", "settings"} & identity["model"].keys()
     cfg.execute = 1
     assert config.control(cfg, bench).calls(model.chunk) == 1
-    cfg.model.controls = {"leg": cfg.model.controls.arm, "wing": cfg.model.controls.arm}
-    with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has controls for leg, wing"):
+    cfg.robots = {"leg": cfg.robots.arm, "wing": cfg.robots.arm}
+    with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has a control for leg, wing"):
         config.build(cfg)
 
 

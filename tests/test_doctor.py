@@ -230,7 +230,7 @@ def test_only_what_the_chosen_run_needs_decides_the_exit_code(consult):
 def test_a_robot_that_the_model_cannot_drive_is_a_problem(consult):
     code, out, _ = consult("model=cogact_tiny", "bench=libero")
     assert code == 2 and any(
-        "PROBLEM robot: bench libero has robot libero; CogACT has controls for google_robot, widowx" in line
+        "PROBLEM robot: bench libero has robot libero; CogACT has a control for google_robot, widowx" in line
         for line in out
     )
 

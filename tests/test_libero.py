@@ -220,7 +220,7 @@ def test_tiny_asks_for_its_own_pictures_and_weights_and_others_get_the_protocols
     def look(*overrides):
         cfg, _ = config.composed(["bench=libero", *overrides])
         bench = config.make("bench", cfg.bench)
-        return bench, config.model_node(cfg, bench)
+        return bench, config.model_node(cfg, bench.robot)
 
     for suite in ("libero_object", "libero_spatial"):
         bench, node = look("model=tiny", f"bench.suite={suite}")

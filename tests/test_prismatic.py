@@ -64,18 +64,18 @@ def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed,
     with pytest.raises(ValueError, match=r"hub cannot be reached .*hf download .*libero-goal --local-dir FOLDER"):
         config.build(cfg)
     assert asked[0].split("/")[0] == {"openvla": "openvla", "oft": "moojink"}[name]
-    control = config.make("control", cfg.model.controls.libero)
+    control = config.make("control", cfg.robots.libero.control)
     driven = control.drives(Interface("as_trained", "zero_one", "delta", ("primary",), None))
     assert (driven.rotation, driven.gripper) == ("axis_angle", "close_positive")
 
 
 @pytest.mark.parametrize(("robot", "dataset"), [("google_robot", "fractal20220817_data"), ("widowx", "bridge_orig")])
 def test_on_simpler_the_robot_names_openvlas_weights_statistics_and_images(composed, robot, dataset):
-    node = config.model_for(composed("model=openvla", "bench=simpler"), robot)
+    node = config.model_node(composed("model=openvla", "bench=simpler"), robot)
     assert (node.weights, node.unnorm, node.images) == ("openvla/openvla-7b", dataset, "area")
     assert node.prompt == "bare"  # as the published numbers were made; the templated question is said aloud
     assert (
-        config.model_for(composed("model=openvla", "bench=simpler", "model.prompt=question"), robot).prompt
+        config.model_node(composed("model=openvla", "bench=simpler", "model.prompt=question"), robot).prompt
         == "question"
     )
 
@@ -98,7 +98,7 @@ def test_on_libero_each_model_has_the_protocol_of_its_published_number(composed,
 
 
 def test_oft_has_no_control_for_simpler_and_says_so(composed):
-    with pytest.raises(ValueError, match="OFT has controls for libero"):
+    with pytest.raises(ValueError, match="OFT has a control for libero"):
         config.build(composed("model=oft", "model.weights=random", "bench=simpler"))
 
 

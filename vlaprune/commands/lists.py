@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 
 from vlaprune.commands import options, usage
 
-GROUPS = {"models": "model", "methods": "method", "benches": "bench", "experiments": "experiment"}
+GROUPS = {
+    "models": "model",
+    "methods": "method",
+    "benches": "bench",
+    "robots": "robots",
+    "experiments": "experiment",
+}
 
 
 def devices() -> dict[str, str]:
@@ -20,7 +26,7 @@ def devices() -> dict[str, str]:
 
 
 def rows(what: str) -> dict[str, str]:
-    """Name -> one line, of models, methods, benches, experiments or devices."""
+    """Name -> one line, of models, methods, benches, robots, experiments or devices."""
     if what == "devices":
         return devices()
     return {o.name: o.about for o in options.options(GROUPS[what]).values()}

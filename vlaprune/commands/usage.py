@@ -24,7 +24,7 @@ HYDRA = {
     "--config-dir FOLDER": "look for configuration files in this folder, too",
     "--hydra-help": "options of Hydra itself",
 }
-GROUPS = ("model", "method", "bench", "experiment")  # whose chosen option is explained
+GROUPS = ("model", "robots", "method", "bench", "experiment")  # whose chosen option is explained
 
 
 def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
@@ -39,8 +39,9 @@ def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
     for group, found in offered.items():
         lines += _entry(f"  {group}=", ", ".join(found), 14)
     lines += ["", "Settings:", *_settings(options.settings(home))]
+    names = chosen | {"robots": given.get("model", chosen["model"])}  # a model's robots are in a file of its name
     for group in GROUPS:
-        option = offered.get(group, {}).get(given.get(group, chosen.get(group, "")))
+        option = offered.get(group, {}).get(given.get(group, names.get(group, "")))
         if option is not None:
             lines += ["", *_explained(group, option)]
     lines += ["", f"Settings of another option: {command} --help method=NAME", ""]

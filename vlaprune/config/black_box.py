@@ -43,5 +43,5 @@ def black_box(cfg: DictConfig, bench: Benchmark) -> BlackBox:
     for key, without in NEEDS.items():
         if (value := OmegaConf.select(cfg, key)) != without:
             raise UserError(f"{key}={value} needs the model, and model={names['model']} is a black box; leave it out")
-    box: BlackBox = make("model", model_node(cfg, bench), "black box")
+    box: BlackBox = make("model", model_node(cfg, bench.robot), "black box")
     return box

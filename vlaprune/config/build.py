@@ -37,7 +37,7 @@ def build(
     make_pruner = given["method"] if "method" in given else lambda: make("method", cfg.method)
     make_pruner()  # a wrong option speaks before the weights are loaded
     driver = control(cfg, bench)
-    model = given["model"] if "model" in given else make("model", model_node(cfg, bench))
+    model = given["model"] if "model" in given else make("model", model_node(cfg, bench.robot))
     driver.calls(model.chunk, model.info.name)
     try:
         driver.drives(model.interface).check(bench.interface)
@@ -54,31 +54,32 @@ def ready(bench: Benchmark) -> None:
         bench.ready()
 
 
-def model_node(cfg: DictConfig, bench: Benchmark) -> DictConfig:
-    """What the model is made of: its group without `controls`, and `settings.ROBOT` in place of what is null."""
-    return model_for(cfg, bench.robot)
+def robots(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The robots that the chosen model has settings for: name -> `model`, `bench`, `control`, each of them optional."""
+    return plain(cfg.get("robots") or OmegaConf.create({}))
 
 
-def model_for(cfg: DictConfig, robot: str | None) -> DictConfig:
-    """The same for a robot by name; None for a benchmark without."""
+def model_node(cfg: DictConfig, robot: str | None) -> DictConfig:
+    """The arguments of the model: those of its group, and `robots.ROBOT.model` in place of what is null there.
+
+    robot  of the benchmark; None for a benchmark without
+    """
     node = plain(cfg.model)
-    for key in ("controls", "world"):  # of the control, and of the benchmark
-        node.pop(key, None)
-    settings = node.pop("settings", {}).get(robot, {})
-    return OmegaConf.create(node | {key: value for key, value in settings.items() if node.get(key) is None})
+    own = robots(cfg).get(str(robot), {}).get("model", {})
+    return OmegaConf.create(node | {key: value for key, value in own.items() if node.get(key) is None})
 
 
 def control(cfg: DictConfig, bench: Benchmark) -> Control:
     """How this model drives the benchmark's robot. UserError in one line for a robot that it does not know."""
     from vlaprune.control import Control
 
-    controls = cfg.model.get("controls")
-    if bench.robot is None or controls is None:
+    controls = {robot: parts["control"] for robot, parts in robots(cfg).items() if "control" in parts}
+    if bench.robot is None or not controls:
         return Control(execute=cfg.execute)
     if bench.robot not in controls:
         raise UserError(
-            f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has controls for "
-            f"{', '.join(map(str, controls))}: choose one of their benchmarks, or add controls.{bench.robot}"
+            f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has a control for "
+            f"{', '.join(controls)}: choose one of their benchmarks, or add robots.{bench.robot}.control"
         )
     chosen = make("control", controls[bench.robot])
     return chosen if cfg.execute is None else replace(chosen, execute=cfg.execute)
@@ -87,11 +88,11 @@ def control(cfg: DictConfig, bench: Benchmark) -> Control:
 def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
     """The configured model, or another by its name in configs/model with random weights."""
     if name is None:
-        return make("model", model_node(cfg, bench))
+        return make("model", model_node(cfg, bench.robot))
     job = HydraConfig.get()
     others = [o for o in job.overrides.task if not o.startswith("model=")]
     other = compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"])
-    return make("model", model_node(other, bench))
+    return make("model", model_node(other, bench.robot))
 
 
 def recorded_method(said: Mapping[str, Any]) -> Pruner:

@@ -12,11 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlaprune.config.build import robots
 from vlaprune.config.classes import meant
 from vlaprune.config.compose import config_path
-from vlaprune.config.names import GROUPS
+from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError
 
+ROBOT_PARTS = ("model", "bench", "control")  # what a file of the group `robots` says of one robot
 MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # of vlaprune-profile
 KINDS = {  # where the value in the file does not say it: null, or a whole number for any
     **dict.fromkeys(("episodes", "execute", "teaching.steps"), int),
@@ -43,6 +45,7 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
     for group in GROUPS:
         if group != "bench" or name != "serve":
             _group(cfg, group)
+    _robots(cfg, typed)
     if name == "profile" and cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{meant(str(cfg.mode), MODES)}")
     return settled(cfg, typed)
@@ -54,7 +57,7 @@ def settings(name: str) -> dict[str, Any]:
     folder = files(path.removeprefix("pkg://")) if path.startswith("pkg://") else Path(path)
     said = OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text())
     plain: dict[str, Any] = OmegaConf.to_container(said, resolve=False)  # type: ignore[assignment]
-    return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *GROUPS)}
+    return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *CHOICES)}
 
 
 def settled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -66,6 +69,8 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             cfg = OmegaConf.merge(cfg, {})  # type: ignore[assignment]
             OmegaConf.set_struct(cfg, False)
             cfg[group] = own
+            if group == "model" and not any(key.split(".")[0] == "robots" for key in typed):
+                cfg["robots"] = {}  # of the model that the class replaces
     return cfg
 
 
@@ -78,7 +83,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The settings as dictionaries and lists, references replaced by values; what a run joins is left out."""
     out = {}
     for key in map(str, cfg):
-        if key not in (*GROUPS, "logger", "hydra"):
+        if key not in (*CHOICES, "hydra"):
             value = cfg[key]
             out[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return out
@@ -88,6 +93,16 @@ def _group(cfg: DictConfig, group: str) -> None:
     node = OmegaConf.select(cfg, group)
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{group}={node}; choose one by {group}=NAME")
+
+
+def _robots(cfg: DictConfig, typed: Sequence[str]) -> None:
+    for override in typed:
+        if override.startswith("robots=") and "robots" not in cfg:  # Hydra says nothing: the group is optional
+            raise UserError(f"{override}: there is no such file; `vlaprune list robots` shows which there are")
+    for robot, parts in robots(cfg).items():
+        for part in parts:
+            if part not in ROBOT_PARTS:
+                raise UserError(f"robots.{robot}.{part}: there is no such setting; use {', '.join(ROBOT_PARTS)}")
 
 
 def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,6 +35,7 @@ def prepare() -> None:
     Plugins.instance().register(ThirdParty)
     OmegaConf.register_new_resolver("vlaprune.base", base_suite, replace=True)
     OmegaConf.register_new_resolver("vlaprune.delay", delay_at, replace=True)
+    OmegaConf.register_new_resolver("vlaprune.lookup", lookup, replace=True)
     OmegaConf.register_new_resolver("vlaprune.suffix", suffix, replace=True)
 
 
@@ -46,6 +47,11 @@ def suffix(overrides: str) -> str:
 def base_suite(suite: str | None) -> str | None:
     """The suite that policies for a perturbed one are trained on: libero_goal for LIBERO-PRO's libero_goal_swap."""
     return suite and re.sub(r"^(libero_(spatial|object|goal|10))_(lan|object|swap|task)$", r"\1", suite)
+
+
+def lookup(key: str, table: Mapping[str, Any], default: Any) -> Any:
+    """The value of a key, else the default: `${vlaprune.lookup:KEY,{a:1,b:2},3}`."""
+    return table.get(key, default)
 
 
 def delay_at(at: str, key: str, timed: str | None = None) -> str | float | None:

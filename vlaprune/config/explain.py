@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vlaprune.config.classes import meant
-from vlaprune.config.names import GROUPS
+from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError, frames
 
 ERRORS = (HydraException, OmegaConfBaseException)  # what the two raise for a command line that is wrong
@@ -40,7 +40,7 @@ def explained(
     text = str(error)
     for said in overrides:
         group, _, value = said.partition("=")
-        if group in (*GROUPS, "experiment", "logger") and "." not in group:
+        if group in CHOICES and "." not in group:
             known = options(group)
             for wanted in filter(None, re.split(r"[\[\], ]+", value)):
                 if wanted not in known and "$" not in wanted:
@@ -66,7 +66,7 @@ def explained(
 
 def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
     """The settings beside the one that a key was to name, dotted: where its parents are, or at the top."""
-    chosen = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment", "logger")]
+    chosen = [o for o in overrides if o.partition("=")[0] in CHOICES]
     try:
         node = compose(chosen)
     except (*ERRORS, UserError):

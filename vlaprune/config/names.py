@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 GROUPS = ("model", "method", "bench")  # what a run joins
+CHOICES = (*GROUPS, "robots", "experiment", "logger")  # all groups of which the command line names an option
 
 
 def named(hydra: Any) -> dict[str, str]:

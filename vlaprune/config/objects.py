@@ -23,6 +23,8 @@ def standing_in(overrides: Sequence[str], parts: Mapping[str, tuple[str, Mapping
         for group, (name, node) in parts.items():
             cfg[group] = OmegaConf.create(dict(node))
             cfg.hydra.overrides.task.append(f"{group}._target_={name}")
+        if "model" in parts:
+            cfg.robots = {}  # they are those of the option
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(cfg)

@@ -93,7 +93,7 @@ def _parts(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
 
 
 def _nodes(cfg: DictConfig, bench: Benchmark) -> dict[str, DictConfig]:
-    return {"model": model_node(cfg, bench), "method": cfg.method, "bench": cfg.bench}
+    return {"model": model_node(cfg, bench.robot), "method": cfg.method, "bench": cfg.bench}
 
 
 def _made(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:

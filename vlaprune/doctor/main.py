@@ -73,9 +73,9 @@ def _models(overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bo
     nodes, own = {}, _robot(overrides)
     for name in names:
         cfg = config.composed(overrides if name == chosen else [*others, f"model={name}"])[0]
-        known = list(cfg.model.get("settings") or ())
+        known = [robot for robot, parts in config.robots(cfg).items() if "model" in parts]
         robot = own if own in known or name == chosen else next(iter(known), None)
-        nodes[name] = config.plain(config.model_for(cfg, robot))
+        nodes[name] = config.plain(config.model_node(cfg, robot))
     yield from models(nodes, hub)
 
 
@@ -110,6 +110,6 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
     except ERRORS as error:
         yield Finding("robot", " ".join(str(error).split()), ok=False)
     else:
-        yield Finding("robot", f"{bench.robot or 'none of its own'}; the model has controls for it")
+        yield Finding("robot", f"{bench.robot or 'none of its own'}; the model can drive it")
     if isinstance(bench, SupportsFindings):
         yield from bench.findings()

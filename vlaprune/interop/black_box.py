@@ -256,7 +256,7 @@ def check_declared(said: Message, sent: Interface, fits: Callable[[Interface], N
     if wrong:
         raise UserError(
             f"the model server declares other conventions ({'; '.join(wrong)}); set model.images, model.state_names or "
-            "controls of the model, or model.check=false to look anyway"
+            "robots.ROBOT.control, or model.check=false to look anyway"
         )
 
 
