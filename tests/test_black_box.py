@@ -47,7 +47,8 @@ class TheirLights(StepBenchmark):
         return StepResult(self._world.observe(), 0.0, done, {})
 
     def make_obs(self, raw_obs, task):
-        return {"images": dict(raw_obs.images), "state": raw_obs.state, "task_description": raw_obs.instruction}
+        state = {"state": raw_obs.state, "states": raw_obs.state}
+        return {"images": dict(raw_obs.images), **state, "task_description": raw_obs.instruction}
 
     def get_step_result(self, step_result):
         return {"success": step_result.done}

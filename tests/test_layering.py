@@ -95,6 +95,7 @@ LAYERS = {
     "serve": ["policy", "benchmark", "records", "bench.gate"],  # clients pass the gate that simulators pass
     "testing": ["nn.backend", "methods.dense", "models.toy", "benchmark", "policy", "pruner", "trace", "bench.toy"],
     "interop": ["interop", "policy", "serve", "benchmark", "control", "delay", "records"],
+    "interop.results": ["records"],
     "doctor": ["doctor", "benchmark", "config"],
     "api": [
         "api",
@@ -116,6 +117,7 @@ LAYERS = {
         *("models.backends", "methods.dense"),
     ],
     "commands": ["commands", "cli", "errors", "api.tune", "records", "stats", "report", "profile.roofline"],
+    "commands.importing": ["interop.results", "evaluation.recorder", "evaluation.loggers", "records"],
     "commands.options": [],
     "commands.usage": ["commands.options"],  # --help answers before Hydra or torch is imported
     "doctor.checks": ["doctor.checks", "benchmark"],
@@ -129,6 +131,7 @@ TORCHLESS = (
         "evaluation.recorder",
         "evaluation.lock",
         "evaluation.replay",
+        "interop.results",
         "training.demos",
         "training.files",
         "training.datasets",

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 import vlaprune
 from vlaprune import cli
-from vlaprune.commands import completion, demo, export, lists, new, tune, usage, watch
+from vlaprune.commands import completion, demo, export, importing, lists, new, tune, usage, watch
 
 Job = Callable[[], None]
 SCRIPTS: dict[str, tuple[Job, str]] = {  # these are scripts of their own, too: vlaprune-eval and so on
@@ -26,6 +26,7 @@ OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "tune": (tune.main, "find the settings of a method that are worth their milliseconds"),
     "list": (lists.main, "list models, methods, benches, experiments or devices"),
     "export": (export.main, "write runs as logs of Inspect or as a dataset of the Hugging Face hub"),
+    "import": (importing.main, "take results of vla-eval as a run that a report can pair with"),
     "new": (new.main, "write a package with a method, a model or a benchmark of your own"),
     "completion": (completion.main, "print the completion script of bash or zsh"),
 }

@@ -22,6 +22,7 @@ from vlaprune.benchmark import Benchmark, Interface, Observation
 from vlaprune.control import Control, Controller
 from vlaprune.delay import Delay
 from vlaprune.errors import UserError
+from vlaprune.interop.results import server_name
 from vlaprune.interop.vla_eval import FRAMES, GRIPPERS, PICTURE, PROTOCOL, ROTATIONS, VERSION, decoded, packed
 from vlaprune.records import StepRecord
 from vlaprune.serve import LIMIT, Message, unpack
@@ -160,7 +161,7 @@ class BlackBoxPolicy:
         self._box, self._bench, self._images, self._lines = box, bench, images, lines
         self.said = lines[0].said
         self.delay: Delay | None = None
-        self.called = box.called or _name(self.said)
+        self.called = box.called or server_name(self.said)
         self._controllers = [Controller(control) for _ in lines]
         self._calls: list[list[StepRecord]] = [[] for _ in lines]
 
@@ -173,7 +174,9 @@ class BlackBoxPolicy:
     def server(self) -> str:
         """Where it is and what it says it is."""
         told = "" if self.said.get("action_spec") else ", which declares no conventions"
-        return f"{self._box.url} ({_name(self.said)}, vla-eval {self.said.get('harness_version', 'unknown')}{told})"
+        return (
+            f"{self._box.url} ({server_name(self.said)}, vla-eval {self.said.get('harness_version', 'unknown')}{told})"
+        )
 
     def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
         """An episode begins in a slot. What is random in the server is the server's; it is told task and number."""
@@ -213,12 +216,6 @@ class BlackBoxPolicy:
     def executed(self, slot: int, steps: int) -> np.ndarray:
         """The first `steps` actions [steps, action_dim] of the episode."""
         return np.stack(self._controllers[slot].executed[:steps])
-
-
-def _name(said: Message) -> str:
-    """A short name from a greeting: that of the server's class, or model and method where they are told."""
-    parts = [said[key] for key in ("model", "method") if said.get(key)] or [said.get("model_server") or "model-server"]
-    return "-".join("-".join(str(part).split()) for part in parts)
 
 
 def _chunk(kind: str, payload: Message, url: str) -> np.ndarray:
