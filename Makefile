@@ -25,7 +25,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -60,6 +60,11 @@ ray:      ## the Ray launcher on a local cluster of two nodes, in an environment
 	.ray/bin/pip install -q --disable-pip-version-check torch==2.13.0
 	.ray/bin/pip install -q --disable-pip-version-check -e '.[ray]' pytest
 	.ray/bin/python -m pytest tests/test_ray.py
+
+mutants: .venv/done  ## do the tests notice small faults? ONLY='vlaprune.stats.*' a part; all take many hours, and a run goes on where it stopped
+	$(BIN)/pip install -q --disable-pip-version-check mutmut==3.8.1
+	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
+	$(BIN)/python scripts/mutants.py
 
 lint: .venv/done  ## style
 	$(BIN)/ruff check .
@@ -172,4 +177,4 @@ bench-simpler: .venv/done $(SIMPLER)/ms3/python  ## two episodes of each WidowX 
 	$(BIN)/vlaprune-report results/runs/simpler/ms3 --tasks --untimed --output results/runs/simpler --name ms3
 
 clean:    ## removes the environment and caches, not results
-	rm -rf .venv .ray dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .ray mutants dist .pytest_cache .mypy_cache .ruff_cache

@@ -49,7 +49,9 @@ def studies() -> dict[str, Callable[[], Study]]:
     def robosuite() -> Study:
         from vlaprune.bench.robosuite import Robosuite
 
-        return Study(Robosuite(names=["Lift", "Stack", "PickPlaceCan", "PickPlaceMilk"]), lambda: Tiny(device="cpu"), 12, 8)
+        return Study(
+            Robosuite(names=["Lift", "Stack", "PickPlaceCan", "PickPlaceMilk"]), lambda: Tiny(device="cpu"), 12, 8
+        )
 
     def libero() -> Study:
         from vlaprune.bench.libero import Libero
