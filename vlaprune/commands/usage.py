@@ -37,6 +37,8 @@ def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
     lines += [f"  {command} {example}" for example in EXAMPLES[name]]
     lines += ["", "Choose one of each (`vlaprune list` explains them):"]
     for group, found in offered.items():
+        if group == "robots":  # the model's choice
+            continue
         lines += _entry(f"  {group}=", ", ".join(found), 14)
     lines += ["", "Settings:", *_settings(options.settings(home))]
     names = chosen | {"robots": given.get("model", chosen["model"])}  # a model's robots are in a file of its name
