@@ -76,14 +76,14 @@ EAGER = Backend()
 class Compiled(Backend):
     """Units are compiled by torch.compile, with the number of rows as a dynamic size.
 
-    compiler  of torch.compile: `inductor`, or `eager` for tests of the graphs alone
+    compiler  of torch.compile: `inductor`, or `eager` or a function for tests of the graphs alone
 
     Errors: RuntimeError where torch.compile gives up on a unit (too many graphs) in place of a silent eager run.
     """
 
     name = "compile"
 
-    def __init__(self, compiler: str = "inductor") -> None:
+    def __init__(self, compiler: str | Function = "inductor") -> None:
         super().__init__()
         self.compiler = compiler
         self._units: dict[Function, Function] = {}

@@ -52,6 +52,7 @@ def measure(
     if not backends:
         raise UserError(f"ladder={list(ladder)} has no backend that runs on {model.device}")
     best = micro.climb(backends, recording.episodes, climbing or rules, watch)
+    beside = speed.beside_sdpa(backends)
     tell(f"fastest dense: {best.backend}")
     arms = _arms(best.policy.model, methods, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
@@ -60,7 +61,7 @@ def measure(
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
     backends = [arm for arm in backends if not arm.refused]
-    rows = [speed.described(model, arm, here) for arm in backends]
+    rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in backends]
     base = rows[backends.index(best)]
     base["baseline"] = True
     told = [p for p in pairs if not p.arm.refused and p.beside]

@@ -91,6 +91,25 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any], h
     return row
 
 
+def beside_sdpa(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """By backend, time of a dense call over that under sdpa: median over blocks on the same observations, interval.
+
+    Right after the ladder was climbed, when all arms have the same blocks. Empty where sdpa did not run.
+    """
+    run = {arm.backend: arm for arm in arms if not arm.refused}
+    if "sdpa" not in run:
+        return {}
+    base, out = run["sdpa"], {}
+    for name, arm in run.items():
+        pairs = list(zip(arm.blocks, base.blocks, strict=True))
+        ratios = np.array([np.median(ours) / np.median(theirs) for ours, theirs in pairs])
+        low, high = median_interval(ratios)
+        busy = float(np.median(np.array(arm.busy) / np.array(base.busy)))
+        out[name] = {"sdpa_blocks": len(pairs), "sdpa_time": float(np.median(ratios)), "sdpa_busy": busy}
+        out[name] |= {"sdpa_low": low, "sdpa_high": high}
+    return out
+
+
 def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: Device) -> None:
     """The tables: speed, stages, FLOPs, floors, memory."""
     page.table("Speed", [_speed(r, refusal) for r in rows])
@@ -99,6 +118,10 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
             "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no "
             "warm-up, too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
         )
+    ladder = [r for r in rows if "sdpa_time" in r]
+    if len(ladder) > 1:
+        page.table("Dense under each backend", [_ladder(r) for r in ladder])
+        page.text("Time of a call over that under sdpa, in turns on the same observations; below 1 is faster.")
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
         "Mean milliseconds a call. *pictures* is preparing the cameras' pictures on the CPU; *method* is scoring, "
@@ -156,6 +179,15 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
             ("jitter", "ms_jitter"),
             ("after reset", "ms_first"),
         )
+    }
+
+
+def _ladder(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "backend": row["kernel"],
+        "blocks": str(row["sdpa_blocks"]),
+        "time / sdpa [95 %]": f"{row['sdpa_time']:.3f} [{row['sdpa_low']:.3f}, {row['sdpa_high']:.3f}]",
+        "by processor time": f"{row['sdpa_busy']:.3f}",
     }
 
 
