@@ -93,6 +93,20 @@ def test_no_misspelling_is_ignored_and_none_leaves_a_folder(call, tmp_path, over
     one_line(errors, override.lstrip("+"), shown)
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (["method=dense"], "method=dense has no settings"),
+        (["-m", "method=fastv,dense"], "not every one of method=fastv,dense has this setting"),
+        (["-m", "method=dense,fastv"], "not every one of method=dense,fastv has this setting"),
+    ],
+)
+def test_a_setting_that_a_choice_does_not_have_is_named_with_it(call, said, shown):
+    code, _, errors = call("model=toy", "bench=toy", *said, "method.keep=0.25")
+    assert code == 2
+    one_line(errors, "method.keep=0.25", shown)
+
+
 PLUGIN = """
 from vlaprune.methods.dense import Dense
 from vlaprune.errors import UserError

@@ -57,20 +57,28 @@ def explained(
             said = next((o for o in overrides if o.partition("=")[0] == key), key)
             return UserError(f"{said}: this command chooses no {key}; it takes {key}.SETTING=VALUE, see --help")
         siblings = _siblings(key, overrides, compose)
+        said = next((o for o in overrides if o.lstrip("+~").partition("=")[0] == key), key)
+        owner = next((o for o in overrides if o.partition("=")[0] == key.rpartition(".")[0]), "")
+        if "," in owner and "[" not in owner:
+            return UserError(f"{said}: not every one of {owner} has this setting; run them apart")
+        if owner and siblings == []:
+            return UserError(f"{said}: {owner} has no settings")
         if siblings and key not in siblings:
-            said = next((o for o in overrides if o.lstrip("+~").partition("=")[0] == key), key)
             near = meant(key, siblings)
             return UserError(f"{said}: there is no such setting{near or f'; use one of {chr(44).join(siblings)}'}")
     return UserError(" ".join(text.split()))
 
 
-def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
-    """The settings beside the one that a key was to name, dotted: where its parents are, or at the top."""
+def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str] | None:
+    """The settings beside the one that a key was to name, dotted: where its parents are, or at the top.
+
+    None where the choices alone cannot be composed.
+    """
     chosen = [o for o in overrides if o.partition("=")[0] in CHOICES]
     try:
         node = compose(chosen)
     except (*ERRORS, UserError):
-        return []
+        return None
     *parents, _ = key.split(".")
     for depth, parent in enumerate(parents):
         inner = node.get(parent)
