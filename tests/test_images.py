@@ -1,5 +1,7 @@
 """Images against what TensorFlow made of the same ones (scripts/record_golden.py), and against plain loops."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from golden import load, scene
@@ -140,3 +142,14 @@ def test_area_means_are_opencvs(size):
 def test_area_means_do_not_enlarge():
     with pytest.raises(ValueError, match="image is 40x64; images=area makes images smaller, to 56 px"):
         area(scene(1, 64, 40), 56)
+
+
+def test_buffers_are_nobody_elses():
+    """What was made stays as it was, and threads do not meet."""
+    pictures = [scene(n, 64, 64) for n in range(8)]
+    alone = [rlds(picture, 56).copy() for picture in pictures]
+    kept = [rlds(picture, 56) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda n: rlds(pictures[n % 8], 56), range(64)))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, alone, strict=True))
+    assert all(np.array_equal(made, alone[n % 8]) for n, made in enumerate(together))
