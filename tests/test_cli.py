@@ -102,7 +102,7 @@ def test_no_misspelling_is_ignored_and_none_leaves_a_folder(call, tmp_path, over
     ],
 )
 def test_a_setting_that_a_choice_does_not_have_is_named_with_it(call, said, shown):
-    code, _, errors = call("model=toy", "bench=toy", *said, "method.keep=0.25")
+    code, _, errors = call(*said, "model=toy", "bench=toy", "method.keep=0.25")
     assert code == 2
     one_line(errors, "method.keep=0.25", shown)
 
