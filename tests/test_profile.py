@@ -417,6 +417,21 @@ def test_products_are_counted_where_segments_are_replayed(tiny):
     assert theirs.outside + theirs.launched < theirs.operators / 2
 
 
+def test_backends_stand_beside_sdpa_block_by_block(tiny):
+    base, twice, refused = (micro.Arm("dense", Policy(tiny, Dense), name) for name in ("sdpa", "compile", "flash"))
+    for block in ([1.0, 2.0, 9.0], [4.0, 4.0, 4.0]):
+        base.blocks.append(block)
+        base.busy.append(sum(block))
+        twice.blocks.append([2 * ms for ms in block])
+        twice.busy.append(3 * sum(block))
+    refused.refused = "no kernel"
+    found = speed.beside_sdpa([base, twice, refused])
+    assert set(found) == {"sdpa", "compile"} and found["sdpa"]["sdpa_time"] == 1
+    told = found["compile"]
+    assert told["sdpa_low"] == told["sdpa_time"] == told["sdpa_high"] == 2 and told["sdpa_busy"] == 3
+    assert speed.beside_sdpa([twice]) == {}
+
+
 def test_launches_are_told_as_far_as_they_can_be_counted():
     row = {"launch_operators": 900.0, "launch_outside": 12.0, "launch_segments": 5.0}
     told = lambda kernel, replayed: check.launches(  # noqa: E731
