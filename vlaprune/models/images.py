@@ -137,7 +137,7 @@ def _blend(planes: np.ndarray, rows: Sequence[Band], columns: Sequence[Band]) ->
 
 
 def _buffer(use: str, shape: tuple[int, ...]) -> np.ndarray:
-    """fp32 memory of this thread for one use, overwritten by the next call: fresh memory costs half of the time."""
+    """fp32 memory of this thread for one use, overwritten by the next call: fresh memory has to be paged in."""
     own = _BUFFERS.__dict__
     if (use, shape) not in own:
         own[use, shape] = np.empty(shape, np.float32)
