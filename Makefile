@@ -108,10 +108,10 @@ parity: .venv/done  ## what is equal to other people's code, as a table: results
 	$(BIN)/python scripts/parity.py
 
 profile: .venv/done  ## what pruning costs on this machine: tiny, a compute-bound decoder, the instrument, floors (half an hour, alone on the machine)
-	$(BIN)/vlaprune-profile method=fastv,divprune,vlapruner,ties,safe,random method.keep=0.5,0.25,0.125 ladder=[eager,sdpa,compile]
+	$(BIN)/vlaprune-profile method=fastv,divprune,vlapruner,ties,safe,random method.keep=0.5,0.25,0.125 backends=[eager,sdpa,compile]
 	$(BIN)/vlaprune-profile method=ties,infoentropy,vlapruner,safe,lightvla,fastv name=methods-cpu
 	$(BIN)/vlaprune-profile $(BOUND) method=uniform,divprune method.keep=0.5,0.25 name=compute-bound-cpu
-	$(BIN)/vlaprune-profile $(BOUND) calls=32 ladder=[sdpa,compile] method=dense name=compile-cpu
+	$(BIN)/vlaprune-profile $(BOUND) calls=32 backends=[sdpa,compile] method=dense name=compile-cpu
 	$(BIN)/vlaprune-profile $(BOUND) model.width=512 model.heads=8 model.image=192 calls=30 mode=overhead
 	$(BIN)/vlaprune-profile mode=pictures model=oft bench=libero calls=300
 	$(BIN)/vlaprune-profile mode=floors

@@ -22,7 +22,7 @@ from vlaprune import config
 from vlaprune.bench.robosuite import Robosuite
 from vlaprune.benchmark import Task
 from vlaprune.control import Control
-from vlaprune.evaluation.film import fates, frame, shade
+from vlaprune.evaluation.film import frame, shade, token_masks
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.pruner import Pruner
 from vlaprune.trace import Trace
@@ -77,7 +77,7 @@ def methods(model: object, task: Task, names: list[str]) -> None:
     for name in names:
         with torch.inference_mode():
             *_, (trace, _) = calls(model, lambda n=name: part("method", f"method={n}"), task, CALL)
-        _, computed, reused = fates(trace)
+        _, computed, reused = token_masks(trace)
         views = zip(trace.layout.views, trace.images, strict=True)
         pictures = [Image.fromarray(shade(i.cpu().numpy(), v, computed, reused)).resize((150, 150)) for v, i in views]
         tile = Image.new("RGB", (316, 180), "white")

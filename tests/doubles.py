@@ -17,7 +17,7 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.ties.calibration import fingerprint
-from vlaprune.models.suffix import joined, left_by_prompt, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.models.toy import Toy
 from vlaprune.nn.extend import Suffix
 from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
@@ -209,5 +209,5 @@ def decoded(decoder, call, rows):
         queries.append(each)
     layers = recorded_layers([call], decoder.config)
     record_passes([call], len(rows))
-    record_action([call], layers, joined(queries, layers, suffix))
+    record_action([call], layers, gather_reads(queries, layers, suffix))
     return torch.cat(out)

@@ -73,9 +73,9 @@ def test_a_rule_that_goes_on_from_a_journal_stands_where_it_stood():
 def test_a_twin_is_stopped_in_less_than_alpha_of_all_runs(rate, cap):
     """Looked at after every episode; the published 0.024 to 0.027 within the noise of 1,000 runs."""
     rng = np.random.default_rng(2)
-    lots = rng.random((1000, cap))
+    uniforms = rng.random((1000, cap))
     stopped = 0
-    for row in lots:
+    for row in uniforms:
         flips = row[row < 2 * rate] < rate  # only discordant pairs move the rule
         n = len(flips)
         _, rule = after(flips, ~flips) if n else (0, None)

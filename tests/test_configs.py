@@ -244,11 +244,11 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     cfg = OmegaConf.merge(cfg, {"model": {"layers": None}, "robots": robots})
     model, _, bench = config.build(cfg)
     assert model.info.num_layers == 3 and model.chunk == 4  # a setting stands in for null only
-    assert config.control(cfg, bench).calls(model.chunk) == 2
+    assert config.control(cfg, bench).actions_per_call(model.chunk) == 2
     identity = config.header(cfg, model, bench).identity
     assert identity["execute"] == 2 and identity["control"]["gripper"] == "flip" and identity["model"]["layers"] == 3
     cfg.execute = 1
-    assert config.control(cfg, bench).calls(model.chunk) == 1
+    assert config.control(cfg, bench).actions_per_call(model.chunk) == 1
     cfg.robots = {"leg": cfg.robots.arm, "wing": cfg.robots.arm}
     with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has a control for leg, wing"):
         config.build(cfg)

@@ -4,8 +4,8 @@ from doubles import Bench
 from scipy.spatial.transform import Rotation
 
 from vlaprune.bench.toy import Toy as ToyBench
-from vlaprune.benchmark import Interface, Observation
-from vlaprune.control import Control, Controller, axis_angle, euler_quat
+from vlaprune.benchmark import Interface, Observation, axis_angle
+from vlaprune.control import Control, Controller, euler_quat
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
@@ -80,8 +80,8 @@ def test_slow_closing_is_seen_by_cogacts_rule_only():
 
 @pytest.mark.parametrize(("rule", "hold"), [("sticky", 15), ("latched", 10), ("sticky", 1), ("latched", 2)])
 def test_sticky_grippers_agree_with_the_wrappers_on_any_course(rule, hold):
-    lot = np.random.default_rng(0)
-    for openings in (lot.integers(0, 2, 200).astype(float), lot.uniform(0, 1, 200)):
+    rng = np.random.default_rng(0)
+    for openings in (rng.integers(0, 2, 200).astype(float), rng.uniform(0, 1, 200)):
         assert driven(Control(gripper=rule, hold=hold), openings) == sticky(openings, hold, rule == "latched")
 
 
@@ -94,8 +94,8 @@ def test_a_gripper_forgets_at_reset():
 
 
 def test_rotations_become_axis_angle_as_scipy_has_it():
-    lot = np.random.default_rng(0)
-    for euler in (*lot.uniform(-1, 1, (50, 3)), np.zeros(3), np.array([1e-9, 0, 0])):
+    rng = np.random.default_rng(0)
+    for euler in (*rng.uniform(-1, 1, (50, 3)), np.zeros(3), np.array([1e-9, 0, 0])):
         turn = Rotation.from_euler("xyz", euler)
         chunk = np.concatenate([[0.1, 0.2, 0.3], euler, [0.4]])[None]
         (out,) = Controller(Control(rotation="euler_xyz")).actions(chunk)
@@ -141,8 +141,8 @@ def test_an_ensemble_by_hand():
 def test_an_ensemble_comes_before_gripper_and_rotation():
     control = Control(rotation="euler_xyz", gripper="binary", ensemble=2)
     controller = Controller(control)
-    lot = np.random.default_rng(0)
-    first, second = lot.uniform(-0.5, 0.5, (2, 16, 7))
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(-0.5, 0.5, (2, 16, 7))
     first[:, 6], second[:, 6] = 1.0, 0.1
     controller.actions(first)
     out = controller.actions(second)[0]
@@ -168,10 +168,14 @@ def test_contradictions_are_refused(options, match):
 
 
 def test_a_model_must_plan_as_far_as_its_control_looks():
-    assert [Control().calls(8), Control(execute=5).calls(8), Control(ensemble=7).calls(16)] == [8, 5, 1]
+    assert [
+        Control().actions_per_call(8),
+        Control(execute=5).actions_per_call(8),
+        Control(ensemble=7).actions_per_call(16),
+    ] == [8, 5, 1]
     for control in (Control(execute=9), Control(ensemble=9)):
         with pytest.raises(ValueError, match=r"the model plans 1\.\.8 actions a call"):
-            control.calls(8)
+            control.actions_per_call(8)
 
 
 MODEL = Interface("as_trained", "zero_one", "delta", ("primary",), None)
@@ -180,19 +184,19 @@ MODEL = Interface("as_trained", "zero_one", "delta", ("primary",), None)
 def test_what_a_robot_receives_follows_from_the_model_and_the_control():
     widowx = Interface("axis_angle", "open_positive", "delta", ("primary",), None)
     google = Interface("axis_angle", "close_delta", "delta", ("primary",), None)
-    Control(rotation="euler_xyz", gripper="binary").drives(MODEL).check(widowx)
-    Control(rotation="euler_xyz", gripper="sticky", hold=15).drives(MODEL).check(google)
+    Control(rotation="euler_xyz", gripper="binary").output_interface(MODEL).check(widowx)
+    Control(rotation="euler_xyz", gripper="sticky", hold=15).output_interface(MODEL).check(google)
     with pytest.raises(UserError, match="gripper"):
-        Control(rotation="euler_xyz", gripper="binary").drives(MODEL).check(google)
+        Control(rotation="euler_xyz", gripper="binary").output_interface(MODEL).check(google)
     with pytest.raises(UserError, match=r"rotation as_trained vs axis_angle; gripper zero_one vs open_positive"):
-        Control().drives(MODEL).check(widowx)
+        Control().output_interface(MODEL).check(widowx)
 
 
 def test_a_control_refuses_a_model_that_emits_something_else():
     with pytest.raises(UserError, match="rotation axis_angle goes through a control that reads euler_xyz"):
-        Control(rotation="euler_xyz").drives(Interface("axis_angle", "zero_one", "delta", (), None))
+        Control(rotation="euler_xyz").output_interface(Interface("axis_angle", "zero_one", "delta", (), None))
     with pytest.raises(UserError, match="gripper zero_one goes through control flip, which reads close_positive"):
-        Control(gripper="flip").drives(MODEL)
+        Control(gripper="flip").output_interface(MODEL)
 
 
 def test_a_changed_instruction_starts_policy_and_controller_anew(monkeypatch):

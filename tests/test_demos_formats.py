@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlaprune.control import Control, Controller, taught
+from vlaprune.control import Control, Controller, as_model_actions
 from vlaprune.training import demos
 from vlaprune.training.datasets.episode import moving
 from vlaprune.training.datasets.load import files, load
@@ -21,10 +21,10 @@ WORDS = "pick up the black bowl"
 
 def episode(seed=0, steps=9, side=16):
     """Upright pictures [n, 2, h, w, 3], state, actions of an arm that moves at every step."""
-    lot = np.random.default_rng(seed)
-    images = np.repeat(np.repeat(lot.integers(0, 255, (steps, 2, 2, 2, 3), dtype=np.uint8), side // 2, 2), side // 2, 3)
-    actions = np.concatenate((lot.uniform(0.1, 1, (steps, 6)), np.sign(lot.normal(size=(steps, 1)))), 1)
-    return images, lot.normal(size=(steps, 8)).astype(np.float32), actions.astype(np.float32)
+    rng = np.random.default_rng(seed)
+    images = np.repeat(np.repeat(rng.integers(0, 255, (steps, 2, 2, 2, 3), dtype=np.uint8), side // 2, 2), side // 2, 3)
+    actions = np.concatenate((rng.uniform(0.1, 1, (steps, 6)), np.sign(rng.normal(size=(steps, 1)))), 1)
+    return images, rng.normal(size=(steps, 8)).astype(np.float32), actions.astype(np.float32)
 
 
 def write_hdf5(path, shown, instruction=WORDS):
@@ -224,9 +224,9 @@ def test_an_empty_file_has_no_records_and_a_folder_without_any_is_ours(tmp_path)
 
 def test_what_is_taught_is_what_the_control_turns_back():
     actions = episode()[2]
-    labels = taught(actions, "close_positive", "zero_one")
+    labels = as_model_actions(actions, "close_positive", "zero_one")
     assert set(labels[:, -1]) == {0.0, 1.0}
     assert np.array_equal(Controller(Control(gripper="sign")).actions(labels), actions)
-    assert taught(actions, "close_positive", "close_positive") is actions
+    assert as_model_actions(actions, "close_positive", "close_positive") is actions
     with pytest.raises(ValueError, match="gripper close_delta cannot teach a model with gripper zero_one"):
-        taught(actions, "close_delta", "zero_one")
+        as_model_actions(actions, "close_delta", "zero_one")

@@ -19,9 +19,9 @@ def head(guidance=1.5, shape=SMALL, steps=10):
 
 
 def draw(sequences=1, shape=SMALL, seed=1):
-    lot = torch.Generator().manual_seed(seed)
-    return torch.randn(sequences, shape.condition, generator=lot), torch.randn(
-        sequences, shape.chunk, shape.action, generator=lot
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(sequences, shape.condition, generator=generator), torch.randn(
+        sequences, shape.chunk, shape.action, generator=generator
     )
 
 

@@ -70,7 +70,7 @@ def test_a_worker_that_breaks_costs_its_episode_alone_and_that_is_run_again(tmp_
     run = play(tmp_path / "a", bench, slots=3, make=Random, time_limit=1.0, **QUIET)
     assert not run.missing and [(e["task"], e["episode"]) for e in run.errors] == [("reach-red", 1)]
     assert {
-        "segv": "Gone: worker of dying reach-red, advance: died with signal 11",
+        "segv": "WorkerDied: worker of dying reach-red, advance: died with signal 11",
         "exit": "RuntimeError: SystemExit: 0",
         "stop": "TimeoutError: worker of dying reach-red, advance: no answer within 1 s (time_limit); killed",
         "raise": "KeyError: 'no such joint'",
@@ -135,4 +135,4 @@ def test_limits_of_a_worker_are_those_of_the_run():
         env.limit(0.3)
         with pytest.raises(TimeoutError, match=r"opening: no answer within 0.3 s \(time_limit\); killed"):
             env.reset(0)
-    assert isinstance(remote.Gone("x"), RuntimeError)
+    assert isinstance(remote.WorkerDied("x"), RuntimeError)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from doubles import Bench, Reuser, Scripted, outcomes, play
 
-from vlaprune.evaluation.film import Film, fates, frame, shade
+from vlaprune.evaluation.film import Film, frame, shade, token_masks
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
@@ -35,9 +35,9 @@ def frames(path):
 
 
 def test_fates_are_those_at_the_deepest_site():
-    context, computed, reused = fates(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]}))  # position 1 is patch 0
+    context, computed, reused = token_masks(trace({0: [0, 1, 2, 5], 3: [1, 5]}, {3: [1]}))  # position 1 is patch 0
     assert context == 3 and list(computed.nonzero()[0]) == [1, 5] and list(reused.nonzero()[0]) == [0]
-    context, computed, reused = fates(trace())
+    context, computed, reused = token_masks(trace())
     assert context is None and computed.all() and not reused.any()
 
 
@@ -46,7 +46,7 @@ def test_fates_agree_with_the_rows_that_were_computed(make, layer):
     policy = Policy(Toy(), make)
     for look in scenes(0, 0, 3):
         policy.act({0: look})
-    context, computed, reused = fates(policy.trace(0))
+    context, computed, reused = token_masks(policy.trace(0))
     rows, columns = policy.trace(0).counts[-1]
     others = policy.trace(0).layout.length - 64
     assert context == layer and rows - others == computed.sum() and columns - rows == reused.sum()
@@ -62,7 +62,7 @@ def test_reuse_that_a_deeper_site_leaves_alone_is_still_shown():
     policy = Policy(Toy(), lambda: Scripted(Plan((1, 4), reuses=True), choose))
     for look in scenes(0, 0, 2):
         policy.act({0: look})
-    context, computed, reused = fates(policy.trace(0))
+    context, computed, reused = token_masks(policy.trace(0))
     assert context == 4 and computed.sum() == 54 and list(reused.nonzero()[0]) == list(range(10))
 
 

@@ -8,7 +8,7 @@ from doubles import outcomes, play
 from worlds import BAD, OBSERVATIONS, STEPS, TRUTHS, Bad
 
 from vlaprune.bench.episodes import Episodes
-from vlaprune.bench.gate import Gate, truth
+from vlaprune.bench.gate import Gate, check_bool
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Interface, Observation
 
@@ -38,14 +38,14 @@ def test_a_bad_observation_is_named_for_what_it_is(kind):
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_bad_step_result_is_named_for_what_it_is(kind):
     with pytest.raises(ValueError) as error:
-        truth(STEPS[kind][0])
+        check_bool(STEPS[kind][0])
     assert STEPS[kind][1] in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("said", [True, False])
 def test_truth_values_are_accepted(said):
     for make in TRUTHS.values():
-        assert truth(make(said)) is said
+        assert check_bool(make(said)) is said
 
 
 @pytest.mark.parametrize("truths", ["np.bool_", "array of none"])
@@ -61,12 +61,12 @@ def test_a_bad_one_is_an_episode_that_raised_with_and_without_a_worker(tmp_path,
         run = play(tmp_path / str(worker), Bad(worker=worker, **bad), execute=1, say=lambda text: None)
         assert run.missing == [BAD]
         said[worker] = [e["error"] for e in run.errors]
-    assert said[False] == said[True] and len(said[True]) == 2 and said[True][0].startswith("ValueError: ")
+    assert said[False] == said[True] and len(said[True]) == 2 and said[True][0].startswith("UserError: ")
 
 
 def test_what_passes_is_plain():
     image = np.zeros((8, 8, 3), np.uint8)
-    seen = Gate(INTERFACE).look(
+    seen = Gate(INTERFACE).check(
         look(8, images={"a": image[::-1], "b": image[:, ::-1], "more": image}, state=np.arange(8))
     )
     assert all(i.flags.c_contiguous for i in seen.images.values()) and set(seen.images) == {"a", "b", "more"}
@@ -75,9 +75,9 @@ def test_what_passes_is_plain():
 
 def test_a_world_without_a_state_shows_none():
     gate = Gate(Interface("any", "any", "delta", (), None))
-    assert gate.look(look(8, state=None)).state is None
+    assert gate.check(look(8, state=None)).state is None
     with pytest.raises(ValueError, match=r"state is \[8\] float64; the benchmark declares none"):
-        gate.look(look(8))
+        gate.check(look(8))
 
 
 def test_a_look_costs_little():
@@ -85,6 +85,6 @@ def test_a_look_costs_little():
     gate, seen, took = Gate(INTERFACE), look(), []
     for _ in range(300):
         began = time.perf_counter()
-        gate.look(seen)
+        gate.check(seen)
         took.append(time.perf_counter() - began)
     assert min(took) < 50e-6

@@ -19,13 +19,13 @@ from vlaprune.policy import Policy
 ONES = torch.ones(2, 6, 3)
 
 
-def lot(seed, *shape):
+def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def net(x, time):
     """A velocity that mixes rows and numbers."""
-    mix = lot(9, 3, 3) / 2
+    mix = normal(9, 3, 3) / 2
     return torch.tanh(x @ mix + x.flip(1) * time) + 0.3 * x
 
 
@@ -41,29 +41,29 @@ def test_the_strength_is_bounded_at_both_ends_and_symmetric():
 
 
 def test_without_weights_it_is_plain_sampling():
-    noise = lot(0, 2, 6, 3)
+    noise = normal(0, 2, 6, 3)
     x = noise
     for time in flow_times(5).tolist():
         x = x - net(x, time) / 5
     times = flow_times(5).tolist()
-    out = sample(lambda y, step: net(y, times[step]), noise, 5, lot(1, 2, 6, 3), 0 * ONES, 5.0)
+    out = sample(lambda y, step: net(y, times[step]), noise, 5, normal(1, 2, 6, 3), 0 * ONES, 5.0)
     assert torch.equal(out, x)
 
 
 def test_the_jacobian_is_the_networks_and_not_the_identity():
     """A flow to one point: what a step makes of the actions is that point wherever it stands, so nothing guides it."""
-    point, noise = lot(2, 2, 6, 3), lot(3, 2, 6, 3)
+    point, noise = normal(2, 2, 6, 3), normal(3, 2, 6, 3)
     times = flow_times(5).tolist()
-    out = sample(lambda x, step: (x - point) / times[step], noise, 5, lot(4, 2, 6, 3), ONES, 5.0)
+    out = sample(lambda x, step: (x - point) / times[step], noise, 5, normal(4, 2, 6, 3), ONES, 5.0)
     assert torch.allclose(out, point, atol=1e-5)
-    x, time, previous = noise, 0.6, lot(4, 2, 6, 3)
+    x, time, previous = noise, 0.6, normal(4, 2, 6, 3)
     guided = guided_velocity(lambda y: (y - point) / time, x, time, previous, ONES, 5.0)
     identity = (x - point) / time - strength(time, 5.0) * (previous - point)
     assert torch.allclose(guided, (x - point) / time, atol=1e-5) and (identity - guided).abs().max() > 1
 
 
 def test_the_product_is_that_of_the_whole_jacobian():
-    x, previous, weights, time = lot(5, 2, 6, 3), lot(6, 2, 6, 3), lot(7, 2, 6, 3).sigmoid(), 0.4
+    x, previous, weights, time = normal(5, 2, 6, 3), normal(6, 2, 6, 3), normal(7, 2, 6, 3).sigmoid(), 0.4
 
     def made(y):
         return (y.view_as(x) - time * net(y.view_as(x), time)).flatten()
@@ -75,7 +75,7 @@ def test_the_product_is_that_of_the_whole_jacobian():
 
 
 def test_for_gaussian_data_it_is_the_closed_form_and_draws_nearer_as_beta_grows():
-    mu, var, noise, previous = 0.5, 0.3, lot(8, 2, 6, 3), torch.full((2, 6, 3), 2.0)
+    mu, var, noise, previous = 0.5, 0.3, normal(8, 2, 6, 3), torch.full((2, 6, 3), 2.0)
     times = flow_times(50).tolist()
 
     def slope(t):  # of the velocity in x: E[noise - actions | x] of actions N(mu, var)
@@ -98,7 +98,7 @@ def test_for_gaussian_data_it_is_the_closed_form_and_draws_nearer_as_beta_grows(
 
 
 def test_what_agrees_already_is_left_alone_and_rows_without_weight_follow_the_network_only():
-    x, time = lot(10, 2, 6, 3), 0.5
+    x, time = normal(10, 2, 6, 3), 0.5
     agrees = x - time * net(x, time)
     assert torch.equal(guided_velocity(lambda y: net(y, time), x, time, agrees, ONES, 5.0), net(x, time))
     weights = torch.zeros(2, 6, 3)
@@ -142,9 +142,9 @@ def guide(model, frozen=2, end=6, beta=5.0, value=0.4):
 def test_a_models_gradient_is_that_of_its_whole_expert(model):
     """One step: along any direction, what changes of the plain actions is what the guidance weighs."""
     net, constants = model.net, FlowConstants.of(model.net, 1)
-    state = None if model.adaptive else lot(1, 1, 32)
-    prompt = [[(lot(2 + i, 1, 5, 16), lot(20 + i, 1, 5, 16), None)] for i in range(3)]
-    noise, previous, weights = lot(40, 1, 8, 32), lot(41, 1, 8, 32), lot(42, 1, 8, 32).sigmoid()
+    state = None if model.adaptive else normal(1, 1, 32)
+    prompt = [[(normal(2 + i, 1, 5, 16), normal(20 + i, 1, 5, 16), None)] for i in range(3)]
+    noise, previous, weights = normal(40, 1, 8, 32), normal(41, 1, 8, 32), normal(42, 1, 8, 32).sigmoid()
 
     def plain(x):
         return denoise(net, constants, (), EAGER, x, state, prompt, [5])[0]
@@ -155,7 +155,7 @@ def test_a_models_gradient_is_that_of_its_whole_expert(model):
     gradient, error = guided(1.0) - guided(0.0), (previous - plain(noise)) * weights
     assert torch.allclose(guided(0.0), plain(noise), atol=1e-5)
     for seed in range(3):
-        way = lot(50 + seed, 1, 8, 32)
+        way = normal(50 + seed, 1, 8, 32)
         moved = (plain(noise + 1e-2 * way) - plain(noise - 1e-2 * way)) / 2e-2
         assert float((moved * error).sum()) == pytest.approx(float((way * gradient).sum()), rel=0.02, abs=0.02)
         assert abs(float((way * (gradient - error)).sum())) > 0.1  # the identity's would differ

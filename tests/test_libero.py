@@ -14,7 +14,7 @@ from vlaprune import config
 from vlaprune.bench.libero import benchmark as libero
 from vlaprune.bench.libero import files
 from vlaprune.bench.libero.benchmark import Libero
-from vlaprune.bench.libero.env import axis_angle
+from vlaprune.benchmark import axis_angle
 from vlaprune.errors import UserError
 from vlaprune.models.tiny import tokenize
 

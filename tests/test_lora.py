@@ -19,10 +19,10 @@ from vlaprune.benchmark import Interface, Task
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.models.oft import OFT
-from vlaprune.nn.load import read, save, trained
-from vlaprune.nn.lora import LoRA, adapt, merge
+from vlaprune.nn.load import read, save, trainable_state
+from vlaprune.nn.lora import LoRA, add_adapters, merge
 from vlaprune.policy import Policy
-from vlaprune.training.cloning import suited
+from vlaprune.training.cloning import match_interface
 from vlaprune.training.trainer import Frames, Trainer
 from vlaprune.training.tuning import Student, Tuning, add_lora
 
@@ -34,14 +34,14 @@ def policy(**options):
 
 
 def frames(model, number=4):
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = [model.words(text) for text in ("lift the cube", "lift the red cube")]
     words = np.array([row + [0] * (len(rows[1]) - len(row)) for row in rows])
     return Frames(
-        lot.integers(0, 255, (number, 2, 64, 64, 3), dtype=np.uint8),
-        lot.uniform(-1, 1, (number, 8)).astype(np.float32),
+        rng.integers(0, 255, (number, 2, 64, 64, 3), dtype=np.uint8),
+        rng.uniform(-1, 1, (number, 8)).astype(np.float32),
         words[np.arange(number) % 2],
-        lot.uniform(-1, 1, (number, 2, 7)).astype(np.float32),
+        rng.uniform(-1, 1, (number, 2, 7)).astype(np.float32),
         np.full((number, 4), np.nan, np.float32),
         np.arange(number) % 2,
     )
@@ -65,11 +65,11 @@ def trainer(folder, method=LightVLA):
 
 def stirred(model):
     """As after training: B is no longer zero."""
-    lot = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                p += 0.05 * torch.randn(p.shape, generator=lot)
+                p += 0.05 * torch.randn(p.shape, generator=generator)
     return model
 
 
@@ -77,8 +77,8 @@ def stirred(model):
 
 
 def test_nothing_changes_before_training_and_the_sum_is_the_formula_after():
-    lot, layer, x = torch.Generator().manual_seed(0), nn.Linear(6, 10), torch.randn(3, 6)
-    lora = LoRA(layer, 2, 16, (4, 6), lot)
+    generator, layer, x = torch.Generator().manual_seed(0), nn.Linear(6, 10), torch.randn(3, 6)
+    lora = LoRA(layer, 2, 16, (4, 6), generator)
     assert torch.equal(lora(x), layer(x))
     with torch.no_grad():
         [b.normal_() for b in lora.b]
@@ -90,7 +90,7 @@ def test_nothing_changes_before_training_and_the_sum_is_the_formula_after():
 def test_fused_rows_have_pairs_of_their_own_and_the_output_layer_has_none():
     model = policy()
     layers = sum(isinstance(m, nn.Linear) for m in model.trunk.modules())
-    adapt(model.trunk, 4, 16)
+    add_adapters(model.trunk, 4, 16)
     adapters = {n: m for n, m in model.trunk.named_modules() if isinstance(m, LoRA)}
     assert len(adapters) == layers - 1 and "head" not in adapters
     width, ffn = model.decoder.config.hidden_size, model.decoder.config.intermediate_size
@@ -102,7 +102,7 @@ def test_fused_rows_have_pairs_of_their_own_and_the_output_layer_has_none():
 
 def test_a_is_drawn_as_peft_draws_its_gaussian_ones():
     model = nn.Sequential(nn.Linear(512, 64))
-    adapt(model, 32, 16)
+    add_adapters(model, 32, 16)
     a = model[0].a.detach()
     assert float(a.std()) == pytest.approx(1 / 32, rel=0.03) and a.mean().abs() < 1e-3
     assert not any(b.any() for b in model[0].b) and model[0].scale == 0.5
@@ -121,7 +121,7 @@ def test_merged_adapters_answer_as_they_did_beside_and_leave_the_module_as_it_wa
 def test_what_is_frozen_gets_no_gradient_and_is_in_no_file(tmp_path):
     model, _ = tuned()
     model.train_loss(*batch(model)).backward()
-    names = set(trained(model))
+    names = set(trainable_state(model))
     assert {n for n, p in model.named_parameters() if p.grad is not None} == names
     assert all(".a" in n or ".b." in n for n in names if n.startswith("trunk"))
     assert {n.split(".")[0] for n in names} == {"trunk", "action_head", "proprio_projector"}
@@ -241,11 +241,11 @@ def test_demonstrations_are_brought_to_what_the_model_reads():
     world = Interface("axis_angle", "close_positive", "delta", ("primary", "wrist"), None)
     images, _, actions = episode()
     arrays = {"images": images, "labels": actions[:, None]}
-    found = suited(arrays, world, replace(world, cameras=("wrist",), gripper="zero_one"))
+    found = match_interface(arrays, world, replace(world, cameras=("wrist",), gripper="zero_one"))
     assert np.array_equal(found["images"], images[:, [1]])
     assert np.array_equal(found["labels"][..., -1], (1 - actions[:, None, -1]) / 2)
     with pytest.raises(ValueError, match=r"demonstrations lack cameras \['front'\]"):
-        suited(arrays, world, replace(world, cameras=("front",)))
+        match_interface(arrays, world, replace(world, cameras=("front",)))
 
 
 # the command

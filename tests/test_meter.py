@@ -32,8 +32,8 @@ def tiny():
 
 
 def look(instruction="lift the cube"):
-    lot = np.random.default_rng(0)
-    return Observation({c: lot.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in "ab"}, np.zeros(8), instruction)
+    rng = np.random.default_rng(0)
+    return Observation({c: rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in "ab"}, np.zeros(8), instruction)
 
 
 def counted(policy, frames):

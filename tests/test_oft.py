@@ -54,11 +54,11 @@ def test_oft_answers_as_the_authors_code_does(parity):
 
 def test_the_schedule_equals_its_definition():
     """Step by step in numpy, from the cosine of the paper (arXiv:2102.09672) and DDIM's formula."""
-    schedule, lot = Schedule(10), np.random.default_rng(0)
+    schedule, rng = Schedule(10), np.random.default_rng(0)
     bar = [np.cos((i / 50 + 0.008) / 1.008 * np.pi / 2) ** 2 for i in range(51)]
     alphas = np.cumprod([1 - min(1 - bar[i + 1] / bar[i], 0.999) for i in range(50)])
     assert schedule.steps == [45, 40, 35, 30, 25, 20, 15, 10, 5, 0]
-    x, noise = lot.normal(size=(8, 7)), lot.normal(size=(8, 7))
+    x, noise = rng.normal(size=(8, 7)), rng.normal(size=(8, 7))
     for step, before in ((45, alphas[40]), (5, alphas[0]), (0, 1.0)):
         clean = np.clip((x - np.sqrt(1 - alphas[step]) * noise) / np.sqrt(alphas[step]), -1, 1)
         expected = np.sqrt(before) * clean + np.sqrt(1 - before) * noise

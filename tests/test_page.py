@@ -14,7 +14,7 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, StepRecord, read
 from vlaprune.report import grids, notes, plots
 from vlaprune.report import page as pages
-from vlaprune.report.flips import flips, shelve
+from vlaprune.report.flips import flips, place_videos
 
 VOID = {"meta", "br", "path", "use", "input"}
 
@@ -140,10 +140,10 @@ def films(runs):
 
 def test_films_of_flipped_episodes_are_in_the_page_while_there_is_room(films):
     found = flips(report.compare(report.find([films])))
-    places, held = shelve(found, films / "report.html", 10**9)
+    places, held = place_videos(found, films / "report.html", 10**9)
     # random lost nine: two films each; of fastv's flips near 3 and far 2 are dense's and here already, far 3 is new
     assert len(places) == len(held) == 2 * 9 + 1
-    few, some = shelve(found, films / "report.html", 5000)
+    few, some = place_videos(found, films / "report.html", 5000)
     assert few.keys() == places.keys() and 0 < len(some) <= 3  # 1336 bytes each as base64
     linked = [v for v in few.values() if not v.embedded]
     assert all((films / v.link).is_file() for v in linked) and len(linked) + len(some) == len(few)
@@ -259,12 +259,12 @@ def test_the_command_writes_a_page(runs, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(file) and "</html>" in file.read_text()
 
 
-def test_a_floor_is_shown_and_changes_what_is_not_claimed(runs):
+def test_noise_is_shown_and_changes_what_is_not_claimed(runs):
     comparison = report.compare(report.find([runs]))
     again = write(runs / "again", {"near": "111110", "far": "111000"})
-    comparison = comparison.above([read(runs / "dense"), read(again)])
+    comparison = comparison.with_noise([read(runs / "dense"), read(again)])
     text = made(runs, comparison).read_text()
-    assert "25.0 %, 3.0 floors" in text and "That fastv keep=0.25 differs from the baseline at all" in text
+    assert "25.0 %, 3.0 x noise" in text and "That fastv keep=0.25 differs from the baseline at all" in text
     assert "no repeat of the baseline" not in text
 
 
@@ -342,13 +342,14 @@ def test_a_missing_film_names_the_command_that_makes_it(tmp_path):
 
 
 def test_one_bad_arm_does_not_squeeze_the_scale():
-    assert plots.floor(np.array([-60.0, -4.0, -1.0, 0.0]), (-5.0, 0.0)) == -5
-    assert plots.floor(np.array([-60.0, -58.0, -4.0, -1.0, 0.0, 1.0])) == -4
+    assert plots.scale_start(np.array([-60.0, -4.0, -1.0, 0.0]), (-5.0, 0.0)) == -5
+    assert plots.scale_start(np.array([-60.0, -58.0, -4.0, -1.0, 0.0, 1.0])) == -4
     assert (
-        plots.floor(np.array([-20.0, -8.0, -4.0, 0.0])) == -8 and plots.floor(np.array([-15.0, -8.0, -4.0, 0.0])) == -15
+        plots.scale_start(np.array([-20.0, -8.0, -4.0, 0.0])) == -8
+        and plots.scale_start(np.array([-15.0, -8.0, -4.0, 0.0])) == -15
     )
-    assert plots.floor(np.array([-60.0, -40.0, -25.0, -10.0])) == -60  # all far apart: nothing is left out
-    assert plots.floor(np.array([-9.0, -4.0]), (-5.0, 0.0)) == -9 and plots.floor(np.array([3.0])) == 3
+    assert plots.scale_start(np.array([-60.0, -40.0, -25.0, -10.0])) == -60  # all far apart: nothing is left out
+    assert plots.scale_start(np.array([-9.0, -4.0]), (-5.0, 0.0)) == -9 and plots.scale_start(np.array([3.0])) == 3
 
 
 def test_a_method_has_one_colour_everywhere(runs):

@@ -89,9 +89,9 @@ def library():
 
 
 def look(cameras=("primary", "wrist"), size=56, instruction="pick up the red can", seed=0):
-    lot = np.random.default_rng(seed)
-    pictures = {c: lot.integers(0, 255, (size, size, 3), dtype=np.uint8) for c in cameras}
-    return Observation(pictures, lot.uniform(-1, 1, 8), instruction)
+    rng = np.random.default_rng(seed)
+    pictures = {c: rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for c in cameras}
+    return Observation(pictures, rng.uniform(-1, 1, 8), instruction)
 
 
 @cache

@@ -65,7 +65,7 @@ def test_on_libero_suite_and_robot_name_weights_statistics_and_control(composed,
         config.build(cfg)
     assert asked[0].split("/")[0] == {"openvla": "openvla", "oft": "moojink"}[name]
     control = config.make("control", cfg.robots.libero.control)
-    driven = control.drives(Interface("as_trained", "zero_one", "delta", ("primary",), None))
+    driven = control.output_interface(Interface("as_trained", "zero_one", "delta", ("primary",), None))
     assert (driven.rotation, driven.gripper) == ("axis_angle", "close_positive")
 
 
@@ -94,7 +94,7 @@ def test_on_libero_each_model_has_the_protocol_of_its_published_number(composed,
     cfg = composed(f"model={model}", "bench=libero", "bench.suite=libero_spatial", *given)
     bench = config.make("bench", cfg.bench)
     assert (cfg.bench.protocol, bench.protocol, cfg.bench.image) == (protocol, protocol, None)
-    assert config.control(cfg, bench).calls({"openvla_tiny": 1, "oft_tiny": 8}.get(model, 50)) == execute
+    assert config.control(cfg, bench).actions_per_call({"openvla_tiny": 1, "oft_tiny": 8}.get(model, 50)) == execute
 
 
 def test_oft_has_no_control_for_simpler_and_says_so(composed):

@@ -29,7 +29,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import check, micro, speed
 from vlaprune.profile.calibrate import ready
-from vlaprune.profile.machine import Nvml, Watch, held, idle_power
+from vlaprune.profile.machine import Nvml, Watch, bytes_held, idle_power
 from vlaprune.profile.page import Page
 from vlaprune.profile.products import Products
 from vlaprune.profile.recording import Recording, actions, closes, phases, record, synthetic
@@ -169,7 +169,7 @@ def test_products_of_a_method_that_nobody_charged_are_seen(tiny):
     assert sum(w.flops for w in base.products["method"]) > 0 and base.counted == 4
 
 
-def test_rungs_of_the_ladder_act_alike(tiny):
+def test_backends_act_alike(tiny):
     frames = synthetic(tiny.interface, 64, episodes=1, steps=2).frames
     chunks = []
     for rung, backend in (("sdpa", None), ("eager", None), ("compile", None), ("compile", "eager")):
@@ -216,7 +216,7 @@ class Told(Nvml):
 def test_a_disturbed_gpu_gives_no_speed_up(nvml, why):
     watch = Watch(torch.device("cuda"), nvml)
     watch.clocks = nvml.told
-    watch.look()
+    watch.check()
     assert watch.refusal == why
 
 
@@ -231,7 +231,7 @@ def test_what_a_machine_cannot_say_is_none_with_a_reason():
 def test_memory_that_a_method_holds_is_counted():
     pruner = Scripted(Plan())
     pruner.past = {"a": [torch.zeros(4), torch.zeros(2, dtype=torch.float64)]}
-    assert held(pruner) == 32
+    assert bytes_held(pruner) == 32
 
 
 def test_the_interval_of_a_median_holds_the_median():
@@ -275,7 +275,7 @@ def test_a_sweep_is_one_run_with_all_arms_in_one_table(tmp_path, monkeypatch):
     ("argv", "said"),
     [
         (("mode=fast",), "mode=fast is not one of speed"),
-        (("ladder=[turbo]",), "backend 'turbo' is not one of eager"),
+        (("backends=[turbo]",), "backend 'turbo' is not one of eager"),
         (("method=fastv", "method.keep=3.5"), "keep=3.5"),
         (("block=0",), "block=0"),
         (("bench=robosuite", "observations=none.npz"), "do not fit"),

@@ -14,7 +14,7 @@ from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import gate
-from vlaprune.profile.fidelity import Replay, foretells, overlap, replay, score
+from vlaprune.profile.fidelity import Replay, correlate_losses, overlap, replay, score
 from vlaprune.profile.recording import Frame, Recording, synthetic
 from vlaprune.stats.ranks import partial_rank
 
@@ -68,23 +68,23 @@ def test_overlap_is_intersection_over_union():
 
 
 def test_a_correlation_is_found_and_noise_is_not():
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     truth = np.linspace(0, 1, 20).round(1)  # with ties
-    scores, tokens = truth + 0.1 * lot.standard_normal(20), lot.permutation(20)
-    told = foretells(scores, truth, tokens)
+    scores, tokens = truth + 0.1 * rng.standard_normal(20), rng.permutation(20)
+    told = correlate_losses(scores, truth, tokens)
     assert told.low > 0.6 and told.low < told.rho < told.high <= 1 and told.arms == 20
     assert told.rho == pytest.approx(spearmanr(scores, truth).statistic)
-    assert np.isnan(foretells(scores, np.zeros(20), tokens).rho)
-    noise = foretells(lot.standard_normal(20), truth, tokens)
+    assert np.isnan(correlate_losses(scores, np.zeros(20), tokens).rho)
+    noise = correlate_losses(rng.standard_normal(20), truth, tokens)
     assert noise.low < 0 < noise.high
     with pytest.raises(ValueError, match="3 arms"):
-        foretells([1, 2, 3], [1, 2, 3], [1, 2, 3])
+        correlate_losses([1, 2, 3], [1, 2, 3], [1, 2, 3])
 
 
 def test_what_the_token_count_explains_is_taken_out():
-    lot = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     tokens = np.arange(200.0)
-    a, b = (tokens + 20 * lot.standard_normal(200) for _ in "ab")
+    a, b = (tokens + 20 * rng.standard_normal(200) for _ in "ab")
     assert abs(partial_rank(a, b, tokens)) < 0.2 < 0.8 < np.corrcoef(a, b)[0, 1]
     assert np.isnan(partial_rank(tokens, b, tokens))
 

@@ -44,7 +44,7 @@ def test_floors_need_no_model_and_fall_with_the_budget(tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [lambda: FastV(keep=0.25), VLACache])
 def test_a_choice_thrown_away_leaves_dense_actions_and_all_the_reading(make):
     frames = synthetic(Toy().interface, 64, episodes=1, steps=4).frames
-    dense, idle = (Policy(Toy(), m) for m in (Dense, lambda: overhead.Unheeded(make())))
+    dense, idle = (Policy(Toy(), m) for m in (Dense, lambda: overhead.IgnoredChoice(make())))
     for a, b in zip(actions(dense, frames, 0), actions(idle, frames, 0), strict=True):
         assert np.array_equal(a, b)
     assert all(min(r.visual) == r.total for r in idle.drain(0))

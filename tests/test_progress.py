@@ -19,7 +19,7 @@ def board(monkeypatch):
 
 def end(bar, *outcomes):
     for i, success in enumerate(outcomes):
-        bar.end("t", i, EpisodeRecord("t", i, success, 1, ()))
+        bar.on_episode("t", i, EpisodeRecord("t", i, success, 1, ()))
 
 
 def test_a_line_says_success_with_its_interval_and_what_is_left():
@@ -35,7 +35,7 @@ def test_jobs_stand_on_the_board_in_their_order(board):
     second, first = (Bar(RunStatus(f"arm {n}", asked=3), Job(n, f"seed={n}")) for n in (1, 0))
     end(first, True, False)
     end(second, True)
-    first.end("t", 2, None)  # it raised: no outcome
+    first.on_episode("t", 2, None)  # it raised: no outcome
     assert [(s.label, s.done, s.won) for s in board.statuses()] == [("arm 0 seed=0", 2, 1), ("arm 1 seed=1", 1, 1)]
     assert Job(1, "seed=1").fail("ValueError: late") and Job(7, "method=x").fail("ValueError: at once")
     first.close()
@@ -76,7 +76,7 @@ def test_without_a_board_a_job_that_fails_says_so_itself(monkeypatch):
 
 
 def test_alone_a_run_has_a_bar_and_speaks_for_itself(board, capfd):
-    progress.alone()
+    progress.detach_from_board()
     progress.once("what can be seen")
     bar = Bar(RunStatus("dense", asked=2))
     end(bar, True, False)

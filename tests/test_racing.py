@@ -13,20 +13,20 @@ KEYS = [(task, e) for e in range(25) for task in ("a", "b")]
 
 def grid(seed, noise=0.02):
     """25 settings, 5 layers x 5 budgets: earlier and fewer is cheaper and worse; the prior tells success roughly."""
-    lot, entrants, truth = np.random.default_rng(seed), [], {}
+    rng, entrants, truth = np.random.default_rng(seed), [], {}
     for layer in range(1, 6):
         for k, keep in enumerate((0.05, 0.1, 0.2, 0.4, 0.8)):
             name = f"{layer}/{keep}"
             truth[name] = 0.9 * (1 - np.exp(-(k + 0.5) * layer / 2))
             cost = 10 + layer * (1 - keep) + 30 * keep
-            entrants.append(Entrant(name, cost, 0.95 - truth[name] + noise * lot.standard_normal()))
+            entrants.append(Entrant(name, cost, 0.95 - truth[name] + noise * rng.standard_normal()))
     return entrants, truth
 
 
 def course(truth, seed):
     """Success of every setting on every episode: hard episodes are hard for all."""
-    lot = np.random.default_rng(seed)
-    hard, own = lot.random(len(KEYS)), {n: lot.random(len(KEYS)) for n in truth}
+    rng = np.random.default_rng(seed)
+    hard, own = rng.random(len(KEYS)), {n: rng.random(len(KEYS)) for n in truth}
     return {
         n: {k: bool(0.7 * hard[i] + 0.3 * own[n][i] < p * 0.85) for i, k in enumerate(KEYS)} for n, p in truth.items()
     }
@@ -60,9 +60,9 @@ def test_promising_are_those_that_nobody_undercuts():
 
 def test_equal_settings_are_rarely_called_worse():
     """An e-process looked at after every batch errs in at most alpha of all courses."""
-    lot, wrong = np.random.default_rng(0), 0
+    rng, wrong = np.random.default_rng(0), 0
     for _ in range(400):
-        ours, theirs = (dict(zip(KEYS, lot.random(len(KEYS)) < 0.5, strict=True)) for _ in range(2))
+        ours, theirs = (dict(zip(KEYS, rng.random(len(KEYS)) < 0.5, strict=True)) for _ in range(2))
         wrong += any(worse({k: ours[k] for k in KEYS[:n]}, theirs, KEYS, 0.05) for n in range(10, 51, 10))
     assert wrong / 400 <= 0.05
 

@@ -58,10 +58,10 @@ def test_one_that_dies_is_named_and_the_next_reset_starts_another(tmp_path):
     with remote.opened(Troubled(str(log)), TASK) as env:
         env.reset(0)
         with pytest.raises(
-            remote.Gone, match="troubled t, step: died with signal 11; its last words: the simulator's own"
+            remote.WorkerDied, match="troubled t, step: died with signal 11; its last words: the simulator's own"
         ):
             env.step([1.0])
-        with pytest.raises(remote.Gone, match="reset starts another"):
+        with pytest.raises(remote.WorkerDied, match="reset starts another"):
             env.step(GO)
         env.reset(1)
         assert env.step([4.0]) is True
@@ -84,7 +84,7 @@ def test_one_that_hangs_is_killed(tmp_path):
 def test_opening_is_watched_and_tried_once_more(tmp_path):
     with remote.opened(Troubled(str(tmp_path / "a"), bad=1), TASK) as env:
         assert env.step(GO) is False
-    lost = pytest.raises(remote.Gone, match="opening: died with exit code 3")
+    lost = pytest.raises(remote.WorkerDied, match="opening: died with exit code 3")
     with remote.opened(Troubled(str(tmp_path / "b"), bad=2), TASK) as env, lost:
         env.reset(0)
 
@@ -118,10 +118,10 @@ def test_a_bug_in_a_simulator_is_told_from_what_the_user_can_mend(tmp_path):
         env.reset(0)
         with pytest.raises(ValueError, match="no such action") as caught:
             env.step([3.0])
-    assert not errors.mendable(caught.value)
+    assert not errors.is_user_error(caught.value)
     assert [Path(f.filename).name for f in errors.own_frames(caught.value)] == ["troubled.py"]
     with remote.opened(Toy(), Toy().tasks()[0]) as env:
         env.reset(0)
         with pytest.raises(ValueError, match="the policy is at fault") as caught:
             env.step([np.nan] * 7)
-    assert errors.mendable(caught.value)
+    assert errors.is_user_error(caught.value)

@@ -327,31 +327,31 @@ def test_files(runs, tmp_path):
     assert all(line.count("&") == len(columns) - 1 for line in body.splitlines() if line.endswith("\\\\"))
 
 
-def test_differences_stand_beside_the_floor_of_a_repeated_baseline(runs):
-    """Dense again loses one of twelve; fastv loses two and gains one: three floors, but a repeat may do as much."""
+def test_differences_stand_beside_the_noise_of_a_repeated_baseline(runs):
+    """Dense again loses one of twelve; fastv loses two and gains one, three times the noise; a repeat may do so."""
     repeats = [write(runs / "aa" / "one", DENSE), write(runs / "aa" / "two", {"near": "111110", "far": "111000"})]
     write(runs / "random", {"near": "0" * 6, "far": "0" * 6}, "random", kept=8)
     comparison = report.compare([read(runs / r) for r in ("dense", "fastv", "random")])
     before = report.tabulate(comparison)
-    assert before["floors"].isna().all() and "floors" not in report.markdown(before)
-    comparison = comparison.above([read(r) for r in repeats])
+    assert before["times_noise"].isna().all() and "x noise" not in report.markdown(before)
+    comparison = comparison.with_noise([read(r) for r in repeats])
     table = report.tabulate(comparison).set_index("method")
-    assert table.loc["fastv keep=0.25", "floors"] == pytest.approx(3) and table.loc[
-        "random", "floors"
+    assert table.loc["fastv keep=0.25", "times_noise"] == pytest.approx(3) and table.loc[
+        "random", "times_noise"
     ] == pytest.approx(9)
-    note = next(n for n in table.attrs["notes"] if n.startswith("A/A floor"))
+    note = next(n for n in table.attrs["notes"] if n.startswith("A/A noise"))
     assert "1 of 12 episodes end otherwise = 8.3 %" in note and note.endswith("Ties, inside it: fastv keep=0.25.")
     assert table.loc["fastv keep=0.25", "verdict"] == before.set_index("method").loc["fastv keep=0.25", "verdict"]
 
 
-def test_a_floor_is_made_of_repeats_of_the_baseline(runs):
+def test_noise_is_measured_of_repeats_of_the_baseline(runs):
     comparison = report.compare(report.find([runs]))
     with pytest.raises(ValueError, match=r"fastv is no repeat of .*dense: .*method.name "):
-        comparison.above([read(runs / "dense"), read(runs / "fastv")])
-    with pytest.raises(ValueError, match="a floor needs the baseline at least twice, got 1 run"):
-        comparison.above([read(runs / "dense")])
-    with pytest.raises(ValueError, match="a floor needs a baseline among the runs"):
-        report.compare([read(runs / "fastv")]).above([read(runs / "dense")])
+        comparison.with_noise([read(runs / "dense"), read(runs / "fastv")])
+    with pytest.raises(ValueError, match="noise needs the baseline at least twice, got 1 run"):
+        comparison.with_noise([read(runs / "dense")])
+    with pytest.raises(ValueError, match="noise needs a baseline among the runs"):
+        report.compare([read(runs / "fastv")]).with_noise([read(runs / "dense")])
 
 
 def test_the_summary_of_one_of_many_processes_has_its_milliseconds(tmp_path):

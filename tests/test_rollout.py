@@ -247,10 +247,10 @@ class Onlooker:
     def __init__(self):
         self.log = []
 
-    def look(self, task, episode, trace):
+    def on_call(self, task, episode, trace):
         self.log.append((task, episode, trace.step))
 
-    def end(self, task, episode, record):
+    def on_episode(self, task, episode, record):
         self.log.append((task, episode, None if record is None else record.success))
 
 

@@ -14,11 +14,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vlaprune.bench.simpler.benchmark import Judged, Simpler
+from vlaprune.bench.simpler.benchmark import Simpler, SuccessWrapper
 from vlaprune.bench.simpler.files import Interpreter, device, missing, needed
 from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX
 from vlaprune.bench.simpler.worlds import _state
-from vlaprune.control import axis_angle
+from vlaprune.benchmark import axis_angle
 from vlaprune.errors import UserError
 
 COUNTS = {
@@ -167,7 +167,7 @@ class Course:
 
 @pytest.mark.parametrize(("ever", "said"), [(False, [False, True, False, False]), (True, [False, True, True, True])])
 def test_the_last_step_decides_or_any(ever, said):
-    env = Judged(Course(), ever)
+    env = SuccessWrapper(Course(), ever)
     for _ in range(2):
         env.reset(0)
         assert [env.step(None) for _ in range(4)] == said
@@ -270,7 +270,7 @@ def test_a_simulator_that_cannot_draw_is_said_in_one_line(tmp_path):
 
 
 def test_incomplete_assets_are_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(Interpreter, "look", classmethod(lambda cls, python: there()))
+    monkeypatch.setattr(Interpreter, "inspect", classmethod(lambda cls, python: there()))
     monkeypatch.setattr("vlaprune.bench.simpler.benchmark.device", lambda python, backend: "a device")
     furnish(tmp_path, "google_vm", "ms2")
     bench = Simpler(assets=str(tmp_path))

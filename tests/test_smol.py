@@ -43,16 +43,16 @@ INSTRUCTIONS = (
 
 
 def look(instruction="lift the cube", shade=0):
-    lot = np.random.default_rng(shade)
-    images = {c: lot.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in "ab"}
+    rng = np.random.default_rng(shade)
+    images = {c: rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in "ab"}
     return Observation(images, np.full(8, 0.1 * shade), instruction)
 
 
 def frames(model, count=12):
-    lot = np.random.default_rng(0)
-    images = lot.integers(0, 255, (count, 2, 64, 64, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (count, 2, 64, 64, 3), dtype=np.uint8)
     words = np.array([model.words("lift the cube"), model.words("stack the red cube")])[np.arange(count) % 2]
-    state, labels = lot.normal(size=(count, 8)), lot.normal(size=(count, model.chunk, 7))
+    state, labels = rng.normal(size=(count, 8)), rng.normal(size=(count, model.chunk, 7))
     hints = np.full((count, 4), np.nan)
     return Frames(
         images,
@@ -167,7 +167,7 @@ def test_keeping_everything_is_dense_to_the_last_bit(model):
 def written(path, dtype=None, **changes):
     """A Llama of random numbers as GGUF, its query and key rows in GGUF's order by transformers' own converter."""
     said = {"arch": "llama", "layers": 2, "pre": "smollm", "tokens": 32, **changes}
-    writer, lot = gguf.GGUFWriter(str(path), said["arch"]), np.random.default_rng(0)
+    writer, rng = gguf.GGUFWriter(str(path), said["arch"]), np.random.default_rng(0)
     writer.add_block_count(said["layers"])
     writer.add_embedding_length(64)
     writer.add_feed_forward_length(96)
@@ -187,7 +187,7 @@ def written(path, dtype=None, **changes):
         block |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96), "attn_norm": (64,), "ffn_norm": (64,)}
         shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
     for name, shape in shapes.items():
-        values = lot.normal(size=shape, scale=0.2).astype(np.float32)
+        values = rng.normal(size=shape, scale=0.2).astype(np.float32)
         if dtype is None or len(shape) < 2:
             writer.add_tensor(f"{name}.weight", values)
         else:
@@ -326,7 +326,7 @@ def test_an_instruction_that_does_not_fit_its_slots_is_refused(model, instructio
 @pytest.fixture(scope="module")
 def wheel():
     try:
-        return smollm.installed()
+        return smollm.installed_gguf()
     except ValueError as absent:
         pytest.skip(str(absent))
 

@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from vlaprune.stats import exact, level, rates
 from vlaprune.stats import paired as stats
-from vlaprune.stats.paired import EProcess, Pairs, newcombe, pair, tango, verdict
+from vlaprune.stats.paired import EProcess, Pairs, pair, tango, verdict
 
 Z = sps.norm.ppf(0.975)
 tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any).map(lambda counts: Pairs(*counts))
@@ -89,6 +89,18 @@ def test_mcnemar_agrees_with_statsmodels(pairs):
     oracle = mcnemar([[pairs.both, pairs.lost], [pairs.gained, pairs.neither]], exact=True)
     expected = oracle.pvalue if pairs.lost + pairs.gained else 1.0
     assert stats.mcnemar_exact(pairs) == pytest.approx(min(1.0, expected))
+
+
+def newcombe(pairs, confidence=0.95):
+    """The interval of the paired difference of Newcombe 1998, method 8: what Tango's is compared with."""
+    a, b, c, d, n = pairs.both, pairs.gained, pairs.lost, pairs.neither, pairs.n
+    p1, p2 = (a + b) / n, (a + c) / n
+    one, two = rates.wilson(a + b, n, confidence), rates.wilson(a + c, n, confidence)
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    phi = (a * d - b * c) / math.sqrt(margins) if margins else 0.0
+    down, up = (p1 - one.low, two.high - p2), (one.high - p1, p2 - two.low)
+    reach = [math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)) for x, y in (down, up)]
+    return rates.Interval(p1 - p2 - reach[0], p1 - p2 + reach[1])
 
 
 def test_newcombe_vectors():
@@ -420,12 +432,12 @@ def test_intervals_of_clustered_rates_cover():
     assert 0.92 <= np.mean(inside) <= 0.99
 
 
-def test_aa_floor():
+def test_aa_noise():
     first = {i: i % 3 > 0 for i in range(60)}
     second = {i: ok ^ (i < 6) for i, ok in first.items()}
-    rate, interval = stats.aa_floor(first, second)
+    rate, interval = stats.aa_noise(first, second)
     assert rate == 0.1 and interval == rates.wilson(6, 60)
-    assert stats.aa_floor(first, first)[0] == 0
+    assert stats.aa_noise(first, first)[0] == 0
 
 
 # anytime stopping

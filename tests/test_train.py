@@ -35,12 +35,12 @@ def model(seed=0, **sizes):
 
 
 def frames(count=8):
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     return Frames(
-        lot.integers(0, 255, (count, 1, 32, 32, 3), dtype=np.uint8),
-        lot.uniform(-1, 1, (count, 8)).astype(np.float32),
-        lot.integers(0, 5, (count, 12)),
-        lot.uniform(-1, 1, (count, 2, 7)).astype(np.float32),
+        rng.integers(0, 255, (count, 1, 32, 32, 3), dtype=np.uint8),
+        rng.uniform(-1, 1, (count, 8)).astype(np.float32),
+        rng.integers(0, 5, (count, 12)),
+        rng.uniform(-1, 1, (count, 2, 7)).astype(np.float32),
         np.full((count, 4), 0.1, np.float32),
         np.arange(count) % 2,
     )

@@ -20,7 +20,7 @@ from vlaprune.nn.load import read
 from vlaprune.policy import Policy
 from vlaprune.training import demos
 from vlaprune.training.trainer import Trainer
-from vlaprune.training.tuning import Curve, Student, Tuning, kept_by_phase, learnt, main, tune
+from vlaprune.training.tuning import Curve, Student, Tuning, is_learnable, kept_by_phase, main, tune
 
 STEPS = replace(RECIPE, shift=0)
 
@@ -129,7 +129,7 @@ def test_the_sampler_is_trained_and_shared_and_asks_for_its_points(tmp_path):
 
 def test_the_control_is_tuned_without_a_method(tmp_path):
     learner = student(Dense)
-    assert not learnt(Dense()) and learnt(LightVLA()) and learnt(LightVLAStar())
+    assert not is_learnable(Dense()) and is_learnable(LightVLA()) and is_learnable(LightVLAStar())
     assert learner.probe(*batch())[1].all()
     trainer(tmp_path, learner, replace(STEPS, steps=2)).run()
 

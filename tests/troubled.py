@@ -75,8 +75,24 @@ class Troubled:
         yield Trouble(self.path)
 
 
+class ToyLike:
+    """The toy benchmark. Subclasses give `worker` and `here(task)`, which opens a world in this process."""
+
+    @property
+    def interface(self):
+        return Toy().interface
+
+    def tasks(self):
+        return Toy().tasks()
+
+    @contextmanager
+    def open(self, task):
+        with remote.opened(replace(self, worker=False), task) if self.worker else self.here(task) as env:
+            yield env
+
+
 @dataclass(frozen=True)
-class Dying:
+class Dying(ToyLike):
     """The toy world in workers; in the first attempt at episode 1 of reach-red, the first step goes wrong.
 
     how      what happens: segv, exit, stop, raise, interrupt, deaf or never
@@ -92,19 +108,8 @@ class Dying:
     robot: None = None
     control_hz: float = 5.0
 
-    @property
-    def interface(self):
-        return Toy().interface
-
-    def tasks(self):
-        return Toy().tasks()
-
     @contextmanager
-    def open(self, task):
-        if self.worker:
-            with remote.opened(replace(self, worker=False), task) as env:
-                yield env
-            return
+    def here(self, task):
         with open(f"{self.mark}.pids", "a") as file:
             file.write(f"{os.getpid()}\n")
         with Toy().open(task) as world:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from troubled import ToyLike
 
-from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Observation
 
@@ -124,7 +124,7 @@ TRUTHS = {"bool": bool, "np.bool_": np.bool_, "array of none": lambda said: np.a
 
 
 @dataclass(frozen=True)
-class Bad:
+class Bad(ToyLike):
     """The toy world; in every attempt at episode 1 of reach-blue, its second look or first step is of a bad kind."""
 
     look: str | None = None
@@ -135,19 +135,8 @@ class Bad:
     robot: None = None
     control_hz: float = 5.0
 
-    @property
-    def interface(self):
-        return Toy().interface
-
-    def tasks(self):
-        return Toy().tasks()
-
     @contextmanager
-    def open(self, task):
-        if self.worker:
-            with remote.opened(replace(self, worker=False), task) as env:
-                yield env
-            return
+    def here(self, task):
         with Toy().open(task) as world:
             yield _Bad(world, task.name, self)
 
@@ -309,7 +298,7 @@ WHERE = ("open", "reset", "observe", "step", "close")
 
 
 @dataclass(frozen=True)
-class Ending:
+class Ending(ToyLike):
     """The toy world in workers, which comes to a bad end.
 
     kind   one of ENDS
@@ -326,19 +315,8 @@ class Ending:
     robot: None = None
     control_hz: float = 5.0
 
-    @property
-    def interface(self):
-        return Toy().interface
-
-    def tasks(self):
-        return Toy().tasks()
-
     @contextmanager
-    def open(self, task):
-        if self.worker:
-            with remote.opened(replace(self, worker=False), task) as env:
-                yield env
-            return
+    def here(self, task):
         with open(f"{self.mark}.pids", "a") as file:
             file.write(f"{os.getpid()}\n")
         self.maybe("open", task.name, None)

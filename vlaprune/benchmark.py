@@ -266,3 +266,15 @@ def check_action(action: np.ndarray, size: int) -> np.ndarray:
     if action.shape != (size,) or not np.isfinite(action).all():
         raise UserError(f"action {action} is not {size} finite numbers; the policy is at fault")
     return action
+
+
+def axis_angle(quat: np.ndarray) -> np.ndarray:
+    """The rotation vector [3], axis times angle in rad, of a unit quaternion [4] (w last).
+
+    The angle is in [0, 2 pi]. The sign of the quaternion is kept, so q and -q give different vectors, as in OpenVLA's
+    openvla/openvla@c8f03f4:experiments/robot/libero/libero_utils.py (from robosuite).
+    """
+    sine = np.linalg.norm(quat[:3])
+    if sine < 1e-12:
+        return np.zeros(3)
+    return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))

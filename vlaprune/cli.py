@@ -76,7 +76,7 @@ def _helped(name: str) -> bool:
 
 def _ended(error: BaseException, folder: Path | None = None) -> int:
     """Prints an error; the exit code: 2 where the user can mend it, 1 for a bug."""
-    mend = errors.mendable(error)
+    mend = errors.is_user_error(error)
     print(errors.line(error) if mend else errors.bug(error, folder), file=sys.stderr)
     return 2 if mend else 1
 
@@ -99,7 +99,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     def guarded(cfg: Any) -> None:
         one = config.job()
         if one is None:
-            progress.alone()
+            progress.detach_from_board()
         else:
             progress.end_with_the_sweep()
         folder = None
@@ -108,12 +108,12 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
             folder = Path(cfg.get("output", "."))
             job(cfg)
         except Exception as error:
-            if config.composing(error):
+            if config.is_config_error(error):
                 error = errors.UserError(str(error))
             if one is None:
                 codes.append(_ended(error, folder))
                 return
-            mend = errors.mendable(error)
+            mend = errors.is_user_error(error)
             text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
             if not one.fail(" ".join(text.split()), 2 if mend else 1):
                 raise  # on another machine: the exception is all that comes back
@@ -126,9 +126,9 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if config.composing(error):
+        if config.is_config_error(error):
             given = [one for one in sys.argv[1:] if not one.startswith("-")]
-            error = config.explained(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
+            error = config.explain(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
         codes.append(_ended(error))
     finally:
         statuses = board.close()
@@ -175,7 +175,7 @@ def _serve(cfg: DictConfig) -> None:
     about = {
         "model": model.info.name,
         "method": policy.sessions[0].name,
-        "actions": control.calls(model.chunk),
+        "actions": control.actions_per_call(model.chunk),
         "cameras": list(model.interface.cameras),
     }
 
@@ -196,7 +196,7 @@ def _train(cfg: DictConfig) -> None:
     from vlaprune.training import tuning
 
     bench = config.make("bench", cfg.bench)
-    learnt = cfg.tune if cfg.tune is not None else tuning.learnt(config.make("method", cfg.method))
+    learnt = cfg.tune if cfg.tune is not None else tuning.is_learnable(config.make("method", cfg.method))
     if learnt and cfg.model.weights == "random":
         cfg.model.weights = cfg.tuning.weights
     node = config.model_node(cfg, bench.robot)
@@ -227,7 +227,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
             partial(config.load, cfg, bench),
             methods,
             lambda keeps: [
-                (label, partial(config.make, "method", node)) for label, node in config.every(keeps, cfg.methods)
+                (label, partial(config.make, "method", node)) for label, node in config.all_methods(keeps, cfg.methods)
             ],
             partial(config.control, cfg, bench),
             bench,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vlaprune.benchmark import Gripper, Interface
+from vlaprune.benchmark import Gripper, Interface, axis_angle
 from vlaprune.delay import Delay, Guide, Timeline, soft_mask
 from vlaprune.errors import UserError
 
@@ -73,7 +73,7 @@ class Control:
         if self.execute is not None and self.execute < 1:
             raise UserError(f"execute={self.execute}; use at least 1")
 
-    def drives(self, model: Interface) -> Interface:
+    def output_interface(self, model: Interface) -> Interface:
         """What the robot receives when `model` goes through this control. UserError where the two do not fit."""
         out = model
         if self.rotation is not None:
@@ -87,7 +87,7 @@ class Control:
             out = replace(out, gripper=writes)
         return out
 
-    def calls(self, chunk: int, model: str = "the model") -> int:
+    def actions_per_call(self, chunk: int, model: str = "the model") -> int:
         """Actions executed per call of a model that plans `chunk`. UserError where it plans fewer than are needed."""
         execute = 1 if self.ensemble else self.execute or chunk
         if max(execute, self.ensemble) > chunk:
@@ -95,7 +95,7 @@ class Control:
         return execute
 
 
-def taught(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
+def as_model_actions(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
     """Demonstrated actions [..., A] as a model is to emit them. UserError where the grippers do not fit.
 
     From -1 (opens) .. +1 (closes) to 0 (closes) .. 1 (opens): clipped to 0 .. 1, then turned, as in
@@ -137,7 +137,7 @@ class Controller:
 
         late  control steps after which the chunk arrives; the robot holds or goes on with older chunks until then
         """
-        number, execute = self.timeline.calls, self.control.calls(len(chunk))
+        number, execute = self.timeline.calls, self.control.actions_per_call(len(chunk))
         self._chunks[number] = chunk
         steps = self.timeline.call(late, execute, len(chunk))
         out = np.stack([self._execute(step.rows) for step in steps])
@@ -205,14 +205,6 @@ class Controller:
             return change
         self._left -= 1
         return self._held
-
-
-def axis_angle(quat: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a unit quaternion [4] (w last), angle in [0, 2 pi]: the sign is not made canonical."""
-    sine = np.linalg.norm(quat[:3])
-    if sine < 1e-12:
-        return np.zeros(3)
-    return np.asarray(quat[:3] / sine * (2.0 * np.arctan2(sine, quat[3])))
 
 
 def euler_quat(euler: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ class UserError(ValueError):
 def line(error: BaseException) -> str:
     """An error in one line: its text where the user can mend it, else its kind and text."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    kind = "error" if mendable(error) else type(error).__name__
+    kind = "error" if is_user_error(error) else type(error).__name__
     return f"{kind}: {' '.join(str(text).split())}"
 
 
@@ -54,13 +54,13 @@ def _written(folder: Path, text: str) -> bool:
 
 
 @runtime_checkable
-class FromAfar(Protocol):
+class RemoteError(Protocol):
     """An error that was raised in another process, and the calls that led to it there."""
 
     far_frames: list[FrameSummary]
 
 
-def install(extra: str) -> str:
+def install_command(extra: str) -> str:
     """The command that installs what an optional part needs, as it is to be typed where this package came from."""
     root = Path(PACKAGE).parent
     if not (root / "pyproject.toml").is_file():
@@ -71,10 +71,10 @@ def install(extra: str) -> str:
 
 def frames(error: BaseException) -> list[FrameSummary]:
     """The calls that led to an error, the outermost first; those of the process where it was raised."""
-    return error.far_frames if isinstance(error, FromAfar) else list(extract_tb(error.__traceback__))
+    return error.far_frames if isinstance(error, RemoteError) else list(extract_tb(error.__traceback__))
 
 
-def mendable(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether the user can mend it, as the docstring of UserError defines."""
     if isinstance(error, UserError):
         return True

@@ -150,7 +150,7 @@ class Policy:
         for slot in slots:
             self._hear(slot, observations[slot].instruction)
             state = observations[slot].state
-            self.sessions[slot].sees(None if state is None else torch.from_numpy(np.asarray(state)))
+            self.sessions[slot].set_state(None if state is None else torch.from_numpy(np.asarray(state)))
         sessions = [self.sessions[i] for i in slots]
         compiled, captured = self.model.backend.compiled, self.model.backend.captured
         with self.clock.span("other"):
@@ -163,7 +163,7 @@ class Policy:
             self._calls[slot].append(replace(record, ms=ms, packed=len(slots), cold=cold))
         out = {slot: self.controllers[slot].actions(chunk, self._late(slot)) for slot, chunk in actions.items()}
         for slot, own in out.items():
-            self.sessions[slot].executes(torch.from_numpy(own))
+            self.sessions[slot].set_executed(torch.from_numpy(own))
         return out
 
     def _check(self, actions: Mapping[int, np.ndarray]) -> None:

@@ -139,7 +139,7 @@ class Client:
         if missing:
             raise UserError(f"the observation lacks {missing}; it has {sorted(map(str, message))[:20]}")
         state = None if self.state is None else np.asarray(message[self.state])
-        seen = gate.look(Observation({name: message[name] for name in self.images}, state, message[self.prompt]))
+        seen = gate.check(Observation({name: message[name] for name in self.images}, state, message[self.prompt]))
         return replace(seen, images={c: seen.images[n] for c, n in zip(self.cameras, self.images, strict=True)})
 
 
@@ -147,7 +147,7 @@ Answer = tuple[np.ndarray, StepRecord]
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
+class PendingRequest:
     """An observation that waits for its actions; `seed` where an episode begins with it."""
 
     slot: int
@@ -156,7 +156,7 @@ class Ask:
     answer: asyncio.Future[Answer]
 
 
-class Place:
+class ClientSlot:
     """A connection's place: its slot, once it has one, and when it was last heard of."""
 
     def __init__(self, websocket: Any) -> None:
@@ -191,8 +191,8 @@ class Server:
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(policy.slots):
             self._free.put_nowait(slot)
-        self._asked: asyncio.Queue[Ask] = asyncio.Queue()
-        self._places: set[Place] = set()
+        self._asked: asyncio.Queue[PendingRequest] = asyncio.Queue()
+        self._places: set[ClientSlot] = set()
 
     async def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serves until cancelled; `ready` is told the port once it is open. OSError where it cannot be had."""
@@ -247,7 +247,7 @@ class Server:
                 else:
                     ask.answer.set_result(answer)
 
-    def _act(self, asks: Sequence[Ask]) -> list[Answer | Exception]:
+    def _act(self, asks: Sequence[PendingRequest]) -> list[Answer | Exception]:
         """The answers of one packed call. Where it fails, each is asked for alone: who is at fault is told so."""
         try:
             for ask in asks:
@@ -262,7 +262,7 @@ class Server:
         """One connection, from its greeting to its end, whoever ends it."""
         from websockets.exceptions import ConnectionClosed
 
-        place = Place(websocket)
+        place = ClientSlot(websocket)
         self._places.add(place)
         _watch(websocket)
         try:
@@ -290,7 +290,7 @@ class Server:
         except TimeoutError:
             raise UserError(f"all {self.policy.slots} slots are taken; serve with more slots") from None
 
-    async def _episodes(self, websocket: Any, place: Place) -> None:
+    async def _episodes(self, websocket: Any, place: ClientSlot) -> None:
         """Observations and their answers; the slot that is taken is noted in `place`."""
         episode, gate = -1, self.client.gate()
         async for data in websocket:
@@ -305,7 +305,7 @@ class Server:
                 if episode < 0 or message.get("reset") or message.get("episode", episode) != episode:
                     episode = int(message.get("episode", episode + 1))
                     seed = episode_seed(self.seed, observation.instruction, episode)
-                ask = Ask(place.slot, observation, seed, asyncio.get_running_loop().create_future())
+                ask = PendingRequest(place.slot, observation, seed, asyncio.get_running_loop().create_future())
                 await self._asked.put(ask)
                 actions, record = await ask.answer
             except Exception as error:

@@ -58,11 +58,11 @@ class Session:
         self._forget()
         self.pruner.reset()
 
-    def sees(self, state: Tensor | None) -> None:
+    def set_state(self, state: Tensor | None) -> None:
         """Takes the robot state [s] of the observation that the next call is about."""
         self._state = state
 
-    def executes(self, actions: Tensor) -> None:
+    def set_executed(self, actions: Tensor) -> None:
         """Takes the actions [n, action_dim] that the robot executes before the next call."""
         self._executed, self._elapsed = actions, self._elapsed + actions.shape[0]
 

@@ -112,15 +112,15 @@ class Watched(Pruner):
 def scenes(task: int, episode: int, steps: int = 6) -> list[Observation]:
     """What a point that drifts right sees in the toy world: frames that change a little from step to step."""
     bench = ToyBench()
-    lot = np.random.default_rng(episode)
+    rng = np.random.default_rng(episode)
     with bench.open(bench.tasks()[task]) as world:
         world.reset(episode)
         frames = []
         for _ in range(steps):
             seen = world.observe()
             image = seen.images["main"].copy()
-            row, column = lot.integers(0, 56, 2)
-            image[row : row + 8, column : column + 8] = lot.integers(0, 255, 3)
+            row, column = rng.integers(0, 56, 2)
+            image[row : row + 8, column : column + 8] = rng.integers(0, 255, 3)
             frames.append(Observation({"main": image}, seen.state, seen.instruction))
             world.step(np.array([0.3, 0, 0, 0, 0, 0, 0]))
     return frames
@@ -331,7 +331,7 @@ def check_benchmark(bench: Benchmark, steps: int = 5) -> None:
 
 def _course(env: Env, episode: int, steps: int, looks: int) -> list[np.ndarray]:
     """Everything seen in an episode under fixed actions, looked at some times per step."""
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     env.reset(episode)
     out: list[np.ndarray] = []
     for _ in range(steps):
@@ -342,5 +342,5 @@ def _course(env: Env, episode: int, steps: int, looks: int) -> list[np.ndarray]:
         for other in others:
             same = all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
             assert same, "observing twice gave two pictures or states"
-        out += [*first, np.array([env.step(lot.uniform(-1, 1, 7))])]
+        out += [*first, np.array([env.step(rng.uniform(-1, 1, 7))])]
     return out

@@ -53,8 +53,8 @@ def tiny(cameras=("left", "right")):
 
 
 def look(seed, instruction, cameras=("left", "right")):
-    lot = np.random.default_rng(seed)
-    images = {c: lot.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in cameras}
+    rng = np.random.default_rng(seed)
+    images = {c: rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for c in cameras}
     return Observation(images, np.zeros(8), instruction)
 
 

@@ -30,8 +30,8 @@ def attend(seed, total, shift=0.0):
     """Random softmax weights [2, q, total] of any layer and group, the same whenever asked."""
 
     def rows(layer, group, count):
-        lot = torch.Generator().manual_seed(seed * 1009 + layer * 17 + group.value)
-        return (torch.randn(2, count, total, generator=lot) * 2 + shift).softmax(-1)
+        generator = torch.Generator().manual_seed(seed * 1009 + layer * 17 + group.value)
+        return (torch.randn(2, count, total, generator=generator) * 2 + shift).softmax(-1)
 
     return rows
 

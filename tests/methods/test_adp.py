@@ -7,7 +7,7 @@ from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.adp import ADP
 from vlaprune.methods.dense import Dense
-from vlaprune.methods.shared.selecting import split
+from vlaprune.methods.shared.selecting import split_by_weights
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
 from vlaprune.trace import QueryGroup
@@ -79,9 +79,12 @@ def test_choice_agrees_with_the_reference(seed, grids):
 
 
 def test_published_counts_and_weights():
-    assert split(384, [256, 256], [1, 1]) == [192, 192]
-    assert split(256, [256, 256], [0.4, 0.6]) == [102, 154]
-    assert split(461, [256, 256], [0.4, 0.6]) == [205, 256]  # 276 asked of the second, what it lacks goes to the first
+    assert split_by_weights(384, [256, 256], [1, 1]) == [192, 192]
+    assert split_by_weights(256, [256, 256], [0.4, 0.6]) == [102, 154]
+    assert split_by_weights(461, [256, 256], [0.4, 0.6]) == [
+        205,
+        256,
+    ]  # 276 asked of the second, what it lacks goes to the first
 
 
 @settings(max_examples=200, deadline=None)
@@ -90,7 +93,7 @@ def test_split_is_exact_and_never_overfills(data):
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=4))
     weights = data.draw(st.lists(st.floats(0.01, 10), min_size=len(sizes), max_size=len(sizes)))
     count = data.draw(st.integers(0, sum(sizes)))
-    out = split(count, sizes, weights)
+    out = split_by_weights(count, sizes, weights)
     assert sum(out) == count and all(0 <= n <= size for n, size in zip(out, sizes, strict=True))
 
 

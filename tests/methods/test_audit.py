@@ -46,8 +46,8 @@ class Planted(Scored):
 
     def score(self, context):
         if self.noise:
-            lot = torch.Generator().manual_seed(context.seed * 31 + context.step)
-            return torch.rand(context.alive.shape[0], generator=lot)
+            generator = torch.Generator().manual_seed(context.seed * 31 + context.step)
+            return torch.rand(context.alive.shape[0], generator=generator)
         return context.visual[:, RED : RED + 2] @ context.text[:, QUERY : QUERY + 2].sum(0)
 
     def select(self, context):
@@ -64,7 +64,7 @@ def arm(folder, make, name, episodes=4, slots=1, seed=3, execute=4):
     ready, watchers = audit.ready(make, name, str(own), header, folder / name)
     recorder = Recorder(folder / name, audit.named(header, name), (), "", print)
     try:
-        policy = Policy(audit.shown(Toy(), name), ready, slots, Driver(execute=execute))
+        policy = Policy(audit.alter_inputs(Toy(), name), ready, slots, Driver(execute=execute))
         rollout(policy, bench, recorder, Shard(), RolloutConfig(seed), watchers)
     finally:
         recorder.close()
@@ -151,7 +151,7 @@ class Constant:
     def count(self, seed, call, site):
         return 32
 
-    def twice(self, seed, call):
+    def had_two_passes(self, seed, call):
         return False
 
 
@@ -163,7 +163,7 @@ def test_controls_keep_the_laws_of_methods(choose):
 def test_scores_are_kept_and_read_again(tmp_path):
     """`other` takes the score of the next episode of the task; each file holds what the method ranked by."""
     own = arm(tmp_path, lambda: FastV(keep=5), "own", episodes=3)
-    book = audit.Book(tmp_path / "own" / "scores", 3)
+    book = audit.ScoreBook(tmp_path / "own" / "scores", 3)
     key, record = next(iter(own.episodes.items()))
     calls = book.read(audit.episode_seed(3, *key))
     assert len(calls) == len(record.calls) and all(set(c) == {3} and c[3].shape == (64,) for c in calls)
@@ -181,8 +181,8 @@ def test_blind_and_wordless_see_nothing_and_are_told_nothing():
     assert audit.blind(seen).instruction == seen.instruction and audit.wordless(seen).instruction == ""
     assert audit.wordless(seen).images is seen.images
     model = Toy()
-    assert audit.shown(model, None) is model and audit.shown(model, "own") is model
-    out = Policy(audit.shown(model, "blind"), Dense).act({0: seen})[0]
+    assert audit.alter_inputs(model, None) is model and audit.alter_inputs(model, "own") is model
+    out = Policy(audit.alter_inputs(model, "blind"), Dense).act({0: seen})[0]
     assert np.array_equal(out, Policy(model, Dense).act({0: audit.blind(seen)})[0])
 
 
@@ -214,9 +214,9 @@ def test_what_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("controls", [1, 2, 3])
 def test_the_exact_test_agrees_with_enumeration(controls):
     """Every assignment of each episode's outcomes to the arms is as likely as any other."""
-    lot = np.random.default_rng(controls)
+    rng = np.random.default_rng(controls)
     for _ in range(20):
-        outcomes = (lot.random((5, controls + 1)) < lot.random((5, 1))).tolist()
+        outcomes = (rng.random((5, controls + 1)) < rng.random((5, 1))).tolist()
         totals = [
             sum(o[i] for o, i in zip(outcomes, own, strict=True))
             for own in itertools.product(range(controls + 1), repeat=5)
@@ -237,9 +237,9 @@ def test_with_one_control_the_exact_test_is_mcnemars():
 
 
 def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says():
-    lot, held = np.random.default_rng(0), 0
+    rng, held = np.random.default_rng(0), 0
     for _ in range(400):
-        dense, own, random = (lot.random(100) < p for p in (0.9, 0.7, 0.4))
+        dense, own, random = (rng.random(100) < p for p in (0.9, 0.7, 0.4))
         found = share(own.astype(float) - random, dense.astype(float) - random)
         held += found.interval is not None and found.interval.low <= 0.6 <= found.interval.high
     assert 0.91 <= held / 400 <= 0.985

@@ -6,7 +6,7 @@ from stepwise import Episode, attend, check_config, play, prompt
 
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.dtp import DTP, distracting, smooth
-from vlaprune.methods.shared.selecting import share
+from vlaprune.methods.shared.selecting import split_budget
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
 from vlaprune.trace import QueryGroup
@@ -32,7 +32,7 @@ def reference(attention, layout, layers, depth, count, tau, sigma, decoded):
     slots = 1 if decoded else len(layout.action)
     relevance = sum(attention(n, QueryGroup.TEXT, len(layout.text)).double().mean((0, 1)).numpy() for n in layers)
     important = set()
-    for view, k in zip(layout.views, share(count, layout.sizes), strict=True):
+    for view, k in zip(layout.views, split_budget(count, layout.sizes), strict=True):
         grid = relevance[view.start : view.tokens.stop].reshape(view.height, view.width).copy()
         grid[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
         blurred = gaussian_filter(grid, sigma, mode="reflect").ravel()
@@ -61,9 +61,9 @@ def test_agrees_with_the_reference(decoded, grids, seed):
 def test_hand_made_and_laws_of_the_rule():
     pattern = torch.tensor([0.1, 0.4, 0.3])
     assert distracting(torch.tensor([False, True, False]), pattern, 0.5).tolist() == [False, False, True]
-    lot = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        pattern, important = torch.rand(30, generator=lot), torch.rand(30, generator=lot) < 0.4
+        pattern, important = torch.rand(30, generator=generator), torch.rand(30, generator=generator) < 0.4
         few, many = (distracting(important, pattern, tau) for tau in (0.7, 0.3))
         assert not (few & ~many).any() and not (many & important).any()
         assert not distracting(important, pattern, float("inf")).any()

@@ -16,21 +16,21 @@ def test_hand_made():
 @pytest.mark.parametrize(("n", "d", "rank"), [(12, 5, 5), (6, 20, 6), (15, 8, 3)])
 @pytest.mark.parametrize("seed", range(4))
 def test_agrees_with_numpys_svd(n, d, rank, seed):
-    lot = np.random.default_rng(seed)
-    rows = (lot.normal(size=(n, rank)) @ lot.normal(size=(rank, d))).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    rows = (rng.normal(size=(n, rank)) @ rng.normal(size=(rank, d))).astype(np.float32)
     u, s, _ = np.linalg.svd(rows.astype(float), full_matrices=False)
     want = np.abs(u[:, :rank] * s[:rank]).sum(1)
     assert np.allclose(contribution(torch.from_numpy(rows)).numpy(), want, rtol=2e-4)
 
 
 def test_turning_scaling_and_order():
-    lot = torch.Generator().manual_seed(0)
-    rows = torch.randn(10, 6, generator=lot)
-    turn = torch.linalg.qr(torch.randn(6, 6, generator=lot)).Q
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(10, 6, generator=generator)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
     plain, norm = contribution(rows), rows.double().norm(dim=1)
     assert torch.allclose(contribution(rows @ turn), plain, atol=1e-4)
     assert torch.allclose(contribution(-3 * rows), 3 * plain, atol=1e-4)
-    order = torch.randperm(10, generator=lot)
+    order = torch.randperm(10, generator=generator)
     assert torch.allclose(contribution(rows[order]), plain[order], atol=1e-4)
     assert (norm <= plain + 1e-6).all() and (plain <= 6**0.5 * norm + 1e-6).all()
 

@@ -7,7 +7,7 @@ from handmade import INFO, check_memoryless, prune_context
 from scipy.ndimage import map_coordinates
 from stepwise import CONFIGS
 
-from vlaprune.methods.grids import GridS, sample, seats
+from vlaprune.methods.grids import GridS, assign_patches, sample
 from vlaprune.testing import check_pruner
 
 
@@ -20,8 +20,8 @@ def planned(**options):
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 5), (1, 6), (2, 1)])
 @pytest.mark.parametrize("seed", range(3))
 def test_samples_agree_with_scipy(height, width, seed):
-    lot = torch.Generator().manual_seed(seed)
-    grid, points = torch.randn(height, width, 3, generator=lot), torch.rand(20, 2, generator=lot)
+    generator = torch.Generator().manual_seed(seed)
+    grid, points = torch.randn(height, width, 3, generator=generator), torch.rand(20, 2, generator=generator)
     points[:4] = torch.tensor([[0.0, 0], [1, 1], [0, 1], [1, 0]])
     where = [points[:, 1].double().numpy() * (height - 1), points[:, 0].double().numpy() * (width - 1)]
     want = np.stack([map_coordinates(grid[..., c].double().numpy(), where, order=1) for c in range(3)], 1)
@@ -45,14 +45,14 @@ def test_the_gradient_by_the_points_is_the_difference_quotient():
 
 def test_seats_are_the_nearest_free_patches():
     points = torch.tensor([[0.0, 0], [0.05, 0], [1, 1], [0.5, 0.5]])
-    assert seats(points, 3, 3).tolist() == [0, 1, 8, 4]
+    assert assign_patches(points, 3, 3).tolist() == [0, 1, 8, 4]
     for seed in range(5):
         points = torch.rand(12, 2, generator=torch.Generator().manual_seed(seed))
         free, want = set(range(12)), []
         for x, y in points.tolist():
             want.append(min(free, key=lambda i, x=x, y=y: ((i % 4 - 3 * x) ** 2 + (i // 4 - 2 * y) ** 2, i)))
             free.remove(want[-1])
-        assert seats(points, 3, 4).tolist() == want
+        assert assign_patches(points, 3, 4).tolist() == want
 
 
 def test_every_camera_gets_its_samples_from_one_sampler():

@@ -13,8 +13,8 @@ from scipy.stats import entropy, kendalltau
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.infoentropy import InfoEntropy
-from vlaprune.methods.shared.patches import Patches, grey_entropy, patch_cosine, still
-from vlaprune.methods.shared.scoring import crossing, focus
+from vlaprune.methods.shared.patches import Patches, grey_entropy, patch_cosine, static_patches
+from vlaprune.methods.shared.scoring import blend_quotas, focus
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, PruneContext
@@ -66,14 +66,14 @@ def ready(**options):
 
 def world(seed, total=16, words=3, moved=0.4, size=4):
     """Two frames of which a part of the patches moved, and text attention."""
-    lot = np.random.default_rng(seed)
-    first = lot.integers(0, 256, (total, size, size, 3), dtype=np.uint8) // lot.integers(
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 256, (total, size, size, 3), dtype=np.uint8) // rng.integers(
         1, 64, (total, 1, 1, 1), dtype=np.uint8
     )
     second = first.copy()
-    some = lot.random(total) < moved
-    second[some] = lot.integers(0, 256, (int(some.sum()), size, size, 3), dtype=np.uint8)
-    return first, second, lot.dirichlet(np.ones(total), (3, 2, words)).astype(np.float32)
+    some = rng.random(total) < moved
+    second[some] = rng.integers(0, 256, (int(some.sum()), size, size, 3), dtype=np.uint8)
+    return first, second, rng.dirichlet(np.ones(total), (3, 2, words)).astype(np.float32)
 
 
 # -- the two entropies -------------------------------------------------------------------------------------------
@@ -127,11 +127,15 @@ def test_focus_equals_scipy_and_softmax_ranks_by_variance():
 
 
 def test_quotas_cross():
-    assert crossing(0.0, 40, 60) == (60, 40) and crossing(0.5, 40, 60) == (50, 50) and crossing(1.0, 40, 60) == (40, 60)
-    sums = {sum(crossing(t / 100, 40, 60)) for t in range(101)}
+    assert (
+        blend_quotas(0.0, 40, 60) == (60, 40)
+        and blend_quotas(0.5, 40, 60) == (50, 50)
+        and blend_quotas(1.0, 40, 60) == (40, 60)
+    )
+    sums = {sum(blend_quotas(t / 100, 40, 60)) for t in range(101)}
     assert sums == {99, 100}
-    seen = [crossing(t / 100, 40, 60)[0] for t in range(101)]
-    assert seen == sorted(seen, reverse=True) and crossing(0.05, 40, 60) == (59, 41)  # 59.000000000000007 and 41
+    seen = [blend_quotas(t / 100, 40, 60)[0] for t in range(101)]
+    assert seen == sorted(seen, reverse=True) and blend_quotas(0.05, 40, 60) == (59, 41)  # 59.000000000000007 and 41
 
 
 # -- static patches ----------------------------------------------------------------------------------------------
@@ -142,8 +146,8 @@ def test_a_frame_is_static_against_itself_up_to_the_cap():
     frame[3] = 0  # black
     layout = hand(frame, np.ones((1, 1, 2, 16))).layout
     look = Patches.of(frame)
-    assert still(look, look, 0.996, layout, 16).all()
-    assert still(look, look, 1.0, layout, 5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert static_patches(look, look, 0.996, layout, 16).all()
+    assert static_patches(look, look, 1.0, layout, 5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_cosine_equals_numpy_and_black_is_like_nothing_but_black():
@@ -374,11 +378,11 @@ def macs(tokens):
 
 def test_flops_at_the_shape_of_openvla():
     """Defaults on 256 tokens: 150 static, of which the schedule's tops hold 43, as the spec infers from the paper."""
-    lot = np.random.default_rng(0)
-    frame = lot.integers(0, 8, (256, 14, 14, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 8, (256, 14, 14, 3), dtype=np.uint8)
     score = np.full((3, 2, 20, 256), 0.01, dtype=np.float32)
     textured, bound = np.arange(0, 60), np.arange(40, 80)  # 60 and 40 at t = 0, 20 in both: 80 in the union
-    frame[textured] = lot.integers(0, 256, (60, 14, 14, 3), dtype=np.uint8)
+    frame[textured] = rng.integers(0, 256, (60, 14, 14, 3), dtype=np.uint8)
     score[:, :, 0, bound] = 0.5
     before = frame.copy()
     before[:37] = 255 - before[:37]  # 43 important tokens stay static, 176 others too; the cap leaves 150

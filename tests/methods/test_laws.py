@@ -37,10 +37,10 @@ def made(name):
 
 def pictures(seed, grids=GRIDS):
     """One image per camera of which a fifth of the patches change from call to call."""
-    lot, moving = np.random.default_rng(0), np.random.default_rng(seed)
+    rng, moving = np.random.default_rng(0), np.random.default_rng(seed)
     images = []
     for height, width in grids:
-        image = lot.integers(0, 255, (height, 4, width, 4, 3), dtype=np.uint8)
+        image = rng.integers(0, 255, (height, 4, width, 4, 3), dtype=np.uint8)
         move = moving.random((height, width)) < 0.2
         image.transpose(0, 2, 1, 3, 4)[move] = moving.integers(0, 255, (move.sum(), 4, 4, 3), dtype=np.uint8)
         images.append(torch.from_numpy(image.reshape(4 * height, 4 * width, 3)))
@@ -56,9 +56,9 @@ def chosen(name, kind, spoil=False):
     episode, out, values = Episode(made(name), prompt(GRIDS)), [], []
     episode.filled = True
     for step in range(5):
-        lot = torch.Generator().manual_seed(step // 2)
-        visual, text = ((2 + 0.2 * torch.randn(n, 16, generator=lot)).bfloat16().to(kind) for n in (TOTAL, 3))
-        tower = torch.rand(TOTAL, generator=lot)
+        generator = torch.Generator().manual_seed(step // 2)
+        visual, text = ((2 + 0.2 * torch.randn(n, 16, generator=generator)).bfloat16().to(kind) for n in (TOTAL, 3))
+        tower = torch.rand(TOTAL, generator=generator)
         moved, shown = torch.full((2, 7), float(step), dtype=torch.float64), pictures(step)
         out.append(episode.call(attend(step // 2, TOTAL), visual, text, shown, tower=tower, executed=moved))
         values += [v.bfloat16() for v in episode.values if v is not None]
@@ -103,12 +103,12 @@ def test_a_context_shows_what_is_behind_the_rows_that_are_alive():
 def test_means_over_layers_heads_and_rows_are_means():
     """Of reads that are kept apart: 3 layers, 4 heads, groups of 2 and 3 rows, columns gone in one layer."""
     layout = Layout(12, range(1, 9), range(9, 11), range(11, 14), 10, (View("main", 0, 2, 4),))
-    lot, full = torch.Generator().manual_seed(0), {}
+    generator, full = torch.Generator().manual_seed(0), {}
     trace = Trace(layout, (), 0)
     for layer in range(3):
         columns = torch.tensor([0, 2, 3, 5, 7, 9, 10]) if layer == 1 else None
         for group, count in ((QueryGroup.TEXT, 2), (QueryGroup.ACTION, 3)):
-            weights = torch.rand(4, count, 14 if columns is None else len(columns), generator=lot)
+            weights = torch.rand(4, count, 14 if columns is None else len(columns), generator=generator)
             trace.add(layer, AttentionRows.known(weights, columns), {group: (0, count)})
             full[layer, group] = torch.zeros(4, count, 14)
             full[layer, group][..., slice(None) if columns is None else columns] = weights

@@ -5,7 +5,7 @@ from handmade import INFO, check_memoryless, kept, look, prune_context, tiny
 
 from vlaprune.meter import Clock
 from vlaprune.methods.lightvla import LightVLA
-from vlaprune.methods.shared.selecting import elected, multiplicity, straight_through
+from vlaprune.methods.shared.selecting import distinct_winners, multiplicity, straight_through
 from vlaprune.models.tiny import TEXT, tokenize
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
@@ -69,7 +69,7 @@ def test_floor(least):
 
 def test_the_floor_never_pushes_a_winner_out():
     score = torch.tensor([[1.0, 0, 0, 0], [0, 9, 8, 7]])
-    assert [elected(score, least).tolist() for least in (1, 3, 4)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    assert [distinct_winners(score, least).tolist() for least in (1, 3, 4)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
 
 
 def test_degenerate_inputs():
@@ -95,8 +95,8 @@ def test_training_is_the_hard_gather_with_the_gradient_of_the_softmax(scale):
     chosen = trained(scale=scale).select(at)
     assert chosen.keep.shape == (8,) and torch.equal(chosen.values, visual[chosen.keep])
     (got,) = torch.autograd.grad((chosen.values * weight).sum(), text)
-    lot = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
-    soft = (LightVLA().scores(visual, text) + scale * lot).softmax(1) @ visual
+    generator = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    soft = (LightVLA().scores(visual, text) + scale * generator).softmax(1) @ visual
     (want,) = torch.autograd.grad((soft * weight).sum(), text)
     assert torch.allclose(got, want, atol=1e-6) and got.abs().sum() > 0
 
@@ -190,7 +190,7 @@ def test_multiplicity_bias_is_the_training_pass_without_noise():
     visual, ask = torch.randn(8, 16), torch.randn(4, 16)
     score = torch.randn(8, 8)
     winners = score.argmax(1)
-    picks = elected(score, 1)
+    picks = distinct_winners(score, 1)
     doubled = Tokens(torch.cat((visual[winners], ask)), torch.cat((winners, torch.arange(8, 12))))
     bias = torch.cat((multiplicity(score, picks).log(), torch.zeros(4)))
     once = Tokens(torch.cat((visual[picks], ask)), torch.cat((picks, torch.arange(8, 12))), None, bias)

@@ -9,9 +9,9 @@ from vlaprune.testing import check_pruner
 
 def peaked(total, loud, seed=0):
     """Tower attention with `loud` outliers."""
-    lot = torch.Generator().manual_seed(seed)
-    score = torch.rand(total, generator=lot)
-    score[torch.randperm(total, generator=lot)[:loud]] += 10 + torch.rand(loud, generator=lot)
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.rand(total, generator=generator)
+    score[torch.randperm(total, generator=generator)[:loud]] += 10 + torch.rand(loud, generator=generator)
     return score / score.sum()
 
 

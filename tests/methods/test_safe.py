@@ -7,7 +7,7 @@ from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.safe import SAFE
-from vlaprune.methods.shared.scoring import matched, scaled
+from vlaprune.methods.shared.scoring import nearest_rows, scaled
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
 from vlaprune.trace import QueryGroup
@@ -52,10 +52,10 @@ def test_agrees_with_the_reference(seed, grids, keep, lam, decoded, deep):
     lasting = acting if deep == "prompt" else QueryGroup.ACTION
     episode = Episode(SAFE(keep=keep, gamma=0.6, fusion=lam, deep_rows=deep), layout)
     reference = Reference(keep, 0.6, lam)
-    lot = torch.Generator().manual_seed(seed)
-    features = torch.randn(layout.total, 16, generator=lot)
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(layout.total, 16, generator=generator)
     for step in range(6):
-        features = features + 0.3 * torch.randn(layout.total, 16, generator=lot)
+        features = features + 0.3 * torch.randn(layout.total, 16, generator=generator)
         attention = attend(seed + step // 2, layout.total)
         maps = [mean(attention, n, g, layout) for n, g in ((0, QueryGroup.LAST), (2, acting), (5, lasting))]
         assert episode.call(attention, features)[3] == reference.act(features.numpy(), *maps)
@@ -88,8 +88,8 @@ def test_zero_and_broken_maps_are_key():
 
 
 def test_permuted_tokens_give_the_permuted_choice():
-    lot = torch.Generator().manual_seed(5)
-    features, order = torch.randn(16, 16, generator=lot), torch.randperm(16, generator=lot)
+    generator = torch.Generator().manual_seed(5)
+    features, order = torch.randn(16, 16, generator=generator), torch.randperm(16, generator=generator)
     score = {0: torch.rand(16), 2: torch.rand(16), 5: torch.rand(16)}
     moved = {layer: s[order] for layer, s in score.items()}
     episode = Episode(SAFE(), prompt())
@@ -159,8 +159,8 @@ def test_matching_within_a_camera():
     features = torch.eye(4)
     swapped = features[[2, 3, 0, 1]]
     camera = torch.tensor([0, 0, 1, 1])
-    assert matched(swapped, features).tolist() == [2, 3, 0, 1]
-    assert all(camera[i] == camera[j] for i, j in enumerate(matched(swapped, features, camera).tolist()))
+    assert nearest_rows(swapped, features).tolist() == [2, 3, 0, 1]
+    assert all(camera[i] == camera[j] for i, j in enumerate(nearest_rows(swapped, features, camera).tolist()))
     layout = prompt(((2, 4), (3, 3)))
     for within in (True, False):
         assert keys(SAFE(within_camera=within, keep=3), [torch.ones(17)] * 2, layout=layout) == [True, False]

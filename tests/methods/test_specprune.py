@@ -4,7 +4,7 @@ import torch
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.dense import Dense
-from vlaprune.methods.shared.scoring import standing
+from vlaprune.methods.shared.scoring import camera_rank
 from vlaprune.methods.specprune import SpecPrune
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
@@ -13,17 +13,18 @@ from vlaprune.trace import QueryGroup
 GRIDS = [((4, 4),), ((3, 5), (2, 4)), ((1, 7),)]
 
 
-def pictures(layout, lot):
+def pictures(layout, generator):
     return [
-        torch.randint(0, 256, (2 * v.height, 2 * v.width, 3), dtype=torch.uint8, generator=lot) for v in layout.views
+        torch.randint(0, 256, (2 * v.height, 2 * v.width, 3), dtype=torch.uint8, generator=generator)
+        for v in layout.views
     ]
 
 
-def altered(images, layout, lot):
+def altered(images, layout, generator):
     """The same pictures with every patch of a random half made anew."""
     out = []
-    for view, old, new in zip(layout.views, images, pictures(layout, lot), strict=True):
-        half = torch.rand(view.height, view.width, generator=lot) < 0.5
+    for view, old, new in zip(layout.views, images, pictures(layout, generator), strict=True):
+        half = torch.rand(view.height, view.width, generator=generator) < 0.5
         out.append(torch.where(half.repeat_interleave(2, 0).repeat_interleave(2, 1)[..., None], new, old))
     return out
 
@@ -63,10 +64,10 @@ def reference(layout, attention, static, acted, counts, keep=0.8, alpha=0.2, flo
 @pytest.mark.parametrize("grids", GRIDS)
 @pytest.mark.parametrize("seed", range(12))
 def test_agrees_with_the_reference(seed, grids):
-    layout, lot = prompt(grids), torch.Generator().manual_seed(seed)
+    layout, generator = prompt(grids), torch.Generator().manual_seed(seed)
     episode = Episode(SpecPrune(attended=[0.2, 0.13], static=1.0), layout)
     counts = [max(1, round(f * len(v.tokens))) for f, v in zip((0.2, 0.13), layout.views, strict=False)]
-    images, static, acted = pictures(layout, lot), None, None
+    images, static, acted = pictures(layout, generator), None, None
     for step in range(3):
         attention = attend(seed * 7 + step, layout.total)
         got = episode.call(attention, images=images)
@@ -79,7 +80,7 @@ def test_agrees_with_the_reference(seed, grids):
         acted = set().union(
             *(highest(praise, set(v.tokens) & set(alive), k) for v, k in zip(layout.views, counts, strict=True))
         )
-        new = altered(images, layout, lot)
+        new = altered(images, layout, generator)
         changed = torch.cat(
             [
                 (a != b).any(2).reshape(v.height, 2, v.width, 2).any(3).any(1).flatten()
@@ -108,8 +109,8 @@ def test_first_call_drops_nothing_static_and_a_new_one_begins_after_reset():
 
 
 def test_unchanged_patches_are_capped_and_moving_ones_stay():
-    layout, lot = prompt(), torch.Generator().manual_seed(0)
-    images = pictures(layout, lot)
+    layout, generator = prompt(), torch.Generator().manual_seed(0)
+    images = pictures(layout, generator)
     for static, dropped in ((0.0, 0), (0.5, 8)):
         episode = Episode(SpecPrune(stages=[], static=static), layout)
         episode.call(constant(torch.arange(16.0)), images=images)
@@ -148,8 +149,8 @@ def test_stages_take_a_share_of_the_sequence_down_to_the_floor():
 
 def test_standing():
     score, camera = torch.tensor([3.0, 1.0, 2.0, 9.0, torch.nan, 9.0]), torch.tensor([0, 0, 0, 1, 1, 1])
-    assert torch.allclose(standing(score, camera), torch.tensor([10.0, 0.1, 5.05, 10.0, 0.1, 10.0]))
-    assert standing(torch.ones(1), torch.zeros(1)).tolist() == [10.0]
+    assert torch.allclose(camera_rank(score, camera), torch.tensor([10.0, 0.1, 5.05, 10.0, 0.1, 10.0]))
+    assert camera_rank(torch.ones(1), torch.zeros(1)).tolist() == [10.0]
 
 
 @pytest.mark.parametrize("score", [torch.full((16,), 1 / 16), torch.full((16,), torch.nan), torch.zeros(16)])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from stepwise import Episode, attend, check_config, play, prompt
 
-from vlaprune.methods.shared.patches import canny, with_edges
+from vlaprune.methods.shared.patches import canny, edge_patches
 from vlaprune.methods.spvla import SPVLA
 from vlaprune.testing import check_pruner
 
@@ -53,9 +53,9 @@ def edges_of(image, low, high):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_edges_agree_with_a_walk_over_pixels(seed):
-    lot = np.random.default_rng(seed)
-    image = lot.integers(0, 256, (4 + seed, 5, 3)).repeat(3, 0).repeat(4, 1)
-    image = np.clip(image + lot.integers(-25, 25, image.shape), 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (4 + seed, 5, 3)).repeat(3, 0).repeat(4, 1)
+    image = np.clip(image + rng.integers(-25, 25, image.shape), 0, 255).astype(np.uint8)
     found = canny(torch.from_numpy(image)).numpy()
     assert found.any() and np.array_equal(found, edges_of(image, 100, 200))
 
@@ -63,8 +63,8 @@ def test_edges_agree_with_a_walk_over_pixels(seed):
 def test_edges_agree_with_opencv():
     cv2 = pytest.importorskip("cv2")
     for seed in range(10):
-        lot = np.random.default_rng(seed)
-        image = lot.integers(0, 256, (*lot.integers(5, 90, 2), 3), np.uint8)
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 256, (*rng.integers(5, 90, 2), 3), np.uint8)
         if seed % 2:
             image = cv2.normalize(cv2.GaussianBlur(image, (0, 0), 2.5), None, 0, 255, cv2.NORM_MINMAX)
         want = cv2.Canny(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 100, 200) > 0
@@ -79,8 +79,8 @@ def step_edge(at=9):
 
 def test_a_step_lights_its_column_of_patches_and_a_flat_picture_none():
     layout = prompt(((4, 4),))
-    assert with_edges([step_edge()], layout).view(4, 4).any(0).tolist() == [False, False, True, False]
-    assert not with_edges([torch.full((16, 16, 3), 77, dtype=torch.uint8)], layout).any()
+    assert edge_patches([step_edge()], layout).view(4, 4).any(0).tolist() == [False, False, True, False]
+    assert not edge_patches([torch.full((16, 16, 3), 77, dtype=torch.uint8)], layout).any()
 
 
 def moved(speed):

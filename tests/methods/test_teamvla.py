@@ -4,7 +4,7 @@ import torch
 from handmade import check_memoryless
 from stepwise import Episode, attend, check_config, constant, prompt
 
-from vlaprune.methods.teamvla import TEAMVLA, expanded, merged
+from vlaprune.methods.teamvla import TEAMVLA, dilate, merge_tokens
 from vlaprune.testing import check_pruner
 
 
@@ -35,8 +35,8 @@ def around(seeds, grids, reach, tau):
 @pytest.mark.parametrize(("window", "tau"), [(1, 1), (3, 1), (3, 2), (5, 1)])
 @pytest.mark.parametrize("seed", range(3))
 def test_seeds_and_their_surroundings(grids, window, tau, seed):
-    layout, lot = prompt(grids, words=5), torch.Generator().manual_seed(seed)
-    visual, text = torch.randn(layout.total, 16, generator=lot), torch.randn(5, 16, generator=lot)
+    layout, generator = prompt(grids, words=5), torch.Generator().manual_seed(seed)
+    visual, text = torch.randn(layout.total, 16, generator=generator), torch.randn(5, 16, generator=generator)
     kept = Episode(TEAMVLA(window, tau, context=0.0), layout).call(attend(seed, layout.total), visual, text)[0]
     want = around(seeds_of(visual.numpy(), text.numpy()), grids, window // 2, tau)
     assert kept == want
@@ -48,7 +48,7 @@ def test_seeds_and_their_surroundings(grids, window, tau, seed):
 def test_a_seed_grows_to_its_window(seed, count):
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[seed] = True
-    assert int(expanded(mask.flatten(), prompt(((4, 4),)), 3, 1).sum()) == count
+    assert int(dilate(mask.flatten(), prompt(((4, 4),)), 3, 1).sum()) == count
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -79,7 +79,7 @@ def merge_by_loops(tokens, anchors):
 def test_merging_agrees_with_loops_and_keeps_the_sum(seed):
     tokens = torch.randn(20, 16, generator=torch.Generator().manual_seed(seed))
     anchors = torch.tensor([1, 4, 5, 17])
-    values, size = merged(tokens, anchors)
+    values, size = merge_tokens(tokens, anchors)
     want, weights = merge_by_loops(tokens.double().numpy(), anchors.tolist())
     assert np.allclose(values, want, atol=1e-5) and np.allclose(size, weights, atol=1e-5)
     assert torch.allclose((size[:, None] * values).sum(0), tokens.sum(0), atol=1e-4)

@@ -23,8 +23,8 @@ def reference(visual, queries):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_winners_of_the_vote_and_the_mean_of_all(seed):
-    lot = torch.Generator().manual_seed(seed)
-    visual, guidance = torch.randn(15, 16, generator=lot), torch.randn(5, 16, generator=lot)
+    generator = torch.Generator().manual_seed(seed)
+    visual, guidance = torch.randn(15, 16, generator=generator), torch.randn(5, 16, generator=generator)
     at = prune_context(visual, guidance, cameras=((3, 5),))
     won = reference(visual, guidance)
     assert kept(ThinkProprio(mean=False), at) == won == kept(LightVLA(), at) and 1 <= len(won) < 15

@@ -92,8 +92,8 @@ def attention(seed, layers=4, heads=2, total=16):
 
 @pytest.mark.parametrize("levels", [2, 4, 1000])
 def test_tau_b_equals_scipy_with_ties_and_gaps(levels):
-    lot = np.random.default_rng(levels)
-    x, y = (lot.integers(0, levels, (3, 5, 40)).astype(np.float32) for _ in range(2))
+    rng = np.random.default_rng(levels)
+    x, y = (rng.integers(0, levels, (3, 5, 40)).astype(np.float32) for _ in range(2))
     x[0, :, 3:6] = np.nan
     y[1, 2, :20] = np.nan
     x[2, 0], x[2, 1, :38], y[2, 3, 0] = 1.0, np.nan, -np.inf
@@ -303,13 +303,13 @@ def test_similarity_is_taken_for_each_camera():
 def test_a_camera_at_rest_lets_oft_prune_while_the_wrist_moves():
     """Documented default: most calls prune; with pooled cameras none does."""
     model = OFT("random", sizes=SMALL, device="cpu", dtype="float32")
-    lot, ground = np.random.default_rng(0), np.full((224, 224, 3), 90, dtype=np.uint8)
+    rng, ground = np.random.default_rng(0), np.full((224, 224, 3), 90, dtype=np.uint8)
     frames = []
     for step in range(7):
         rest, ground[60:90, 60 + 5 * step : 90 + 5 * step] = ground.copy(), 200
         frames.append(
             Observation(
-                {"primary": rest, "wrist": lot.integers(0, 255, (224, 224, 3), dtype=np.uint8)},
+                {"primary": rest, "wrist": rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)},
                 np.zeros(8),
                 "lift the cube",
             )

@@ -14,11 +14,11 @@ GRID = ((4, 4),)
 
 def frames(seed, count, quiet=0.6):
     """Pictures [16, 16, 3] of 4 x 4 patches of which most stand still, and tokens [16, 8] that all change."""
-    lot = np.random.default_rng(seed)
-    level = lot.integers(40, 200, (4, 4, 3))
+    rng = np.random.default_rng(seed)
+    level = rng.integers(40, 200, (4, 4, 3))
     for _ in range(count):
-        level = np.where(lot.random((4, 4, 1)) < quiet, level, (level + lot.integers(-30, 30, level.shape)) % 256)
-        yield level.repeat(4, 0).repeat(4, 1).astype(np.uint8), lot.normal(size=(16, 8)).astype(np.float32)
+        level = np.where(rng.random((4, 4, 1)) < quiet, level, (level + rng.integers(-30, 30, level.shape)) % 256)
+        yield level.repeat(4, 0).repeat(4, 1).astype(np.uint8), rng.normal(size=(16, 8)).astype(np.float32)
 
 
 def reference(shown, attention, threshold, interval, relevant, mode):

@@ -69,12 +69,12 @@ def ready(**options):
 
 def world(seed, total=16, words=3, moved=0.25):
     """Two frames, a part of whose patches moved, and full attention sharper in some layers than in others."""
-    lot = np.random.default_rng(seed)
-    first = lot.integers(0, 256, (total, 4, 4, 3), dtype=np.uint8)
-    second, some = first.copy(), lot.random(total) < moved
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 256, (total, 4, 4, 3), dtype=np.uint8)
+    second, some = first.copy(), rng.random(total) < moved
     second[some] = 255 - second[some]
-    sharp = lot.uniform(0.1, 3, DEPTH)
-    probs = np.stack([lot.dirichlet(np.full(1 + total + words, s), (2, 1 + total + words)) for s in sharp])
+    sharp = rng.uniform(0.1, 3, DEPTH)
+    probs = np.stack([rng.dirichlet(np.full(1 + total + words, s), (2, 1 + total + words)) for s in sharp])
     return first, second, probs.astype(np.float32)
 
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from stepwise import Episode, attend, check_config, constant, play, prompt
 
 from vlaprune.methods.dense import Dense
-from vlaprune.methods.shared.scoring import smoothed
-from vlaprune.methods.shared.selecting import share, spread
+from vlaprune.methods.shared.scoring import decayed_sum
+from vlaprune.methods.shared.selecting import farthest_points, split_budget
 from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.toy import STYLES
 from vlaprune.testing import check_pruner
@@ -47,10 +47,10 @@ def mean(attention, layer, groups, layout):
 def test_agrees_with_the_reference(seed, grids, keep):
     layout = prompt(grids)
     episode = Episode(VLAPruner(keep=keep), layout)
-    lot = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     history = []
     for step in range(6):
-        features, attention = torch.randn(layout.total, 16, generator=lot), attend(seed + step, layout.total)
+        features, attention = torch.randn(layout.total, 16, generator=generator), attend(seed + step, layout.total)
         got = episode.call(attention, features)[3]
         sizes = [len(v.tokens) for v in layout.views]
         if step < 3:
@@ -58,7 +58,7 @@ def test_agrees_with_the_reference(seed, grids, keep):
         else:
             spans = [(v.start, v.tokens.stop) for v in layout.views]
             semantic = mean(attention, 2, (QueryGroup.PREFIX,), layout)
-            kept, unions = reference(semantic, history[-3:], features.numpy(), spans, share(keep, sizes))
+            kept, unions = reference(semantic, history[-3:], features.numpy(), spans, split_budget(keep, sizes))
             assert got == kept
             assert set(got) <= {i for union in unions for i in union}
         history.append(mean(attention, 2, (QueryGroup.ACTION,), layout))
@@ -104,30 +104,32 @@ def test_ties_and_nan():
 
 def test_equal_features_are_never_taken_twice():
     features = torch.randn(20, 8).repeat(5, 1)
-    assert len(set(spread(features, 64).tolist())) == 64
-    assert len(set(spread(torch.zeros(9, 4), 9).tolist())) == 9
+    assert len(set(farthest_points(features, 64).tolist())) == 64
+    assert len(set(farthest_points(torch.zeros(9, 4), 9).tolist())) == 9
 
 
 def test_spread_takes_the_two_that_are_far_apart():
     angle = torch.tensor([0.0, 0.1, 0.2, 3.0, 0.15])
-    assert sorted(spread(torch.stack((angle.cos(), angle.sin()), 1), 2).tolist()) == [0, 3]
-    assert spread(torch.randn(1, 4), 1).tolist() == [0]
+    assert sorted(farthest_points(torch.stack((angle.cos(), angle.sin()), 1), 2).tolist()) == [0, 3]
+    assert farthest_points(torch.randn(1, 4), 1).tolist() == [0]
 
 
 def test_two_rows_nearest_to_each_other_tie_whatever_their_order():
     for seed in range(200):
         rows = torch.randn(7, 48, generator=torch.Generator().manual_seed(seed))
-        first = spread(rows, 1).item()
+        first = farthest_points(rows, 1).item()
         unit = torch.nn.functional.normalize(rows.double(), dim=1)
         far = (unit @ unit.T).fill_diagonal_(-1)
         lonely = far.amax(1)
         assert first == min(i for i in range(7) if lonely[i] <= lonely.min() + 1e-9)
-        assert spread(rows.flip(0), 1).item() == 6 - max(i for i in range(7) if lonely[i] <= lonely.min() + 1e-9)
+        assert farthest_points(rows.flip(0), 1).item() == 6 - max(
+            i for i in range(7) if lonely[i] <= lonely.min() + 1e-9
+        )
 
 
 def test_newest_weighs_most():
     unit = torch.eye(3)
-    assert torch.allclose(smoothed(list(unit), 0.8), torch.tensor([0.64, 0.8, 1.0]))
+    assert torch.allclose(decayed_sum(list(unit), 0.8), torch.tensor([0.64, 0.8, 1.0]))
     episode = Episode(VLAPruner(keep=2), prompt())
     score = torch.arange(16.0)
     for peak in (0, 1, 2):

@@ -55,60 +55,60 @@ def paths(tree, above=""):
             yield from paths(value, f"{above}{key}.")
 
 
-def misspelt(lot, word):
+def misspelt(rng, word):
     """A word with one letter too many, too few or two exchanged."""
-    at = lot.randrange(1, max(2, len(word)))
-    return lot.choice([word[:at] + word[at:] + "q", word[: at - 1] + word[at:] + "z", word[:at] + "q" + word[at:]])
+    at = rng.randrange(1, max(2, len(word)))
+    return rng.choice([word[:at] + word[at:] + "q", word[: at - 1] + word[at:] + "z", word[:at] + "q" + word[at:]])
 
 
-def wrong(lot, command):
+def wrong(rng, command):
     """A setting that must be refused with exit code 2."""
     known = sorted(paths(settings(FILES[command])))
-    group = lot.choice(GROUPS)
-    return lot.choice(
+    group = rng.choice(GROUPS)
+    return rng.choice(
         [
-            f"{misspelt(lot, lot.choice(known))}={lot.choice(['1', 'word', 'null'])}",
-            f"+{misspelt(lot, lot.choice(known))}=1",
-            f"{misspelt(lot, group)}=toy",
-            f"{group}={misspelt(lot, 'dense')}",
-            f"{group}={lot.choice(['1', 'null', '[]', '1.5'])}" if command != "serve" else "method=null",
+            f"{misspelt(rng, rng.choice(known))}={rng.choice(['1', 'word', 'null'])}",
+            f"+{misspelt(rng, rng.choice(known))}=1",
+            f"{misspelt(rng, group)}=toy",
+            f"{group}={misspelt(rng, 'dense')}",
+            f"{group}={rng.choice(['1', 'null', '[]', '1.5'])}" if command != "serve" else "method=null",
             f"~{group}" if command != "serve" else "~method",
-            f"{group}._target_={lot.choice(TARGETS)}",
+            f"{group}._target_={rng.choice(TARGETS)}",
             f"+{group}._partial_=true",
-            f"method.{misspelt(lot, 'keep')}=1",
-            f"seed={lot.choice(['word', 'null', '1.5', '[1]', '1e400', 'true', '???', '${nowhere}'])}",
-            f"{lot.choice(['method.keep', 'seed', group])}=[",
+            f"method.{misspelt(rng, 'keep')}=1",
+            f"seed={rng.choice(['word', 'null', '1.5', '[1]', '1e400', 'true', '???', '${nowhere}'])}",
+            f"{rng.choice(['method.keep', 'seed', group])}=[",
             "=",
             "word",
-            f"{lot.choice(known)}=${{",
+            f"{rng.choice(known)}=${{",
         ]
     )
 
 
-def any_of(lot, command):
+def any_of(rng, command):
     """A setting that may or may not be refused."""
     known = sorted(paths(settings(FILES[command])))
-    key = lot.choice(
+    key = rng.choice(
         [*known, "method.keep", "method.layer", "model.layers", "model.chunk", "bench.image", "method.rows"]
     )
     if key.startswith(
         ("episodes", "record", "rounds", "minutes", "seconds", "calls", "block", "warmup", "mode", "mode")
     ):
         key = "method.keep"  # what only takes long is no torture of the command line
-    return f"{lot.choice(['', '', '+', '++', '~'])}{key}={lot.choice(NONSENSE)}"
+    return f"{rng.choice(['', '', '+', '++', '~'])}{key}={rng.choice(NONSENSE)}"
 
 
 def lines(count):
     """Command, arguments, and whether exit code 2 is certain."""
-    lot = random.Random(7)
+    rng = random.Random(7)
     for number in range(count):
         command = ("evaluate", "evaluate", "profile", "train", "serve", "doctor", "report")[number % 7]
         if command == "report":
             options = ["--baseline", "--floor", "--name", "--html", "--videos", "--output", "--nosuch", "--tasks", "x"]
-            yield command, [lot.choice(["recorded", "nowhere", ""]), *lot.choices([*options, *NONSENSE], k=2)], False
+            yield command, [rng.choice(["recorded", "nowhere", ""]), *rng.choices([*options, *NONSENSE], k=2)], False
             continue
-        sure = lot.random() < 0.7
-        more = [wrong(lot, command)] if sure else [any_of(lot, command) for _ in range(lot.randint(1, 3))]
+        sure = rng.random() < 0.7
+        more = [wrong(rng, command)] if sure else [any_of(rng, command) for _ in range(rng.randint(1, 3))]
         where = "serve" if command == "serve" else command
         if where == "train":
             sure = sure and not more[0].startswith(("+", "~"))

@@ -27,18 +27,18 @@ def sound(tmp_path_factory):
     return (folder / "journal.jsonl").read_bytes().splitlines(keepends=True), run
 
 
-def crafted(lot, lines):
+def crafted(rng, lines):
     """A line of which one value is another, under a checksum that is right."""
-    at = lot.randrange(len(lines))
+    at = rng.randrange(len(lines))
     said = json.loads(lines[at])
     said.pop("crc")
     keys = [key for key in said if key not in ("provenance", "ended", "seconds", "identity", "motion")]
-    key, spot = lot.choice(keys), said
-    if key == "calls" and lot.random() < 0.8:
-        spot = lot.choice(said["calls"])
-        key = lot.choice([k for k in spot if k not in ("delay", "first_rows", "ms", "cold")])
+    key, spot = rng.choice(keys), said
+    if key == "calls" and rng.random() < 0.8:
+        spot = rng.choice(said["calls"])
+        key = rng.choice([k for k in spot if k not in ("delay", "first_rows", "ms", "cold")])
     old = spot[key]
-    spot[key] = lot.choice([v for v in VALUES if type(v) is not type(old) or v in (-1, 10**12)] + [CALL])
+    spot[key] = rng.choice([v for v in VALUES if type(v) is not type(old) or v in (-1, 10**12)] + [CALL])
     if key in ("flops", "tasks") and spot[key] == {}:
         spot[key] = None
     if spot[key] == 10**12 and key != "tasks":  # a count, though a large one
@@ -46,13 +46,13 @@ def crafted(lot, lines):
     return [*lines[:at], encode(said), *lines[at + 1 :]]
 
 
-def damaged(lot, lines):
+def damaged(rng, lines):
     """What storage and crashes do: flipped bits, lost bytes, bytes of other files, zeros, lines lost or exchanged."""
     whole, at = b"".join(lines), 0
-    at, size = lot.randrange(len(whole)), lot.choice([1, 2, 40, 600])
-    kind = lot.randrange(6)
+    at, size = rng.randrange(len(whole)), rng.choice([1, 2, 40, 600])
+    kind = rng.randrange(6)
     if kind == 0:
-        return [whole[:at] + bytes([whole[at] ^ 1 << lot.randrange(8)]) + whole[at + 1 :]]
+        return [whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]]
     if kind == 1:
         return [whole[:at]]
     if kind == 2:
@@ -60,15 +60,15 @@ def damaged(lot, lines):
     if kind == 3:
         return [whole[:at] + bytes(size) + whole[at + size :]]
     if kind == 4:
-        return [whole[:at] + lot.randbytes(size) + whole[at:]]
-    return lot.sample(lines[1:], len(lines) - 1)[: lot.randrange(len(lines))]
+        return [whole[:at] + rng.randbytes(size) + whole[at:]]
+    return rng.sample(lines[1:], len(lines) - 1)[: rng.randrange(len(lines))]
 
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_a_damaged_journal_is_never_taken_for_a_sound_one(sound, tmp_path, monkeypatch, number):
     lines, run = sound
-    lot = random.Random(number)
-    bad = (crafted if number % 3 == 0 else damaged)(lot, lines)
+    rng = random.Random(number)
+    bad = (crafted if number % 3 == 0 else damaged)(rng, lines)
     (tmp_path / "journal.jsonl").write_bytes(b"".join(bad))
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()

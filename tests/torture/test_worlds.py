@@ -59,7 +59,7 @@ def workers():
 
 def test_workers_that_are_killed_lose_nothing_and_leave_nothing(tmp_path, sound):
     """kill -9 of random simulators while 8 slots run; the same command again for episodes that were hit twice."""
-    lot, kills, wanted, over = random.Random(0), [], 20 if LONG else 3, threading.Event()
+    rng, kills, wanted, over = random.Random(0), [], 20 if LONG else 3, threading.Event()
 
     def begun():
         """Whether a simulator of each task is open; what ends one before that is for the user to mend."""
@@ -70,9 +70,9 @@ def test_workers_that_are_killed_lose_nothing_and_leave_nothing(tmp_path, sound)
     def kill():
         while not begun() and not over.wait(0.02):
             pass
-        while len(kills) < wanted and not over.wait(lot.uniform(0.05, 0.3)):
+        while len(kills) < wanted and not over.wait(rng.uniform(0.05, 0.3)):
             if there := workers():
-                kills.append(lot.choice(there))
+                kills.append(rng.choice(there))
                 with suppress(ProcessLookupError):
                     os.kill(kills[-1], signal.SIGKILL)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune import report
-from vlaprune.errors import UserError, mendable
+from vlaprune.errors import UserError, is_user_error
 from vlaprune.evaluation.progress import SAID, SWEEP, Bar, Job, RunStatus, once
 from vlaprune.records import read
 
@@ -105,7 +105,7 @@ def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> su
     from vlaprune import config
 
     task = folder / f"{index}.task"
-    task.write_bytes(config.handed(cfg, {"devices": None, "shard": {"index": index, "count": count}}))
+    task.write_bytes(config.pack_job(cfg, {"devices": None, "shard": {"index": index, "count": count}}))
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.Popen(
         [sys.executable, "-c", "from vlaprune.api.devices import member; member()", str(task), str(os.getpid())],
@@ -176,7 +176,7 @@ def member() -> None:
     from vlaprune.bench.worker import die_with
 
     die_with(int(sys.argv[2]))
-    cfg = config.taken(Path(sys.argv[1]).read_bytes())
+    cfg = config.unpack_job(Path(sys.argv[1]).read_bytes())
     job = Job(cfg.shard.index, "")
     try:
         run_composed(cfg, job=job)
@@ -184,6 +184,6 @@ def member() -> None:
         sys.exit(130)
     except Exception as error:
         job.fail(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        if mendable(error):
+        if is_user_error(error):
             sys.exit(2)
         raise

@@ -79,7 +79,9 @@ def evaluate(
         names = {group: name_of(part) for group, part in given.items()}
         words.append(setting("output", f"results/runs/{names['bench']}/{names['model']}/{names['method']}"))
     made = objects | ({"method": maker(objects["method"])} if "method" in objects else {})
-    with config.standing_in(words, {group: (name_of(part), described(part)) for group, part in objects.items()}) as cfg:
+    with config.with_objects(
+        words, {group: (name_of(part), described(part)) for group, part in objects.items()}
+    ) as cfg:
         run_composed(cfg, made)
         return read(Path(cfg.output))
 
@@ -162,7 +164,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     from vlaprune.policy import Policy
 
     config.check(cfg)
-    if config.opaque(cfg):
+    if config.is_black_box(cfg):
         _run_black_box(cfg, given or {}, job)
         return
     arm: str | None = cfg.audit.arm
@@ -176,7 +178,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     model, make_pruner, bench = config.build(cfg, given=given)
     delay = config.delay(cfg, bench, model)
     header = config.header(cfg, model, bench, delay)
-    model, control = audit.shown(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
+    model, control = audit.alter_inputs(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
     folder, watchers = Path(cfg.output), list[Watcher]()
     if arm not in audit.WITHOUT:
         known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # a calibration, too, is the method's

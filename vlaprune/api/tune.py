@@ -113,7 +113,7 @@ def _run(words: Sequence[str]) -> Run:
     from vlaprune import config
 
     own = [] if any(w.startswith("logger=") for w in words) else ["logger=csv"]
-    with config.standing_in([*words, *own], {}) as cfg:
+    with config.with_objects([*words, *own], {}) as cfg:
         run_composed(cfg)
         return read(Path(cfg.output))
 
@@ -140,9 +140,9 @@ def _entrants(
 
     methods = []
     for name, arm in names.items():
-        with config.standing_in([*rest, *arm], {}) as cfg:
+        with config.with_objects([*rest, *arm], {}) as cfg:
             methods.append((name, partial(config.make, "method", cfg.method)))
-    with config.standing_in([*rest, *next(iter(names.values()))], {}) as cfg, TemporaryDirectory() as scratch:
+    with config.with_objects([*rest, *next(iter(names.values()))], {}) as cfg, TemporaryDirectory() as scratch:
         model, _, bench = config.build(cfg)
         model = with_backend(model, cfg.kernel)
         if not seen.is_file():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlaprune.bench.gate import Gate, truth
+from vlaprune.bench.gate import Gate, check_bool
 from vlaprune.benchmark import Env, Interface, Observation, Task
 
 
@@ -28,13 +28,13 @@ class Episodes:
         """Puts the world into initial state `episode` and looks."""
         self._success, self._steps = False, 0
         self._env.reset(episode)
-        return self._gate.look(self._env.observe())
+        return self._gate.check(self._env.observe())
 
     def advance(self, actions: np.ndarray) -> Observation | Outcome:
         """Executes [n, action_dim] actions, one a control step, then looks; or the outcome, once it is decided."""
         for action in actions:
-            self._success = truth(self._env.step(action))
+            self._success = check_bool(self._env.step(action))
             self._steps += 1
             if self._steps == self._task.max_steps or (self._success and self._task.terminate_on_success):
                 return Outcome(self._success, self._steps)
-        return self._gate.look(self._env.observe())
+        return self._gate.check(self._env.observe())

@@ -24,7 +24,7 @@ class Gate:
         self._cameras, self._state, self._size = interface.cameras, interface.state, interface.state_size
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the first pictures; later ones have the same
 
-    def look(self, seen: Any) -> Observation:
+    def check(self, seen: Any) -> Observation:
         """`seen` with contiguous pictures and a float64 state. UserError names the first thing that is wrong."""
         if not isinstance(seen, Observation):
             raise UserError(f"observation is {_kind(seen)}; an Observation is needed")
@@ -70,7 +70,7 @@ class Gate:
         return state
 
 
-def truth(said: Any) -> bool:
+def check_bool(said: Any) -> bool:
     """What a step said, as a bool. UserError for anything but a truth value: 1, None or a tuple are none."""
     if isinstance(said, (bool, np.bool_)):
         return bool(said)

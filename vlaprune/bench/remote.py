@@ -47,7 +47,7 @@ TRIES = 2  # starts of a simulator that dies or hangs while it opens
 CLOSING = 5.0  # seconds after which a simulator that does not close is killed
 
 
-class Opens(Protocol):
+class Openable(Protocol):
     """As much of a benchmark as a worker needs."""
 
     @property
@@ -62,14 +62,14 @@ class Opens(Protocol):
         """Starts the simulator for one task, in this very process."""
 
 
-class Gone(RuntimeError):
+class WorkerDied(RuntimeError):
     """The worker died."""
 
 
 class RemoteEnv:
     """One task, open in a worker process; made by `opened`."""
 
-    def __init__(self, bench: Opens, task: Task, python: str | None, opening: float, answering: float) -> None:
+    def __init__(self, bench: Openable, task: Task, python: str | None, opening: float, answering: float) -> None:
         """Starts the worker under `python` (None for this one), with limits in seconds to open and to answer."""
         self.task, self._what = task, pickle.dumps((bench, task), protocol=4)
         self._label = f"worker of {bench.name} {task.name}"
@@ -96,14 +96,14 @@ class RemoteEnv:
     def up(self) -> bool:
         """Waits for the worker's first answer: whether the simulator is open now.
 
-        False where it died or hung and was started once more. Raises what opening raised; TimeoutError or `Gone` after
-        the last try.
+        False where it died or hung and was started once more. Raises what opening raised, or TimeoutError or
+        `WorkerDied` after the last try.
         """
         if self._tries == 0:
             return True
         try:
             self._receive("opening")
-        except (Gone, TimeoutError):
+        except (WorkerDied, TimeoutError):
             tries = self._tries
             self.close()
             if tries == TRIES:
@@ -125,10 +125,10 @@ class RemoteEnv:
         self._there().send((name, arguments))
 
     def finish(self) -> Any:
-        """Waits for the answer. What the world raised is raised here; TimeoutError or `Gone` end the worker."""
+        """Waits for the answer. What the world raised is raised here; TimeoutError or `WorkerDied` end the worker."""
         try:
             return self._receive(self._doing)
-        except (Gone, TimeoutError):
+        except (WorkerDied, TimeoutError):
             self.close()
             raise
 
@@ -176,7 +176,7 @@ class RemoteEnv:
 
     def _there(self) -> _Worker:
         if self._worker is None:
-            raise Gone(f"{self._label} is gone; reset starts another")
+            raise WorkerDied(f"{self._label} is gone; reset starts another")
         return self._worker
 
     def _start(self, tries: int) -> None:
@@ -233,7 +233,7 @@ class _Worker:
             self.pipe.send_bytes(message)
 
     def answer(self, until: float, what: str, limit: float) -> Any:
-        """The worker's answer. Raises what it raised; TimeoutError if it gave none in time, `Gone` if it died."""
+        """The worker's answer. Raises what it raised; TimeoutError if it gave none in time, `WorkerDied` if it died."""
         try:
             left = until - time.monotonic()
             if not self.pipe.poll(None if left == inf else max(0.0, left)):
@@ -241,10 +241,10 @@ class _Worker:
                 raise TimeoutError(f"{what}: no answer within {limit:g} s (time_limit); killed")
             kind, *said = self.pipe.recv()
         except (EOFError, ConnectionError):
-            raise Gone(f"{what}: {self._end()}; its last words: {self._tail()}") from None
+            raise WorkerDied(f"{what}: {self._end()}; its last words: {self._tail()}") from None
         if kind == "error":
             raise _raised(*said)
-        if kind == "look":
+        if kind == "observation":
             places, state, instruction = said
             images = {camera: self._picture(shape, at) for camera, shape, at in places}
             return Observation(images, None if state is None else np.array(state), instruction)
@@ -287,7 +287,7 @@ class _Worker:
 
 @contextmanager
 def opened(
-    bench: Opens, task: Task, python: str | None = None, opening: float = 600.0, answering: float = 300.0
+    bench: Openable, task: Task, python: str | None = None, opening: float = 600.0, answering: float = 300.0
 ) -> Iterator[RemoteEnv]:
     """`bench.open(task)` in a worker process.
 
@@ -308,7 +308,7 @@ def _raised(name: str, text: str, trace: str, calls: Sequence[tuple[str, int, st
     simple = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError)
     error: Any = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
     error.add_note(trace)
-    error.far_frames = [FrameSummary(*call) for call in calls]  # errors.FromAfar
+    error.far_frames = [FrameSummary(*call) for call in calls]  # errors.RemoteError
     return error
 
 

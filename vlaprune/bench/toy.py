@@ -27,11 +27,11 @@ class _World:
 
     def reset(self, episode: int) -> None:
         """Places both lights and the point."""
-        lot = np.random.default_rng(zlib.crc32(f"{self._task.name}/{episode}".encode()))
-        self._lights = lot.uniform(-0.85, 0.85, (2, 2))
+        rng = np.random.default_rng(zlib.crc32(f"{self._task.name}/{episode}".encode()))
+        self._lights = rng.uniform(-0.85, 0.85, (2, 2))
         while np.abs(self._lights[0] - self._lights[1]).max() < 0.4:
-            self._lights[1] = lot.uniform(-0.85, 0.85, 2)
-        self._ground = lot.integers(0, 60, (self._image, self._image, 3), dtype=np.uint8)
+            self._lights[1] = rng.uniform(-0.85, 0.85, 2)
+        self._ground = rng.integers(0, 60, (self._image, self._image, 3), dtype=np.uint8)
         self._at = np.zeros(2)
 
     def observe(self) -> Observation:

@@ -84,7 +84,7 @@ def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
     from vlaprune.benchmark import Observation
 
     if isinstance(said, Observation):
-        return ("look", *pack(said, memory))
+        return ("observation", *pack(said, memory))
     if isinstance(said, Outcome):
         return ("end", *said)
     return "ok", said

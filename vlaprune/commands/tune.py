@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.errors import mendable
+from vlaprune.errors import is_user_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
         found = tune(args.settings, args.output, args.share, args.batch, args.record, args.cost)
     except Exception as error:
-        if not mendable(error):
+        if not is_user_error(error):
             raise
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

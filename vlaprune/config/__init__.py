@@ -1,17 +1,18 @@
 """From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
 
-from vlaprune.config.black_box import black_box, opaque
+from vlaprune.config.black_box import black_box, is_black_box
 from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robots, sinks
 from vlaprune.config.check import check
 from vlaprune.config.classes import make
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
-from vlaprune.config.explain import composing, explained
-from vlaprune.config.objects import standing_in
+from vlaprune.config.explain import explain, is_config_error
+from vlaprune.config.objects import with_objects
 from vlaprune.config.provenance import black_box_header, header, provenance, tasks
-from vlaprune.config.sweep import arguments, arms, every, handed, job, methods, taken
+from vlaprune.config.sweep import all_methods, arguments, arms, job, methods, pack_job, unpack_job
 
 __all__ = [
+    "all_methods",
     "arguments",
     "arms",
     "black_box",
@@ -19,22 +20,21 @@ __all__ = [
     "build",
     "check",
     "composed",
-    "composing",
     "config_path",
     "control",
     "delay",
     "delay_identity",
-    "every",
-    "explained",
-    "handed",
+    "explain",
     "header",
+    "is_black_box",
+    "is_config_error",
     "job",
     "load",
     "make",
     "methods",
     "model_node",
-    "opaque",
     "options",
+    "pack_job",
     "plain",
     "prepare",
     "provenance",
@@ -42,7 +42,7 @@ __all__ = [
     "recorded_method",
     "robots",
     "sinks",
-    "standing_in",
-    "taken",
     "tasks",
+    "unpack_job",
+    "with_objects",
 ]

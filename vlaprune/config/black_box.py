@@ -27,7 +27,7 @@ NEEDS: dict[str, Any] = {  # settings that look into the model, and what they ar
 }
 
 
-def opaque(cfg: DictConfig) -> bool:
+def is_black_box(cfg: DictConfig) -> bool:
     """Whether the model of a run is a black box: a class with `connect` in place of `predict`."""
     return fits(find(str(cfg.model._target_), "model", "black box"), "black box")
 

@@ -38,9 +38,9 @@ def build(
     make_pruner()  # a wrong option speaks before the weights are loaded
     driver = control(cfg, bench)
     model = given["model"] if "model" in given else make("model", model_node(cfg, bench.robot))
-    driver.calls(model.chunk, model.info.name)
+    driver.actions_per_call(model.chunk, model.info.name)
     try:
-        driver.drives(model.interface).check(bench.interface)
+        driver.output_interface(model.interface).check(bench.interface)
     except UserError as error:
         raise UserError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
     return model, make_pruner, bench

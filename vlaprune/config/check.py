@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlaprune.config.build import robots
-from vlaprune.config.classes import meant
+from vlaprune.config.classes import did_you_mean
 from vlaprune.config.compose import config_path
 from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError
@@ -47,8 +47,8 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
             _group(cfg, group)
     _robots(cfg, typed)
     if name == "profile" and cfg.mode not in MODES:
-        raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{meant(str(cfg.mode), MODES)}")
-    return settled(cfg, typed)
+        raise UserError(f"mode={cfg.mode} is not one of {', '.join(MODES)}{did_you_mean(str(cfg.mode), MODES)}")
+    return keep_typed_options(cfg, typed)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def settings(name: str) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *CHOICES)}
 
 
-def settled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def keep_typed_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
     typed = [override.lstrip("+").partition("=")[0] for override in overrides]
     for group in GROUPS:
@@ -110,7 +110,7 @@ def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> 
     for key, value in given.items():
         name = f"{above}{key}"
         if name not in names:
-            raise UserError(f"{name}={value}: there is no such setting{meant(name, names)}")
+            raise UserError(f"{name}={value}: there is no such setting{did_you_mean(name, names)}")
         if not isinstance(known[key], dict):
             _kind(name, known[key], value)
         elif not isinstance(value, dict):

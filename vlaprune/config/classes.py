@@ -25,12 +25,12 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
     "bench": ("tasks", "open"),
     "client": ("read",),
     "logger": ("open", "episode", "close"),
-    "control": ("calls", "drives"),
+    "control": ("actions_per_call", "output_interface"),
     "black box": ("connect",),  # in place of a model: interop/black_box.py
 }
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question that ends a message, for the nearest of the known words; empty where none is near."""
     near = get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -96,7 +96,7 @@ def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
     for key in given:
         if not isinstance(key, str) or (key not in known and not loose) or key.startswith("_"):
             takes = f"has {', '.join(known)}" if known else "has no options"
-            raise UserError(f"{role}.{key}={given[key]}: {kind.__name__} {takes}{meant(str(key), known)}")
+            raise UserError(f"{role}.{key}={given[key]}: {kind.__name__} {takes}{did_you_mean(str(key), known)}")
     hints = {p.name: str(p.annotation) for p in parameters}
     for key, kinds in ((k, hints.get(k, "")) for k in given):
         wanted = next((t for t in ("int", "bool") if kinds in (t, f"{t} | None", f"<class '{t}'>")), None)

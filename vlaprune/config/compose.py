@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from vlaprune.config.explain import composing, explained
+from vlaprune.config.explain import explain, is_config_error
 from vlaprune.config.names import named
 from vlaprune.errors import UserError
 
@@ -80,9 +80,9 @@ def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, 
         try:
             cfg = compose(name, list(overrides), return_hydra_config=True)
         except Exception as error:
-            if not composing(error):
+            if not is_config_error(error):
                 raise
-            raise explained(error, overrides, lambda chosen: compose(name, chosen), _options) from None
+            raise explain(error, overrides, lambda chosen: compose(name, chosen), _options) from None
     return cfg, named(cfg.hydra)
 
 

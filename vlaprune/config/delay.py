@@ -45,7 +45,7 @@ def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
     latency = source(keys, model.info.name, named(HydraConfig.get())["method"])
     if mode == "rtc":
         _check_rtc(cfg, bench, model)
-    execute = control(cfg, bench).calls(model.chunk, model.info.name)
+    execute = control(cfg, bench).actions_per_call(model.chunk, model.info.name)
     check_chunk(mode, steps_late(latency.expected, bench.control_hz), execute, model.chunk)
     return Delay(mode, latency, bench.control_hz, bench.hold, keys["beta"])
 

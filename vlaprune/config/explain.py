@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vlaprune.config.classes import meant
+from vlaprune.config.classes import did_you_mean
 from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError, frames
 
@@ -20,13 +20,13 @@ ERRORS = (HydraException, OmegaConfBaseException)  # what the two raise for a co
 HOMES = tuple(str(Path(package.__file__ or "").parent) for package in (hydra, omegaconf))
 
 
-def composing(error: Exception) -> bool:
+def is_config_error(error: Exception) -> bool:
     """Whether Hydra or OmegaConf raised it; some of their errors are plain UserErrors."""
     called = frames(error)
     return isinstance(error, ERRORS) or (bool(called) and called[-1].filename.startswith(HOMES))
 
 
-def explained(
+def explain(
     error: Exception,
     overrides: Sequence[str],
     compose: Callable[[list[str]], DictConfig],
@@ -44,7 +44,7 @@ def explained(
             known = options(group)
             for wanted in filter(None, re.split(r"[\[\], ]+", value)):
                 if wanted not in known and "$" not in wanted:
-                    return UserError(f"{said}: use one of {', '.join(known)}{meant(wanted, known)}")
+                    return UserError(f"{said}: use one of {', '.join(known)}{did_you_mean(wanted, known)}")
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not (?:find|load) '([^']+)'", text)):
         return UserError(f"there is no file {found[1]}.yaml among the configurations; check the name")
     if isinstance(error, OverrideParseException):
@@ -64,7 +64,7 @@ def explained(
         if owner and siblings == []:
             return UserError(f"{said}: {owner} has no settings")
         if siblings and key not in siblings:
-            near = meant(key, siblings)
+            near = did_you_mean(key, siblings)
             return UserError(f"{said}: there is no such setting{near or f'; use one of {chr(44).join(siblings)}'}")
     return UserError(" ".join(text.split()))
 

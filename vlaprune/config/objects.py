@@ -13,7 +13,7 @@ from vlaprune.config.compose import composed
 
 
 @contextmanager
-def standing_in(overrides: Sequence[str], parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator[DictConfig]:
+def with_objects(overrides: Sequence[str], parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator[DictConfig]:
     """What `vlaprune eval` would run with these overrides; Hydra takes it for the running job inside the context.
 
     parts  group -> the name and the description (`_target_`, options) of an object that stands in for the option

@@ -49,7 +49,11 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
     if cfg.kernel != "sdpa":
         said["kernel"] = cfg.kernel
     card: Mapping[str, Any] = getattr(model, "card", {})
-    identity = said | {"seed": cfg.seed, "execute": driver.calls(model.chunk), "weights": card.get("sha256", "none")}
+    identity = said | {
+        "seed": cfg.seed,
+        "execute": driver.actions_per_call(model.chunk),
+        "weights": card.get("sha256", "none"),
+    }
     known = provenance(str(model.device)) | _made(cfg, bench)
     if delay is not None:
         known["delay"] = delay.latency.note

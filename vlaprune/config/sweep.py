@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlaprune.config.check import settled
+from vlaprune.config.check import keep_typed_options
 from vlaprune.config.compose import prepare
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
         called = given.pop("method", job.runtime.choices["method"])
         label = " ".join([called, *(f"{k.removeprefix('method.')}={v}" for k, v in given.items())])
         said = arguments([*job.overrides.task, *arm])
-        out.append((label, settled(compose(job.job.config_name, said), said)["method"]))
+        out.append((label, keep_typed_options(compose(job.job.config_name, said), said)["method"]))
     return out
 
 
-def every(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tuple[str, DictConfig]]:
+def all_methods(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tuple[str, DictConfig]]:
     """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above."""
     job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     out = []
@@ -78,13 +78,13 @@ def every(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tu
     return out
 
 
-def handed(cfg: DictConfig, changes: Mapping[str, Any]) -> bytes:
-    """A job, with some settings changed, for another process of this machine; `taken` reads it there."""
+def pack_job(cfg: DictConfig, changes: Mapping[str, Any]) -> bytes:
+    """A job, with some settings changed, for another process of this machine; `unpack_job` reads it there."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return pickle.dumps((plain | dict(changes), HydraConfig.get(), sys.argv))
 
 
-def taken(job: bytes) -> DictConfig:
+def unpack_job(job: bytes) -> DictConfig:
     """The job that another process of this machine has handed over, as if it had been started with its command line."""
     prepare()
     plain, hydra, sys.argv = pickle.loads(job)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from vlaprune import config
 
-    with config.standing_in(args.overrides, {}) as cfg:
+    with config.with_objects(args.overrides, {}) as cfg:
         config.check(cfg)
     _, chosen = config.composed(args.overrides)
     problems = 0

@@ -21,7 +21,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.shared.audit import (
     Choice,
     Control,
-    Elsewhere,
+    OtherEpisode,
     Recorded,
     Scores,
     at_random,
@@ -68,7 +68,7 @@ def wordless(observation: Observation) -> Observation:
 SEES: dict[str, Callable[[Observation], Observation]] = {"blind": blind, "wordless": wordless}
 
 
-class Shown:
+class AlteredInputs:
     """A model that sees something else than what there is to see."""
 
     def __init__(self, model: VLA, change: Callable[[Observation], Observation]) -> None:
@@ -81,13 +81,13 @@ class Shown:
         return self._model.predict([self._change(o) for o in observations], sessions)
 
 
-def shown(model: VLA, arm: str | None) -> VLA:
+def alter_inputs(model: VLA, arm: str | None) -> VLA:
     """The model as an arm has it."""
-    return Shown(model, SEES[arm]) if arm in SEES else model
+    return AlteredInputs(model, SEES[arm]) if arm in SEES else model
 
 
 @dataclass
-class Book:
+class ScoreBook:
     """The scores of the audited run's episodes; as a watcher it writes each to a file when the episode is over.
 
     seed  of the run
@@ -101,10 +101,10 @@ class Book:
         """Those of one call of the episode with this seed."""
         self._open.setdefault(seed, []).append(dict(scores))
 
-    def look(self, task: str, episode: int, trace: Trace) -> None:
+    def on_call(self, task: str, episode: int, trace: Trace) -> None:
         """A call is over."""
 
-    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+    def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """Writes the scores of an episode; without a record the world raised, and they are forgotten."""
         calls = self._open.pop(episode_seed(self.seed, task, episode), [])
         if record is None or not any(calls):
@@ -164,7 +164,7 @@ class Replayed:
         """Visual tokens computed from a site on; of two passes, in the second."""
         return self._call(seed, call).visual[site]
 
-    def twice(self, seed: int, call: int) -> bool:
+    def had_two_passes(self, seed: int, call: int) -> bool:
         """Whether the prompt was computed twice."""
         return bool(self._call(seed, call).first_rows)
 
@@ -175,7 +175,7 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
     replay = Replayed({episode_seed(seed, *key): record.calls for key, record in run.episodes.items()})
     if arm in SCORED:
         Control(make(), replay, lowest, scores=True)  # says so where the method has no score
-    book = Book(run.folder / "scores", seed)
+    book = ScoreBook(run.folder / "scores", seed)
     cache: dict[int, Sequence[Scores]] = {}
 
     def donors(episode: int) -> Sequence[Scores]:
@@ -188,7 +188,7 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
         "uniform": in_a_grid,
         "bottom": lowest,
         "shuffled": shuffled,
-        "other": Elsewhere(donors),
+        "other": OtherEpisode(donors),
     }
     choices |= {name: at_random(i) for i, name in enumerate(RANDOM)}
     return lambda: Control(make(), replay, choices[arm], scores=arm in ("bottom", "shuffled"))
@@ -211,6 +211,6 @@ def ready(
 ) -> tuple[Callable[[], Pruner], list[Watcher]]:
     """What makes the methods of an arm, and who looks on. `folder` holds the audited run, `output` this one."""
     if arm == "own":
-        book = Book(output / "scores", int(header.identity["seed"]))
+        book = ScoreBook(output / "scores", int(header.identity["seed"]))
         return lambda: Recorded(make(), book.take), [book]
     return (Dense if arm in WITHOUT else controls(make, arm, folder, header)), []

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune.errors import UserError, install
+from vlaprune.errors import UserError, install_command
 from vlaprune.records import EpisodeRecord, film_name
 from vlaprune.trace import Trace, View
 
@@ -30,7 +30,7 @@ GREY, BLACK = (190, 190, 190), (18, 18, 20)
 Key = tuple[str, int]
 
 
-def fates(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
+def token_masks(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
     """The deepest layer at which the method chose (None for none) and, there, [V] bool computed, [V] bool reused."""
     computed, reused = np.ones(trace.layout.total, bool), np.zeros(trace.layout.total, bool)
     if not trace.kept:
@@ -70,7 +70,7 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    layer, computed, reused = fates(trace)
+    layer, computed, reused = token_masks(trace)
     views = trace.layout.views
     shaded = [shade(i.cpu().numpy(), v, computed, reused) for v, i in zip(views, trace.images, strict=True)]
     width = max(sum(s.shape[1] + 8 for s in shaded) + 8, 400)
@@ -92,7 +92,7 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
     return np.asarray(canvas)
 
 
-def whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether an mp4 file has all of its parts to the last byte: what an encoder on a full disk leaves has not."""
     found, at = set(), 0
     try:
@@ -137,13 +137,13 @@ class Film:
             import imageio_ffmpeg
             import PIL  # noqa: F401
         except ImportError:
-            raise UserError(f"video={kind} needs more packages; {install('video')}") from None
+            raise UserError(f"video={kind} needs more packages; {install_command('video')}") from None
         self._encode = imageio_ffmpeg.write_frames
         self.folder, self.kind, self.fps, self.megabytes, self._say = folder, kind, fps, megabytes, say
         self._rolling: dict[Key, Reel | None] = {}  # None for an episode under way that is not filmed
         self._over = False
 
-    def look(self, task: str, episode: int, trace: Trace) -> None:
+    def on_call(self, task: str, episode: int, trace: Trace) -> None:
         """A model call of an episode is over."""
         key = task, episode
         if key not in self._rolling:
@@ -155,7 +155,7 @@ class Film:
             light = Trace(trace.layout, trace.images, trace.step, kept=dict(trace.kept), reused=dict(trace.reused))
             reel.calls, reel.last = reel.calls + 1, light
 
-    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+    def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """An episode is over; without a record the world raised, and what was filmed is thrown away."""
         key = task, episode
         reel = self._rolling.get(key)
@@ -223,7 +223,7 @@ class Film:
         with suppress(OSError):
             reel.writer.close()
         partial, final = self._paths(key)
-        if keep and whole(partial):
+        if keep and is_complete(partial):
             os.replace(partial, final)
             return
         partial.unlink(missing_ok=True)

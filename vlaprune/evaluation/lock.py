@@ -14,7 +14,7 @@ from vlaprune.errors import UserError
 
 
 @contextmanager
-def held(file: FileIO, path: Path, otherwise: str = "use shard.index") -> Iterator[None]:
+def locked(file: FileIO, path: Path, otherwise: str = "use shard.index") -> Iterator[None]:
     """Holds the open file for this process alone. UserError where another process has it.
 
     Some network file systems have no locks; there PATH.lock names the holder, and one that has ended on this host is
@@ -44,7 +44,7 @@ def _beside(path: Path, otherwise: str) -> Iterator[None]:
             break
         except FileExistsError:
             host, _, pid = lock.read_text().partition(" ")
-            if host == socket.gethostname() and pid.isdecimal() and ended(int(pid)):
+            if host == socket.gethostname() and pid.isdecimal() and process_ended(int(pid)):
                 lock.unlink(missing_ok=True)
                 continue
             raise UserError(
@@ -57,7 +57,7 @@ def _beside(path: Path, otherwise: str) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
-def ended(pid: int) -> bool:
+def process_ended(pid: int) -> bool:
     """Whether this host has no such process."""
     try:
         os.kill(pid, 0)

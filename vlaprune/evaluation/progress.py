@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlaprune.evaluation.lock import ended
+from vlaprune.evaluation.lock import process_ended
 from vlaprune.records import EpisodeRecord
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
@@ -116,10 +116,10 @@ class Bar:
             self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=status.rate)
         self._tell()
 
-    def look(self, task: str, episode: int, trace: object) -> None:
+    def on_call(self, task: str, episode: int, trace: object) -> None:
         """A model call changes nothing here."""
 
-    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+    def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """Counts a finished episode."""
         if record is None:
             return
@@ -159,7 +159,7 @@ def _post(place: Path, status: RunStatus) -> None:
     os.replace(partial, place)
 
 
-def alone() -> None:
+def detach_from_board() -> None:
     """This run is no job of a sweep: no board need look."""
     os.environ.pop(SWEEP, None)
 
@@ -176,7 +176,7 @@ def end_with_the_sweep() -> None:
 
 
 def _follow(owner: int) -> None:
-    while not ended(owner):
+    while not process_ended(owner):
         time.sleep(1.0)
     os._exit(1)
 
@@ -234,7 +234,7 @@ class Board:
         for status in statuses if sys.stderr.isatty() else ():
             if len(status.line) >= shutil.get_terminal_size().columns and status.error:
                 print(f"{status.label}: {status.error}", file=sys.stderr)  # its line above was cut
-        alone()
+        detach_from_board()
         shutil.rmtree(self.folder, ignore_errors=True)
         return statuses
 

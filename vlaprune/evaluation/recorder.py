@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.evaluation.lock import held
+from vlaprune.evaluation.lock import locked
 from vlaprune.records import SCHEMA, EpisodeRecord, Header, Sink, encode, recorded, written
 
 
@@ -47,7 +47,7 @@ class Recorder:
         self._stack = ExitStack()
         self._stack.callback(self._file.close)
         try:
-            self._stack.enter_context(held(self._file, path))
+            self._stack.enter_context(locked(self._file, path))
             self._alone(path, shard)
             old = recorded(self.folder, header)  # after the lock, so that nothing is written in between
         except Exception:
@@ -70,7 +70,7 @@ class Recorder:
         count = shard.rpartition("-of-")[2]
         for other in sorted(self.folder.glob("journal*.jsonl")):
             if other != path and other.stem.rpartition("-of-")[2] != (count or other.stem):
-                with other.open("ab", buffering=0) as file, held(file, other, "use its shard.count"):
+                with other.open("ab", buffering=0) as file, locked(file, other, "use its shard.count"):
                     pass
 
     def _append(self, line: Mapping[str, Any]) -> None:

@@ -114,10 +114,10 @@ class Player(Protocol):
 class Watcher(Protocol):
     """Looks on: a film, a progress bar. It sees what happened and changes nothing."""
 
-    def look(self, task: str, episode: int, trace: Trace) -> None:
+    def on_call(self, task: str, episode: int, trace: Trace) -> None:
         """A model call is over."""
 
-    def end(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
+    def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """An episode is over; without a record the world raised."""
 
 
@@ -242,7 +242,7 @@ class _Rollout:
             trace = self._policy.trace(slot)
             if trace is not None:
                 for watcher in self._watchers:
-                    watcher.look(*self._at[slot], trace)
+                    watcher.on_call(*self._at[slot], trace)
 
     def _over(self, slot: int, outcome: Outcome) -> EpisodeRecord:
         task, episode = self._at.pop(slot)
@@ -252,7 +252,7 @@ class _Rollout:
         record = EpisodeRecord(task, episode, *outcome, calls, time.time(), took, moved)
         self._in_a_row[task] = 0
         for watcher in self._watchers:
-            watcher.end(task, episode, record)
+            watcher.on_episode(task, episode, record)
         return record
 
     def _raised(self, slot: int, error: Exception) -> None:
@@ -263,7 +263,7 @@ class _Rollout:
             raise error
         first = self._queue.raised((task, episode))
         for watcher in self._watchers:
-            watcher.end(task, episode, None)
+            watcher.on_episode(task, episode, None)
         self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones
         if first and self._in_a_row[task] == self._rules.patience:
             raise UserError(

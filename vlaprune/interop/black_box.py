@@ -58,7 +58,7 @@ class BlackBox:
             policy = BlackBoxPolicy(self, bench.name, images, lines, control)
             if self.check:
                 sent = self._sent(bench.interface, tuple(images))
-                check_declared(policy.said, sent, lambda own: control.drives(own).check(bench.interface))
+                check_declared(policy.said, sent, lambda own: control.output_interface(own).check(bench.interface))
             yield policy
 
     def _sent(self, world: Interface, cameras: tuple[str, ...]) -> Interface:

@@ -21,7 +21,7 @@ import numpy as np
 from vlaprune.benchmark import Interface
 from vlaprune.errors import UserError
 from vlaprune.policy import episode_seed
-from vlaprune.serve import Ask, Client, Message, Place, Server, send_within, unpack
+from vlaprune.serve import Client, ClientSlot, Message, PendingRequest, Server, send_within, unpack
 
 VERSION, PROTOCOL = "0.8.0", 1  # of vla-eval, whose messages these are
 SIDE = 4096  # pixels of a picture's side at most
@@ -107,7 +107,7 @@ class VlaEvalServer(Server):
     async def _greet(self, websocket: Any) -> None:
         """vla-eval's client speaks first."""
 
-    async def _episodes(self, websocket: Any, place: Place) -> None:
+    async def _episodes(self, websocket: Any, place: ClientSlot) -> None:
         """Messages of one connection. What is wrong is told in an `error` message; the connection stays open."""
         gate, left, seen, task = self.client.gate(), deque[np.ndarray](), Counter[str](), ""
         begins, number = False, None
@@ -135,7 +135,7 @@ class VlaEvalServer(Server):
                             which = seen[task] if number is None else int(number)
                             seed = episode_seed(self.seed, task or observation.instruction, which)
                             seen[task] += 1
-                        ask = Ask(place.slot, observation, seed, asyncio.get_running_loop().create_future())
+                        ask = PendingRequest(place.slot, observation, seed, asyncio.get_running_loop().create_future())
                         await self._asked.put(ask)
                         actions, _ = await ask.answer
                         begins = False

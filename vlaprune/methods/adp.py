@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import option
-from vlaprune.methods.shared.selecting import per_camera_topk, split
+from vlaprune.methods.shared.scoring import check_option
+from vlaprune.methods.shared.selecting import per_camera_topk, split_by_weights
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -44,7 +44,7 @@ class ADP(Scored):
     def __post_init__(self) -> None:
         """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
-        option("adp gate", self.gate, ("window", "mean", "always"))
+        check_option("adp gate", self.gate, ("window", "mean", "always"))
         if self.streak < 0 or not all(0 < w < float("inf") for w in self.weights):
             raise UserError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
         self.reset()
@@ -72,7 +72,9 @@ class ADP(Scored):
             raise UserError(f"adp weights={list(weights)}, but there are {len(sizes)} cameras; give one each")
         score = self.score(context)
         assert score is not None
-        chosen = per_camera_topk(score, context.layout, split(self.budget.count(context.total), sizes, weights))
+        chosen = per_camera_topk(
+            score, context.layout, split_by_weights(self.budget.count(context.total), sizes, weights)
+        )
         return Selection(chosen.nonzero().flatten())
 
     def score(self, context: PruneContext) -> Tensor | None:

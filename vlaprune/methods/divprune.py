@@ -8,7 +8,7 @@ twice); positions stay as they were (LLaVA's version renumbers them; the ports t
 
 from dataclasses import dataclass
 
-from vlaprune.methods.shared.selecting import spread
+from vlaprune.methods.shared.selecting import farthest_points
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
@@ -32,4 +32,4 @@ class DivPrune(Pruner):
 
     def select(self, context: PruneContext) -> Selection:
         """The diverse subset."""
-        return Selection(spread(context.visual, self.budget.count(context.total)))
+        return Selection(farthest_points(context.visual, self.budget.count(context.total)))

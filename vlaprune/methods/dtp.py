@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import emitting, option, resolved
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.scoring import action_group, check_option, resolve_layers
+from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -81,7 +81,7 @@ class DTP(Pruner):
     def __post_init__(self) -> None:
         """UserError for an unknown mode, no budget, or a number below 0."""
         self.budget = Budget(self.important)
-        option("dtp mode", self.mode, ("second_pass", "late"))
+        check_option("dtp mode", self.mode, ("second_pass", "late"))
         if not self.tau >= 0 or not 0 <= self.sigma < float("inf"):
             raise UserError(f"dtp tau={self.tau} sigma={self.sigma}; use numbers of 0 or more")
         self.reset()
@@ -95,7 +95,7 @@ class DTP(Pruner):
         """Layer 0, which names the rows that this prompt has."""
         depth = info.num_layers
         named = sorted({min(-(-n * depth // 26), depth - 1) for n in (4, 6)}) if self.layers is None else self.layers
-        self._relevant, self._depth = resolved("dtp layers", named, depth), depth
+        self._relevant, self._depth = resolve_layers("dtp layers", named, depth), depth
         return Plan((0,))
 
     def select(self, context: PruneContext) -> Selection | None:
@@ -104,7 +104,7 @@ class DTP(Pruner):
         clean = self._drop is None or self._layout != context.layout if late else not context.second_pass
         if clean:
             self._drop = None
-            reads = dict.fromkeys(range(self._depth), emitting(context.layout))
+            reads = dict.fromkeys(range(self._depth), action_group(context.layout))
             if context.layout.text:
                 reads |= {n: reads[n] | QueryGroup.TEXT for n in self._relevant}
             return Selection.all(context, reads)
@@ -128,12 +128,12 @@ class DTP(Pruner):
 
     def _distracting(self, trace: Trace) -> Tensor:
         """[V] bool; nothing where there is no instruction."""
-        layout, rows = trace.layout, emitting(trace.layout)
+        layout, rows = trace.layout, action_group(trace.layout)
         if not layout.text:
             return torch.zeros(layout.total, dtype=torch.bool, device=trace.rows(0, rows).device)
         relevance = trace.per_row(self._relevant, QueryGroup.TEXT).mean(0)
         smoothed = smooth(relevance.nan_to_num(0.0), layout, self.sigma, self.corners)
-        important = shared(smoothed, layout, self.budget.count(layout.total))
+        important = top_mask(smoothed, layout, self.budget.count(layout.total))
         each = torch.stack([trace.visual(n, rows)[:, 0].mean(0) for n in range(self._depth)])  # [L, V]
         pattern = (each.sum(1) / each.sum() @ each).nan_to_num(0.0)
         return distracting(important, pattern, self.tau)

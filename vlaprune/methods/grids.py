@@ -42,7 +42,7 @@ def mlp(x: Tensor, first: Tensor, bias: Tensor, second: Tensor, shift: Tensor) -
     return F.linear(F.gelu(F.linear(x, first, bias)), second, shift)
 
 
-def seats(points: Tensor, height: int, width: int) -> Tensor:
+def assign_patches(points: Tensor, height: int, width: int) -> Tensor:
     """[K] distinct patches: for each point [K, 2] in turn the nearest one that is free."""
     every = torch.arange(height * width, device=points.device)
     places = torch.stack((every % width, every // width), 1)
@@ -102,7 +102,9 @@ class GridS(nn.Module, Pruner):
             raise UserError("grids has no layers yet; call plan first")
         rows, weights = tokens.float(), self._weights(tokens.device)
         points = mlp(rows.mean(0), *weights[:4]).sigmoid().view(-1, 2)[: height * width]
-        return seats(points, height, width), sample(rows.view(height, width, -1), points) + mlp(points, *weights[4:])
+        return assign_patches(points, height, width), sample(rows.view(height, width, -1), points) + mlp(
+            points, *weights[4:]
+        )
 
     def _weights(self, device: torch.device) -> list[Tensor]:
         """Weights and biases of both MLPs on a device; outside training they are brought there once."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.patches import Patches, grey_entropy, still
-from vlaprune.methods.shared.scoring import check_range, crossing, focus, option, text_scores
-from vlaprune.methods.shared.selecting import parted, shared
+from vlaprune.methods.shared.patches import Patches, grey_entropy, static_patches
+from vlaprune.methods.shared.scoring import blend_quotas, check_option, check_range, focus, text_scores
+from vlaprune.methods.shared.selecting import split_mask, top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
 from vlaprune.trace import QueryGroup, Trace
 
@@ -50,9 +50,9 @@ class InfoEntropy(Pruner):
 
     def __post_init__(self) -> None:
         """UserError for an unknown mode or norm, and for what is no budget."""
-        option("infoentropy mode", self.mode, ("reuse", "prune"))
-        option("infoentropy norm", self.norm, ("softmax", "renorm"))
-        option("infoentropy clock", self.clock, ("control_step", "model_call"))
+        check_option("infoentropy mode", self.mode, ("reuse", "prune"))
+        check_option("infoentropy norm", self.norm, ("softmax", "renorm"))
+        check_option("infoentropy clock", self.clock, ("control_step", "model_call"))
         for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256)):
             check_range(f"infoentropy {name}", getattr(self, name), low, high)
         self._k1, self._k2, self._static, self._keep = map(Budget, (self.k1, self.k2, self.static, self.keep))
@@ -83,23 +83,25 @@ class InfoEntropy(Pruner):
         score = text_scores(context.trace, self._layers) if self._prunes else self._score
         time = context.trace.elapsed if self.clock == "control_step" else context.step
         alpha = min(1.0, time / self.horizon) if self.horizon > 0 else 1.0
-        seen, told = crossing(alpha, self._k1.count(total), self._k2.count(total))
+        seen, told = blend_quotas(alpha, self._k1.count(total), self._k2.count(total))
         if score is None or score.shape[0] < 2:
-            important = shared(favoured, layout, seen + told)
+            important = top_mask(favoured, layout, seen + told)
         else:
             bound = focus(score, self.norm)
-            important = shared(favoured, layout, seen) | shared(bound, layout, told)
+            important = top_mask(favoured, layout, seen) | top_mask(bound, layout, told)
             favoured = favoured if seen >= told else bound
         if self._prunes:
             order = ranking(favoured)
             return Selection(order[ranking(important[order])][: self._keep.count(total)])
         assert before is not None
         found = (
-            context.reusable & ~important & still(self._now, before, self.threshold, layout, self._static.count(total))
+            context.reusable
+            & ~important
+            & static_patches(self._now, before, self.threshold, layout, self._static.count(total))
         )
         if self.share < 1:
             found &= found.cumsum(0) <= (self.share * found.sum().double() + 1e-9).floor()
-        return Selection(*parted(found))
+        return Selection(*split_mask(found))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame and the text's attention for the next call."""

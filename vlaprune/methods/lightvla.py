@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import check_range, option, rms
+from vlaprune.methods.shared.scoring import check_option, check_range, rms
 from vlaprune.methods.shared.selecting import (
     NOISES,
-    elected,
+    distinct_winners,
     multiplicity,
     noise,
     random_subset,
@@ -56,8 +56,8 @@ class LightVLA(nn.Module, Scored):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        option(f"{self.name} noise", noise, NOISES)
-        option(f"{self.name} queries", queries, ("task", "instruction"))
+        check_option(f"{self.name} noise", noise, NOISES)
+        check_option(f"{self.name} queries", queries, ("task", "instruction"))
         check_range(f"{self.name} drop", drop, 0, 1)
         if min_keep < 1 or extra < 0:
             raise UserError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
@@ -87,7 +87,7 @@ class LightVLA(nn.Module, Scored):
         score = self._asked(context)
         seed = context.seed * 100_003 + (self.draws if self.training else context.step)
         if not self.training:
-            picks = self._varied(elected(score, self.min_keep), context.alive.shape[0], seed)
+            picks = self._varied(distinct_winners(score, self.min_keep), context.alive.shape[0], seed)
             return Selection(picks, multiplicity=multiplicity(score, picks) if self.multiplicity_bias else None)
         self.draws += 1
         picks, values = straight_through(score + self.noise_scale * noise(self.noise, score, seed), context.visual)

@@ -55,8 +55,8 @@ class LightVLAStar(LightVLA):
     def plan(self, info: ModelInfo) -> Plan:
         """One context. Makes the queries, or loads them: UserError if they do not fit."""
         if self.query is None:
-            lot = torch.Generator().manual_seed(0)
-            self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=lot))
+            generator = torch.Generator().manual_seed(0)
+            self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=generator))
             if self.weights != "random":
                 fill(self, read(self.weights)[0], self.weights)
         return Plan((self.layer,))

@@ -27,6 +27,6 @@ class Random(Pruner):
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """As many as the budget allows, by lot. Drawn on the CPU, so that a GPU draws the same."""
+        """As many as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
         return Selection(random_subset(rows, self.budget.count(context.total), context.seed * 100_003 + context.step))

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import (
+    action_group,
     cameras,
+    check_option,
     check_range,
-    emitting,
-    matched,
     mean_attention,
-    option,
-    resolved,
+    nearest_rows,
+    resolve_layers,
     scaled,
 )
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
@@ -66,14 +66,14 @@ class SAFE(Scored):
             raise UserError(
                 f"safe layer={self.layer} gamma={self.gamma} interval={self.interval}; use 2+, a number, 0+"
             )
-        option("safe deep_rows", self.deep_rows, ("action", "prompt"))
-        option("safe normalize", self.normalize, ("none", "sum1", "minmax"))
+        check_option("safe deep_rows", self.deep_rows, ("action", "prompt"))
+        check_option("safe normalize", self.normalize, ("none", "sum1", "minmax"))
         check_range("safe fusion", self.fusion, 0, 1)
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
         """Features at 0, key or not at 1, the choice at `layer`; all reads but the detector's are asked for by call."""
-        self._deep = resolved("safe deep", self.deep, info.num_layers)
+        self._deep = resolve_layers("safe deep", self.deep, info.num_layers)
         return Plan((0, 1, self.layer), {0: QueryGroup.LAST}, {self.layer: self.budget})
 
     def reset(self) -> None:
@@ -89,7 +89,7 @@ class SAFE(Scored):
             self._key = self._is_key(context)
             if self._key:
                 return Selection.all(context, dict.fromkeys([n for n in self._deep if n], self._rows(context.layout)))
-            return Selection.all(context, {self.layer - 1: emitting(context.layout)})
+            return Selection.all(context, {self.layer - 1: action_group(context.layout)})
         score = self.score(context)
         return None if score is None else Selection.top(score, self.budget, of=context.total)
 
@@ -97,19 +97,19 @@ class SAFE(Scored):
         """[n] the fused saliency; None on key calls."""
         if context.layer != self.layer or self._key:
             return None
-        shallow = scaled(mean_attention(context.trace, self.layer - 1, emitting(context.layout)), self.normalize)
+        shallow = scaled(mean_attention(context.trace, self.layer - 1, action_group(context.layout)), self.normalize)
         return (1 - self.fusion) * shallow + self.fusion * self._maps[1][self._match]
 
     def _rows(self, layout: Layout) -> QueryGroup:
         """Query rows of the deep layers."""
-        return QueryGroup.ACTION if self.deep_rows == "action" else emitting(layout)
+        return QueryGroup.ACTION if self.deep_rows == "action" else action_group(layout)
 
     def _is_key(self, context: PruneContext) -> bool:
         """Matches every token to the key call's most similar one, carries the detector map over and compares."""
         if self._layout != context.layout or (self.interval and context.step - self._step >= self.interval):
             return True
         camera = cameras(context.layout, context.alive.device) if self.within_camera else None
-        self._match: torch.Tensor = matched(self._now[0], self._then[0], camera)
+        self._match: torch.Tensor = nearest_rows(self._now[0], self._then[0], camera)
         agree = F.cosine_similarity(
             mean_attention(context.trace, 0, QueryGroup.LAST), self._maps[0][self._match], dim=0
         )

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.patches import Patches, still
-from vlaprune.methods.shared.scoring import cameras, check_range, mean_attention, standing
-from vlaprune.methods.shared.selecting import per_camera_topk, portions
+from vlaprune.methods.shared.patches import Patches, static_patches
+from vlaprune.methods.shared.scoring import camera_rank, cameras, check_range, mean_attention
+from vlaprune.methods.shared.selecting import camera_counts, per_camera_topk
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -76,10 +76,10 @@ class SpecPrune(Pruner):
             return self._stage(context) if context.layer > 2 else None
         if context.layer == 1:
             count, now = round(self.static * context.total), Patches.of(context.trace.pixels)
-            self._kept = ~still(now, self._pixels, self.similar, context.layout, count) | self._acted
+            self._kept = ~static_patches(now, self._pixels, self.similar, context.layout, count) | self._acted
         task, counts = (
             mean_attention(context.trace, context.layer - 1, QueryGroup.TEXT),
-            portions(context.layout, self.attended),
+            camera_counts(context.layout, self.attended),
         )
         wide = per_camera_topk(task, context.layout, [3 * n for n in counts]) if context.layer == 1 else self._kept
         self._kept = self._kept | per_camera_topk(task, context.layout, counts)
@@ -91,7 +91,7 @@ class SpecPrune(Pruner):
             self._score, self._due = torch.zeros(context.total, device=context.alive.device), list(self._ranked)
         while self._due and self._due[0] < context.layer:
             seen = mean_attention(context.trace, self._due.pop(0), OTHERS)[context.alive]
-            fresh = standing(seen, cameras(context.layout, seen.device)[context.alive])
+            fresh = camera_rank(seen, cameras(context.layout, seen.device)[context.alive])
             self._score[context.alive] = self._score[context.alive].lerp(fresh, self.alpha)
 
     def _stage(self, context: PruneContext) -> Selection | None:
@@ -103,4 +103,4 @@ class SpecPrune(Pruner):
         """Keeps the patches and what the action attended to; a token that was gone has attention 0 and is left out."""
         acted, self._layout = mean_attention(trace, self._last, QueryGroup.ACTION), trace.layout
         self._pixels = Patches.of(trace.pixels)
-        self._acted = per_camera_topk(acted, trace.layout, portions(trace.layout, self.attended)) & (acted > 0)
+        self._acted = per_camera_topk(acted, trace.layout, camera_counts(trace.layout, self.attended)) & (acted > 0)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.patches import with_edges
+from vlaprune.methods.shared.patches import edge_patches
 from vlaprune.methods.shared.scoring import check_range
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
 
 
@@ -58,9 +58,9 @@ class SPVLA(Scored):
         count = max(1, round(self.share(self._speed(context)) * context.total))
         if count == context.total:
             return None
-        stay = shared(context.vision_attention, context.layout, count)
+        stay = top_mask(context.vision_attention, context.layout, count)
         if self.edges:
-            stay |= with_edges(context.trace.images, context.layout)
+            stay |= edge_patches(context.trace.images, context.layout)
         return Selection(stay.nonzero()[:, 0])
 
     def score(self, context: PruneContext) -> Tensor:

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import check_range, cosine, emitting, mean_attention, rms
+from vlaprune.methods.shared.scoring import action_group, check_range, cosine, mean_attention, rms
 from vlaprune.methods.shared.selecting import random_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, top
 from vlaprune.trace import Layout
 
 
-def expanded(seeds: Tensor, layout: Layout, window: int, tau: int) -> Tensor:
+def dilate(seeds: Tensor, layout: Layout, window: int, tau: int) -> Tensor:
     """[V] bool: patches with at least `tau` seeds [V] in the window around them, camera by camera."""
     out = []
     for view in layout.views:
@@ -38,7 +38,7 @@ def expanded(seeds: Tensor, layout: Layout, window: int, tau: int) -> Tensor:
     return torch.cat(out)
 
 
-def merged(tokens: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+def merge_tokens(tokens: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Values [m, d] of the rows `anchors` [m] of tokens [n, d] with all others shared out over them; their weight [m].
 
     In fp32; the sum of weight times value is the sum of all tokens.
@@ -86,18 +86,18 @@ class TEAMVLA(Pruner):
     def select(self, context: PruneContext) -> Selection | None:
         """Named patches, their surroundings and some others; then the anchors, with all others merged into them."""
         if context.layer == 0:
-            reads = {self._layer - 1: emitting(context.layout)}
+            reads = {self._layer - 1: action_group(context.layout)}
             if not context.text.shape[0]:  # nothing is named
                 return Selection.all(context, reads)
             near = cosine(context.text, context.visual).nan_to_num(-2.0).argmax(1)
             seeds = torch.zeros_like(context.reusable).index_fill(0, near, True)
-            stay = expanded(seeds, context.layout, self.window, self.tau)
+            stay = dilate(seeds, context.layout, self.window, self.tau)
             stay |= random_mask(~stay, self.context, context.seed * 100_003 + context.step)
             return Selection(stay.nonzero()[:, 0], reads=reads)
         count, rows = self.budget.count(context.total), context.alive.shape[0]
         if rows <= count:
             return None
-        score = mean_attention(context.trace, self._layer - 1, emitting(context.layout))[context.alive]
+        score = mean_attention(context.trace, self._layer - 1, action_group(context.layout))[context.alive]
         anchors = top(score, count)
-        values, size = merged(context.visual, anchors)
+        values, size = merge_tokens(context.visual, anchors)
         return Selection(anchors, values=values.to(context.visual), multiplicity=size if self.proportional else None)

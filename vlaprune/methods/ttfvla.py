@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import grey
-from vlaprune.methods.shared.scoring import mean_attention, option
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.scoring import check_option, mean_attention
+from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -51,7 +51,7 @@ class TTFVLA(Pruner):
     def __post_init__(self) -> None:
         """UserError for an unknown mode, no budget, or an interval below 1."""
         self.budget = Budget(self.relevant)
-        option("ttfvla mode", self.mode, MODES)
+        check_option("ttfvla mode", self.mode, MODES)
         if self.interval < 1 or self.threshold < 0:
             raise UserError(f"ttfvla interval={self.interval} threshold={self.threshold}; use 1 or more and 0 or more")
         self.reset()
@@ -79,7 +79,7 @@ class TTFVLA(Pruner):
         if self.mode != "attention":
             new |= (now - before).abs().mean(1) > self.threshold
         if self.mode != "pixel" and self._score is not None:
-            new |= shared(self._score, context.layout, self.budget.count(context.total))
+            new |= top_mask(self._score, context.layout, self.budget.count(context.total))
         self._tokens = torch.where(new[:, None], context.visual, self._tokens)
         return Selection(torch.arange(context.total, device=context.alive.device), values=self._tokens)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.selecting import evenly, share
+from vlaprune.methods.shared.selecting import even_strides, split_budget
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
@@ -26,6 +26,6 @@ class Uniform(Pruner):
     def select(self, context: PruneContext) -> Selection:
         """Token number floor((i + 1/2) n / k) of each camera, in raster order."""
         rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
-        counts = share(self.budget.count(context.total), context.layout.sizes)
-        each = [evenly(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
+        counts = split_budget(self.budget.count(context.total), context.layout.sizes)
+        each = [even_strides(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
         return Selection(torch.cat(each))

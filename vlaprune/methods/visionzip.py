@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import cosine, group_mean
-from vlaprune.methods.shared.selecting import share
+from vlaprune.methods.shared.selecting import split_budget
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection, ranking
 
 
@@ -62,7 +62,7 @@ class VisionZip(Scored):
     def select(self, context: PruneContext) -> Selection:
         """Camera by camera."""
         rows, values, views, score = [], [], context.layout.views, context.vision_attention
-        for view, k in zip(views, share(self.budget.count(context.total), context.layout.sizes), strict=True):
+        for view, k in zip(views, split_budget(self.budget.count(context.total), context.layout.sizes), strict=True):
             own = slice(view.start, view.tokens.stop)
             merged = round(self.contextual * k)
             picks, new = zipped(context.visual[own], score[own], k - merged, merged)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlaprune.methods.shared.patches import Patches, still
-from vlaprune.methods.shared.scoring import attention_entropy, check_range, mean_attention, option, sharpness
-from vlaprune.methods.shared.selecting import parted, shared
+from vlaprune.methods.shared.patches import Patches, static_patches
+from vlaprune.methods.shared.scoring import attention_entropy, check_option, check_range, mean_attention, sharpness
+from vlaprune.methods.shared.selecting import split_mask, top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import QueryGroup, Trace
 
@@ -53,7 +53,7 @@ class VLACache(Pruner):
         self._one, self._several = (self._counts(*published) for published in ((130, 120), (150, 100)))
         check_range("vlacache threshold", self.threshold, -1, 1)
         check_range("vlacache growth", self.growth, 0, 1)
-        option("vlacache entropy", self.entropy, ENTROPY)
+        check_option("vlacache entropy", self.entropy, ENTROPY)
         self.reset()
 
     def _counts(self, static: int, relevant: int) -> tuple[Budget, Budget]:
@@ -83,7 +83,7 @@ class VLACache(Pruner):
         count = max(1, int(self._shares[context.layer] * self._reuse.shape[0] + 1e-9))
         gone = torch.zeros(context.total, dtype=torch.bool, device=context.alive.device)
         gone = gone.index_fill(0, self._reuse[:count], True)[context.alive]
-        return Selection(*parted(gone))
+        return Selection(*split_mask(gone))
 
     def observe(self, trace: Trace) -> None:
         """Keeps the frame, the text's attention and the shares for the next call."""
@@ -101,7 +101,9 @@ class VLACache(Pruner):
         if before is None or not before.alike(self._now):
             return torch.zeros_like(context.reusable)
         static, relevant = self._one if len(layout.views) == 1 else self._several
-        found = context.reusable & still(self._now, before, self.threshold, layout, static.count(context.total))
+        found = context.reusable & static_patches(
+            self._now, before, self.threshold, layout, static.count(context.total)
+        )
         if self._score is None:
             return found
-        return found & ~shared(self._score, layout, relevant.count(context.total))
+        return found & ~top_mask(self._score, layout, relevant.count(context.total))

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import check_range, emitting, mean_attention, option, smoothed
-from vlaprune.methods.shared.selecting import by_camera, share, shared, spread_within
+from vlaprune.methods.shared.scoring import action_group, check_option, check_range, decayed_sum, mean_attention
+from vlaprune.methods.shared.selecting import by_camera, farthest_points_within, split_budget, top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -59,9 +59,9 @@ class VLAPruner(Pruner):
     def __post_init__(self) -> None:
         """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
-        option("vlapruner rows", self.rows, ROWS)
-        option("vlapruner action", self.action, ("middle", "latter_half"))
-        option("vlapruner fill", self.fill, ("zero", "carry"))
+        check_option("vlapruner rows", self.rows, ROWS)
+        check_option("vlapruner action", self.action, ("middle", "latter_half"))
+        check_option("vlapruner fill", self.fill, ("zero", "carry"))
         check_range("vlapruner gamma", self.gamma, 0, 1)
         if self.layer < 1 or self.window < 1:
             raise UserError(f"vlapruner layer={self.layer} window={self.window}; use 1 or more of each")
@@ -92,13 +92,13 @@ class VLAPruner(Pruner):
             return None
         semantic = mean_attention(context.trace, self.layer - 1, ROWS[self.rows])
         action = (
-            smoothed(self._past, self.gamma)
+            decayed_sum(self._past, self.gamma)
             if full
-            else mean_attention(context.trace, self.layer - 1, emitting(layout))
+            else mean_attention(context.trace, self.layer - 1, action_group(layout))
         )
-        union = shared(torch.stack((semantic, action)), layout, count).any(0)
-        counts = share(count, layout.sizes)
-        picks = spread_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
+        union = top_mask(torch.stack((semantic, action)), layout, count).any(0)
+        counts = split_budget(count, layout.sizes)
+        picks = farthest_points_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
         return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 
     def observe(self, trace: Trace) -> None:

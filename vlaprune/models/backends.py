@@ -1,7 +1,7 @@
 """The ways to run one and the same model: by its attention kernel, compiled, or captured.
 
-As dense baselines they are a ladder: a speed-up is quoted against the fastest of them, because against a slow baseline
-any method wins. Methods run under each of them, too.
+A speed-up is quoted against the fastest dense backend, because against a slow baseline any method wins. Methods run
+under each backend, too.
 """
 
 from __future__ import annotations

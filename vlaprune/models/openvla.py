@@ -30,7 +30,7 @@ from vlaprune.models.prismatic import (
     restore,
 )
 from vlaprune.models.source import Source, published
-from vlaprune.models.suffix import Read, joined, left_by_prompt, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import normalise
 from vlaprune.nn.decoder import Decoder
@@ -160,7 +160,7 @@ class OpenVLA:
             queries.append(each)
             token, x = best(trunk.head, trunk.embedding, backend.unit(normalise)(self.decoder.norm, x))
             tokens.append(token)
-        return torch.stack(tokens, 1), joined(queries, layers, suffix)
+        return torch.stack(tokens, 1), gather_reads(queries, layers, suffix)
 
 
 def best_token(head: nn.Module, embedding: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ class PaliGemma(nn.Module):
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] from 0 to 255; calls that ask get the attention."""
         reads, cameras = any(c.wants_vision_attention for c in calls), images.shape[1]
         with stage(calls, "vision", cameras * self.tower.flops):
-            run = partial(see, self, reads, backend)
+            run = partial(vision_segment, self, reads, backend)
             features, received = backend.run(("vision", reads), run, images.flatten(0, 1))
         if received is not None:
             self._record(calls, received)
@@ -164,7 +164,7 @@ class PaliGemma(nn.Module):
         return steps * (step + linear_flops(chunk, 2 * d, d, d)) + linear_flops(1, NUMBERS, d)
 
 
-def see(net: PaliGemma, reads: bool, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def vision_segment(net: PaliGemma, reads: bool, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Segment: features [N, t, dv] of images [N, h, w, 3] from 0 to 255, with `reads` the attention [N, t] received."""
     pixels = backend.unit(unit_pixels)(images, net.projector.weight.dtype)
     features, (q, k) = net.tower(pixels, backend)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from vlaprune.errors import UserError
 from vlaprune.models.small import SmallPolicy, shipped
-from vlaprune.models.smollm import installed, pretrained, random
+from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.load import fill, read
-from vlaprune.nn.lora import adapt, merge
+from vlaprune.nn.lora import add_adapters, merge
 from vlaprune.nn.vision import ViT
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
@@ -65,7 +65,7 @@ class Smol(SmallPolicy):
         if backbone == "random":
             trunk, encode, origin = random(sizes or {}, layers, where)
         else:
-            trunk, encode, origin = pretrained(Path(backbone) if backbone else installed(), layers, where)
+            trunk, encode, origin = pretrained(Path(backbone) if backbone else installed_gguf(), layers, where)
         own = trunk.decoder.config
         vision = ViT(image, vision_width, vision_layers, vision_width // 32)
         super().__init__(cameras, chunk, text, vision, own.hidden_size)
@@ -73,7 +73,7 @@ class Smol(SmallPolicy):
         self.info = ModelInfo("smol", layers, own.num_heads, own.hidden_size, own.head_dim)
         self.card = {"weights": "random", "backbone": origin, "lora": {"rank": rank, "alpha": alpha}, "text": text}
         if weights == "random":
-            adapt(self.trunk.decoder, rank, alpha)
+            add_adapters(self.trunk.decoder, rank, alpha)
             if tower is not None:
                 self._begin_with(tower)
         else:
@@ -99,7 +99,7 @@ class Smol(SmallPolicy):
                 raise UserError(
                     f"weights {path} were trained with {key} {origin[key]}, now it is {self.card[key]}; use the same"
                 )
-        adapt(self.trunk.decoder, **origin["lora"])
+        add_adapters(self.trunk.decoder, **origin["lora"])
         fill(self, state, str(path))
         if merged:
             merge(self.trunk)

@@ -35,7 +35,7 @@ class SmolLM(nn.Module):
         self.decoder = Decoder(config)
 
 
-def installed() -> Path:
+def installed_gguf() -> Path:
     """The wheel's GGUF file. UserError in one line where it is not installed."""
     try:
         path = Path(str(distribution(WHEEL).locate_file(FILE)))

@@ -70,7 +70,7 @@ def _extended(call: Call, layer: int, total: int) -> tuple[Tensor, Tensor | None
     return torch.cat((kv.columns, behind)), bias
 
 
-def joined(queries: Sequence[Sequence[Tensor]], layers: Sequence[int], suffix: Suffix) -> list[list[Read]]:
+def gather_reads(queries: Sequence[Sequence[Tensor]], layers: Sequence[int], suffix: Suffix) -> list[list[Read]]:
     """The reads of rows that were computed one a pass: per pass and layer queries [B, H, 1, hd], and the final keys."""
     return [
         [(torch.cat([own[layer] for own in queries], 2), [kv[0] for kv in suffix.buffers[layer]])] for layer in layers

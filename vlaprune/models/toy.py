@@ -17,7 +17,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
-from vlaprune.models.suffix import Read, joined, left_by_prompt, record_action, record_passes, recorded_layers
+from vlaprune.models.suffix import Read, gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, normalise
 from vlaprune.nn.decoder import Decoder, Tokens
@@ -47,7 +47,7 @@ class Toy:
 
     @torch.no_grad()
     def _wire(self) -> None:
-        lot = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         weights = dict(self.decoder.named_parameters())
         for name, weight in weights.items():
             if weight.ndim == 2:
@@ -58,8 +58,8 @@ class Toy:
                     weight[6 + c, QUERY + c] = 16.0 - (layer % 3)
                     weight[32 + 6 + c, RED + c] = 1.0
                     weight[64 + c, X + c] = 1.0
-                weight[16:32] = torch.randn(16, 32, generator=lot)
-                weight[48:64] = torch.randn(16, 32, generator=lot)
+                weight[16:32] = torch.randn(16, 32, generator=generator)
+                weight[48:64] = torch.randn(16, 32, generator=generator)
         for c in range(2):
             weights[f"blocks.{self.info.num_layers - 1}.out.weight"][X + c, c] = NORM / 32**0.5
 
@@ -115,7 +115,7 @@ class Toy:
             x, each = suffix.extend(query, i)
             rows.append(self.backend.unit(normalise)(self.decoder.norm, x))
             queries.append(each)
-        return torch.stack(rows, 1), joined(queries, layers, suffix)
+        return torch.stack(rows, 1), gather_reads(queries, layers, suffix)
 
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
         side, patch = self.side, image.shape[0] // self.side

@@ -17,7 +17,7 @@ from vlaprune.nn.weights import finite
 CARD, CHECKSUM = "vlaprune", "checksum"  # keys of a file's metadata
 
 
-def trained(module: nn.Module) -> dict[str, Tensor]:
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors by name, without parameters that are frozen: those stay with the weights they came from."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {key: value for key, value in module.state_dict().items() if key not in frozen}
@@ -33,7 +33,7 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
     path = Path(path)
     state = {
         k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
-        for k, v in trained(module).items()
+        for k, v in trainable_state(module).items()
     }
     part, told = path.with_suffix(".part"), json.dumps(dict(card))
     save_file(state, part, metadata={CARD: told, CHECKSUM: checksum(state, told)})
@@ -78,7 +78,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads tensors strictly: all that is not frozen, in its shape, and nothing else. UserError says what is wrong."""
-    own = trained(module)
+    own = trainable_state(module)
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())
     shapes = [

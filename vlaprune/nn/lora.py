@@ -25,11 +25,15 @@ class LoRA(nn.Module):
     parts  how many rows of W each pair of A and B is for; together all of them
     """
 
-    def __init__(self, layer: nn.Linear, rank: int, alpha: float, parts: Sequence[int], lot: torch.Generator) -> None:
+    def __init__(
+        self, layer: nn.Linear, rank: int, alpha: float, parts: Sequence[int], generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.layer, self.scale = layer.requires_grad_(False), alpha / rank
         device = layer.weight.device
-        self.a = nn.Parameter((torch.randn(len(parts) * rank, layer.in_features, generator=lot) / rank).to(device))
+        self.a = nn.Parameter(
+            (torch.randn(len(parts) * rank, layer.in_features, generator=generator) / rank).to(device)
+        )
         self.b = nn.ParameterList(nn.Parameter(torch.zeros(rows, rank, device=device)) for rows in parts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class LoRA(nn.Module):
         return self.layer
 
 
-def adapt(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
+def add_adapters(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
     """Freezes a module and puts adapters beside each of its linear layers, save those named in `skip`.
 
     A module may say in `parts` of which parts the rows of a fused layer of its own are made. A is drawn from N(0, 1 /
@@ -61,8 +65,8 @@ def adapt(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequen
         holder, _, own = name.rpartition(".")
         owner = trunk.get_submodule(holder)
         parts = getattr(owner, "parts", {}).get(own, (layer.out_features,))
-        lot = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        setattr(owner, own, LoRA(layer, rank, alpha, parts, lot))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        setattr(owner, own, LoRA(layer, rank, alpha, parts, generator))
 
 
 def merge(trunk: nn.Module) -> None:
@@ -92,7 +96,7 @@ def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str,
             f"adapters {path} were trained on weights {lora.get('weights')}, but these are {identity(card)}; "
             "set model.weights to those"
         )
-    adapt(trunk, lora["rank"], lora["alpha"])
+    add_adapters(trunk, lora["rank"], lora["alpha"])
     fill(policy, state, path)
     merge(trunk)
     both = f"{identity(card)} {said['sha256']}"

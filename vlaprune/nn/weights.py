@@ -155,8 +155,8 @@ def randomise(module: nn.Module, seed: int, device: torch.device | str, dtype: t
     with torch.no_grad():
         for name, p in module.named_parameters():
             if p.ndim > 1:
-                lot = torch.Generator(p.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-                p.normal_(0.0, p[0].numel() ** -0.5, generator=lot)
+                generator = torch.Generator(p.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+                p.normal_(0.0, p[0].numel() ** -0.5, generator=generator)
             else:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
 

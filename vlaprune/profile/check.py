@@ -19,7 +19,7 @@ from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import Recording
 
 FULL = ("openvla", "oft", "cogact", "pi0")
-LADDER = ("sdpa", "compile", "graph")
+BACKENDS = ("sdpa", "compile", "graph")
 LAUNCHES = (
     "*operators*: of a call that runs as it is, views and allocations left out. *launches*: what the host launches for "
     "a call under the arm's backend. Under eager, sdpa and flash that is every operator. Under graph a captured "
@@ -50,8 +50,8 @@ def one(
         warmup=BLOCK, calls=10**6, seconds=0.0, block=BLOCK, seed=cfg.seed, windows=0, limit=seconds
     )
     short = micro.TimingConfig(warmup=BLOCK, calls=2 * BLOCK, seconds=0.0, block=BLOCK, seed=cfg.seed)
-    ladder = LADDER if model.device.type == "cuda" else ("sdpa",)
-    found = measure(model, methods, recording, rules, ladder, climbing=short)
+    backends = BACKENDS if model.device.type == "cuda" else ("sdpa",)
+    found = measure(model, methods, recording, rules, backends, quick=short)
     page.parts.append(f"# {name}")
     speed.fill(page, found.rows, found.refusal, found.here)
     page.text(*found.notes)

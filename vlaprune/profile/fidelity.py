@@ -1,7 +1,7 @@
 """The fidelity gate: how far a method's actions stray from dense ones on the same recorded observations, in minutes.
 
 Nothing is stepped: every method sees exactly what dense saw, so a difference is the method's own and not a course that
-went elsewhere. How well this foretells a loss of success is a question to data; `foretells` answers it.
+went elsewhere. `correlate_losses` measures how well this predicts a loss of success.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _before(differs: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Foretold:
+class LossCorrelation:
     """Rank correlation over arms of a score with the loss of success, and its 95 % bootstrap interval.
 
     beyond  the same at a given number of visual tokens (partial rank correlation); NaN where that number says it all
@@ -133,9 +133,9 @@ class Foretold:
     beyond: float
 
 
-def foretells(
+def correlate_losses(
     scores: Sequence[float], losses: Sequence[float], tokens: Sequence[float], seed: int = 0, draws: int = 4000
-) -> Foretold:
+) -> LossCorrelation:
     """Spearman's rank correlation; arms are drawn anew for the interval. UserError for fewer than 4 arms."""
     a, b = np.asarray(scores, float), np.asarray(losses, float)
     if len(a) < 4:
@@ -144,4 +144,4 @@ def foretells(
     drawn = rank_correlation(a[picks], b[picks])
     low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
     given = partial_rank(a, b, np.asarray(tokens, float))
-    return Foretold(float(rank_correlation(a, b)), float(low), float(high), len(a), given)
+    return LossCorrelation(float(rank_correlation(a, b)), float(low), float(high), len(a), given)

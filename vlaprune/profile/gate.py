@@ -13,7 +13,7 @@ from vlaprune import report
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
-from vlaprune.profile.fidelity import Fidelity, Foretold, Replay, foretells, overlap, replay, score
+from vlaprune.profile.fidelity import Fidelity, LossCorrelation, Replay, correlate_losses, overlap, replay, score
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import PHASES, Recording
 from vlaprune.pruner import Pruner
@@ -88,17 +88,17 @@ def losses(judged: Sequence[Judged], runs: Mapping[str, Run], dense: Run) -> Non
             arm.loss = -stats.pair(theirs, ours).difference
 
 
-def correlations(judged: Sequence[Judged]) -> dict[str, Foretold]:
+def correlations(judged: Sequence[Judged]) -> dict[str, LossCorrelation]:
     """Each score against the loss, over the arms with enough episodes."""
     told = [a for a in judged if a.loss is not None and a.episodes >= LEAST]
     if len(told) < 4:
         return {}
     names = list(told[0].scores)
     tokens, lost = [float(a.replay.visual.mean()) for a in told], [a.loss or 0.0 for a in told]
-    return {n: foretells([a.scores[n] for a in told], lost, tokens) for n in names}
+    return {n: correlate_losses([a.scores[n] for a in told], lost, tokens) for n in names}
 
 
-def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, Foretold], tolerance: float = 0.1) -> None:
+def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, LossCorrelation], tolerance: float = 0.1) -> None:
     """The tables."""
     page.table("Fidelity", [_row(a) for a in judged])
     page.text(
@@ -129,7 +129,7 @@ def _row(arm: Judged) -> dict[str, str]:
     return out | {"loss": "" if arm.loss is None else f"{100 * arm.loss:+.1f} of {arm.episodes}"}
 
 
-def _told(name: str, found: Foretold) -> dict[str, str]:
+def _told(name: str, found: LossCorrelation) -> dict[str, str]:
     return {
         "score": name,
         "rank correlation with the loss": _signed(found.rho),

@@ -27,7 +27,7 @@ from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
 PACK = 8  # candidates tried in one packed call
 
 
-class Told(Pruner):
+class FixedTokens(Pruner):
     """Keeps the tokens that it is told, at one layer; all where it is told none.
 
     tokens  numbers among the V
@@ -66,12 +66,12 @@ class Search:
     def __init__(self, model: VLA, layer: int, count: int, trials: int, scale: np.ndarray) -> None:
         if trials < 1:
             raise UserError(f"trials={trials}; use at least 1")
-        self._tellers: list[Told] = []
+        self._tellers: list[FixedTokens] = []
         self.policy = Policy(model, lambda: self._teller(layer), slots=PACK)
         self.count, self.trials, self.scale = count, trials, scale
 
-    def _teller(self, layer: int) -> Told:
-        self._tellers.append(Told(layer))
+    def _teller(self, layer: int) -> FixedTokens:
+        self._tellers.append(FixedTokens(layer))
         return self._tellers[-1]
 
     def chunks(self, observation: Observation, sets: Sequence[np.ndarray | None], seed: int) -> list[np.ndarray]:
@@ -111,17 +111,17 @@ class Search:
             at = int(np.argmin(sign * np.array(errors)))
             return Found(np.sort(sets[at]), chunks[at], errors[at])
 
-        lot, everything = np.random.default_rng(seed), np.arange(total)
+        rng, everything = np.random.default_rng(seed), np.arange(total)
         without = [np.delete(everything, i) for i in everything]
         missed = [self.error(chunk, dense) for chunk in self.chunks(observation, without, seed)]
         order = np.argsort(-sign * np.array(missed), kind="stable")
-        found = tried([order[: self.count], *start, *(lot.permutation(total)[: self.count] for _ in range(PACK - 1))])
+        found = tried([order[: self.count], *start, *(rng.permutation(total)[: self.count] for _ in range(PACK - 1))])
         for _ in range(0, self.trials if self.count < total else 0, PACK):
             others = np.setdiff1d(everything, found.tokens)
             swaps = []
             for _ in range(PACK):
                 own = found.tokens.copy()
-                own[lot.integers(self.count)] = lot.choice(others)
+                own[rng.integers(self.count)] = rng.choice(others)
                 swaps.append(own)
             new = tried(swaps)
             found = new if sign * new.error < sign * found.error else found

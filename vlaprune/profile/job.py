@@ -103,7 +103,7 @@ def speeds(setting: Setting) -> list[Path]:
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     methods = setting.ready(setting.methods, model, recording)
     with _bar("blocks", "block") as tell:
-        found = measure(model, methods, recording, setting.rules, cfg.ladder, tell)
+        found = measure(model, methods, recording, setting.rules, cfg.backends, tell)
     page = Page(f"{model.info.name}: what pruning saves, and what it costs")
     speed.fill(page, found.rows, found.refusal, found.here)
     page.text(*found.notes)

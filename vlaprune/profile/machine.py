@@ -107,7 +107,7 @@ class Watch:
             thread.join()
             self.clocks += [max(seen)] if seen else []
 
-    def look(self) -> None:
+    def check(self) -> None:
         """One look between two blocks: who else is there."""
         processes = self.nvml.processes()
         self.most = max(self.most, processes or 0)
@@ -166,14 +166,14 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def held(thing: object, depth: int = 6) -> int:
+def bytes_held(thing: object, depth: int = 6) -> int:
     """Bytes of the tensors that an object's attributes hold, down to `depth`: a method's memory from call to call."""
     if isinstance(thing, torch.Tensor):
         return thing.numel() * thing.element_size()
     if not depth:
         return 0
     if isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
-        return sum(held(one, depth - 1) for one in thing)  # type: ignore[attr-defined,misc]
+        return sum(bytes_held(one, depth - 1) for one in thing)  # type: ignore[attr-defined,misc]
     if isinstance(thing, dict):
-        return sum(held(one, depth - 1) for one in thing.values())
-    return held(vars(thing), depth - 1) if hasattr(thing, "__dict__") and not isinstance(thing, type) else 0
+        return sum(bytes_held(one, depth - 1) for one in thing.values())
+    return bytes_held(vars(thing), depth - 1) if hasattr(thing, "__dict__") and not isinstance(thing, type) else 0

@@ -1,4 +1,4 @@
-"""One model, measured: the dense ladder, then every method under its fastest backend, beside it."""
+"""One model, measured: dense under several backends, then every method under its fastest backend, beside it."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ def measure(
     methods: Methods,
     recording: Recording,
     rules: micro.TimingConfig,
-    ladder: Sequence[str],
+    backends: Sequence[str],
     tell: Callable[[str], None] = lambda text: None,
-    climbing: micro.TimingConfig | None = None,
+    quick: micro.TimingConfig | None = None,
 ) -> Measured:
     """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
 
-    `climbing` are other rules for the ladder. UserError where no backend runs here.
+    `quick` are other rules for the dense backends. UserError where no backend runs here.
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
     here = roofline.measure(model.device, next(model.decoder.parameters()).dtype)
-    skipped = {f"dense under {backend}": why for backend in ladder if (why := missing(backend, model.device))}
-    here_too = [backend for backend in ladder if not missing(backend, model.device)]
-    backends = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]
-    if not backends:
-        raise UserError(f"ladder={list(ladder)} has no backend that runs on {model.device}")
-    best = micro.climb(backends, recording.episodes, climbing or rules, watch)
-    beside = speed.beside_sdpa(backends)
+    skipped = {f"dense under {backend}": why for backend in backends if (why := missing(backend, model.device))}
+    here_too = [backend for backend in backends if not missing(backend, model.device)]
+    dense = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]
+    if not dense:
+        raise UserError(f"backends={list(backends)} has no backend that runs on {model.device}")
+    best = micro.fastest_backend(dense, recording.episodes, quick or rules, watch)
+    beside = speed.beside_sdpa(dense)
     tell(f"fastest dense: {best.backend}")
     arms = _arms(best.policy.model, methods, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
-    skipped |= {f"dense under {arm.backend}": arm.refused for arm in backends if arm.refused}
+    skipped |= {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused}
     skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
-    backends = [arm for arm in backends if not arm.refused]
-    rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in backends]
-    base = rows[backends.index(best)]
+    dense = [arm for arm in dense if not arm.refused]
+    rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in dense]
+    base = rows[dense.index(best)]
     base["baseline"] = True
     told = [p for p in pairs if not p.arm.refused and p.beside]
     rows += [speed.against(speed.described(model, p.arm, here), p, best, base, here) for p in told]

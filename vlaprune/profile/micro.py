@@ -20,7 +20,7 @@ import torch
 from vlaprune.errors import UserError
 from vlaprune.models.backends import kernel
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.profile.machine import WINDOW, Nvml, Watch, allocated, forget_peak, held, peak_memory
+from vlaprune.profile.machine import WINDOW, Nvml, Watch, allocated, bytes_held, forget_peak, peak_memory
 from vlaprune.profile.products import Products, Watched
 from vlaprune.profile.recording import Frame
 from vlaprune.profile.roofline import Stages
@@ -82,7 +82,7 @@ class Arm:
 
     label    what it is called in the table
     policy   one slot
-    backend  of the dense ladder, which it runs under
+    backend  of the dense arm, which it runs under
     blocks   milliseconds of each call, by block; the first call of a block follows a reset
     busy     milliseconds of processor time of each block
     calls    the records of each block
@@ -169,7 +169,7 @@ class Arm:
             return
         session = self.policy.sessions[0]
         self.cache_bytes = session.kv_bytes
-        self.state_bytes = held(session.pruner)
+        self.state_bytes = bytes_held(session.pruner)
 
     def _count(self, block: Block, seed: int) -> None:
         """Counts the products of a block. Its segments run as they are: of a replayed graph nothing would be seen."""
@@ -240,8 +240,8 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
     return float(np.median([r.ms.get(name, 0.0) for r in records]))
 
 
-def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
-    """Measures the backends of the dense ladder in turn; gives the fastest."""
+def fastest_backend(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
+    """Measures dense under each backend in turn; gives the fastest."""
     alone = allocated(arms[0].policy.model.device)
     for arm in arms:
         arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone)
@@ -252,7 +252,7 @@ def climb(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, w
             if not arm.refused:
                 with watch.running():
                     arm.run(block, rules.seed)
-        watch.look()
+        watch.check()
     run = [arm for arm in arms if not arm.refused]
     if not run:
         raise UserError("; ".join(f"dense under {arm.backend}: {arm.refused}" for arm in arms))
@@ -287,7 +287,7 @@ def compare(
             break
         for pair in todo:
             _beside(pair, block, rules.seed, watch, first=number % 2 == 0)
-            watch.look()
+            watch.check()
             if pair.arm.enough(rules):
                 pair.arm.policy.model.backend.clear()
         tell(f"{len(todo)} of {len(pairs)} arms to measure")

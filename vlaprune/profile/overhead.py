@@ -30,7 +30,7 @@ from vlaprune.trace import Trace
 ALLOWED = 1.03
 
 
-class Unheeded(Pruner):
+class IgnoredChoice(Pruner):
     """A method that reads and scores as ever, and whose choice is thrown away: dense actions at the method's cost."""
 
     def __init__(self, inner: Pruner) -> None:
@@ -168,7 +168,7 @@ def kept(every: Methods, info: ModelInfo) -> list[tuple[str, Callable[[], Pruner
 
 
 def _unheeded(make: Callable[[], Pruner]) -> Pruner:
-    return Unheeded(make())
+    return IgnoredChoice(make())
 
 
 def methods(

@@ -139,17 +139,17 @@ def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Record
 
 def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 12, seed: int = 0) -> Recording:
     """Seeded noise that hardly changes from step to step, for costs that do not depend on what is seen."""
-    lot = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     frames = []
     for episode in range(episodes):
-        ground = {c: lot.integers(0, 255, (image, image, 3), dtype=np.uint8) for c in interface.cameras}
+        ground = {c: rng.integers(0, 255, (image, image, 3), dtype=np.uint8) for c in interface.cameras}
         width = max(1, image // 8)
         for step in range(steps):
             images = {c: still.copy() for c, still in ground.items()}
             for one in images.values():
-                row, column = lot.integers(0, image - width, 2)
-                one[row : row + width, column : column + width] = lot.integers(0, 255, 3)
-            state = None if interface.state is None else 0.1 * lot.standard_normal(interface.state_size)
+                row, column = rng.integers(0, image - width, 2)
+                one[row : row + width, column : column + width] = rng.integers(0, 255, 3)
+            state = None if interface.state is None else 0.1 * rng.standard_normal(interface.state_size)
             frames.append(Frame(Observation(images, state, "pick up the red cube"), "noise", episode, step))
     return Recording(frames, {"bench": f"noise of seed {seed}", "episodes": episodes})
 

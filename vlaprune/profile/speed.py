@@ -94,7 +94,7 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any], h
 def beside_sdpa(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
     """By backend, time of a dense call over that under sdpa: median over blocks on the same observations, interval.
 
-    Right after the ladder was climbed, when all arms have the same blocks. Empty where sdpa did not run.
+    Right after the backends were compared, when all arms have the same blocks. Empty where sdpa did not run.
     """
     run = {arm.backend: arm for arm in arms if not arm.refused}
     if "sdpa" not in run:
@@ -118,9 +118,9 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
             "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no "
             "warm-up, too few calls), or the baseline was slowed down. Measure again with more warm-up and blocks."
         )
-    ladder = [r for r in rows if "sdpa_time" in r]
-    if len(ladder) > 1:
-        page.table("Dense under each backend", [_ladder(r) for r in ladder])
+    backends = [r for r in rows if "sdpa_time" in r]
+    if len(backends) > 1:
+        page.table("Dense under each backend", [_backend_row(r) for r in backends])
         page.text("Time of a call over that under sdpa, in turns on the same observations; below 1 is faster.")
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
@@ -182,7 +182,7 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
     }
 
 
-def _ladder(row: dict[str, Any]) -> dict[str, str]:
+def _backend_row(row: dict[str, Any]) -> dict[str, str]:
     return {
         "backend": row["kernel"],
         "blocks": str(row["sdpa_blocks"]),

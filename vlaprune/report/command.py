@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
-        comparison = comparison.above(find(args.noise))
+        comparison = comparison.with_noise(find(args.noise))
     table = tabulate(comparison, args.tasks, args.timed)
     if args.untimed:
         table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")

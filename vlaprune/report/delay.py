@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from vlaprune.markdown import table as lined
 from vlaprune.records import EpisodeRecord, Run
-from vlaprune.report.runs import Arm, Comparison, compare, shown
+from vlaprune.report.runs import Arm, Comparison, compare, display_name
 from vlaprune.report.tables import shared_episodes, tabulate
 from vlaprune.stats.noise import alike
-from vlaprune.stats.rates import Interval
+from vlaprune.stats.rates import mean_interval
 
 MOTION = {"path_hand": "path", "jerk_hand": "jerk, hand", "jerk_turn": "jerk, turn", "flips": "gripper flips"}
 
@@ -91,7 +90,9 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     out.attrs["notes"] = [*notes, *_footnotes(found)]
     first = found[0].comparison.arms[0].run
     out.attrs["margin"] = found[0].comparison.margin
-    out.attrs["title"] = f"{shown(first, 'model')} on {shown(first, 'bench')}, in a world that does not wait"
+    out.attrs["title"] = (
+        f"{display_name(first, 'model')} on {display_name(first, 'bench')}, in a world that does not wait"
+    )
     return out
 
 
@@ -110,7 +111,7 @@ def _footnotes(found: Sequence[Setting]) -> list[str]:
 def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
     records = list(arm.episodes.values())
     steps, calls = sum(r.steps for r in records), [c for r in records for c in r.calls]
-    seconds, interval = mean([_seconds(r) for r in records if r.success])
+    seconds, interval = mean_interval([_seconds(r) for r in records if r.success])
     out: dict[str, Any] = {
         "mode": setting.mode,
         "where": setting.where,
@@ -131,17 +132,6 @@ def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
 
 def _seconds(record: EpisodeRecord) -> float:
     return float(record.motion.get("world_seconds", np.nan))
-
-
-def mean(values: Sequence[float], confidence: float = 0.95) -> tuple[float, Interval]:
-    """Mean with Student's interval, its ends infinite for fewer than two values; NaN for none."""
-    if not values:
-        return float("nan"), Interval(float("nan"), float("nan"))
-    middle = float(np.mean(values))
-    if len(values) < 2:
-        return middle, Interval(-np.inf, np.inf)
-    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return middle, Interval(middle - reach, middle + reach)
 
 
 def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +155,7 @@ def _paired(arm: Arm, base: Arm) -> dict[str, float]:
         pairs[f"{key}_change"] = [a.motion[key] - b.motion[key] for a, b in both if key in a.motion and key in b.motion]
     out: dict[str, float] = {}
     for key, values in pairs.items():
-        middle, interval = mean(values)
+        middle, interval = mean_interval(values)
         out |= {key: middle, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return out
 

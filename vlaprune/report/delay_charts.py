@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vlaprune.report.delay import verdict
-from vlaprune.report.svg import BAD, INK, Chart, draw, frame, look, short
+from vlaprune.report.svg import BAD, INK, Chart, draw, frame, marker_style, short
 
 MARKERS = "Dos^vXP<>*"  # of lines, by method
 
@@ -25,7 +25,7 @@ def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
         ax, tips = figure.add_subplot(), {}
         for number, method in enumerate(methods):
             own = rows[rows["method"] == method].sort_values("set_ms")
-            colour, marker = look(None, int(own["colour"].iloc[0]))[0], MARKERS[number % len(MARKERS)]
+            colour, marker = marker_style(None, int(own["colour"].iloc[0]))[0], MARKERS[number % len(MARKERS)]
             ax.plot(own["set_ms"], scale * own[column], color=colour, lw=1.6, label=short(method, width), marker=marker)
             for i, r in enumerate(own.itertuples()):
                 ends = [scale * getattr(r, k) for k in (low, high)]
@@ -51,7 +51,7 @@ def break_even(rows: pd.DataFrame, margin: float) -> Chart:
         ax.axvline(0, color=INK, lw=1)
         ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
         for y, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(r.verdict, r.colour)
+            colour, marker, face = marker_style(r.verdict, r.colour)
             d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
@@ -79,7 +79,7 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
         ax.axvline(0, color=INK, lw=1)
         for y, r in enumerate(rows.itertuples()):
             d, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
-            colour, marker, face = look(r.verdict, r.colour)
+            colour, marker, face = marker_style(r.verdict, r.colour)
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=6, gid=f"tip{y}")
             tips[f"tip{y}"] = f"{_name(r)}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"

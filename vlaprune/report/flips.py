@@ -77,7 +77,7 @@ def video(run: Run, task: str, episode: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def shelve(
+def place_videos(
     found: Sequence[Flips], page: Path, budget: int, others: Iterable[Path] = ()
 ) -> tuple[dict[Path, Video], dict[str, str]]:
     """Gives every video its place: in the page while `budget` bytes last, LOST before GAINED, methods in turn.

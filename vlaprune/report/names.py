@@ -38,7 +38,7 @@ class Box:
         )
 
 
-def name(figure: Figure, ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, width: int) -> None:
+def label_families(figure: Figure, ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, width: int) -> None:
     """Names every family once, beside its cheapest budget; what fits nowhere is named in the tooltip only."""
     figure.draw_without_rendering()
     size, high = (11, 13.0) if width > NARROW else (10, 11.5)

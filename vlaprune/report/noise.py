@@ -1,4 +1,4 @@
-"""The A/A floor beside a table: how often the baseline alone, run again, ends an episode otherwise."""
+"""The A/A noise beside a table: how often the baseline alone, run again, ends an episode otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
 from vlaprune.stats.noise import lines, same_method
-from vlaprune.stats.paired import aa_floor
+from vlaprune.stats.paired import aa_noise
 from vlaprune.stats.rates import Interval
 
 
@@ -21,28 +21,28 @@ class Noise:
     interval: Interval
     told: str
 
-    def units(self, apart: float) -> float:
-        """A share of episodes as so many floors; NaN where a repeat changed nothing."""
-        return apart / self.rate if self.rate else math.nan
+    def units(self, share: float) -> float:
+        """A share of episodes in units of the noise; NaN where a repeat changed nothing."""
+        return share / self.rate if self.rate else math.nan
 
-    def hides(self, apart: float) -> bool:
+    def hides(self, share: float) -> bool:
         """Whether a method that ends this share of episodes otherwise is a tie: a mere repeat may do as much."""
-        return apart <= self.interval.high
+        return share <= self.interval.high
 
 
-def noise(repeats: Sequence[Run], baseline: Run) -> Noise:
-    """Measures the floor. UserError where the runs are no repeats of the baseline."""
+def measure_noise(repeats: Sequence[Run], baseline: Run) -> Noise:
+    """Measures the noise. UserError where the runs are no repeats of the baseline."""
     for run in repeats:
-        if apart := differences(_kind(baseline), _kind(run)):
-            raise UserError(f"{run.folder} is no repeat of {baseline.folder}: {apart}")
+        if differ := differences(_kind(baseline), _kind(run)):
+            raise UserError(f"{run.folder} is no repeat of {baseline.folder}: {differ}")
     if not same_method(repeats):
-        raise UserError(f"a floor needs the baseline at least twice, got {len(repeats)} run")
+        raise UserError(f"noise needs the baseline at least twice, got {len(repeats)} run")
     told = lines(repeats)[1:]
     found = []
     for other, line in zip(repeats[1:], told, strict=True):
         both = [key for key in repeats[0].episodes if key in other.episodes]
         then, now = ({key: run.episodes[key].success for key in both} for run in (repeats[0], other))
-        found.append(Noise(*aa_floor(then, now), line))
+        found.append(Noise(*aa_noise(then, now), line))
     return max(found, key=lambda one: (one.rate, one.interval.high))
 
 

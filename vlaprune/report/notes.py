@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.records import UNPROVED
-from vlaprune.report.runs import Arm, Comparison, part
+from vlaprune.report.runs import Arm, Comparison, short_name
 from vlaprune.report.times import STEADY
 from vlaprune.stats import power
 
@@ -102,24 +102,24 @@ def _most(cut: float) -> float:
 
 
 def _noise(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
-    if comparison.floor is None:
+    if comparison.noise is None:
         return []
     hidden = ties(comparison, whole)
     inside = f"Ties, inside it: {', '.join(hidden)}" if hidden else "No method is inside it"
-    return [f"A/A floor, the baseline run again: {comparison.floor.told}. {inside}."]
+    return [f"A/A noise, the baseline run again: {comparison.noise.told}. {inside}."]
 
 
 def ties(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     """Methods not called worse that end no more episodes otherwise than a repeat of the baseline may."""
-    if comparison.floor is None or "otherwise" not in whole:
+    if comparison.noise is None or "otherwise" not in whole:
         return []
     rows = whole[whole["otherwise"].notna() & ~whole["verdict"].isin(["worse", "stopped: worse"])]
-    return [r.method for r in rows.itertuples() if comparison.floor.hides(r.otherwise)]
+    return [r.method for r in rows.itertuples() if comparison.noise.hides(r.otherwise)]
 
 
 def _why(arm: Arm) -> str:
     how = "paired on the episodes both have" if arm.judged else "not judged"
-    return f"{part(arm.run, 'model')} on {part(arm.run, 'bench')}, {arm.mixed}; {how}"
+    return f"{short_name(arm.run, 'model')} on {short_name(arm.run, 'bench')}, {arm.mixed}; {how}"
 
 
 def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
@@ -129,14 +129,14 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
         return []
     several = f", Holm over the {len(judged)} methods (per task: over that task's)" if len(judged) > 1 else ""
     at = "the level at which Holm judges its method" if several else "95 %"
-    n, apart = typical(judged)
+    n, flipped = typical(judged)
     return [
         f"Verdict: method - {base.label} on the same episodes against a margin of {100 * comparison.margin:g} points, "
         f"exact unconditional test at alpha 0.05{several}; worse also needs exact McNemar.",
         f"Intervals of differences are Tango's at {at}; their end stands at the margin where the exact test is "
         "stricter, so that they lie beside the margin exactly where there is a verdict.",
         *_pooled(comparison),
-        f"Power: {sees(n, apart, len(judged))}.",
+        f"Power: {detectable_loss(n, flipped, len(judged))}.",
     ]
 
 
@@ -157,12 +157,12 @@ def typical(judged: pd.DataFrame) -> tuple[int, float]:
     return int(judged["paired"].min()), float(both_ways.median())
 
 
-def sees(n: int, apart: float, methods: int) -> str:
-    """What loss n paired episodes show where a rate of them flips anyway, at Holm's first level."""
-    loss = power.mde(n, apart, alpha=0.05 / methods)
+def detectable_loss(n: int, flipped: float, methods: int) -> str:
+    """The loss that n paired episodes can show, at Holm's first level; a share `flipped` of them flips both ways."""
+    loss = power.mde(n, flipped, alpha=0.05 / methods)
     seen = f"a loss of about {100 * loss:.1f} points" if math.isfinite(loss) else "no loss of any size"
     level = f"alpha 0.05 / {methods}" if methods > 1 else "alpha 0.05"
-    return f"with {n} paired episodes, {100 * apart:.0f} % of which flip both ways, {seen} shows (power 0.8, {level})"
+    return f"with {n} paired episodes, {100 * flipped:.0f} % of which flip both ways, {seen} shows (power 0.8, {level})"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Limit:
 def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
     """What these runs do not show, from the runs themselves."""
     whole = table[table["task"] == "all"]
-    found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _floor(comparison, whole)]
+    found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _repeats(comparison, whole)]
     found += [_time(whole), _tasks(comparison), _seeds(comparison), _unseen(comparison), _marked(comparison)]
     found.append(_code(comparison))
     return [limit for limit in found if limit is not None]
@@ -203,11 +203,13 @@ def _small(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
     judged = whole[whole["verdict"].isin(JUDGED)] if "verdict" in whole else whole[:0]
     if judged.empty:
         return None
-    n, apart = typical(judged)
-    loss = power.mde(n, apart, alpha=0.05 / len(judged))
+    n, flipped = typical(judged)
+    loss = power.mde(n, flipped, alpha=0.05 / len(judged))
     if loss <= comparison.margin:
         return None
-    return Limit("That small losses are absent", f"{sees(n, apart, len(judged))}; smaller ones mostly go unseen.")
+    return Limit(
+        "That small losses are absent", f"{detectable_loss(n, flipped, len(judged))}; smaller ones mostly go unseen."
+    )
 
 
 def _chance(comparison: Comparison) -> Limit | None:
@@ -217,8 +219,8 @@ def _chance(comparison: Comparison) -> Limit | None:
     return Limit("That choosing tokens well matters", "no random or uniform selection was run beside them.")
 
 
-def _floor(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
-    if comparison.floor is None:
+def _repeats(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
+    if comparison.noise is None:
         return Limit(
             "That a difference of an episode or two comes from the method",
             "no repeat of the baseline was given (--noise), so the noise of kernels and renderers is not known.",

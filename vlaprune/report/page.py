@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vlaprune.records import UNPROVED, Run
 from vlaprune.report import conditions, plots
 from vlaprune.report.episodes import browser, films
-from vlaprune.report.flips import flips, shelve
+from vlaprune.report.flips import flips, place_videos
 from vlaprune.report.grids import heat, ordered, versus
 from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
@@ -55,7 +55,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     comparison = replace(comparison, arms=tuple(sorted(comparison.arms, key=lambda a: order.index(a.marked))))
     about = "~" if table.attrs["shared"] else ""
     found = flips(comparison)
-    places, held = shelve(found, file, videos, films(comparison).values())
+    places, held = place_videos(found, file, videos, films(comparison).values())
     data = _inert(browser(comparison, places))
     template = templates().get_template("page.html")
     several = "verdict" in whole and int(whole["verdict"].isin(JUDGED).sum()) > 1
@@ -196,8 +196,8 @@ def _signed(row: Any) -> str:
 
 
 def _otherwise(row: Any) -> str:
-    apart, floors = getattr(row, "otherwise", 0.0), getattr(row, "floors", float("nan"))
-    return f"{100 * apart:.1f} %" + (f", {floors:.1f} floors" if floors == floors else "")
+    share, times = getattr(row, "otherwise", 0.0), getattr(row, "times_noise", float("nan"))
+    return f"{100 * share:.1f} %" + (f", {times:.1f} x noise" if times == times else "")
 
 
 def _doubt(row: Any) -> str:

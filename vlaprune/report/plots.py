@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vlaprune.report.names import name
-from vlaprune.report.svg import ACCENT, BAD, INK, NARROW, PAPER, Chart, draw, frame, look, short
+from vlaprune.report.names import label_families
+from vlaprune.report.svg import ACCENT, BAD, INK, NARROW, PAPER, Chart, draw, frame, marker_style, short
 
 
 def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
@@ -21,7 +21,7 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
     """
     rows = table[table["difference"].notna()].sort_values("difference", ascending=False, kind="stable")
     lows, highs = (100 * rows[key].to_numpy(float) for key in ("held_low", "held_high"))
-    edge = floor(100 * rows["difference"].to_numpy(float), (-100 * margin, 0.0))
+    edge = scale_start(100 * rows["difference"].to_numpy(float), (-100 * margin, 0.0))
     inside = 100 * rows["difference"].to_numpy(float) >= edge
     low, high = min([-100 * margin, *lows[inside]]), max([0.0, *highs[inside]])
 
@@ -33,7 +33,7 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
         ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
         ax.set_xlim(low - 0.06 * reach, high + (0.1 if width > NARROW else 0.24) * reach)
         for y, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(r.verdict, r.colour)
+            colour, marker, face = marker_style(r.verdict, r.colour)
             d, left, right = (100 * v for v in (r.difference, r.held_low, r.held_high))
             if d >= edge:
                 ax.plot([left, right], [y, y], color=colour, lw=2, solid_capstyle="round")
@@ -52,7 +52,7 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
     return draw("differences", f"Paired difference to {baseline}", told, paint, lambda _: 54 + 25 * len(rows))
 
 
-def floor(values: np.ndarray, always: Sequence[float] = ()) -> float:
+def scale_start(values: np.ndarray, always: Sequence[float] = ()) -> float:
     """The value from which a scale begins: the least, unless leaving out up to a third of them more than halves it.
 
     `always` are values that a scale shows in any case.
@@ -75,14 +75,14 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
     rows = table[table[column].notna()]
     scale = 100 if column == "flops_cut" else 1
     x, y = scale * rows[column].to_numpy(float), 100 * rows["rate"].to_numpy(float)
-    bottom, left = floor(y), floor(x, (0.0,)) if column == "flops_cut" else float(x.min())
+    bottom, left = scale_start(y), scale_start(x, (0.0,)) if column == "flops_cut" else float(x.min())
     inside = (y >= bottom) & (x >= left)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
         for _, one in rows[inside].groupby("family", sort=False):
             one = one.sort_values("kept")
-            colour, _, _ = look(None, int(one["colour"].iloc[0]))
+            colour, _, _ = marker_style(None, int(one["colour"].iloc[0]))
             ax.plot(scale * one[column], 100 * one["rate"], color=colour, lw=1, alpha=0.45, zorder=1)
         best = front(x if column == "flops_cut" else -x, y)
         ax.step(x[best], y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
@@ -96,7 +96,7 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
         ax.set_ylim(base, min(102.0, highs.max() + 0.03 * span))
         shown_x, shown_y = x.copy(), y.copy()
         for i, r in enumerate(rows.itertuples()):
-            colour, marker, face = look(getattr(r, "verdict", None), r.colour)
+            colour, marker, face = marker_style(getattr(r, "verdict", None), r.colour)
             if inside[i]:
                 ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
             else:
@@ -111,7 +111,7 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
         called = rows.assign(
             family=[r.family if inside[i] else f"{r.family} {y[i]:.0f} %" for i, r in enumerate(rows.itertuples())]
         )
-        name(figure, ax, called, shown_x, shown_y, width)
+        label_families(figure, ax, called, shown_x, shown_y, width)
         return tips
 
     told = "; ".join(f"{r.method} {100 * r.rate:.1f} % at {getattr(r, column):.3g}" for r in rows.itertuples())
@@ -139,7 +139,7 @@ def tokens(
         for y, (method, means) in enumerate(layers.items()):
             for layer, mean in enumerate(means):
                 share, gid = mean / max(totals[method], 1), f"tip{y}-{layer}"
-                colour = look(None, colours[method])[0] if colours else ACCENT
+                colour = marker_style(None, colours[method])[0] if colours else ACCENT
                 ax.add_patch(
                     Rectangle((layer - 0.5, y - 0.42), 1, 0.84, fc=colour, alpha=0.06 + 0.8 * share, lw=0, gid=gid)
                 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlaprune.errors import UserError
 from vlaprune.records import UNPROVED, EpisodeRecord, Header, Run, StepRecord, differences, read
-from vlaprune.report.noise import Noise, noise
+from vlaprune.report.noise import Noise, measure_noise
 from vlaprune.stats.anytime import said
 
 
@@ -127,23 +127,23 @@ class Arm:
 class Comparison:
     """Arms that stand in one report, the baseline first where there is one.
 
-    floor  how often the baseline alone ends an episode otherwise when it is run again; None where not measured
+    noise  how often the baseline alone ends an episode otherwise when it is run again; None where not measured
     """
 
     arms: tuple[Arm, ...]
     baseline: Arm | None
-    floor: Noise | None = None
+    noise: Noise | None = None
 
     @property
     def margin(self) -> float:
         """The non-inferiority margin of the benchmark, as a share of episodes."""
         return float(self.arms[0].run.header.identity["bench"]["margin"])
 
-    def above(self, repeats: Sequence[Run]) -> Comparison:
-        """The same, with the floor that these repeats of the baseline make. UserError where they are none."""
+    def with_noise(self, repeats: Sequence[Run]) -> Comparison:
+        """The same, with the noise that these repeats of the baseline make. UserError where they are none."""
         if self.baseline is None:
-            raise UserError("a floor needs a baseline among the runs; name one with --baseline")
-        return replace(self, floor=noise(repeats, self.baseline.run))
+            raise UserError("noise needs a baseline among the runs; name one with --baseline")
+        return replace(self, noise=measure_noise(repeats, self.baseline.run))
 
     @property
     def others(self) -> tuple[Arm, ...]:
@@ -153,7 +153,9 @@ class Comparison:
     @property
     def title(self) -> str:
         """Models and benchmarks: "tiny on robosuite"."""
-        models, benches = (", ".join(dict.fromkeys(shown(a.run, of) for a in self.arms)) for of in ("model", "bench"))
+        models, benches = (
+            ", ".join(dict.fromkeys(display_name(a.run, of) for a in self.arms)) for of in ("model", "bench")
+        )
         return f"{models} on {benches}"
 
     @property
@@ -162,14 +164,14 @@ class Comparison:
         return list(dict.fromkeys(task for arm in self.arms for task in arm.run.header.tasks))
 
 
-def part(run: Run, of: str) -> str:
+def short_name(run: Run, of: str) -> str:
     """The short name of a run's model or bench: that of its YAML."""
     return str(run.header.identity[of]["name"])
 
 
-def shown(run: Run, of: str) -> str:
+def display_name(run: Run, of: str) -> str:
     """The same for a reader: the benchmark's own label ("simpler-ms2 google_vm") where it has one."""
-    return str(run.header.identity[of].get("label") or part(run, of))
+    return str(run.header.identity[of].get("label") or short_name(run, of))
 
 
 def context(run: Run) -> Mapping[str, Any]:

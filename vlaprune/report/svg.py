@@ -68,7 +68,7 @@ class Chart:
     narrow: str
 
 
-def look(verdict: Any, colour: int) -> tuple[str, str, str]:
+def marker_style(verdict: Any, colour: int) -> tuple[str, str, str]:
     """Colour, marker and face of an arm: 0 is the baseline's ink, then those of methods; no verdict is the baseline."""
     marker, full = LOOK[verdict if isinstance(verdict, str) else "baseline"]
     paint = METHODS[(colour - 1) % len(METHODS)] if colour else INK

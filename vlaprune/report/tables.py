@@ -38,7 +38,7 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual and gflops;
     ms, ms_method and the steady calls they are medians of (`times`), with cold, packed and untimed ones beside;
     against the baseline on the same episodes paired, both, lost, gained, neither, otherwise (the share lost or gained)
-    and floors (that in units of what a repeat of the baseline does), difference with Tango's interval
+    and times_noise (that in units of what a repeat of the baseline does), difference with Tango's interval
     (difference_low, difference_high), the interval at the level of its verdict (held_low, held_high) and its standard
     error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup, impossible (whether the speed-up is above what the
     FLOPs allow). No times where the runs did not have their machine to themselves, unless `timed` says to look anyway.
@@ -152,7 +152,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
     judged = [one for one in whole if arms[one].judged]
     said = stats.verdicts([whole[one] for one in judged], comparison.margin)
     verdicts = dict(zip(judged, said, strict=True))
-    units = comparison.floor.units if comparison.floor else lambda apart: math.nan
+    units = comparison.noise.units if comparison.noise else lambda share: math.nan
     for one in (a.label for a in here if a is not base):
         rows[one]["verdict"] = _other(arms[one])
         if one not in whole:
@@ -168,7 +168,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
             "gained": pair.gained,
             "neither": pair.neither,
             "otherwise": (pair.lost + pair.gained) / pair.n,
-            "floors": units((pair.lost + pair.gained) / pair.n),
+            "times_noise": units((pair.lost + pair.gained) / pair.n),
             "difference": pair.difference,
             "difference_low": interval.low,
             "difference_high": interval.high,

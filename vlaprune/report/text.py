@@ -33,8 +33,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         out["mean of tasks"] = cells(lambda r: f"{100 * r.average:.1f}", "average")
     if "lost" in table:
         out["lost / gained"] = cells(lambda r: f"{r.lost:.0f} / {r.gained:.0f}", "lost")
-        if table["floors"].notna().any():
-            out["floors"] = cells(lambda r: f"{r.floors:.1f}", "floors")
+        if table["times_noise"].notna().any():
+            out["x noise"] = cells(lambda r: f"{r.times_noise:.1f}", "times_noise")
         out["difference [interval]"] = cells(_difference, "lost")
         if table["difference_clustered"].notna().any():
             out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")

@@ -7,8 +7,8 @@ import numpy as np
 
 def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
     """95 % bootstrap interval of a median."""
-    lot = np.random.default_rng(seed)
-    medians = np.median(lot.choice(values, (draws, len(values))), axis=1)
+    rng = np.random.default_rng(seed)
+    medians = np.median(rng.choice(values, (draws, len(values))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return float(low), float(high)
 

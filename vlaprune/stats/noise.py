@@ -1,4 +1,4 @@
-"""The A/A floor: how often a method, run again, ends an episode otherwise. Below it no difference means anything."""
+"""A/A noise: how often a method, run again, ends an episode otherwise. Below it no difference means anything."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
-from vlaprune.stats.paired import aa_floor
+from vlaprune.stats.paired import aa_noise
 
 
 def same_method(runs: Sequence[Run]) -> bool:
-    """Whether these are one method and seed on the same tasks under several conditions: what a floor is made of."""
+    """Whether these are one method and seed on the same tasks, under several conditions."""
     told = [(r.header.identity["method"], r.header.identity.get("seed"), [*r.header.tasks]) for r in runs]
     return len(runs) > 1 and all(one == told[0] for one in told)
 
@@ -41,7 +41,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
         if not both:
             raise UserError(f"{other.folder} and {first.folder} have no episode in common")
         then, now = ({key: run.episodes[key] for key in both} for run in (first, other))
-        rate, interval = aa_floor({k: r.success for k, r in then.items()}, {k: r.success for k, r in now.items()})
+        rate, interval = aa_noise({k: r.success for k, r in then.items()}, {k: r.success for k, r in now.items()})
         steps = sum(then[key].steps != now[key].steps for key in both)
         won = [sum(r.success for r in rows.values()) / len(both) for rows in (then, now)]
         out.append(

@@ -94,18 +94,6 @@ def mcnemar_exact(pairs: Pairs) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def newcombe(pairs: Pairs, confidence: float = 0.95) -> Interval:
-    """Return the interval of the paired difference (Newcombe 1998, method 8); see `verdict`."""
-    a, b, c, d, n = pairs.both, pairs.gained, pairs.lost, pairs.neither, pairs.n
-    p1, p2 = (a + b) / n, (a + c) / n
-    one, two = wilson(a + b, n, confidence), wilson(a + c, n, confidence)
-    margins = (a + b) * (c + d) * (a + c) * (b + d)
-    phi = (a * d - b * c) / math.sqrt(margins) if margins else 0.0
-    down, up = (p1 - one.low, two.high - p2), (one.high - p1, p2 - two.low)
-    reach = [math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)) for x, y in (down, up)]
-    return Interval(p1 - p2 - reach[0], p1 - p2 + reach[1])
-
-
 def tango(pairs: Pairs, confidence: float = 0.95) -> Interval:
     """Return the score interval of the paired difference (Tango 1998, Stat. Med. 17:891)."""
     z = float(norm.ppf((1 + confidence) / 2))
@@ -248,7 +236,7 @@ def _more(pairs: Pairs, margin: float, level: float) -> int:
     return max(1, math.ceil(many * scale) - pairs.n)
 
 
-def aa_floor(first: Mapping[Key, bool], second: Mapping[Key, bool]) -> tuple[float, Interval]:
+def aa_noise(first: Mapping[Key, bool], second: Mapping[Key, bool]) -> tuple[float, Interval]:
     """Return how often two dense runs of the same episodes disagree, a rate, and its interval."""
     pairs = pair(first, second)
     discordant = pairs.lost + pairs.gained

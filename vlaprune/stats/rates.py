@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from vlaprune.errors import UserError
 
@@ -76,3 +76,14 @@ def mean_of_tasks(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
         return rate, wilson(sum(won for won, _ in tasks), sum(n for _, n in tasks))
     error = math.sqrt(sum(p * (1 - p) / n for p, (_, n) in zip(rates, tasks, strict=True))) / len(rates)
     return rate, Interval(max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, Interval]:
+    """The mean of some values with Student's interval. One value gives an infinite interval, none gives NaN."""
+    if not values:
+        return float("nan"), Interval(float("nan"), float("nan"))
+    middle = float(np.mean(values))
+    if len(values) < 2:
+        return middle, Interval(-np.inf, np.inf)
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return middle, Interval(middle - reach, middle + reach)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from vlaprune.benchmark import Interface, Observation, SupportsExpert
-from vlaprune.control import taught
+from vlaprune.control import as_model_actions
 from vlaprune.errors import UserError
 from vlaprune.nn.load import save
 from vlaprune.policy import Policy
@@ -21,7 +21,7 @@ from vlaprune.training import demos
 from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
 
 
-def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
+def match_interface(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
     """The same demonstrations with the cameras that a model reads and the gripper that it says."""
     missing = sorted(set(model.cameras) - set(world.cameras))
     if missing:
@@ -29,7 +29,7 @@ def suited(arrays: dict[str, np.ndarray], world: Interface, model: Interface) ->
     images, order = arrays["images"], [world.cameras.index(c) for c in model.cameras]
     if order != list(range(images.shape[1])):
         images = images[:, order]
-    return arrays | {"images": images, "labels": taught(arrays["labels"], world.gripper, model.gripper)}
+    return arrays | {"images": images, "labels": as_model_actions(arrays["labels"], world.gripper, model.gripper)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def teaching(cfg: Any) -> Teaching:
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises), "weights": dict(cfg.teaching.weights)})
 
 
-def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
+def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
     teaches = isinstance(bench, SupportsExpert)
     if not teaches:
@@ -101,7 +101,7 @@ def teach(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
-def correct(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
+def record_corrections(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
     """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
 
     def act(observation: Observation) -> np.ndarray:
@@ -135,12 +135,12 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     if not hasattr(model, "normalise"):
         raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     shown = [data / "demos"]
-    teach(bench, plan, shown[0], model.chunk)
+    record_demonstrations(bench, plan, shown[0], model.chunk)
     losses: list[float] = []
     for number in range(1 + plan.rounds):
         if number:
             shown.append(data / f"corrections{number}")
-            correct(bench, plan, shown[-1], Policy(model, make_pruner), number)
+            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number)
         arrays = demos.load(*shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:

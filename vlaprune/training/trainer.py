@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
-from vlaprune.nn.load import fill, trained
+from vlaprune.nn.load import fill, trainable_state
 from vlaprune.training.files import replacing
 
 
@@ -69,17 +69,17 @@ class Frames:
         counts = np.bincount(self.task)
         return np.argsort(self.task, kind="stable"), counts, np.cumsum(counts) - counts
 
-    def batch(self, lot: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
+    def batch(self, rng: np.random.Generator, size: int, shift: int) -> tuple[Tensor, ...]:
         """A random batch; every image moved by up to `shift` pixels, its edges repeated."""
         order, counts, starts = self.by_task
         share = np.ones(len(counts)) if self.share is None else self.share
-        which = np.searchsorted(np.cumsum(share)[:-1] / share.sum(), lot.random(size), side="right")
-        pick = order[starts[which] + (lot.random(size) * counts[which]).astype(int)]
+        which = np.searchsorted(np.cumsum(share)[:-1] / share.sum(), rng.random(size), side="right")
+        pick = order[starts[which] + (rng.random(size) * counts[which]).astype(int)]
         images = torch.from_numpy(self.images[pick])
         if shift:
             n, cameras, h, w, _ = images.shape
             padded = F.pad(images.flatten(0, 1).permute(0, 3, 1, 2).float(), [shift] * 4, mode="replicate").byte()
-            corners = lot.integers(0, 2 * shift + 1, (n * cameras, 2))
+            corners = rng.integers(0, 2 * shift + 1, (n * cameras, 2))
             moved = torch.stack([p[:, y : y + h, x : x + w] for p, (y, x) in zip(padded, corners, strict=True)])
             images = moved.permute(0, 2, 3, 1).unflatten(0, (n, cameras))
         rest = (torch.from_numpy(a[pick]) for a in (self.state, self.words, self.labels, self.hints))
@@ -126,7 +126,7 @@ class Trainer:
         rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": wanted, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
-        self.average = {k: v.detach().clone() for k, v in trained(model).items()}
+        self.average = {k: v.detach().clone() for k, v in trainable_state(model).items()}
         self.step, self.losses = 0, []  # type: tuple[int, list[float]]
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
@@ -164,7 +164,7 @@ class Trainer:
         saved = {
             "recipe": asdict(self.recipe),
             "origin": self.origin,
-            "model": trained(self.model),
+            "model": trainable_state(self.model),
             "average": self.average,
             "frames": len(self.frames.images),
             "optimiser": self.optimiser.state_dict(),
@@ -189,9 +189,9 @@ class Trainer:
         return self.average
 
     def _once(self) -> float:
-        lot = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming changes nothing
+        rng = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming changes nothing
         device = next(self.model.parameters()).device
-        batch = [t.to(device) for t in self.frames.batch(lot, self.recipe.batch, self.recipe.shift)]
+        batch = [t.to(device) for t in self.frames.batch(rng, self.recipe.batch, self.recipe.shift)]
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.lr * rate(self.step, self.recipe)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
@@ -204,7 +204,7 @@ class Trainer:
         self.optimiser.step()
         with torch.no_grad():
             pull = 1 - min(self.recipe.ema_decay, (self.step + 1) / (self.step + 10))
-            for key, value in trained(self.model).items():
+            for key, value in trainable_state(self.model).items():
                 self.average[key].lerp_(value, pull) if value.is_floating_point() else self.average[key].copy_(value)
         return float(loss.detach())
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from vlaprune.errors import UserError
 from vlaprune.meter import Clock
 from vlaprune.nn.load import save
-from vlaprune.nn.lora import adapt, identity
+from vlaprune.nn.lora import add_adapters, identity
 from vlaprune.session import Session
 from vlaprune.training import demos
-from vlaprune.training.cloning import suited, teach, teaching
+from vlaprune.training.cloning import match_interface, record_demonstrations, teaching
 from vlaprune.training.datasets import load as datasets
 from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
 
@@ -61,7 +61,7 @@ class Tuning:
             raise UserError(f"tuning.schedule={self.schedule}; use one of {', '.join(SCHEDULES)}")
 
 
-def learnt(method: object) -> bool:
+def is_learnable(method: object) -> bool:
     """Whether a method is trained together with a policy."""
     return isinstance(method, nn.Module)
 
@@ -138,7 +138,7 @@ def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tenso
     """Trains to the end, looking at a fixed batch now and then."""
     tuning = student.tuning
 
-    def look(step: int) -> float:
+    def measure(step: int) -> float:
         loss, kept = student.probe(*batch)
         trained = float(np.mean(trainer.losses[-tuning.probe :])) if trainer.losses else loss
         tokens = float(kept.sum(1).mean())
@@ -146,12 +146,12 @@ def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tenso
         return tokens
 
     if not curve.lines:
-        look(0)
+        measure(0)
     with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
 
         def progress(step: int, loss: float) -> None:
             if step % tuning.probe == 0:
-                bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-50:]):.4f}, {look(step):.1f} tokens at test")
+                bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-50:]):.4f}, {measure(step):.1f} tokens at test")
             bar.update()
 
         trainer.run(progress)
@@ -188,14 +188,14 @@ def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, objec
     """
     if not hasattr(policy, "trunk"):
         raise UserError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
-    adapt(policy.trunk, rank, alpha, seed)
+    add_adapters(policy.trunk, rank, alpha, seed)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return {"rank": rank, "alpha": alpha, "weights": identity(policy.card)}
 
 
-def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
+def load_demonstrations(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
     """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts."""
     data, plan = Path(cfg.data), teaching(cfg)
     instructions = {t.name: t.instruction for t in bench.tasks()}
@@ -208,9 +208,9 @@ def lessons(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], F
             )
         instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
     else:
-        teach(bench, plan, data / "demos", policy.chunk)
+        record_demonstrations(bench, plan, data / "demos", policy.chunk)
         arrays = demos.load(data / "demos", *sorted(data.glob("corrections*")))
-    arrays = suited(arrays, bench.interface, policy.interface)
+    arrays = match_interface(arrays, bench.interface, policy.interface)
     return arrays, frames(arrays, instructions, policy.words)
 
 
@@ -223,7 +223,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     policy, method = make_model(), make_method()
     if not hasattr(policy, "train_loss"):
         raise UserError(f"model {policy.info.name} cannot be trained; use model=tiny")
-    arrays, shown = lessons(cfg, bench, policy)
+    arrays, shown = load_demonstrations(cfg, bench, policy)
     origin, lora = identity(policy.card), None
     if tuning.lora["rank"]:
         lora = add_lora(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
@@ -248,6 +248,6 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     save(path, policy, card, torch.float32 if lora else torch.float16)
     option = "adapter" if lora else "weights"
     print(f"{path}\nvlaprune-eval model={policy.info.name} model.{option}={path} bench={bench.name} method=...")
-    if learnt(method) and list(method.parameters()):
+    if is_learnable(method) and list(method.parameters()):
         method.save(str(folder / "method.safetensors"))
         print(f"{folder / 'method.safetensors'}, for method.weights=")

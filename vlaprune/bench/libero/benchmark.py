@@ -23,7 +23,7 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.libero import expert as experts
 from vlaprune.bench.libero import files
-from vlaprune.bench.libero.env import LiberoEnv, Look, drawing
+from vlaprune.bench.libero.env import EnvOptions, LiberoEnv, numpy_state
 from vlaprune.bench.libero.protocol import PROTOCOLS
 from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
@@ -170,8 +170,8 @@ class Libero:
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
         rules = PROTOCOLS[self.protocol]
-        look = Look(gl, rules, self.image or rules.image, self.fast, self.stress, self.severity)
-        return LiberoEnv(world, task, states, look)
+        options = EnvOptions(gl, rules, self.image or rules.image, self.fast, self.stress, self.severity)
+        return LiberoEnv(world, task, states, options)
 
 
 def _world(problem: Path) -> Any:
@@ -180,7 +180,7 @@ def _world(problem: Path) -> Any:
     from libero.libero.envs import TASK_MAPPING, bddl_utils
 
     kind = TASK_MAPPING[bddl_utils.get_problem_info(str(problem))["problem_name"]]
-    with drawing(np.random.RandomState(0).get_state()):
+    with numpy_state(np.random.RandomState(0).get_state()):
         return kind(
             str(problem),
             robots=["Panda"],

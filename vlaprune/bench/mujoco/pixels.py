@@ -18,13 +18,13 @@ ZOOMS = (
 )  # end, step
 
 
-def noise(image: np.ndarray, severity: int, lot: np.random.Generator) -> np.ndarray:
+def noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Adds Gaussian noise, another value to each number of the picture [h, w, 3] uint8."""
-    noisy = image / 255.0 + SIGMAS[severity - 1] * lot.standard_normal(image.shape)
+    noisy = image / 255.0 + SIGMAS[severity - 1] * rng.standard_normal(image.shape)
     return _whole(noisy)
 
 
-def blur(image: np.ndarray, severity: int, lot: np.random.Generator) -> np.ndarray:
+def blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Gaussian blur of the picture [h, w, 3] uint8; as wide, in parts of the picture, at every picture size."""
     from scipy.ndimage import gaussian_filter
 
@@ -32,7 +32,7 @@ def blur(image: np.ndarray, severity: int, lot: np.random.Generator) -> np.ndarr
     return _whole(gaussian_filter(image / 255.0, (sigma, sigma, 0), mode="nearest"))
 
 
-def zoom(image: np.ndarray, severity: int, lot: np.random.Generator) -> np.ndarray:
+def zoom(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Mean of the picture [h, w, 3] uint8 and of its middle, enlarged more and more: a camera that moves forward."""
     sharp = (image / 255.0).astype(np.float32)
     end, step = ZOOMS[severity - 1]

@@ -62,9 +62,9 @@ class View:
 
 def view(severity: int, episode: int) -> View:
     """How the outer camera is moved: one of LIBERO-Plus's three ways, up to its farthest at severity 5."""
-    lot = draws("camera", episode)
-    way = lot.integers(3)
-    first, second = lot.choice([-1.0, 1.0], 2)
+    rng = draws("camera", episode)
+    way = rng.integers(3)
+    first, second = rng.choice([-1.0, 1.0], 2)
     if way == 0:
         return View(orbit=first * ORBIT * severity, tilt=TILT * (second > 0))
     if way == 1:
@@ -102,8 +102,8 @@ class Light:
 
 def light(severity: int, episode: int) -> Light:
     """Another direction, brighter or dimmer, warmer or colder."""
-    lot = draws("light", episode)
-    angle, sign, tint = lot.uniform(0, 2 * np.pi), lot.choice([-1.0, 1.0]), lot.uniform(-1, 1, 3)
+    rng = draws("light", episode)
+    angle, sign, tint = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0]), rng.uniform(-1, 1, 3)
     factors = (1 + sign * BRIGHT * severity) * (1 + TINT * severity * tint)
     return Light(np.array([np.cos(angle), np.sin(angle), 0.0]), ROUND * severity, factors)
 

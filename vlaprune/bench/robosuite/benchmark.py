@@ -20,10 +20,10 @@ from vlaprune.bench.mujoco import stress
 from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
-from vlaprune.bench.robosuite.env import Look, RobosuiteEnv, seeded
+from vlaprune.bench.robosuite.env import EnvOptions, RobosuiteEnv, seeded
 from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
 from vlaprune.benchmark import Finding, Interface, Task, hold_still
-from vlaprune.errors import UserError, install
+from vlaprune.errors import UserError, install_command
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
 TASKS = (
@@ -100,7 +100,7 @@ class Robosuite:
         """Its packages."""
         for package in ("robosuite", "mujoco"):
             there = importlib.util.find_spec(package) is not None
-            yield Finding(package, "is there" if there else f"is not installed; {install('sim')}", ok=there)
+            yield Finding(package, "is there" if there else f"is not installed; {install_command('sim')}", ok=there)
 
     def expert(self, env: RobosuiteEnv) -> Callable[[], np.ndarray]:
         """A function that returns the scripted expert's [7] action for the present state of `env`."""
@@ -109,22 +109,22 @@ class Robosuite:
     def _start(self, task: Task) -> RobosuiteEnv:
         """The open environment, or UserError that says what to install."""
         if any(importlib.util.find_spec(module) is None for module in ("robosuite", "mujoco")):
-            raise UserError(f"robosuite is not installed; {install('sim')}")
+            raise UserError(f"robosuite is not installed; {install_command('sim')}")
         gl = draws_with(self.renderer)
         with starting(gl):
             import mujoco  # noqa: F401  (loads OpenGL)
         with quiet():
-            return _open(task, Look(gl, self.seed, self.image, self.stress, self.severity))
+            return _open(task, EnvOptions(gl, self.seed, self.image, self.stress, self.severity))
 
 
-def _open(task: Task, look: Look) -> RobosuiteEnv:
+def _open(task: Task, options: EnvOptions) -> RobosuiteEnv:
     """The open environment of a task that stands still or moves."""
     if task.name not in MOVING:
-        return RobosuiteEnv(_world(task.name, look.seed), task, look)
-    world = _world("Lift", look.seed)
-    with seeded(look.seed, task.name):  # the cube's size is drawn again
+        return RobosuiteEnv(_world(task.name, options.seed), task, options)
+    world = _world("Lift", options.seed)
+    with seeded(options.seed, task.name):  # the cube's size is drawn again
         add_carrier(world, belt=task.name == "LiftConveyor")
-    return MovingEnv(world, task, look)
+    return MovingEnv(world, task, options)
 
 
 def _world(name: str, seed: int) -> Any:

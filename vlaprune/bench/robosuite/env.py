@@ -33,7 +33,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Look:
+class EnvOptions:
     """How a world is drawn, seeded and perturbed: `seed`, `image`, `stress` and `severity` as `Robosuite` has them."""
 
     gl: str
@@ -49,24 +49,24 @@ class RobosuiteEnv:
     world  the robosuite environment itself, for experts that may look at privileged state
     """
 
-    def __init__(self, world: Any, task: Task, look: Look) -> None:
+    def __init__(self, world: Any, task: Task, options: EnvOptions) -> None:
         """Wraps `world`."""
         import mujoco
 
-        self.world, self.task, self.seed = world, task, look.seed
+        self.world, self.task, self.seed = world, task, options.seed
         self._mujoco = mujoco
         self._model, self._data = world.sim.model._model, world.sim.data._data
         self._spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._model.vis.quality.offsamples = 0
-        with starting(look.gl):
-            self._renderer = mujoco.Renderer(self._model, look.image, look.image)
+        with starting(options.gl):
+            self._renderer = mujoco.Renderer(self._model, options.image, options.image)
         flags = self._renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._look = mujoco.MjvOption()
         self._look.geomgroup[0] = 0  # group 0 is collision geometry, group 1 what one should see
         around = background(self._model)
-        self._stress = Stress(look.stress, look.severity, self._model, CAMERAS["primary"], around)
+        self._stress = Stress(options.stress, options.severity, self._model, CAMERAS["primary"], around)
         self._episode, self._steps = 0, 0
         for name in world.observation_names:  # robosuite would sample these 25 times a step for nobody
             world.modify_observable(name, "enabled", False)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from vlaprune.bench.robosuite.env import Look, RobosuiteEnv
+from vlaprune.bench.robosuite.env import EnvOptions, RobosuiteEnv
 from vlaprune.benchmark import Task
 from vlaprune.errors import UserError
 
@@ -51,27 +51,27 @@ class Motion:
 
 def motion(task: str, seed: int, episode: int) -> Motion:
     """The motion of `task` in an episode; UserError for a task that does not move."""
-    lot = np.random.default_rng([seed, zlib.crc32(task.encode()), episode])
+    rng = np.random.default_rng([seed, zlib.crc32(task.encode()), episode])
     if task == "LiftConveyor":
-        return _conveyor(lot)
+        return _conveyor(rng)
     if task == "LiftPushed":
-        return _push(lot)
+        return _push(rng)
     raise UserError(f"no motion for task {task!r}")
 
 
-def _conveyor(lot: np.random.Generator) -> Motion:
+def _conveyor(rng: np.random.Generator) -> Motion:
     """A constant velocity along y; the start is so far ahead that the cube passes the arm's middle."""
-    speed = lot.uniform(*SPEEDS)
-    start = np.array([lot.uniform(-0.03, 0.03), lot.uniform(-0.18, -0.08)])
+    speed = rng.uniform(*SPEEDS)
+    start = np.array([rng.uniform(-0.03, 0.03), rng.uniform(-0.18, -0.08)])
     share = (speed - SPEEDS[0]) / (SPEEDS[1] - SPEEDS[0])
     return Motion(start, np.tile([0.0, speed], (LAST, 1)), SLOW + share * (FAST - SLOW))
 
 
-def _push(lot: np.random.Generator) -> Motion:
+def _push(rng: np.random.Generator) -> Motion:
     """Rest, then a short motion in any level direction, then rest."""
-    start = lot.uniform(-0.03, 0.03, 2)
-    begin = int(lot.integers(PUSHED_AT[0], PUSHED_AT[1] + 1))
-    angle, length = lot.uniform(0.0, 2 * np.pi), lot.uniform(*PUSH)
+    start = rng.uniform(-0.03, 0.03, 2)
+    begin = int(rng.integers(PUSHED_AT[0], PUSHED_AT[1] + 1))
+    angle, length = rng.uniform(0.0, 2 * np.pi), rng.uniform(*PUSH)
     bump = np.sin(np.pi * (np.arange(PUSH_STEPS) + 0.5) / PUSH_STEPS)
     velocity = np.zeros((begin + PUSH_STEPS, 2))
     velocity[begin:] = length * HZ * (bump / bump.sum())[:, None] * [np.cos(angle), np.sin(angle)]
@@ -81,9 +81,9 @@ def _push(lot: np.random.Generator) -> Motion:
 class MovingEnv(RobosuiteEnv):
     """robosuite's Lift with a carrier under the cube."""
 
-    def __init__(self, world: Any, task: Task, look: Look) -> None:
+    def __init__(self, world: Any, task: Task, options: EnvOptions) -> None:
         """As `RobosuiteEnv`; `world` comes from `add_carrier`."""
-        super().__init__(world, task, look)
+        super().__init__(world, task, options)
         self._carrier = [world.sim.model.joint_name2id(f"carrier_{axis}") for axis in "xy"]
         self._belt = world.sim.model.geom_name2id("belt")
         self._cube = world.cube.joints[0]

@@ -26,7 +26,7 @@ SUCCESS = ("last", "any", "stop")
 ANSWER = 1800.0  # seconds; ray tracing on a CPU takes ten minutes to begin, and time_limit stops a run earlier
 
 
-class Judged:
+class SuccessWrapper:
     """A world, and when an episode of it counts as achieved."""
 
     def __init__(self, world: ManiSkill2 | ManiSkill3, ever: bool) -> None:
@@ -148,7 +148,7 @@ class Simpler:
         """The interpreter, its packages, the asset files of each task, and what the simulator draws with."""
         about = f"python {self.python or 'of vlaprune'}"
         try:
-            there = Interpreter.look(self.python)
+            there = Interpreter.inspect(self.python)
         except UserError as error:
             yield Finding(about, f"{error}; give bench.python the path of an interpreter", ok=False)
             return
@@ -173,19 +173,19 @@ class Simpler:
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers: the options save where things lie, and the bits of the assets."""
-        assets = Interpreter.look(self.python).assets(self.backend, self.assets)
+        assets = Interpreter.inspect(self.python).assets(self.backend, self.assets)
         digest = fingerprint(assets, [s for task in self.tasks() for s in self.starts(task)], self.backend)
         kept = ("suite", "backend", "names", "raytracing", "success", "limit")
         return {"label": f"{self.name} {self.suite}", **{key: getattr(self, key) for key in kept}, "assets": digest}
 
     def provenance(self) -> dict[str, Any]:
         """Versions in the simulator's interpreter, and what it draws with."""
-        return {"simulator": Interpreter.look(self.python).versions, "renderer": device(self.python, self.backend)}
+        return {"simulator": Interpreter.inspect(self.python).versions, "renderer": device(self.python, self.backend)}
 
     @contextmanager
-    def _here(self, task: Task) -> Iterator[Judged]:
+    def _here(self, task: Task) -> Iterator[SuccessWrapper]:
         """The world in this process, once packages and files that it would crash or go on without are there."""
-        there = Interpreter.look(None)
+        there = Interpreter.inspect(None)
         files = self._files(task, there)
         for said in (*there.conflicts(self.backend), *([] if files.ok else [files.said])):
             raise UserError(f"bench {self.name}: {said}")
@@ -195,7 +195,7 @@ class Simpler:
             world: Any = ManiSkill2(self.starts(task), task.max_steps, self.raytracing, assets)
         else:
             world = ManiSkill3(self.starts(task), task.max_steps)
-        env = Judged(world, self.success == "any")
+        env = SuccessWrapper(world, self.success == "any")
         try:
             yield env
         finally:

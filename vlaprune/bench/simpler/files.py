@@ -23,7 +23,7 @@ VARIABLE = {"ms2": "MS2_REAL2SIM_ASSET_DIR", "ms3": "MS_ASSET_DIR"}
 STAGES = {"ms2": "hab2_bench_assets/stages", "ms3": "data/tasks/bridge_v2_real2sim_dataset/stages"}
 SHARED = {"ms2": "", "ms3": "data/tasks/bridge_v2_real2sim_dataset/"}
 GUIDE = "docs/simpler.md says how"
-LOOK = """
+INSPECT = """
 import json, sys
 from importlib import metadata, util
 def version(name):
@@ -94,11 +94,11 @@ class Interpreter:
     folders: dict[str, str | None]
 
     @classmethod
-    def look(cls, python: str | None) -> Interpreter:
+    def inspect(cls, python: str | None) -> Interpreter:
         """Asks `python` (None for this one) without importing anything. UserError where it is no Python."""
         packages = "numpy setuptools gymnasium sapien torch mani-skill mani_skill2_real2sim"
         try:
-            found = json.loads(_ask(python, LOOK, packages, "pkg_resources mani_skill mani_skill2_real2sim"))
+            found = json.loads(_ask(python, INSPECT, packages, "pkg_resources mani_skill mani_skill2_real2sim"))
         except ValueError as error:
             raise UserError(f"bench.python={python} does not answer as a Python ({error})") from None
         return cls(**found)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.selecting import evenly, random_subset, share
+from vlaprune.methods.shared.selecting import even_strides, random_subset, split_budget
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Scored, Selection, top
 from vlaprune.trace import Layout, Trace
 
@@ -29,7 +29,7 @@ class Replay(Protocol):
     def count(self, seed: int, call: int, site: int) -> int:
         """Visual tokens computed from a site on; of two passes, in the second."""
 
-    def twice(self, seed: int, call: int) -> bool:
+    def had_two_passes(self, seed: int, call: int) -> bool:
         """Whether the prompt was computed twice."""
 
 
@@ -40,7 +40,7 @@ class Choice(Protocol):
         """Rows [count] of the context. score: [n] the method's own, where the control needs one."""
 
 
-def lot(context: PruneContext, draw: int) -> int:
+def draw_seed(context: PruneContext, draw: int) -> int:
     """A number for a draw at one site of one call."""
     return ((context.seed * 100_003 + context.step) * 131 + context.layer) * 131 + draw
 
@@ -50,7 +50,7 @@ def at_random(draw: int) -> Choice:
 
     def choose(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
-        return random_subset(rows, count, lot(context, draw))
+        return random_subset(rows, count, draw_seed(context, draw))
 
     return choose
 
@@ -66,8 +66,8 @@ def rows_of_cameras(alive: Tensor, layout: Layout) -> list[Tensor]:
 def in_a_grid(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
     """An even stride through what is left of each camera, in proportion."""
     each = rows_of_cameras(context.alive, context.layout)
-    counts = share(count, [len(rows) for rows in each])
-    return torch.cat([evenly(rows, k) for rows, k in zip(each, counts, strict=True)])
+    counts = split_budget(count, [len(rows) for rows in each])
+    return torch.cat([even_strides(rows, k) for rows, k in zip(each, counts, strict=True)])
 
 
 def lowest(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
@@ -81,11 +81,11 @@ def shuffled(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
     assert score is not None
     mixed = score.clone()
     for i, rows in enumerate(rows_of_cameras(context.alive, context.layout)):
-        mixed[rows] = score[random_subset(rows, rows.shape[0], lot(context, 1000 + i))]
+        mixed[rows] = score[random_subset(rows, rows.shape[0], draw_seed(context, 1000 + i))]
     return top(mixed, count)
 
 
-class Elsewhere:
+class OtherEpisode:
     """The best by the score that the method gave the same places in the same call of another episode.
 
     donors  seed of the episode -> the scores of each call of another one
@@ -195,7 +195,7 @@ class Control(Wrapped):
         score = self._score(context) if self.scores else None
         reads = own.reads if own is not None else {}
         count = min(self.replay.count(context.seed, context.step, context.layer), rows)
-        first = self.replay.twice(context.seed, context.step) and not context.second_pass
+        first = self.replay.had_two_passes(context.seed, context.step) and not context.second_pass
         if first or count == rows:
             return Selection.all(context, reads)
         choose = self.choose if score is not None or not self.scores else at_random(0)
@@ -207,7 +207,7 @@ class Control(Wrapped):
     def wants_second_pass(self, context: PruneContext) -> bool:
         """As the method did in the recorded run."""
         self.inner.wants_second_pass(context)
-        return self.replay.twice(context.seed, context.step)
+        return self.replay.had_two_passes(context.seed, context.step)
 
     def _score(self, context: PruneContext) -> Tensor | None:
         """[n] of the rows of this context."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlaprune.methods.shared.selecting import shared
+from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.trace import Layout
 
 
@@ -58,10 +58,10 @@ def grey(pixels: Tensor) -> Tensor:
     return flat @ flat.new_tensor([0.299, 0.587, 0.114])
 
 
-def still(now: Patches, before: Patches, threshold: float, layout: Layout, count: int) -> Tensor:
+def static_patches(now: Patches, before: Patches, threshold: float, layout: Layout, count: int) -> Tensor:
     """[V] bool, patches that did not change: cosine at or above `threshold`, at most the `count` most similar."""
     near = patch_cosine(now, before)
-    return shared(near, layout, count) & (near >= threshold)
+    return top_mask(near, layout, count) & (near >= threshold)
 
 
 def grey_entropy(patches: Patches, levels: int) -> Tensor:
@@ -129,7 +129,7 @@ def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
     return _connected(weak & (size > high), weak)
 
 
-def with_edges(images: Sequence[Tensor], layout: Layout) -> Tensor:
+def edge_patches(images: Sequence[Tensor], layout: Layout) -> Tensor:
     """[V] bool, patches that hold a pixel of a Canny edge; one image [h, w, 3] uint8 per view."""
     out = []
     for view, image in zip(layout.views, images, strict=True):

@@ -19,7 +19,7 @@ def mean_attention(trace: Trace, layer: int, rows: QueryGroup) -> Tensor:
     return trace.received(layer, there or rows)
 
 
-def emitting(layout: Layout) -> QueryGroup:
+def action_group(layout: Layout) -> QueryGroup:
     """The prompt rows that emit the action: the action slots, or the last row where actions are decoded after it."""
     return QueryGroup.ACTION if layout.action.start < layout.length else QueryGroup.LAST
 
@@ -55,7 +55,7 @@ def rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
-def resolved(what: str, named: Sequence[int], layers: int) -> list[int]:
+def resolve_layers(what: str, named: Sequence[int], layers: int) -> list[int]:
     """Layer numbers of 0 .. layers - 1; negative ones count from the end. UserError for one that is not there."""
     wrong = [n for n in named if not -layers <= n < layers]
     if wrong or not named:
@@ -63,7 +63,7 @@ def resolved(what: str, named: Sequence[int], layers: int) -> list[int]:
     return [n % layers for n in named]
 
 
-def matched(features: Tensor, reference: Tensor, camera: Tensor | None = None) -> Tensor:
+def nearest_rows(features: Tensor, reference: Tensor, camera: Tensor | None = None) -> Tensor:
     """[n] the most similar row of unit rows `reference` [m, d] for each of unit rows `features` [n, d]; ties go low.
 
     camera  [n] (then n is m): a row matches rows of its own camera only
@@ -83,7 +83,7 @@ def scaled(score: Tensor, how: str) -> Tensor:
     return score
 
 
-def smoothed(past: Sequence[Tensor], decay: float) -> Tensor:
+def decayed_sum(past: Sequence[Tensor], decay: float) -> Tensor:
     """[n] sum of scores [n], oldest first: decay^0 times the newest, decay^1 times the one before, and so on."""
     total = past[0]
     for score in list(past)[1:]:
@@ -91,13 +91,13 @@ def smoothed(past: Sequence[Tensor], decay: float) -> Tensor:
     return total
 
 
-def option(what: str, value: str, known: Iterable[str]) -> None:
+def check_option(what: str, value: str, known: Iterable[str]) -> None:
     """UserError unless `value` is one of `known`."""
     if value not in known:
         raise UserError(f"{what}={value}; use one of {', '.join(known)}")
 
 
-def standing(score: Tensor, camera: Tensor) -> Tensor:
+def camera_rank(score: Tensor, camera: Tensor) -> Tensor:
     """[n] from 10 for the best of its camera down to 0.1 for the worst, evenly; equal scores stand alike, NaN last."""
     score = score.nan_to_num(nan=float("-inf"))
     same = camera[:, None] == camera[None, :]
@@ -124,7 +124,7 @@ def focus(score: Tensor, norm: str) -> Tensor:
     return (1 - spread_out / math.log(score.shape[0])).nan_to_num(0.0)
 
 
-def crossing(alpha: float, low: int, high: int) -> tuple[int, int]:
+def blend_quotas(alpha: float, low: int, high: int) -> tuple[int, int]:
     """Two quotas that change places: (high, low) at alpha 0, (low, high) at alpha 1, whole numbers between."""
     return math.floor((1 - alpha) * high + alpha * low + 1e-9), math.floor((1 - alpha) * low + alpha * high + 1e-9)
 

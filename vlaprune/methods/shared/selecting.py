@@ -18,10 +18,10 @@ def by_camera(rows: Tensor, layout: Layout) -> Tensor:
     return rows.unflatten(0, (len(sizes), -1)) if len(set(sizes)) == 1 else pad_sequence(rows.split(sizes), True)
 
 
-def share(count: int, sizes: Sequence[int]) -> list[int]:
+def split_budget(count: int, sizes: Sequence[int]) -> list[int]:
     """Splits a budget of `count` tokens over cameras of `sizes` tokens in proportion, exactly; remainders to the first.
 
-    >>> share(7, [4, 4])
+    >>> split_budget(7, [4, 4])
     [4, 3]
     """
     total = sum(sizes)
@@ -46,13 +46,13 @@ def per_camera_topk(score: Tensor, layout: Layout, counts: Sequence[int]) -> Ten
     return mask
 
 
-def spread(features: Tensor, count: int) -> Tensor:
+def farthest_points(features: Tensor, count: int) -> Tensor:
     """[count] rows of features [n, d] by max-min cosine distance, the most isolated first; see spread_within."""
     everywhere = torch.ones((1, features.shape[0]), dtype=torch.bool, device=features.device)
-    return spread_within(features[None], count, everywhere)[0]
+    return farthest_points_within(features[None], count, everywhere)[0]
 
 
-def spread_within(features: Tensor, count: int, among: Tensor) -> Tensor:
+def farthest_points_within(features: Tensor, count: int, among: Tensor) -> Tensor:
     """[C, count] rows of features [C, n, d], in each of C groups, by max-min cosine distance; the most isolated first.
 
     among  [C, n] bool, the rows that may be taken; once they are used up, row 0 is named
@@ -77,10 +77,10 @@ def spread_within(features: Tensor, count: int, among: Tensor) -> Tensor:
     return torch.stack(picks, -1)
 
 
-def split(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+def split_by_weights(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Splits `count` tokens over cameras of `sizes` tokens by positive `weights`; what one cannot take, others do.
 
-    >>> split(461, [256, 256], [0.4, 0.6])
+    >>> split_by_weights(461, [256, 256], [0.4, 0.6])
     [205, 256]
     """
     out = [0] * len(sizes)
@@ -96,7 +96,7 @@ def row_winners(score: Tensor) -> Tensor:
     return score.detach().nan_to_num(float("-inf")).argmax(1)
 
 
-def elected(score: Tensor, least: int) -> Tensor:
+def distinct_winners(score: Tensor, least: int) -> Tensor:
     """[k] distinct row winners of scores [q, n], ascending; filled up to `least` by the columns' highest scores."""
     winners = row_winners(score).unique()
     least = min(least, score.shape[1])
@@ -124,21 +124,21 @@ NOISES = ("uniform", "gumbel")
 
 def noise(kind: str, like: Tensor, seed: int) -> Tensor:
     """Noise of one kind in the shape of `like`, drawn on the CPU, so that a GPU draws the same."""
-    lot = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
-    return (lot if kind == "uniform" else -(-lot.clamp(min=1e-9).log()).log()).to(like)
+    generator = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
+    return (generator if kind == "uniform" else -(-generator.clamp(min=1e-9).log()).log()).to(like)
 
 
-def shared(score: Tensor, layout: Layout, count: int) -> Tensor:
+def top_mask(score: Tensor, layout: Layout, count: int) -> Tensor:
     """[..., V] bool, the `count` highest of scores [..., V], each camera having its proportional share of the count."""
-    return per_camera_topk(score, layout, share(min(count, layout.total), layout.sizes))
+    return per_camera_topk(score, layout, split_budget(min(count, layout.total), layout.sizes))
 
 
-def evenly(rest: Tensor, count: int) -> Tensor:
+def even_strides(rest: Tensor, count: int) -> Tensor:
     """[count] of the rows `rest` [m], in even strides: number floor((i + 1/2) m / count)."""
     return rest[(2 * torch.arange(count, device=rest.device) + 1) * rest.shape[0] // (2 * max(count, 1))]
 
 
-def parted(mask: Tensor) -> tuple[Tensor, Tensor]:
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of the rows where a mask [n] is False, and of those where it is True, ascending; the host waits once."""
     count, order = mask.shape[0] - int(mask.sum()), mask.to(torch.uint8).sort(stable=True).indices
     return order[:count], order[count:]
@@ -158,13 +158,13 @@ def random_mask(among: Tensor, share: float, seed: int) -> Tensor:
 
 
 FILL: dict[str, Callable[..., Tensor]] = {  # `count` of the rows `rest` [m] of tokens [n, d]
-    "stride": lambda rest, count, tokens, seed: evenly(rest, count),
+    "stride": lambda rest, count, tokens, seed: even_strides(rest, count),
     "random": lambda rest, count, tokens, seed: random_subset(rest, count, seed),
-    "diverse": lambda rest, count, tokens, seed: rest[spread(tokens[rest], count)] if count else rest[:0],
+    "diverse": lambda rest, count, tokens, seed: rest[farthest_points(tokens[rest], count)] if count else rest[:0],
 }
 
 
-def portions(layout: Layout, shares: Sequence[float]) -> list[int]:
+def camera_counts(layout: Layout, shares: Sequence[float]) -> list[int]:
     """Tokens that `shares` make of each camera, at least one; the last share stands for all further cameras."""
     each = [shares[min(i, len(shares) - 1)] for i in range(len(layout.views))]
     return [max(1, round(share * len(view.tokens))) for share, view in zip(each, layout.views, strict=True)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import emitting, option
+from vlaprune.methods.shared.scoring import action_group, check_option
 from vlaprune.pruner import Budget, ModelInfo, top
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -33,7 +33,7 @@ class Estimator:
         """UserError for an unknown option or a range without a pair of layers."""
         Budget(self.keep)
         for name, allowed in OPTIONS.items():
-            option(f"ties {name}", getattr(self, name), allowed)
+            check_option(f"ties {name}", getattr(self, name), allowed)
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))  # from a YAML list
             if len(self.layers) != 2 or not 0 <= self.layers[0] < self.layers[1]:
@@ -50,7 +50,7 @@ class Estimator:
 
     def group(self, layout: Layout) -> QueryGroup:
         """The query rows; `auto` are the rows of the prompt pass that emit the action."""
-        return ROWS.get(self.rows, emitting(layout))
+        return ROWS.get(self.rows, action_group(layout))
 
     def scores(self, trace: Trace, layers: Sequence[int]) -> Tensor:
         """[L, V] attention on the visual tokens at some layers, mean over rows, mean or maximum over heads."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import RESEMBLANCE
-from vlaprune.methods.shared.scoring import option
+from vlaprune.methods.shared.scoring import check_option
 from vlaprune.methods.shared.selecting import FILL
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
@@ -71,11 +71,11 @@ class TIES(Calibrated, Scored):
 
     def __post_init__(self) -> None:
         """UserError for an unknown option or layer 0, where nothing has been attended to yet."""
-        option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
-        option("ties similarity", self.similarity, RESEMBLANCE)
-        option("ties over_cameras", self.over_cameras, OVER)
-        option("ties uniform", self.uniform, FILL)
-        option("ties anchor_action", self.anchor_action, ("full", "pruned"))
+        check_option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
+        check_option("ties similarity", self.similarity, RESEMBLANCE)
+        check_option("ties over_cameras", self.over_cameras, OVER)
+        check_option("ties uniform", self.uniform, FILL)
+        check_option("ties anchor_action", self.anchor_action, ("full", "pruned"))
         if self.layer < 1:
             raise UserError(f"ties layer={self.layer}; use 1 or more, it reads the layer before")
         self.budget = Budget(self.keep)

@@ -19,14 +19,14 @@ class Episode:
     instruction  in words
     state        [n, 8] position and axis-angle of the hand, two finger joints
     actions      [n, 7] the gripper from -1 (opens) to +1 (closes)
-    look         images [k, cameras, h, w, 3] uint8 of the steps [k], third person first, as a policy sees them
+    read_images  images [k, cameras, h, w, 3] uint8 of the steps [k], third person first, as a policy sees them
     source       file and episode, for errors
     """
 
     instruction: str
     state: np.ndarray
     actions: np.ndarray
-    look: Callable[[np.ndarray], np.ndarray]
+    read_images: Callable[[np.ndarray], np.ndarray]
     source: str
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Episode:
         starts = np.arange(0, len(steps) - chunk + 1, every)
         labels = self.actions[steps[starts[:, None] + np.arange(chunk)]]
         return {
-            "images": self.look(steps[starts]),
+            "images": self.read_images(steps[starts]),
             "state": self.state[steps[starts]].astype(np.float32),
             "labels": labels.astype(np.float32),
         }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlaprune.errors import UserError, install
+from vlaprune.errors import UserError, install_command
 from vlaprune.training.datasets.episode import Episode
 
 CAMERAS = ("obs/agentview_rgb", "obs/eye_in_hand_rgb")
@@ -25,7 +25,7 @@ def episodes(path: Path) -> Iterator[Episode]:
     try:
         import h5py
     except ImportError:
-        raise UserError(f"{path} needs h5py; {install('train')}") from None
+        raise UserError(f"{path} needs h5py; {install_command('train')}") from None
     try:
         with h5py.File(path) as file:
             instruction = _instruction(file, path)
@@ -42,14 +42,14 @@ def _broken(source: str, error: Exception) -> UserError:
 
 
 def _episode(group: Any, instruction: str, source: str) -> Episode:
-    def look(steps: np.ndarray) -> np.ndarray:
+    def read_images(steps: np.ndarray) -> np.ndarray:
         try:
             return np.stack([group[camera][:][steps, ::-1, ::-1] for camera in CAMERAS], 1)
         except BROKEN as error:
             raise _broken(source, error) from None
 
     state = np.concatenate([group[key][:] for key in STATE], -1)
-    return Episode(instruction, state, group["actions"][:], look, source)
+    return Episode(instruction, state, group["actions"][:], read_images, source)
 
 
 def _instruction(file: Any, path: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlaprune.errors import UserError, install
+from vlaprune.errors import UserError, install_command
 from vlaprune.training.datasets.episode import ACTION, STATE, Episode
 
 CAMERAS = ("steps/observation/image", "steps/observation/wrist_image")
@@ -41,7 +41,7 @@ def records(path: Path) -> Iterator[bytes]:
     try:
         from google_crc32c import value as crc
     except ImportError:
-        raise UserError(f"{path} needs google-crc32c; {install('train')}") from None
+        raise UserError(f"{path} needs google-crc32c; {install_command('train')}") from None
 
     def masked(data: bytes) -> int:
         plain = crc(data)
@@ -111,13 +111,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _looker(cameras: Sequence[Sequence[bytes]], source: str) -> Callable[[np.ndarray], np.ndarray]:
-    def look(steps: np.ndarray) -> np.ndarray:
+    def read_images(steps: np.ndarray) -> np.ndarray:
         try:
             return np.stack([np.stack([_picture(camera[s]) for camera in cameras]) for s in steps])
         except (OSError, ValueError, IndexError) as error:
             raise UserError(f"{source} has a broken picture ({error}); download it again") from None
 
-    return look
+    return read_images
 
 
 def _picture(packed: bytes) -> np.ndarray:
