@@ -35,9 +35,11 @@ class Arm:
 
 
 class Call:
-    """From `Session.begin` to `Session.finish`. The decoder calls the hooks, a model the recording methods.
+    """One model call: made by `Session.begin`, closed by `Session.finish`.
 
-    cached  [V] bool: visual tokens whose keys and values an earlier call of this episode left in `cache`
+    The decoder calls the hooks; the model calls the recording methods.
+
+    cached  [V] bool, visual tokens whose keys and values are in `cache`, from an earlier call of this episode
     """
 
     def __init__(self, arm: Arm, trace: Trace, seed: int, like: Tensor, cache: Cache | None, cached: Tensor) -> None:

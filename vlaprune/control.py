@@ -31,25 +31,25 @@ STICKY = ("sticky", "latched")
 
 @dataclass(frozen=True)
 class Control:
-    """How the chunks of one model become actions of one robot. As it stands by default, it changes nothing.
+    """How the chunks of one model become actions of one robot. The default changes nothing.
 
-    rotation  what the rotation numbers are in the robot's training data, where the model itself cannot say; they come
-              out as axis-angle
+    rotation  form of the rotation in the robot's training data: axis_angle, euler_xyz or quat_xyzw, which becomes
+              axis-angle. None changes nothing
     gripper   from 0 (closes) .. 1 (opens)
                 sign     LIBERO: -sign(2g - 1), -1 opens, +1 closes
                 binary   WidowX: +1 above a half opens, -1 closes
-                sticky   Google robot, OpenVLA: the change since the last action; one above a half is held
-                latched  the same by CogACT: the change since the last action that began to be held
+                sticky   Google robot, OpenVLA: the change since the last action; one above 0.5 is repeated
+                latched  Google robot, CogACT: the change since the last action at which a repetition began
               from -1 (opens) .. +1 (closes)
                 flip     WidowX: the sign changes
-                push     Google robot: taken as a change, so that the fingers go on moving
-    hold      actions that a sticky or latched change is emitted for, the first one included
-    ensemble  how many chunks are averaged for each action, which means a model call for every action; 0 for none
+                push     Google robot: the value is used as a change, so the fingers continue to move
+    hold      number of actions for which sticky and latched repeat a change, including the first
+    ensemble  number of chunks that are averaged for each action, with one model call per action; 0 for none
     alpha     weight of the cosine between an older prediction and the newest in that average
     execute   actions executed per model call; None for the whole chunk
 
-    Holding (delay.py) is said in the robot's own conventions, by the benchmark: no control turns a held action, and the
-    steps of a sticky or latched change are not counted on while the robot holds.
+    While the robot holds (delay.py), the benchmark gives the action in the conventions of the robot. The control does
+    not convert it, and the steps of a sticky or latched change are not counted.
 
     Errors: UserError for options that do not exist or contradict each other.
     """
@@ -109,9 +109,9 @@ def as_model_actions(actions: np.ndarray, world: Gripper, model: Gripper) -> np.
 
 
 class Controller:
-    """A control at work in one slot: it remembers the gripper and the chunks of an episode.
+    """Applies a control in one slot. It keeps the gripper state and the chunks of the episode.
 
-    delay  what happens while the policy thinks; None for a world that waits
+    delay  what the robot does during a model call; None for a world that waits
     """
 
     def __init__(self, control: Control, delay: Delay | None = None) -> None:

@@ -163,7 +163,7 @@ class Waited:
 
 @dataclass
 class Timeline:
-    """The control steps of one slot, call by call. It knows numbers of calls and actions, no action itself.
+    """Which action of which chunk each control step of one slot executes. It stores indices and no actions.
 
     depth  chunks that an ensemble averages for one action
     """

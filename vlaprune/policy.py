@@ -92,10 +92,10 @@ def episode_seed(seed: int, task: str, episode: int) -> int:
 
 
 class Policy:
-    """A model, and per slot a session and a controller. Slots that need a chunk share one packed call, nothing else.
+    """A model with one session and one controller per slot. Slots that need a chunk share one packed model call.
 
     control  how chunks become the robot's actions; None leaves them as they are
-    delay    how long calls take in the world's time; None for a world that waits
+    delay    time that passes in the world during a call; None for a world that waits
     """
 
     def __init__(

@@ -93,16 +93,16 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class PruneContext:
-    """What a method sees when asked: n of the V visual tokens, about to enter `layer`.
+    """What a method reads before decoder layer `layer`, which n of the V visual tokens are about to enter.
 
-    One observation, one sequence: nothing here has a batch axis. Tensors are views; do not write to them.
+    It is about one observation and has no batch axis. Tensors are views; do not write to them.
 
     seed      a number made of the run's seed, the task and the episode: the only source of randomness
     visual    [n, d] hidden states
-    alive     [n] number of each row among the V, ascending
+    alive     [n] indices of the rows, 0 .. V - 1, ascending
     text      [t, d] hidden states of the instruction
-    task      [m, d] hidden states of everything behind the visual tokens: proprioception, instruction, action slots
-    reusable  [n] bool: an earlier call of this episode left keys and values in every layer from here on
+    task      [m, d] hidden states of everything after the visual tokens: proprioception, instruction, action slots
+    reusable  [n] bool, tokens with keys and values of an earlier call of this episode at every layer from here on
     trace     everything this call has read so far
     second_pass  the decoder computes the prompt of this call for the second time
     """

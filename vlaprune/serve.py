@@ -164,12 +164,12 @@ class ClientSlot:
 
 
 class Server:
-    """Connections, and the one thread that computes.
+    """A websocket server: many connections, one thread that runs the policy.
 
-    about     what a client is greeted with
-    seed      of the policy
-    patience  seconds that a connection waits for a slot, such as that of a client which has just gone
-    idle      seconds after which a quiet connection gives up its slot to one that waits
+    about     the first message to a client
+    seed      of the policy's noise
+    patience  seconds that a new connection waits for a free slot
+    idle      seconds without a message after which a connection loses its slot, if another one waits
     token     that clients must send as `Authorization: Api-Key TOKEN`, as openpi's do, or `Bearer TOKEN`; None for none
     origins   of web pages that may connect; programs, which send no origin, always may
     """

@@ -20,10 +20,10 @@ from vlaprune.trace import Layout, Trace
 
 
 class Session:
-    """One sequence (one environment slot), from episode to episode.
+    """What one slot keeps from call to call and from episode to episode: the pruner, its cache and its history.
 
-    A model opens a call with `begin` and gets the hooks that its decoder needs. The policy closes it with `finish`.
-    A pruner never sees the session.
+    A model opens a call with `begin`, which returns the hooks of its decoder. The policy closes it with `finish`.
+    A pruner gets no access to the session.
 
     name  of the method, for messages; None for its class name
     """

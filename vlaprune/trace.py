@@ -53,7 +53,7 @@ class View:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are in a prompt of `length` positions. Each group is a contiguous range.
+    """Positions of visual tokens, text and actions in a prompt of `length` positions. Each is a contiguous range.
 
     visual  positions of the V visual tokens
     text    positions of the instruction
@@ -61,10 +61,10 @@ class Layout:
     last    position of the last prompt token
     views   the cameras, in the order of their tokens
 
-    Two layouts are equal if cameras and instruction are in the same places. The rest of a prompt (pi0.5's state, in
-    words) may change its length from call to call; methods that remember tokens need not forget them for that.
+    Two layouts are equal if cameras and instruction have the same positions. The rest of a prompt (pi0.5's state as
+    text) may change its length from call to call, and a method can still compare or reuse tokens of earlier calls.
 
-    Errors: UserError where the views do not tile the visual tokens.
+    Errors: UserError if the views do not cover the visual tokens exactly once.
     """
 
     length: int = field(compare=False)
@@ -228,14 +228,14 @@ Spans = Mapping[QueryGroup, tuple[int, int]]  # of query groups within computed 
 
 @dataclass
 class Trace:
-    """Everything one model call has computed, read and kept so far, in full prompt coordinates.
+    """What one model call has computed, read and kept so far. Positions are those of the prompt before pruning.
 
     images  one [h, w, 3] uint8 image per view, as the vision tower sees it
     step    model calls since the episode began
-    kept    layer -> [k] numbers, among the V, of the visual tokens computed from that layer on
-    reused  layer -> [r] prompt positions attended to from there on with an earlier call's keys and values
-    counts  per layer (rows computed, columns attended to) of the prompt pass; where there are two, of the second
-    first_counts  the same of the first pass, where the method asked for a second; else empty
+    kept    layer -> [k] indices, 0 .. V - 1, of the visual tokens computed from that layer on
+    reused  layer -> [r] prompt positions whose keys and values come from an earlier call, from that layer on
+    counts  per layer (rows computed, columns attended to) of the prompt pass; of the second one if there are two
+    first_counts  the same for the first pass if the method asked for a second; else empty
     passes  per pass behind the prompt (a decoded token, a denoising step), the columns attended to at each layer
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);

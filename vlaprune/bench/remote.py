@@ -67,7 +67,7 @@ class WorkerDied(RuntimeError):
 
 
 class RemoteEnv:
-    """One task, open in a worker process; made by `opened`."""
+    """The environment of one task in a worker process; made by `opened`."""
 
     def __init__(self, bench: Openable, task: Task, python: str | None, opening: float, answering: float) -> None:
         """Starts the worker under `python` (None for this one), with limits in seconds to open and to answer."""

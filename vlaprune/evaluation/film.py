@@ -123,9 +123,9 @@ class Reel:
 class Film:
     """Films the episodes of a rollout, one mp4 each below the run's `videos` folder.
 
-    kind       `all`, or `failures`: the film of an episode that ends well is thrown away
-    fps        model calls shown a second
-    megabytes  once the videos folder holds so much, no further film is begun and `say` is told, once
+    kind       `all`, or `failures`: films of successful episodes are deleted
+    fps        model calls shown per second
+    megabytes  size of the videos folder from which no further film is started; `say` is called once then
 
     UserError for an unknown kind, UserError where what it needs is not installed.
     """

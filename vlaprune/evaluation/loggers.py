@@ -42,8 +42,9 @@ class CSV:
 class Wandb:
     """A wandb run named after the folder; offline unless `mode` (or WANDB_MODE) says otherwise, so it needs no account.
 
-    Its id is kept in the run's folder: a run that was killed and goes on is the same wandb run, and its steps, the
-    model calls of all episodes, go on too. `wandb sync FOLDER/wandb/offline-run-*` uploads what was written offline.
+    Its id is kept in the run's folder: a run that was killed and continued is the same wandb run. Its steps count the
+    model calls of all episodes and continue, too. `wandb sync FOLDER/wandb/offline-run-*` uploads what was written
+    offline.
 
     calls  log tokens, FLOPs and milliseconds of every model call, not of episodes only
     """

@@ -124,7 +124,7 @@ class _Simulator:
 
 
 class Pool:
-    """The simulators of a run's slots; `say` hears of one that opens again."""
+    """The simulators of a run's slots. `say` is called with a line of text if one is opened again."""
 
     def __init__(self, bench: Benchmark, time_limit: float) -> None:
         self._bench, self._limit = bench, time_limit

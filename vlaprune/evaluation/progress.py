@@ -207,7 +207,8 @@ def once(text: str) -> None:
 class Board:
     """Shows the statuses of a sweep's jobs, whether they run in this process or in others on this machine.
 
-    On a terminal a line for each job, drawn anew every second; elsewhere a line when a job ends, and all now and then.
+    A terminal gets one line per job, redrawn every second. Other output gets a line when a job ends, and from time to
+    time a line for each job.
     """
 
     def __init__(self) -> None:

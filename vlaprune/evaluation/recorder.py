@@ -18,11 +18,11 @@ from vlaprune.records import SCHEMA, EpisodeRecord, Header, Sink, encode, record
 
 
 class Recorder:
-    """Appends one JSON line per finished episode and feeds the sinks.
+    """Appends one JSON line per finished episode to the journal and passes it to the sinks.
 
-    A run that stopped goes on where it stopped. An episode that raised is noted with its traceback, is not a failure,
-    and is run once more in this run, or else next time. The line is on disk before the next episode starts; a torn last
-    line is cut off.
+    A run that stopped continues after its last episode. If an episode raises, its traceback is recorded; it does not
+    count as a failure and is run once more, now or when the run is continued. A line is on disk before the next episode
+    starts; an incomplete last line is removed.
 
     Errors: UserError if the folder holds a run with another identity, or another process is writing this journal.
     """

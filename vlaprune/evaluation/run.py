@@ -30,7 +30,7 @@ def main(
     job: Job | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Runs what the configuration asks for, alone or as a job of a sweep, before the eyes of some watchers."""
+    """Runs the episodes of a configuration, alone or as a job of a sweep; `watchers` hear of every model call."""
     shard = Shard(cfg.shard.index, cfg.shard.count)
     if cfg.only is not None:
         _again(cfg, policy, bench, header, shard)

@@ -28,7 +28,7 @@ from vlaprune.trace import Layout, QueryGroup, Trace
 
 @dataclass
 class ADP(Scored):
-    """The first calls are dense, until the gate can compare.
+    """Prunes when its gate is open, that is while the robot moves. The first calls are dense.
 
     keep     fraction or number of the visual tokens that go on when the gate is open
     weights  share of each camera, any scale; empty for equal shares (an older script: 0.4 and 0.6)

@@ -61,10 +61,10 @@ def distracting(important: Tensor, pattern: Tensor, tau: float) -> Tensor:
 
 @dataclass
 class DTP(Pruner):
-    """Drops what distracts; a call where nothing does is dense.
+    """Drops distracting tokens. A call without distracting tokens is dense.
 
     important  fraction or number of the tokens in the important region
-    tau        how much of the highest pattern within the region one outside may have
+    tau        a token outside the region is dropped above this share of the highest pattern value inside
     mode       second_pass: the same call computes its prompt again (the paper). late: the next call drops
     layers     of relevance; null: 4 and 6 of 26, scaled to the depth
     sigma      of the smoothing, in patches

@@ -37,16 +37,16 @@ from vlaprune.trace import Layout, QueryGroup, Trace
 
 @dataclass
 class SAFE(Scored):
-    """Key calls are dense and refresh the maps; others prune by saliency now and the forecast of deep saliency.
+    """Key calls are dense and measure deep saliency. Other calls prune by their own saliency and the forecast of it.
 
-    layer, keep    tokens go on entry to it; the fraction or number that goes on
-    gamma          a call is key if the detector map agrees less than this (cosine) with the one carried over
+    layer, keep    decoder layer before which tokens are dropped; fraction or number that is kept
+    gamma          a call is a key call if the cosine of its detector map with the carried-over one is below this
     fusion         weight of the forecast, 0 to 1
-    deep           layers forecast, averaged; negative counts from the end (-1 is layer 31 of Llama-2-7B)
+    deep           layers whose saliency is forecast, averaged; negative ones count from the end (-1: layer 31 of 32)
     deep_rows      query rows of the deep layers: action (the paper) or prompt, the rows that the shallow saliency has
     normalize      of each map before it is added: none, sum1, minmax
     within_camera  a token matches tokens of its own camera only
-    interval       a key call at least every so many calls; 0 for no such rule
+    interval       calls after which a key call is due at the latest; 0 for no such rule
     """
 
     layer: int = 3

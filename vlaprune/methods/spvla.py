@@ -25,7 +25,7 @@ from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
 
 @dataclass
 class SPVLA(Scored):
-    """Straight from the projector, by the tower's attention and the edges in the picture.
+    """Drops tokens before layer 0, by the attention of the vision tower and the edges in the picture.
 
     slow, fast  relative speed, 0 to 1, up to which every token stays and from which only the least share does
     least       share of the tokens that attention keeps at full speed

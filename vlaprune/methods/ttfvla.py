@@ -33,7 +33,7 @@ MODES = ("hybrid", "pixel", "attention")
 
 @dataclass
 class TTFVLA(Pruner):
-    """Keeps every token; some with the value that they had in the call before.
+    """Keeps every token. Unchanged tokens get the value of the call before.
 
     threshold  mean difference of a patch's grey, on pixels from -1 to 1, above which it changed
     interval   every so many calls all tokens are new

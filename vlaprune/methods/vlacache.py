@@ -29,7 +29,7 @@ ENTROPY = {"all": QueryGroup.PROMPT, "text": QueryGroup.TEXT}
 
 @dataclass
 class VLACache(Pruner):
-    """Reuse in place of pruning: every token is still attended to.
+    """Static tokens reuse the keys and values of earlier calls. No token is dropped; every token is attended to.
 
     threshold      pixel cosine from which a patch is static
     static         fraction or number of tokens that may be static. null: the authors' counts for each 256-token image,

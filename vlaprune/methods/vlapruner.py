@@ -35,10 +35,10 @@ ROWS = {
 
 @dataclass
 class VLAPruner(Pruner):
-    """Calls are dense until `window` of them have been seen.
+    """Prunes by prompt attention and by a history of action attention. The first `window` calls are dense.
 
     layer   tokens are dropped on entry to this decoder layer
-    keep    fraction or number of visual tokens that go on (published: 0.5, 0.25, 0.125)
+    keep    fraction or number of visual tokens that are kept (published: 0.5, 0.25, 0.125)
     rows    query rows of the semantic score: prefix_mean, last, text, all
     action  where action rows are read: middle (the code), latter_half (the paper: mean over the later half of layers)
     window  calls in the history

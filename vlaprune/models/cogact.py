@@ -57,7 +57,7 @@ ACTION, GRIPPER = 7, 6  # numbers of an action; the last is the gripper
 
 
 class CogACT:
-    """The policy.
+    """CogACT: one image and an instruction in, a chunk of actions [chunk, 7] out of a diffusion head.
 
     weights    run folder with config.json, dataset_statistics.json and checkpoints/*.pt; that .pt file; owner/name of
                the hub; or `random`
@@ -65,8 +65,8 @@ class CogACT:
                (WidowX); not needed by random weights
     tokenizer  folder, or owner/name of the hub, that has Llama-2's tokenizer.json; CogACT's own repositories have none
     head       DiT-S, DiT-B or DiT-L, as the checkpoint has it; DiT-tiny for tests
-    guidance   of the classifier-free kind; 1 switches it off
-    steps      of DDIM
+    guidance   scale of classifier-free guidance; 1 switches it off
+    steps      DDIM steps
     ema        take the averaged weights of the head, where the checkpoint has them; upstream does not
     seed       of random weights
     sizes      of a smaller trunk, for tests

@@ -60,7 +60,7 @@ def parent(weights: Path) -> Path:
 
 
 class Flow(ABC):
-    """What pi0 and pi0.5 share: a prompt, then a flow of actions. Subclasses say what the text is.
+    """What pi0 and pi0.5 share: a prompt, then a flow that turns noise into actions. Subclasses build the text.
 
     weights    folder, file, or owner/name of the hub, in openpi's, lerobot's or transformers' names; or `random`. The
                checkpoint's own files say what an option below is if it is None (models/family.py)
@@ -78,7 +78,7 @@ class Flow(ABC):
     dtype      of weights and computation
 
     Errors: UserError for a missing camera or state, a prompt that is too long, weights or statistics that do not fit,
-    options that contradict the checkpoint, and for what its files do not say and must not be guessed.
+    options that contradict the checkpoint, and options that are None if the checkpoint's files do not say them.
     """
 
     name: str

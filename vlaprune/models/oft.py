@@ -59,18 +59,18 @@ EPS = 1e-8  # added to a range before anything is divided by it or multiplied wi
 
 
 class OFT(nn.Module):
-    """The policy.
+    """OpenVLA-OFT: images, state and instruction in, one chunk of actions [chunk, action] out in one pass.
 
     weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
     suite    of the benchmark; names the statistics that numbers are scaled by, unless `unnorm` does
     unnorm   dataset of the checkpoint's statistics; None for `suite`
     images   how images are prepared, see models/images.py; None for `rlds_crop`, which the checkpoints were trained on
     cameras  in the order of their tokens; the third-person one first
-    state    layout of the state, the sum of whose digits is the number of its numbers; None for a policy without
+    state    layout of the state, such as eef_pos3_axisangle3_gripper2; its digits add up to the size. None for no state
     head     l1 (regression), tokens (the best of the vocabulary for each slot) or diffusion
     chunk    actions per call
-    action   numbers of an action
-    steps    of diffusion, 1..50
+    action   size of an action
+    steps    DDIM steps of the diffusion head, 1..50
     sizes    sizes other than the 7B model's, for tests with random weights
     seed     of random weights
     adapter  file of vlaprune-train with LoRA, trained on these weights and merged into them; None for none

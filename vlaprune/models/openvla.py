@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 class OpenVLA:
-    """The policy.
+    """OpenVLA: one image and an instruction in, one action [1, 7] out, decoded as seven tokens.
 
     weights  a checkpoint's folder, owner/name of the hub, or `random`; None for the published one of `suite`
     suite    of the benchmark; names the statistics that actions are scaled by, unless `unnorm` does

@@ -44,7 +44,7 @@ def shipped(model: str, weights: str) -> Path:
 
 
 class SmallPolicy(nn.Module, ABC):
-    """All but the decoder, the words and the weights, which a subclass brings.
+    """Everything of a small policy except the decoder, the word embeddings and the weights, which a subclass gives.
 
     info     of the decoder
     decoder  that pruning shortens; it attends in both directions

@@ -28,7 +28,7 @@ BEGIN, STOP = 1, 2  # <|im_start|>, <|im_end|>
 
 
 class Smol(SmallPolicy):
-    """The policy.
+    """A policy on SmolLM2: images, state and instruction in, one chunk of actions out in one pass.
 
     weights   a safetensors file of vlaprune-train, the name of one shipped with the package, or `random` for what is
               trained; None for libero_object's

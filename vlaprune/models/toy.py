@@ -32,7 +32,10 @@ RED, X, QUERY, FILL, NOISE, NORM = 0, 2, 4, 6, 7, 4.0  # feature numbers; every 
 
 
 class Toy:
-    """style: `parallel` (bidirectional, action slots in the prompt) or `autoregressive` (causal, a pass per action)."""
+    """A hand-made decoder without weights, for tests.
+
+    style  `parallel` (bidirectional, action slots in the prompt) or `autoregressive` (causal, one pass per action)
+    """
 
     def __init__(self, style: str = "parallel", side: int = 8, layers: int = 6, chunk: int = 4) -> None:
         if style not in STYLES:

@@ -129,9 +129,9 @@ class Graph:
 
 
 class Captured(Compiled):
-    """Segments that were run several times with the same shapes are captured and replayed. Needs CUDA.
+    """Captures segments that ran several times with the same shapes as CUDA graphs and replays them. Needs CUDA.
 
-    Graphs share one memory pool. Every arm of a comparison has a fork of its own and clears it when it is measured.
+    Graphs share one memory pool. Each arm of a comparison has its own fork and clears it after its measurement.
     """
 
     name = "graph"

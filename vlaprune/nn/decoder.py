@@ -234,7 +234,7 @@ Kept = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Decoder(nn.Module):
-    """The layer loop."""
+    """A decoder whose hidden states can be read and pruned between layers."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

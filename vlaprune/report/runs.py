@@ -62,8 +62,8 @@ class Arm:
 
     runs     one for each seed
     label    unique in the report
-    missing  episodes that were asked for and are not there
-    stopped  how a rule ended it early, empty where none did
+    missing  episodes that were requested and are not in the journals
+    stopped  the rule that ended it early; empty if none did
     tuned    its weights were tuned from the baseline's, with the method at work: policy and method are judged as one
     mixed    what of its protocol differs from the first run's, empty where nothing does
     judged   whether it may be compared with the baseline after a fixed number of episodes; not if more differs than

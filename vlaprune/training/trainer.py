@@ -101,9 +101,9 @@ def rate(step: int, recipe: Recipe) -> float:
 
 
 class Trainer:
-    """One training run in a folder; made again, it goes on from the last checkpoint, bit for bit on a CPU.
+    """One training run in a folder. It continues from the last checkpoint there; on a CPU the result is bit-identical.
 
-    What is frozen in the model is neither trained, nor averaged, nor in a checkpoint.
+    Frozen parameters are neither trained nor averaged, and no checkpoint contains them.
     """
 
     def __init__(

@@ -37,18 +37,18 @@ MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib",
 
 @dataclass(frozen=True)
 class Libero:
-    """A suite of LIBERO.
+    """A suite of LIBERO or LIBERO-PRO.
 
     suite     libero_spatial, libero_object, libero_goal, libero_10 or libero_90; or one of the first four with _lan,
               _object, _swap or _task behind it, a suite of LIBERO-PRO (arXiv:2510.03827)
     only      numbers of the chosen tasks in the suite's order; None for all
-    protocol  whose rules of evaluation: openvla, openpi or lerobot; numbers are comparable under the same only
+    protocol  rules of evaluation: openvla, openpi or lerobot; only numbers under the same protocol are comparable
     image     side of the square images in pixels; None for the protocol's: 256, or 360 of lerobot
-    fast      without multisampling, shadows and reflections: other pictures than the protocol's, sooner
+    fast      render faster, without multisampling, shadows and reflections; pictures differ from the protocol
     stress    what is perturbed, one of `stress.KINDS`; None for nothing
     severity  of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
-    mujoco    its version; from 3.3.3 on libero_object is dark, from 3.4 on objects settle elsewhere
+    mujoco    expected version of MuJoCo; from 3.3.3 on libero_object is dark, from 3.4 on objects rest in other places
     worker    each environment in a process of its own
     python    that process's interpreter; None for this one
     """

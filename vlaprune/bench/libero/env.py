@@ -37,9 +37,9 @@ class EnvOptions:
 
 
 class LiberoEnv:
-    """One LIBERO task, open; made by `Libero.open`.
+    """The open environment of one LIBERO task; made by `Libero.open`.
 
-    world  LIBERO's own environment, for experts that may look at privileged state
+    world  LIBERO's own environment; scripted experts read the simulator's state from it
     """
 
     def __init__(self, world: Any, task: Task, states: np.ndarray, options: EnvOptions) -> None:

@@ -44,9 +44,9 @@ class EnvOptions:
 
 
 class RobosuiteEnv:
-    """One robosuite task, open; made by `Robosuite.open`.
+    """The open environment of one robosuite task; made by `Robosuite.open`.
 
-    world  the robosuite environment itself, for experts that may look at privileged state
+    world  the robosuite environment itself; scripted experts read the simulator's state from it
     """
 
     def __init__(self, world: Any, task: Task, options: EnvOptions) -> None:

@@ -21,7 +21,7 @@ SEED = 2022  # of ManiSkill2's own generators in a new environment; mani-skill 3
 class ManiSkill2:
     """A new environment for every episode, as SIMPLER's own evaluation has it, so that no episode depends on another.
 
-    The renderer is kept: with the last environment its compiled shaders would go too, half a minute on a CPU.
+    The renderer is kept, because its compiled shaders are lost with the last environment: half a minute on a CPU.
     """
 
     def __init__(self, starts: Sequence[Start], limit: int, traced: bool, assets: Path) -> None:

@@ -39,16 +39,16 @@ OVER: dict[str, Callable[[Tensor], Tensor]] = {"max": torch.amax, "mean": torch.
 class TIES(Calibrated, Scored):
     """Prunes between anchor calls.
 
-    layer         tokens go on entry to this decoder layer
-    keep          fraction or number of visual tokens that go on
-    rows, heads, tokens, layers   how tau is taken, see agreement.Estimator
-    gamma         similarity to the anchor, from 0 to 1, below which a call becomes the anchor and tau is taken anew
+    layer         decoder layer before which tokens are dropped
+    keep          fraction or number of visual tokens that are kept
+    rows, heads, tokens, layers   how tau is measured, see agreement.Estimator
+    gamma         similarity to the anchor, from 0 to 1, below which a call becomes the new anchor and tau is measured
     similarity    patches (share of patches with pixel cosine >= 0.996), ssim, embedding (cosine of the mean tokens),
                   embedding_patches (mean cosine of the tokens)
     over_cameras  max, mean or min of the similarities of the cameras
     interpolate   tau to weight, see calibration.weight; `threshold` is for hard, null means the median
     low_tau_trusts_attention   true: the lower tau, the more tokens are kept by attention. false: the higher
-    uniform       the rest of the budget: stride, random, diverse (as DivPrune)
+    uniform       how the rest of the budget is chosen: stride, random, diverse (as in DivPrune)
     anchor_action of an anchor call: full (with all tokens) or pruned (from a second pass with the tokens selected)
     calibration   a file, or the name of one shipped with the model; null: vlaprune-eval measures one first
     """
