@@ -168,6 +168,19 @@ SCRIPT = """(async () => {
   const list = document.getElementById("list");
   const row = list.querySelector("details");
   if (row) { row.open = true; await new Promise((done) => setTimeout(done, 50)); }
+  const light = (c) => c.map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const painted = (text) => {  // any way in which a browser writes a colour, over the page's ground
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+    for (const one of [getComputedStyle(document.body).backgroundColor, text]) {
+      canvas.fillStyle = one; canvas.fillRect(0, 0, 1, 1);
+    }
+    return light([...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v / 255));
+  };
+  const contrast = (cell) => {
+    const both = [painted(getComputedStyle(cell).color), painted(getComputedStyle(cell.closest("td")).backgroundColor)];
+    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+  };
   const shown = (svg) => svg.getBoundingClientRect().width > 0;
   const boxes = (texts) => [...texts].map((t) => t.getBoundingClientRect()).filter((b) => b.width);
   const clash = (bs) => bs.flatMap((a, i) => bs.slice(i + 1).filter((b) =>
@@ -178,6 +191,11 @@ SCRIPT = """(async () => {
     made: [...list.querySelectorAll("code")].map((c) => c.textContent),
     count: document.getElementById("count").textContent,
     wide: document.documentElement.scrollWidth - innerWidth,
+    captions: [...document.querySelectorAll("caption span")].filter((c) =>
+      c.getBoundingClientRect().right > innerWidth).length,
+    more: getComputedStyle(document.getElementById("more")).display === "none",
+    hides: document.getElementById("more").hidden,
+    contrast: Math.min(...[...document.querySelectorAll(".grid td[class] , .grid td[class] small")].map(contrast)),
     charts: [...document.querySelectorAll("svg")].filter(shown).map((s) => s.closest("div").className),
     clash: [...document.querySelectorAll("svg")].map((s) => clash(boxes(s.querySelectorAll(".name text")))),
     outside: [...document.querySelectorAll("svg")].filter(shown).map((s) =>
@@ -193,6 +211,8 @@ def test_in_a_browser_twenty_arms_are_readable_and_sortable(crowd, width, kind, 
     assert console == []
     up, down, state, focused = seen["sorted"]["success"]
     assert focused and state == "descending" and up != down
+    assert not seen["captions"] and seen["more"] == seen["hides"]
+    assert seen["contrast"] >= 4.5  # of every number on its cell's colour (WCAG 2 AA)
     success = {
         name: row.rate for name, row in report.summarise(report.find([crowd.parents[1]])).set_index("method").iterrows()
     }

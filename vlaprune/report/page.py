@@ -201,7 +201,7 @@ def _otherwise(row: Any) -> str:
 
 
 def _doubt(row: Any) -> str:
-    return "more than its FLOPs allow" if getattr(row, "impossible", False) else ""
+    return "? see the note" if getattr(row, "impossible", False) else ""
 
 
 def _more(row: Any) -> str:

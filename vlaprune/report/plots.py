@@ -84,11 +84,12 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
             one = one.sort_values("kept")
             colour, _, _ = marker_style(None, int(one["colour"].iloc[0]))
             ax.plot(scale * one[column], 100 * one["rate"], color=colour, lw=1, alpha=0.45, zorder=1)
-        best = front(x if column == "flops_cut" else -x, y)
-        ax.step(x[best], y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
-        wide = width > NARROW
-        reach = max(float(np.ptp(x[inside])), 1e-9)
-        ends = x[inside].min() - 0.05 * reach, x[inside].max() + (0.14 if wide else 0.3) * reach  # room for names
+        near_x, near_y = x[inside], y[inside]
+        best = front(near_x if column == "flops_cut" else -near_x, near_y)
+        ax.step(near_x[best], near_y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
+        wide, across = width > NARROW, x[x >= left]
+        reach = max(float(np.ptp(across)), 1e-9)
+        ends = across.min() - 0.05 * reach, across.max() + (0.14 if wide else 0.3) * reach  # room for names
         lows, highs = 100 * rows["low"].to_numpy(float)[inside], 100 * rows["high"].to_numpy(float)[inside]
         span = max(float(highs.max() - lows.min()), 1.0)
         base = max(-2.0, lows.min() - (0.06 if not inside.all() else 0.03) * span)
