@@ -15,7 +15,8 @@ def named(hydra: Any) -> dict[str, str]:
 
     A class that moves to another module keeps the name of its file.
     """
-    typed = dict(override.lstrip("+").partition("=")[::2] for override in hydra.overrides.task)
+    said: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # `${hydra:...}` may stand in them
+    typed = dict(override.lstrip("+").partition("=")[::2] for override in said)
     choices = hydra.runtime.choices
     return {group: typed.get(f"{group}._target_", str(choices[group])) for group in GROUPS if group in choices}
 
