@@ -15,8 +15,9 @@ export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 SUITE ?= libero_object
 METHODS ?= dense,fastv
-# What the shipped LIBERO weights were taught, a policy for each suite: labels from the states met.
-TAUGHT := model.text=20 data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=150 teaching.rounds=0 recipe.steps=5000
+VIDEO ?= failures
+# What the shipped LIBERO weights were taught, a policy for each suite, from robosuite's on: labels from the states met.
+TAUGHT := model.text=20 model.weights=robosuite data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 recipe.steps=2400 recipe.lr=8e-4
 TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
 TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
 # glibc would return large blocks to the kernel after every step, and fetch them back.
@@ -161,8 +162,8 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
-bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a table (SUITE=, METHODS=)
-	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) method=$(METHODS) episodes=10 video=failures output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
+bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a table (SUITE=, METHODS=, VIDEO=)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) method=$(METHODS) episodes=10 video=$(VIDEO) output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
 
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
