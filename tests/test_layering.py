@@ -14,7 +14,6 @@ LAYERS = {
     "errors": [],
     "benchmark": [],
     "records": [],
-    "markdown": [],
     "trace": [],
     "nn": ["nn"],
     "stats": ["stats", "records"],
@@ -62,7 +61,7 @@ LAYERS = {
     "evaluation.progress": ["records", "stats", "evaluation.lock"],
     "evaluation.replay": ["records"],
     "evaluation.film": ["records", "trace"],
-    "report": ["report", "records", "stats", "markdown"],
+    "report": ["report", "records", "stats"],
     "profile": [
         *(
             "profile",
@@ -76,7 +75,6 @@ LAYERS = {
             "meter",
             "stats",
             "nn",
-            "markdown",
         ),
         *("report", "bench.episodes", "models.backends", "evaluation.calibrate", "methods.dense"),
     ],
@@ -113,7 +111,7 @@ LAYERS = {
     "api.devices": ["api", "records", "errors", "report", "config", "evaluation.progress", "bench.worker"],
     "api.tables": ["records", "report"],
     "api.tune": [
-        *("api", "records", "errors", "report", "config", "policy", "stats", "profile", "markdown"),
+        *("api", "records", "errors", "report", "config", "policy", "stats", "profile"),
         *("models.backends", "methods.dense"),
     ],
     "commands": ["commands", "cli", "errors", "api.tune", "records", "stats", "report", "profile.roofline"],

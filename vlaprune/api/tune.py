@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vlaprune.api.evaluation import run_composed
 from vlaprune.errors import UserError
-from vlaprune.markdown import table
 from vlaprune.records import Run, read
+from vlaprune.stats.markdown import table
 from vlaprune.stats.racing import Entrant, Standing, front, race
 from vlaprune.stats.rates import wilson
 

@@ -106,7 +106,7 @@ def _cropped(planes: np.ndarray, size: int, area: float) -> np.ndarray:
 
 def _planes(image: np.ndarray) -> np.ndarray:
     """[h, w, 3] uint8 to [3, h, w] fp32: matrix products are fast on contiguous rows."""
-    planes = _buffer("planes", (image.shape[2], *image.shape[:2]))
+    planes = _MEMORY.get("planes", (image.shape[2], *image.shape[:2]))
     planes[...] = image.transpose(2, 0, 1)
     return planes
 
@@ -119,7 +119,20 @@ def _packed(planes: np.ndarray) -> np.ndarray:
     return image
 
 
-_BUFFERS = threading.local()
+class _Memory(threading.local):
+    """fp32 arrays of one thread, overwritten by its next call: fresh memory has to be paged in."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def get(self, use: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The array of one use and shape."""
+        if (use, shape) not in self._arrays:
+            self._arrays[use, shape] = np.empty(shape, np.float32)
+        return self._arrays[use, shape]
+
+
+_MEMORY = _Memory()
 Band = tuple[slice, slice, np.ndarray]  # pixels in, pixels out, weights [in, out]: no other input reaches these outputs
 
 
@@ -127,22 +140,13 @@ def _blend(planes: np.ndarray, rows: Sequence[Band], columns: Sequence[Band]) ->
     """[3, h, w] fp32 to [3, a, b]: each row a weighted sum of rows, then each column of columns."""
     colours, _, width = planes.shape
     tall, wide = rows[-1][1].stop, columns[-1][1].stop
-    half = _buffer("rows", (colours, tall, width))
+    half = _MEMORY.get("rows", (colours, tall, width))
     for ins, outs, weights in rows:
         np.matmul(weights.T, planes[:, ins], out=half[:, outs])
-    flat, out = half.reshape(colours * tall, width), _buffer("columns", (colours * tall, wide))
+    flat, out = half.reshape(colours * tall, width), _MEMORY.get("columns", (colours * tall, wide))
     for ins, outs, weights in columns:
         np.matmul(flat[:, ins], weights, out=out[:, outs])
     return out.reshape(colours, tall, wide)
-
-
-def _buffer(use: str, shape: tuple[int, ...]) -> np.ndarray:
-    """fp32 memory of this thread for one use, overwritten by the next call: fresh memory has to be paged in."""
-    own = _BUFFERS.__dict__
-    if (use, shape) not in own:
-        own[use, shape] = np.empty(shape, np.float32)
-    found: np.ndarray = own[use, shape]
-    return found
 
 
 def _bands(weights: np.ndarray) -> tuple[Band, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlaprune.markdown import table
+from vlaprune.stats.markdown import table
 
 Cells = Mapping[str, str]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.markdown import table
 from vlaprune.records import Run
+from vlaprune.stats.markdown import table
 from vlaprune.stats.rates import mean_of_tasks
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.markdown import TERMINAL
 from vlaprune.report import audit, conditions, delay
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write
+from vlaprune.stats.markdown import TERMINAL
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,8 +16,6 @@ import pandas as pd
 from scipy.stats import norm
 
 from vlaprune.errors import UserError
-from vlaprune.markdown import TERMINAL, columns
-from vlaprune.markdown import table as lined
 from vlaprune.records import Header, Run, differences
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.runs import Arm, Comparison, Key, compare
@@ -26,6 +24,8 @@ from vlaprune.report.tables import pairs, shared_episodes
 from vlaprune.report.text import short_notes
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
+from vlaprune.stats.markdown import TERMINAL, columns
+from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 
 PLAIN = "none"

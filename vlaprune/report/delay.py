@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlaprune.markdown import table as lined
 from vlaprune.records import EpisodeRecord, Run
 from vlaprune.report.runs import Arm, Comparison, compare, display_name
 from vlaprune.report.tables import shared_episodes, tabulate
+from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 from vlaprune.stats.rates import mean_interval
 

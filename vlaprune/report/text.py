@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.errors import UserError
-from vlaprune.markdown import TERMINAL, columns
-from vlaprune.markdown import table as lined
 from vlaprune.records import UNPROVED, Run
 from vlaprune.report.runs import compare
 from vlaprune.report.tables import tabulate
+from vlaprune.stats.markdown import TERMINAL, columns
+from vlaprune.stats.markdown import table as lined
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
