@@ -74,7 +74,8 @@ class Sleeping(Toy):
             yield _Slow(world, self._pause, self.step, self.look)
 
     def _pause(self, seconds: float) -> None:
-        time.sleep(random.uniform(0.0, 2.0 * seconds) if self.jitter else seconds)
+        if seconds:  # even a sleep of 0 s takes 0.1 ms
+            time.sleep(random.uniform(0.0, 2.0 * seconds) if self.jitter else seconds)
 
 
 @dataclass
@@ -134,4 +135,5 @@ class Paused:
             yield _Slow(world, self._pause, 0.0, self.most)
 
     def _pause(self, most: float) -> None:
-        time.sleep(random.uniform(0.0, most))
+        if most:
+            time.sleep(random.uniform(0.0, most))
