@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,14 @@ from vlaprune import config
 def one_thread():
     """The tiny products of these tests are slower on many threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_of_a_terminal():
+    """Ctrl-C and hang-up end what the tests start, even where pytest runs under nohup or as a job in the background."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_workers_that_are_killed_lose_nothing_and_leave_nothing(tmp_path, sound)
     killer.start()
     try:
         for _ in range(20):
-            run = play(tmp_path, bench, slots=8, episodes=40 if LONG else 16, say=lambda text: None)
+            run = play(tmp_path, bench, slots=8, episodes=240 if LONG else 16, say=lambda text: None)
             if not run.missing:
                 break
     finally:
