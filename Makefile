@@ -54,7 +54,7 @@ test: .venv/done  ## set up, then every test that needs no GPU
 check: lint type test  ## style, strict types and tests: what a change must pass, and what .ci/run runs
 
 torture: .venv/done  ## every kind of damage from outside that we know, long (docs/reliability.md has the figures)
-	TORTURE=long $(BIN)/pytest tests/torture tests/test_devices.py
+	TORTURE=long $(BIN)/pytest tests/torture tests/test_devices.py tests/test_serve.py
 
 ray:      ## the Ray launcher on a local cluster of two nodes, in an environment of its own, .ray (minutes)
 	$(PYTHON) -m venv .ray
