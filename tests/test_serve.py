@@ -370,7 +370,7 @@ def memory(pid, name):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_hundred_clients_of_which_twenty_misbehave():
-    """The good ones get what a quiet server answers. Short in CI; TORTURE=long (`make torture`) sends 200 frames each."""
+    """The good ones get what a quiet server answers. Short in CI; `make torture` sends 200 frames each."""
     good, count = 80, 200 if os.environ.get("TORTURE") == "long" else 2
     looks = [scenes(i % 2, i, count) for i in range(good)]
     found = [[] for _ in range(good)]
