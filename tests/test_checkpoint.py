@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.row = nn.Parameter(torch.zeros(3))
 
 
-PIECES = {"a": WeightMap("both.weight", (0, 2)), "b": WeightMap("both.weight", (2, 6)), "c": WeightMap("row", fold=2)}
+WEIGHTS = {"a": WeightMap("both.weight", (0, 2)), "b": WeightMap("both.weight", (2, 6)), "c": WeightMap("row", fold=2)}
 
 
 def tensors():
@@ -68,13 +68,13 @@ def test_every_kind_of_file_pours_the_same_weights(tmp_path, write, within, stri
     checkpoint = Checkpoint(write(tmp_path, state), within, strip)
     assert checkpoint.shapes == {k: tuple(v.shape) for k, v in state.items()} and len(checkpoint.digest) == 64
     net = empty()
-    load_weights(net, checkpoint, PIECES, dtype=torch.float32)
+    load_weights(net, checkpoint, WEIGHTS, dtype=torch.float32)
     assert torch.equal(net.both.weight, torch.cat((state["a"], state["b"]))) and torch.equal(net.row, state["c"][0, 0])
 
 
 def test_weights_take_the_dtype_that_is_asked_for(tmp_path):
     net = empty()
-    load_weights(net, Checkpoint(single(tmp_path, tensors())), PIECES)
+    load_weights(net, Checkpoint(single(tmp_path, tensors())), WEIGHTS)
     assert net.both.weight.dtype == torch.bfloat16 and torch.equal(net.row, tensors()["c"][0, 0].bfloat16())
 
 
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded(tmp_path, 
     state, net = tensors(), empty()
     change(state)
     with pytest.raises(ValueError, match=said) as caught:
-        load_weights(net, Checkpoint(single(tmp_path, state)), PIECES, unused=("e",))
+        load_weights(net, Checkpoint(single(tmp_path, state)), WEIGHTS, unused=("e",))
     assert "\n" not in str(caught.value) and net.row.is_meta
 
 
@@ -165,16 +165,16 @@ def test_weights_that_are_not_finite_are_named(tmp_path, write, wrong):
     state = tensors()
     state["b"][3, 1] = wrong
     with pytest.raises(ValueError, match=r"not finite in 1 tensors: \['b'\]; they are damaged"):
-        load_weights(empty(), Checkpoint(write(tmp_path, state)), PIECES)
+        load_weights(empty(), Checkpoint(write(tmp_path, state)), WEIGHTS)
 
 
 def test_weights_too_large_for_the_dtype_are_named(tmp_path):
     state = tensors()
     state["a"][0, 0] = 7e4
     checkpoint = Checkpoint(single(tmp_path, state))
-    load_weights(empty(), checkpoint, PIECES, dtype=torch.bfloat16)
+    load_weights(empty(), checkpoint, WEIGHTS, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"\['a'\]; they are damaged, or too large for this dtype"):
-        load_weights(empty(), checkpoint, PIECES, dtype=torch.float16)
+        load_weights(empty(), checkpoint, WEIGHTS, dtype=torch.float16)
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):

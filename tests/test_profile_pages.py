@@ -54,7 +54,7 @@ def test_a_choice_thrown_away_leaves_dense_actions_and_all_the_reading(make):
 def test_our_decoder_is_measured_beside_transformers_with_equal_results():
     sheet = Page("t")
     (row,) = overhead.decoders(sheet, SMALL, [9], rounds=4)
-    assert row["apart"] < 1e-4 and row["calls"] == 4 and row["low"] <= row["ratio"] <= row["high"]
+    assert row["difference"] < 1e-4 and row["calls"] == 4 and row["low"] <= row["ratio"] <= row["high"]
     assert "transformers, ms" in sheet.parts[0]
 
 

@@ -12,7 +12,7 @@ from vlaprune.api.evaluation import run_composed
 from vlaprune.errors import UserError
 from vlaprune.records import Run, read
 from vlaprune.stats.markdown import table
-from vlaprune.stats.racing import Entrant, Standing, front, race
+from vlaprune.stats.racing import Entrant, RaceStatus, front, race
 from vlaprune.stats.rates import wilson
 
 COSTS = {"ms": "ms/call", "gflops": "GFLOPs/call"}
@@ -32,11 +32,11 @@ class Tuned:
     cost: str
     dense: tuple[float, float]
     entrants: Sequence[Entrant]
-    standings: Sequence[Standing]
+    standings: Sequence[RaceStatus]
     episodes: tuple[int, int]
 
     @property
-    def front(self) -> list[Standing]:
+    def front(self) -> list[RaceStatus]:
         """The settings that no other one undercuts in cost without losing success; the cheapest first."""
         return front(self.standings)
 

@@ -119,7 +119,7 @@ class ScoreBook:
         path.with_suffix(".partial").replace(path)
 
     def read(self, seed: int) -> Sequence[Scores]:
-        """Site -> score of each call of an episode. UserError where it was not recorded."""
+        """Where it was asked (layer) -> score of each call of an episode. UserError where it was not recorded."""
         path = self.folder / f"{seed}.npz"
         if not path.is_file():
             raise UserError(f"{path} is not there; run the arm audit.arm=own anew, it records scores")

@@ -46,8 +46,8 @@ def assign_patches(points: Tensor, height: int, width: int) -> Tensor:
     """[K] distinct patches: for each point [K, 2] in turn the nearest one that is free."""
     every = torch.arange(height * width, device=points.device)
     places = torch.stack((every % width, every // width), 1)
-    apart = (points.detach() * points.new_tensor([width - 1, height - 1]))[:, None] - places
-    far = apart.square().sum(2)
+    offset = (points.detach() * points.new_tensor([width - 1, height - 1]))[:, None] - places
+    far = offset.square().sum(2)
     picks: list[Tensor] = []
     for _ in range(points.shape[0]):
         picks.append(far[len(picks)].argmin(0, keepdim=True))

@@ -39,8 +39,8 @@ def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(float("inf"))
     density = (-distance.topk(count, largest=False).values.square().mean(1) / x.shape[1]).exp()
     rank = ranking(density).argsort()
-    apart = torch.where(rank < rank[:, None], distance, distance.max()).amin(1)
-    centres = ranking(apart * density)[:count]
+    separation = torch.where(rank < rank[:, None], distance, distance.max()).amin(1)
+    centres = ranking(separation * density)[:count]
     label = distance[:, centres].argmin(1)
     return centres, label.index_copy(0, centres, torch.arange(count, device=x.device))
 

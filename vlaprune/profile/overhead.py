@@ -64,11 +64,11 @@ def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: 
     rows = []
     for length in lengths:
         theirs, ours = _both(config, length)
-        apart = float((ours() - theirs()).abs().max())
-        if apart > 1e-3:
-            raise UserError(f"our decoder and transformers' differ by {apart:.2g} at {length} tokens")
+        difference = float((ours() - theirs()).abs().max())
+        if difference > 1e-3:
+            raise UserError(f"our decoder and transformers' differ by {difference:.2g} at {length} tokens")
         times = alternate([theirs, ours], rounds)
-        row: dict[str, Any] = {"arm": f"prompt of {length} tokens", "calls": rounds, "apart": apart}
+        row: dict[str, Any] = {"arm": f"prompt of {length} tokens", "calls": rounds, "difference": difference}
         rows.append(row | ratios(times[:, 0], times[:, 1]))
     page.table(
         "Dense: our decoder against transformers' Llama", [_shown(r, "transformers, ms", "ours, ms") for r in rows]
@@ -77,7 +77,7 @@ def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: 
         f"The same random weights, width {config.hidden_size}, {config.num_layers} layers, {config.num_heads} heads, "
         f"feed-forward {config.intermediate_size}, fp32, SDPA in both, causal, batch 1, no cache. Calls take "
         "turns. A ratio below 1 means that ours is faster. Final hidden states differ by at most "
-        + ", ".join(f"{r['apart']:.1g}" for r in rows)
+        + ", ".join(f"{r['difference']:.1g}" for r in rows)
         + "."
     )
     return rows

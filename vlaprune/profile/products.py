@@ -42,9 +42,9 @@ class Products(TorchDispatchMode):
         packet = func._overloadpacket
         if packet not in flop_registry and packet is not _CPU_ATTENTION:
             with self:
-                apart = func.decompose(*args, **kwargs)
-            if apart is not NotImplemented:
-                return apart
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
             if not _looks(func):
                 self._count()
             return func(*args, **kwargs)

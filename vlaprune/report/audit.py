@@ -137,10 +137,10 @@ def markdown(found: Audit) -> str:
     out = [f"Audit of {found.method}: {found.episodes} paired episodes an arm", ""]
     out += ["| arm | runs | success % | method - arm, points | p | visual tokens |", "|---|---|---|---|---|---|"]
     for line in found.lines:
-        apart = "" if line.name == "own" else f"{100 * line.difference:+.1f}"
+        difference = "" if line.name == "own" else f"{100 * line.difference:+.1f}"
         p = "" if line.name == "own" else f"{line.p:.2g}"
         said = f"{SAID[line.name]} (`{line.name}`)"
-        out.append(f"| {said} | {len(line.runs)} | {100 * line.rate:.1f} | {apart} | {p} | {line.kept:.1f} |")
+        out.append(f"| {said} | {len(line.runs)} | {100 * line.rate:.1f} | {difference} | {p} | {line.kept:.1f} |")
     return "\n".join([*out, "", *(f"- {s}" for s in sentences(found))])
 
 

@@ -53,9 +53,9 @@ def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = Fal
     """Runs by their perturbation, the unperturbed ones first. UserError where they differ in anything else."""
     groups = sorted(alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
     for group in groups:
-        if apart := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
+        if differing := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
             two = f"{group[0].folder} and {groups[0][0].folder}"
-            raise UserError(f"{two} differ in more than method and stress ({apart}); make a report of each")
+            raise UserError(f"{two} differ in more than method and stress ({differing}); make a report of each")
     return [Condition(_name(group[0].header), compare(group, baseline, partial)) for group in groups]
 
 

@@ -23,8 +23,8 @@ class Anytime:
 
     def __init__(self, base: Run, header: Header, alpha: float = 0.05) -> None:
         ours, theirs = (Header({**h.identity, "method": {}}, {}, {}) for h in (header, base.header))
-        if apart := differences(theirs, ours):
-            raise UserError(f"baseline {base.folder} is no baseline of this run: it differs in {apart}")
+        if differing := differences(theirs, ours):
+            raise UserError(f"baseline {base.folder} is no baseline of this run: it differs in {differing}")
         self._order = [(task, episode) for task, count in header.tasks.items() for episode in range(count)]
         if lacking := [key for key in self._order if key not in base.episodes]:
             raise UserError(

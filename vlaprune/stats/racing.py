@@ -23,7 +23,7 @@ class Entrant:
 
 
 @dataclass
-class Standing:
+class RaceStatus:
     """How far an entrant is: success of each episode it ran, and why it is out (empty while it is in)."""
 
     entrant: Entrant
@@ -53,7 +53,7 @@ def race(
     budget: int,
     batch: int,
     alpha: float = 0.05,
-) -> list[Standing]:
+) -> list[RaceStatus]:
     """Runs episodes of the entrants until all are out or through, or the budget is spent.
 
     keys    the episodes, in the order in which they are run
@@ -69,7 +69,7 @@ def race(
     """
     if batch < 1 or budget < batch:
         raise UserError(f"budget={budget} batch={batch}; use a batch of 1 or more episodes, within the budget")
-    every = {e.name: Standing(e) for e in entrants}
+    every = {e.name: RaceStatus(e) for e in entrants}
     spent = 0
     while True:
         within = [s for s in every.values() if not s.out]
@@ -90,7 +90,7 @@ def race(
         judge([s for s in every.values() if s.success], keys, dense, alpha)
 
 
-def judge(standings: Sequence[Standing], keys: Sequence[Key], dense: Mapping[Key, bool], alpha: float) -> None:
+def judge(standings: Sequence[RaceStatus], keys: Sequence[Key], dense: Mapping[Key, bool], alpha: float) -> None:
     """Says who is out."""
     for one in standings:
         if one.out or not one.success:
@@ -112,9 +112,9 @@ def worse(ours: Mapping[object, bool], theirs: Mapping[Key, bool], keys: Sequenc
     return state.stopped and state.lost > state.gained
 
 
-def front(standings: Sequence[Standing]) -> list[Standing]:
+def front(standings: Sequence[RaceStatus]) -> list[RaceStatus]:
     """Those in the race that no other one undercuts in cost without losing success; the cheapest first."""
-    out: list[Standing] = []
+    out: list[RaceStatus] = []
     for one in sorted((s for s in standings if not s.out and s.success), key=lambda s: (s.entrant.cost, -s.rate)):
         if not out or one.rate > out[-1].rate:
             out.append(one)

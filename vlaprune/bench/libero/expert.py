@@ -147,8 +147,8 @@ def _ground(job: Job, thing: Thing, base: Thing) -> float:
     centres, halves, axes = _boxes(job.world, job.others)
     reach = np.einsum("nij,nj->ni", np.abs(axes), halves)
     way = AHEAD * (base.centre - thing.centre)[:2] / np.linalg.norm((base.centre - thing.centre)[:2])
-    apart = np.abs(centres[:, :2] - thing.centre[:2] - way / 2) - np.abs(way) / 2 - reach[:, :2] - thing.reach[:2]
-    below = (apart < BESIDE).all(axis=1) & ~np.isin(job.others, _geoms(job.world, job.target))
+    gap = np.abs(centres[:, :2] - thing.centre[:2] - way / 2) - np.abs(way) / 2 - reach[:, :2] - thing.reach[:2]
+    below = (gap < BESIDE).all(axis=1) & ~np.isin(job.others, _geoms(job.world, job.target))
     return float((centres + reach)[below, 2].max(initial=0.0))
 
 

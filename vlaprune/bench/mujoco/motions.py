@@ -101,9 +101,9 @@ def _clearance(thing: Thing, axis: np.ndarray, other: Thing) -> float:
     along = np.array([-0.06, -0.04, 0.04, 0.06])[:, None, None] * axis
     across = np.array([-0.011, 0.0, 0.011])[:, None] * side
     spots = thing.centre + (along + across).reshape(-1, 3)
-    apart = np.abs((spots - other.centre) @ other.axes) - other.half
+    gap = np.abs((spots - other.centre) @ other.axes) - other.half
     level = np.abs(other.axes[2]) < 0.7
-    return float(apart[:, level].max(axis=1).min())
+    return float(gap[:, level].max(axis=1).min())
 
 
 def thing_box(world: Any, item: Any) -> Thing:
