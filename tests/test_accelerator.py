@@ -26,18 +26,18 @@ SHARED = "methods/shared/"
 WAITS = {  # how many rows go on depends on what is seen, or the whole call does; each place is one number or one list
     "adp": {"methods/adp.py:select", "methods/adp.py:_is_open"},
     "dtp": {"methods/dtp.py:select", "methods/dtp.py:wants_second_pass"},
-    "infoentropy": {SHARED + "selecting.py:parted"},
-    "lightvla": {SHARED + "selecting.py:elected"},
-    "lightvla_star": {SHARED + "selecting.py:elected"},
+    "infoentropy": {SHARED + "selecting.py:split_mask"},
+    "lightvla": {SHARED + "selecting.py:distinct_winners"},
+    "lightvla_star": {SHARED + "selecting.py:distinct_winners"},
     "prumerge": {"methods/prumerge.py:outliers", "methods/prumerge.py:_merge"},
     "safe": {"methods/safe.py:_is_key"},
     "specprune": {"methods/specprune.py:select"},
     "spvla": {SHARED + "patches.py:_connected", "methods/spvla.py:select"},
     "teamvla": {SHARED + "selecting.py:random_mask", "methods/teamvla.py:select"},
-    "thinkproprio": {SHARED + "selecting.py:elected"},
+    "thinkproprio": {SHARED + "selecting.py:distinct_winners"},
     "ties": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
     "ties_hard": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
-    "vlacache": {"methods/vlacache.py:select", SHARED + "selecting.py:parted", SHARED + "scoring.py:sharpness"},
+    "vlacache": {"methods/vlacache.py:select", SHARED + "selecting.py:split_mask", SHARED + "scoring.py:sharpness"},
 }
 
 

@@ -19,7 +19,7 @@ from vlaprune.records import read
 TESTS = Path(__file__).resolve().parents[1]
 KILLS = 80 if os.environ.get("TORTURE") == "long" else 2
 EPISODES = min(50, 20 + KILLS)  # of each of two tasks, which have 50
-STEP = 0.2 if KILLS > 2 else 0.02  # seconds: episodes are left until the last kill
+STEP = 0.1 if KILLS > 2 else 0.02  # seconds: episodes are left until the last kill
 
 
 def wait(process, happened):
