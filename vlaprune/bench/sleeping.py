@@ -13,7 +13,7 @@ import numpy as np
 
 from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
-from vlaprune.benchmark import Benchmark, Env, Interface, Observation, Task, in_process
+from vlaprune.benchmark import Benchmark, Env, Observation, Task, in_process
 
 
 class _Slow:
@@ -91,35 +91,10 @@ class Paused:
     most: float = 0.1
     worker: bool = True
 
-    @property
-    def name(self) -> str:
-        """The benchmark's own."""
-        return self.bench.name
-
-    @property
-    def robot(self) -> str | None:
-        """The benchmark's own."""
-        return self.bench.robot
-
-    @property
-    def interface(self) -> Interface:
-        """The benchmark's own."""
-        return self.bench.interface
-
-    @property
-    def control_hz(self) -> float:
-        """The benchmark's own."""
-        return self.bench.control_hz
-
-    @property
-    def margin(self) -> float:
-        """The benchmark's own."""
-        return self.bench.margin
-
-    @property
-    def protocol(self) -> str:
-        """The benchmark's own."""
-        return self.bench.protocol
+    def __post_init__(self) -> None:
+        """Everything but opening is the benchmark's own."""
+        self.name, self.robot, self.interface = self.bench.name, self.bench.robot, self.bench.interface
+        self.control_hz, self.margin, self.protocol = self.bench.control_hz, self.bench.margin, self.bench.protocol
 
     def tasks(self) -> Sequence[Task]:
         """The benchmark's own."""
