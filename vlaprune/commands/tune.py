@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.errors import is_user_error
+from vlaprune.errors import is_user_error, line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if not is_user_error(error):
             raise
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(line(error), file=sys.stderr)
         return 2
     text = found.markdown()
     (args.output / "tune.md").write_text(text + "\n")
