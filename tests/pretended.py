@@ -34,6 +34,17 @@ if not hasattr(torch, NAME):
 DEVICE = torch.device(NAME)
 ROOT = Path(vlaprune.__file__).parent
 COUNTS = ("nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+PRODUCTS = (
+    "matmul",
+    "linear",
+    "mm",
+    "mv",
+    "addmm",
+    "bmm",
+    "dot",
+    "conv2d",
+    "convolution",
+)  # CUDA has none of whole numbers
 NUMBERS = ("item", "_local_scalar_dense", "is_nonzero", "equal")
 
 
@@ -111,6 +122,8 @@ class Pretended(TorchDispatchMode):
         elif there:
             here = [x for x in leaves if not isinstance(x, OnDevice) and x.ndim]
             assert not here, f"{func} mixes the device with the CPU ({[tuple(x.shape) for x in here]}) in {where()}"
+            whole = name in PRODUCTS and not there[0].is_floating_point()
+            assert not whole, f"{func} of whole numbers, which CUDA has not, in {where()}"
             if self._waits(name, args, kwargs):
                 self.waits[where()] += 1
         if there or to == DEVICE:

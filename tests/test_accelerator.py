@@ -77,6 +77,9 @@ def test_the_pretended_device_catches_what_a_real_one_does():
             there + here
         with pytest.raises(AssertionError, match="mixes the device with the CPU"):
             there[here]
+        for product in (lambda: there.view(2, 2) @ there[:2], lambda: there.view(2, 2) @ there.view(2, 2)):
+            with pytest.raises(AssertionError, match="whole numbers"):
+                product()
         assert not device.waits
         assert (there + 1).device.type == DEVICE.type and (there[1:] * torch.tensor(2)).shape == (3,)
         assert not device.waits and device.uploads.total() == 1

@@ -91,7 +91,7 @@ def test_the_pictures_page_times_every_way_on_the_benchmarks_own(tmp_path, monke
 def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
     few = ("models=[cogact_tiny]", "methods=[fastv]", "keeps=[0.5]", "minutes=0.3")
     table, text = page(monkeypatch, tmp_path, "model=toy", "mode=check", *few)
-    arms = ["dense", "fastv", "fastv keep=0.5"]
+    arms = ["dense", "dense again", "fastv keep=0.5"]
     assert list(table["method"]) == arms and set(table["model"]) == {"cogact_tiny"}
     assert (table["ms_p50"] > 0).all() and (table["floor_ms"] > 0).all() and (table["floor_share"] < 1).all()
     assert "no row for dense under graph" not in text and "hardware" in text

@@ -226,9 +226,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
             cfg,
             partial(config.load, cfg, bench),
             methods,
-            lambda keeps: [
-                (label, partial(config.make, "method", node)) for label, node in config.all_methods(keeps, cfg.methods)
-            ],
+            lambda keeps, own_too: makers(config.all_methods(keeps, cfg.methods, own_too)),
             partial(config.control, cfg, bench),
             bench,
             config.recorded_method,

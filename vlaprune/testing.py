@@ -26,7 +26,8 @@ from vlaprune.trace import QueryGroup, Trace
 class SimulatedGraphs(Backend):
     """Does on any device what captured CUDA graphs do: a segment reads copies of its inputs and overwrites its outputs.
 
-    Whoever keeps an output for longer than allowed sees it change here too.
+    An input that is another segment's output is read where it lies, and must stay as it is. Whoever keeps an output for
+    longer than allowed sees it change here too.
     """
 
     name = "graph"
@@ -35,24 +36,37 @@ class SimulatedGraphs(Backend):
     def __init__(self) -> None:
         super().__init__()
         self._outputs: dict[Hashable, Any] = {}
+        self._written: set[int] = set()
 
     def run(self, key: Hashable, segment: Callable[..., Any], *inputs: Any) -> Any:
         """Runs a segment on copies; the outputs of an earlier run with the same shapes get the new values."""
         leaves, spec = pytree.tree_flatten(inputs)
-        copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        new = super().run(key, segment, *pytree.tree_unflatten(copies, spec))
-        shapes = (key, tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        placed = [t for t in tensors if t.data_ptr() in self._written]
+        before = [t.clone() for t in placed]
+        static = [leaf.clone() if isinstance(leaf, Tensor) and not _among(leaf, placed) else leaf for leaf in leaves]
+        new = super().run(key, segment, *pytree.tree_unflatten(static, spec))
+        kept = all(torch.equal(a, b) for a, b in zip(before, placed, strict=True))
+        assert kept, f"segment {key} writes to its inputs; a captured graph would spoil what another one reads"
+        others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        shapes = (key, others, tuple((t.shape, t.dtype, t.data_ptr() if _among(t, placed) else None) for t in tensors))
         if shapes not in self._outputs:
             self.captured += 1
             self._outputs[shapes] = new
+            self._written |= {t.data_ptr() for t in pytree.tree_leaves(new) if isinstance(t, Tensor)}
             return new
         self.replayed += 1
-        self.launched += 1 + len({leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)})
+        self.launched += 1 + len({t.dtype for t in tensors if not _among(t, placed)})
         old = self._outputs[shapes]
         for a, b in zip(pytree.tree_leaves(old), pytree.tree_leaves(new), strict=True):
             if isinstance(a, Tensor):
                 a.copy_(b)
         return old
+
+
+def _among(tensor: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether it is one of these objects."""
+    return any(tensor is other for other in others)
 
 
 Model = TypeVar("Model", bound=VLA)

@@ -164,7 +164,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a plus sign where files differ from it; None outside a checkout."""
+    """The checkout's commit, with a plus sign where files differ from it; what a copy without git is told, or None."""
     here = Path(__file__).resolve().parent
     try:
         said = subprocess.run(
@@ -175,5 +175,5 @@ def _commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("VLAPRUNE_COMMIT")
     return said.stdout.strip() or None

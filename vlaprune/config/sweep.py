@@ -64,16 +64,23 @@ def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
     return out
 
 
-def all_methods(keeps: Sequence[float], names: Sequence[str] | None = None) -> list[tuple[str, DictConfig]]:
-    """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above."""
+def all_methods(
+    keeps: Sequence[float], names: Sequence[str] | None = None, own_too: bool = True
+) -> list[tuple[str, DictConfig]]:
+    """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above.
+
+    own_too  whether a method with one budget also comes as its file sets it
+    """
     job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     out = []
     for name in names or loader.get_group_options("method"):
         own = compose(job.job.config_name, [*job.overrides.task, f"method={name}"])["method"]
         if name == "dense":
             continue
-        out.append((name, own))
-        if isinstance(own.get("keep"), float):
+        budget = isinstance(own.get("keep"), float)
+        if own_too or not budget:
+            out.append((name, own))
+        if budget:
             out += [(f"{name} keep={k}", OmegaConf.merge(own, {"keep": float(k)})) for k in keeps]
     return out
 

@@ -13,6 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import FunctionType
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ class Backend:
     captured how often a segment was captured
     entered  how often a segment was run; 0 after a call means that the model bypasses its backend
     replayed how often one of these runs was a replay of its graph
-    launched what these replays launched: the graph itself, and one copy for each dtype of its inputs
+    launched what these replays launched: the graph itself, and the copies of its inputs
     """
 
     name = "sdpa"
@@ -65,9 +66,16 @@ class Backend:
         return function
 
     def run(self, key: Hashable, segment: Function, *inputs: Any) -> Any:
-        """Runs a segment on tensors (or nested lists of tensors and None). `key` names it, shapes left aside."""
+        """Runs a segment on tensors (or nested lists of tensors and None). `key` names it, shapes left aside.
+
+        A segment writes to none of its inputs.
+        """
         self.entered += 1
         return segment(*inputs)
+
+    def together(self, *parts: Callable[[], Any]) -> list[Any]:
+        """The results of parts of a segment that do not need each other, one after the other."""
+        return [part() for part in parts]
 
 
 EAGER = Backend()
@@ -109,29 +117,41 @@ def _copy(function: Function) -> Function:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A captured segment: the graph, the tensors it reads, and the outputs that every replay overwrites."""
+    """A captured segment: the graph, the tensors it reads, and the outputs that every replay overwrites.
+
+    inputs  each with whether it is copied; one that another graph writes is read where it lies
+    """
 
     graph: torch.cuda.CUDAGraph
-    inputs: Sequence[Tensor]
+    inputs: Sequence[tuple[Tensor, bool]]
     outputs: Any
 
-    def replay(self, given: Sequence[Tensor]) -> Any:
-        """The outputs for these inputs. Inputs of one dtype are copied by one kernel: a prompt leaves many of them."""
-        alike: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for static, new in zip(self.inputs, given, strict=True):
-            own = alike.setdefault(static.dtype, ([], []))
-            own[0].append(static)
-            own[1].append(new)
+    def replay(self, given: Sequence[Tensor]) -> int:
+        """Replays it on these inputs; gives what that launched. Inputs of one dtype and layout are copied at once."""
+        alike: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
+        for number, ((static, copied), new) in enumerate(zip(self.inputs, given, strict=True)):
+            if copied:
+                kind = static.dtype if static.stride() == new.stride() else number
+                own = alike.setdefault(kind, ([], []))
+                own[0].append(static)
+                own[1].append(new)
         for statics, news in alike.values():
             torch._foreach_copy_(statics, news)
         self.graph.replay()
-        return self.outputs
+        return 1 + len(alike)
+
+
+@cache
+def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """To warm a segment up on, and for a second branch: the same ones always, since libraries keep memory for each."""
+    return torch.cuda.Stream(), torch.cuda.Stream()
 
 
 class Captured(Compiled):
     """Captures segments that ran several times with the same shapes as CUDA graphs and replays them. Needs CUDA.
 
-    Graphs share one memory pool. Each arm of a comparison has its own fork and clears it after its measurement.
+    Graphs share one memory pool. Each arm of a comparison has its own fork and clears it after its measurement. What
+    one graph writes the next one reads in place. Parts that do not need each other become branches of a graph.
     """
 
     name = "graph"
@@ -152,7 +172,9 @@ class Captured(Compiled):
         """Drops all graphs and their memory."""
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Graph] = {}
+        self._written: set[int] = set()  # addresses of the graphs' outputs
         self._pool: Any = None
+        self._side: torch.cuda.Stream | None = None  # while a segment is captured, for its second branch
 
     def unit(self, function: Function) -> Function:
         """Compiled, unless the backend only captures."""
@@ -163,17 +185,34 @@ class Captured(Compiled):
         leaves, spec = pytree.tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
-        shapes = (key, others, tuple((t.shape, t.dtype) for t in tensors))
+        shapes = (key, others, tuple((t.shape, t.dtype, self._place(t)) for t in tensors))
         self._seen[shapes] += 1
         found = self._graphs.get(shapes)
         if found is None:
             if self._seen[shapes] < REPEATS or not self._room():
                 return super().run(key, segment, *inputs)
             found = self._graphs[shapes] = self._capture(segment, leaves, spec)
+            self._written |= {t.data_ptr() for t in pytree.tree_leaves(found.outputs) if isinstance(t, Tensor)}
         self.entered += 1
         self.replayed += 1
-        self.launched += 1 + len({t.dtype for t in tensors})
-        return found.replay(tensors)
+        self.launched += found.replay(tensors)
+        return found.outputs
+
+    def together(self, *parts: Callable[[], Any]) -> list[Any]:
+        """Branches of the graph while one is captured, else one after the other."""
+        if self._side is None:
+            return super().together(*parts)
+        here, side, out = torch.cuda.current_stream(), self._side, []
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            out = [part() for part in parts[1:]]
+        first = parts[0]()
+        here.wait_stream(side)
+        return [first, *out]
+
+    def _place(self, tensor: Tensor) -> Hashable:
+        """Where a tensor lies, if a graph of this backend has written it; None for any other."""
+        return (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
 
     @staticmethod
     def _room() -> bool:
@@ -182,17 +221,21 @@ class Captured(Compiled):
 
     def _capture(self, segment: Function, leaves: Sequence[Any], spec: Any) -> Graph:
         self.captured += 1
-        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        static = [leaf.clone() if isinstance(leaf, Tensor) and not self._place(leaf) else leaf for leaf in leaves]
         inputs = pytree.tree_unflatten(static, spec)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                segment(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = segment(*inputs)
-        return Graph(graph, [leaf for leaf in static if isinstance(leaf, Tensor)], outputs)
+        warm, self._side = _streams()
+        try:
+            warm.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm):
+                for _ in range(2):
+                    segment(*inputs)
+            torch.cuda.current_stream().wait_stream(warm)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = segment(*inputs)
+        finally:
+            self._side = None
+        copied = [(leaf, not self._place(leaf)) for leaf in static if isinstance(leaf, Tensor)]
+        return Graph(graph, copied, outputs)

@@ -165,8 +165,10 @@ class FusedTower(nn.Module):
         """Segment: both towers; `stats` are mean and standard deviation [3] of each."""
         pixels = backend.unit(scale_pixels)
         dtype = self.dino.position.dtype
-        first, (q, k) = self.dino(pixels(images, *stats[0], dtype), backend)
-        second, _ = self.siglip(pixels(images, *stats[1], dtype), backend)
+        (first, (q, k)), (second, _) = backend.together(
+            lambda: self.dino(pixels(images, *stats[0], dtype), backend),
+            lambda: self.siglip(pixels(images, *stats[1], dtype), backend),
+        )
         received = backend.unit(Tower.received)(self.dino, q, k) if reads else None
         return backend.unit(join)(first, second), received
 

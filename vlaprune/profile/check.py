@@ -23,10 +23,12 @@ BACKENDS = ("sdpa", "compile", "graph")
 LAUNCHES = (
     "*operators*: of a call that runs as it is, views and allocations left out. *launches*: what the host launches for "
     "a call under the arm's backend. Under eager, sdpa and flash that is every operator. Under graph a captured "
-    "segment is one launch and one more for each dtype of the inputs that are copied into it; operators outside "
-    "segments are added. A segment that runs compiled launches fewer kernels than it has operators: they are not "
-    "counted, and the number of such segments in a mean call is given."
+    "segment is one launch and one more for each dtype and layout of the inputs that are copied into it (what another "
+    "graph wrote is read where it lies); operators outside segments are added. A segment that runs compiled launches "
+    "fewer kernels than it has operators: they are not counted, and the number of such segments in a mean call is "
+    "given."
 )
+AGAIN = "dense again"  # the arm whose speed-up must be 1: what this page can tell apart
 BLOCK = 12  # calls; a method that looks at the calls before has its dense ones at the beginning
 
 

@@ -31,7 +31,7 @@ class Setting:
     cfg      the settings of configs/profile.yaml
     load     builds the configured model, or another by its name in configs/model, with random weights
     methods  labels and constructors, one per arm of the command line
-    every    the same for all methods at some budgets, and as their papers set them
+    every    the same for all methods at some budgets, and, where asked, as their papers set them
     control  how the model drives the robot of the benchmark
     bench    where observations are recorded, if they are not there yet
     make     a method from the configuration that a journal holds
@@ -42,7 +42,7 @@ class Setting:
     cfg: Any
     load: Callable[[str | None], VLA]
     methods: Methods
-    every: Callable[[Sequence[float]], Methods]
+    every: Callable[[Sequence[float], bool], Methods]
     control: Callable[[], Control]
     bench: Benchmark
     make: Callable[[Any], Pruner]
@@ -156,7 +156,7 @@ def overheads(setting: Setting) -> list[Path]:
         **cfg.decoder,
     )
     rows = overhead.decoders(page, decoder, cfg.lengths, cfg.rounds)
-    every = setting.ready(setting.every([1.0]), model, recording)
+    every = setting.ready(setting.every([1.0], True), model, recording)
     with _bar("blocks", "block") as tell:
         rows += overhead.methods(page, model, every, recording, setting.rules, tell)
     return setting.write(page, "overhead", rows, str(model.device))
@@ -184,8 +184,8 @@ def checks(setting: Setting) -> list[Path]:
         print(f"{name}, {number + 1} of {len(check.models(cfg.models))}", flush=True)
         model = setting.load(name)
         recording = noise(model, cfg.seed)
-        every = setting.ready(setting.every(cfg.keeps[-1:]), model, recording)
-        found = check.one(page, name, model, every, recording, share, cfg)
+        every = setting.ready(setting.every(cfg.keeps[-1:], False), model, recording)
+        found = check.one(page, name, model, [(check.AGAIN, Dense), *every], recording, share, cfg)
         rows += [{**row, "model": name} for row in found.rows]
         device = str(model.device)
         del model

@@ -18,6 +18,7 @@ from vlaprune.errors import UserError
 from vlaprune.policy import Policy, episode_seed
 
 PHASES = ("approach", "switch", "carry", "after")
+COARSE = 12  # side of the noise that synthetic pictures enlarge
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +139,14 @@ def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Record
 
 
 def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 12, seed: int = 0) -> Recording:
-    """Seeded noise that hardly changes from step to step, for costs that do not depend on what is seen."""
+    """Seeded smooth noise that hardly changes from step to step, for costs that do not depend on what is seen.
+
+    As smooth as rendered pictures: they compress as well, so that preparing them takes as long.
+    """
     rng = np.random.default_rng(seed)
     frames = []
     for episode in range(episodes):
-        ground = {c: rng.integers(0, 255, (image, image, 3), dtype=np.uint8) for c in interface.cameras}
+        ground = {c: _smooth(rng, image) for c in interface.cameras}
         width = max(1, image // 8)
         for step in range(steps):
             images = {c: still.copy() for c, still in ground.items()}
@@ -152,6 +156,14 @@ def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 
             state = None if interface.state is None else 0.1 * rng.standard_normal(interface.state_size)
             frames.append(Frame(Observation(images, state, "pick up the red cube"), "noise", episode, step))
     return Recording(frames, {"bench": f"noise of seed {seed}", "episodes": episodes})
+
+
+def _smooth(rng: np.random.Generator, size: int) -> np.ndarray:
+    """[size, size, 3] uint8: coarse noise enlarged."""
+    from PIL import Image
+
+    coarse = rng.integers(0, 255, (COARSE, COARSE, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)).copy()
 
 
 def actions(policy: Policy, episode: Iterable[Frame], seed: int) -> list[np.ndarray]:

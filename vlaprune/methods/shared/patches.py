@@ -97,8 +97,9 @@ def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
 
     Grey is rounded and the borders repeat, as in OpenCV's `Canny(cvtColor(image, COLOR_RGB2GRAY), low, high)`.
     """
-    level = (image.reshape(-1, 3).long() @ image.new_tensor([9798, 19235, 3735], dtype=torch.long) + 16384) >> 15
-    edge = F.pad(level.view(1, 1, *image.shape[:2]).float(), (1, 1, 1, 1), mode="replicate")
+    red, green, blue = image.long().unbind(-1)  # no matrix product: CUDA has none of whole numbers
+    level = (9798 * red + 19235 * green + 3735 * blue + 16384) >> 15
+    edge = F.pad(level[None, None].float(), (1, 1, 1, 1), mode="replicate")
     sobel = edge.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     dx, dy = F.conv2d(edge, torch.stack((sobel, sobel.T))[:, None])[0].long()
     x, y = dx.abs(), dy.abs()
