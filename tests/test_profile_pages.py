@@ -15,7 +15,7 @@ from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import Toy
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import Policy
-from vlaprune.profile import check, overhead
+from vlaprune.profile import check, micro, overhead
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import actions, synthetic
 from vlaprune.profile.roofline import DEVICES
@@ -95,6 +95,21 @@ def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
     assert list(table["method"]) == arms and set(table["model"]) == {"cogact_tiny"}
     assert (table["ms_p50"] > 0).all() and (table["floor_ms"] > 0).all() and (table["floor_share"] < 1).all()
     assert "no row for dense under graph" not in text and "hardware" in text
+
+
+def test_a_check_that_is_stopped_keeps_every_round_that_was_measured(tmp_path, monkeypatch):
+    def stopped(dense, arms, episodes, rules, watch, tell, seen):
+        pairs = [micro.Pair(arm, dense) for arm in arms]
+        micro._beside(pairs[0], episodes[0], rules.seed, watch, first=True)
+        seen(pairs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(micro, "compare", stopped)
+    with pytest.raises(SystemExit):
+        page(monkeypatch, tmp_path, "model=toy", "mode=check", "models=[toy]", "methods=[fastv]", "minutes=0.1")
+    (csv,) = (tmp_path / "out").glob("*.csv")
+    assert list(pd.read_csv(csv)["method"]) == ["dense", check.AGAIN]
+    assert "## Summary" in csv.with_suffix(".md").read_text()
 
 
 def test_the_check_takes_full_sizes_where_there_is_a_gpu(monkeypatch):

@@ -7,11 +7,12 @@ random weights make of it, in their column of visual tokens.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA
 from vlaprune.profile import micro, speed
 from vlaprune.profile.measured import Measured, Methods, measure
@@ -45,19 +46,33 @@ def shares(named: Sequence[str] | None, minutes: float) -> list[tuple[str, float
 
 
 def one(
-    page: Page, name: str, model: VLA, methods: Methods, recording: Recording, seconds: float, cfg: Any
+    model: VLA, methods: Methods, recording: Recording, seconds: float, cfg: Any, save: Callable[[Measured], None]
 ) -> Measured:
-    """Measures one model and adds its tables to the page."""
+    """Measures one model. `save` gets what is known so far, again and again."""
     rules = micro.TimingConfig(
         warmup=BLOCK, calls=10**6, seconds=0.0, block=BLOCK, seed=cfg.seed, windows=0, limit=seconds
     )
     short = micro.TimingConfig(warmup=BLOCK, calls=2 * BLOCK, seconds=0.0, block=BLOCK, seed=cfg.seed)
     backends = BACKENDS if model.device.type == "cuda" else ("sdpa",)
-    found = measure(model, methods, recording, rules, backends, quick=short)
-    page.parts.append(f"# {name}")
-    speed.fill(page, found.rows, found.refusal, found.here)
-    page.text(*found.notes)
-    return found
+    again = (AGAIN, Dense)
+    return measure(model, [again, *methods], recording, rules, backends, quick=short, save=save)
+
+
+def rows_of(found: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """The rows of all models, by the names of their configurations."""
+    return [{**row, "model": name} for name, own in found.items() for row in own.rows]
+
+
+def page_of(found: Mapping[str, Measured]) -> Page:
+    """The tables of every model, and a summary of all."""
+    page = Page("Every method on every model")
+    for name, own in found.items():
+        page.parts.append(f"# {name}")
+        speed.fill(page, own.rows, own.refusal, own.here)
+        page.text(*own.notes)
+    page.table("Summary", summary(rows_of(found)))
+    page.text(LAUNCHES)
+    return page
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

@@ -16,8 +16,8 @@ from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile import calibrate, check, floors, micro, overhead, pictures, speed
-from vlaprune.profile.measured import Methods, measure
-from vlaprune.profile.page import Page
+from vlaprune.profile.measured import Measured, Methods, measure
+from vlaprune.profile.page import Page, free_name
 from vlaprune.profile.recording import Recording, record, synthetic
 from vlaprune.pruner import Calibrated, Pruner
 
@@ -176,25 +176,30 @@ def preparations(setting: Setting) -> list[Path]:
 
 
 def checks(setting: Setting) -> list[Path]:
-    """Every model and method in a few minutes, on the machine at hand."""
-    cfg, page = setting.cfg, Page("Every method on every model")
-    rows: list[dict[str, Any]] = []
+    """Every model and method in a few minutes, on the machine at hand.
+
+    The page is written again after every round of arms: whoever stops it keeps what is there.
+    """
+    cfg, found = setting.cfg, dict[str, Measured]()
     written: list[Path] = []
+    name_of_page: str | None = None
     for number, (name, share) in enumerate(check.shares(cfg.models, cfg.minutes)):
         print(f"{name}, {number + 1} of {len(check.models(cfg.models))}", flush=True)
         model = setting.load(name)
+        device = str(model.device)
+        if name_of_page is None:
+            label = "-".join(("check", check.where(device), *(cfg.models or ())))
+            name_of_page = free_name(Path(cfg.output), str(cfg.name or label))
         recording = noise(model, cfg.seed)
         every = setting.ready(setting.every(cfg.keeps[-1:], False), model, recording)
-        found = check.one(page, name, model, [(check.AGAIN, Dense), *every], recording, share, cfg)
-        rows += [{**row, "model": name} for row in found.rows]
-        device = str(model.device)
+
+        def save(own: Measured, name: str = name, device: str = device, page: str = name_of_page) -> None:
+            found[name] = own
+            written[:] = setting.write(check.page_of(found), page, check.rows_of(found), device)
+
+        save(check.one(model, every, recording, share, cfg, save))
         del model
         check.free()
-        label = "-".join(("check", check.where(device), *(cfg.models or ())))
-        whole = Page(page.title, [*page.parts])
-        whole.table("Summary", check.summary(rows))
-        whole.text(check.LAUNCHES)
-        written = setting.write(whole, label, rows, device)  # after every model: whoever stops it keeps what is there
     return written
 
 

@@ -38,10 +38,14 @@ def measure(
     backends: Sequence[str],
     tell: Callable[[str], None] = lambda text: None,
     quick: micro.TimingConfig | None = None,
+    save: Callable[[Measured], None] = lambda found: None,
 ) -> Measured:
     """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
 
-    `quick` are other rules for the dense backends. UserError where no backend runs here.
+    quick  other rules for the dense backends
+    save   is called with what is known so far: after the dense backends, and after every round of the methods
+
+    UserError where no backend runs here.
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
@@ -54,21 +58,26 @@ def measure(
     best = micro.fastest_backend(dense, recording.episodes, quick or rules, watch)
     beside = speed.beside_sdpa(dense)
     tell(f"fastest dense: {best.backend}")
+
+    def found(pairs: Sequence[micro.Pair]) -> Measured:
+        why = {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused}
+        why |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
+        run = [arm for arm in dense if not arm.refused]
+        rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in run]
+        base = rows[run.index(best)]
+        base["baseline"] = True
+        told = [p for p in pairs if not p.arm.refused and p.beside]
+        rows += [speed.against(speed.described(model, p.arm, here), p, best, base, here) for p in told]
+        for row in rows:
+            row["no_energy"] = nvml.reason or "not measured"
+        return Measured(rows, _notes(best, recording, rules, watch, skipped | why, idle), watch.refusal, here)
+
+    save(found([]))
     arms = _arms(best.policy.model, methods, best.backend, skipped)
-    pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell)
-    skipped |= {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused}
-    skipped |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
+    pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell, lambda pairs: save(found(pairs)))
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
-    dense = [arm for arm in dense if not arm.refused]
-    rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in dense]
-    base = rows[dense.index(best)]
-    base["baseline"] = True
-    told = [p for p in pairs if not p.arm.refused and p.beside]
-    rows += [speed.against(speed.described(model, p.arm, here), p, best, base, here) for p in told]
-    for row in rows:
-        row["no_energy"] = nvml.reason or "not measured"
-    return Measured(rows, _notes(best, recording, rules, watch, skipped, idle), watch.refusal, here)
+    return found(pairs)
 
 
 def _arms(model: VLA, methods: Methods, backend: str, skipped: dict[str, str]) -> list[micro.Arm]:

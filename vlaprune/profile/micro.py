@@ -138,11 +138,19 @@ class Arm:
         self.blocks.append(took)
         self.calls.append(records)
 
-    def warm(self, blocks: Iterator[Block], rules: TimingConfig, deadline: float = inf, others: float = 0.0) -> None:
+    def warm(
+        self,
+        blocks: Iterator[Block],
+        rules: TimingConfig,
+        deadline: float = inf,
+        others: float = 0.0,
+        same: Arm | None = None,
+    ) -> None:
         """Throws calls away, then looks at one block's products and memory.
 
         deadline  of time.perf_counter, after which the arm is refused
         others    MB that other arms hold on the device: their caches and graphs
+        same      an arm whose calls have the same products and operators: they are not counted again
         """
         device = self.policy.model.device
         done = 0
@@ -161,7 +169,10 @@ class Arm:
             after = backend.entered, backend.replayed, backend.launched
             peak, reserved = peak_memory(device)
             self.memory = peak - others, reserved
-            self._count(block, rules.seed)
+            if same is None:
+                self._count(block, rules.seed)
+            else:
+                self.products, self.counted, self.launches = same.products, same.counted, same.launches
             entered, replayed, launched = ((b - a) / len(block) for a, b in zip(before, after, strict=True))
             self.launches = replace(self.launches, segments=entered, replayed=replayed, launched=launched)
         except (ValueError, RuntimeError) as error:
@@ -243,8 +254,10 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
 def fastest_backend(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
     """Measures dense under each backend in turn; gives the fastest."""
     alone = allocated(arms[0].policy.model.device)
+    counted: Arm | None = None
     for arm in arms:
-        arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone)
+        arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone, same=counted)
+        counted = counted or (None if arm.refused else arm)
     for number, block in enumerate(rules.blocks(episodes)):
         if all(arm.enough(rules) for arm in arms):
             break
@@ -271,8 +284,12 @@ def compare(
     rules: TimingConfig,
     watch: Watch,
     tell: Callable[[str], None] = lambda text: None,
+    seen: Callable[[Sequence[Pair]], None] = lambda pairs: None,
 ) -> list[Pair]:
-    """Measures every method beside the dense arm, block by block, the order turned about in every block."""
+    """Measures every method beside the dense arm, block by block, the order turned about in every block.
+
+    `seen` is called after every round of all arms.
+    """
     pairs, began = [Pair(arm, dense) for arm in arms], time.perf_counter()
     device, limit = dense.policy.model.device, inf if rules.limit is None else rules.limit
     alone = allocated(device)
@@ -291,6 +308,7 @@ def compare(
             if pair.arm.enough(rules):
                 pair.arm.policy.model.backend.clear()
         tell(f"{len(todo)} of {len(pairs)} arms to measure")
+        seen(pairs)
     return pairs
 
 

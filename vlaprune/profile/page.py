@@ -41,8 +41,7 @@ class Page:
         checkout would be recorded as one of changed files.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if tracked(folder / f"{name}.md"):
-            name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = free_name(folder, name)
         md, numbers = folder / f"{name}.md", folder / f"{name}.csv"
         md.write_text("\n\n".join([f"# {self.title}", *self.parts, sources(made)]) + "\n")
         with numbers.open("w", newline="") as file:
@@ -50,6 +49,11 @@ class Page:
             writer.writeheader()
             writer.writerows({k: v for k, v in row.items() if v == v} for row in rows)  # no cell for NaN
         return [md, numbers]
+
+
+def free_name(folder: Path, name: str) -> str:
+    """The name of a page that may be written there: with the time behind it if git tracks one of this name."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if tracked(folder / f"{name}.md") else name
 
 
 def tracked(path: Path) -> bool:
