@@ -106,7 +106,7 @@ def test_a_check_that_is_stopped_keeps_every_round_that_was_measured(tmp_path, m
 
     monkeypatch.setattr(micro, "compare", stopped)
     with pytest.raises(SystemExit):
-        page(monkeypatch, tmp_path, "model=toy", "mode=check", "models=[toy]", "methods=[fastv]", "minutes=0.1")
+        page(monkeypatch, tmp_path, "model=toy", "mode=check", "models=[cogact_tiny]", "methods=[fastv]")
     (csv,) = (tmp_path / "out").glob("*.csv")
     assert list(pd.read_csv(csv)["method"]) == ["dense", check.AGAIN]
     assert "## Summary" in csv.with_suffix(".md").read_text()
