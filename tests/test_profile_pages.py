@@ -100,6 +100,7 @@ def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
 def test_a_check_that_is_stopped_keeps_every_round_that_was_measured(tmp_path, monkeypatch):
     def stopped(dense, arms, episodes, rules, watch, tell, seen):
         pairs = [micro.Pair(arm, dense) for arm in arms]
+        pairs[0].arm.warm(rules.blocks(episodes), rules)
         micro._beside(pairs[0], episodes[0], rules.seed, watch, first=True)
         seen(pairs)
         raise KeyboardInterrupt
