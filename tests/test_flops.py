@@ -1,6 +1,7 @@
 """Every published way of counting reproduces its published number; floors and ceilings obey their laws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,6 +166,17 @@ def test_a_floor_is_never_below_either_bound_and_adds_up():
     assert on.ridge == 10
 
 
+def test_what_stays_in_fp32_is_held_against_the_peak_of_fp32():
+    on = Device("d", 1e9, 1e12, "test", single=1e8)
+    assert on.floor([Work(1e6, 1.0)]) == pytest.approx(1.0)
+    assert (
+        on.floor([Work(1e6, 1.0, single=True)]) == on.floor([Work(5e5, 1.0, single=True).times(2)]) == pytest.approx(10)
+    )
+    assert replace(on, single=None).floor([Work(1e6, 1.0, single=True)]) == pytest.approx(
+        1.0
+    )  # not known: a lower bound
+
+
 def test_an_unknown_device_is_named():
     with pytest.raises(ValueError, match=r"V100.*H100, H200, 4090, A100"):
         device("V100")
@@ -172,7 +184,9 @@ def test_an_unknown_device_is_named():
 
 def test_this_machine_is_measured_not_looked_up():
     here = measure(torch.device("cpu"), torch.float32, side=256, repeats=5)
-    assert here.flops > 1e8 and here.bandwidth > 1e8 and "measured" in here.source
+    assert here.flops > 1e8 and here.bandwidth > 1e8 and "measured" in here.source and here.single is None
+    mixed = measure(torch.device("cpu"), torch.bfloat16, side=256, repeats=5)
+    assert mixed.single is not None and mixed.single > 1e8 and "bfloat16" in mixed.source
 
 
 def test_a_call_in_every_convention():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from doubles import Scripted
 
-from vlaprune import cli
+from vlaprune import cli, config
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.benchmark import Interface
 from vlaprune.control import Control
@@ -27,7 +27,7 @@ from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.profile import check, micro, speed
+from vlaprune.profile import check, job, measured, micro, speed
 from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, bytes_held, idle_power
 from vlaprune.profile.page import Page
@@ -430,6 +430,40 @@ def test_backends_stand_beside_sdpa_block_by_block(tiny):
     told = found["compile"]
     assert told["sdpa_low"] == told["sdpa_time"] == told["sdpa_high"] == 2 and told["sdpa_busy"] == 3
     assert speed.beside_sdpa([twice]) == {}
+
+
+def test_the_peak_is_that_of_the_matrices_where_norms_stay_in_fp32(monkeypatch, composed):
+    """pi0 has norms in fp32. Products in both dtypes are told apart."""
+    model = config.build(composed("model=pi0_tiny", "model.dtype=bfloat16"))[0]
+    assert next(model.decoder.parameters()).dtype == torch.float32
+    asked = []
+
+    def peak(where, dtype):
+        asked.append(dtype)
+        return replace(HERE, single=1e10)
+
+    monkeypatch.setattr(measured.roofline, "measure", peak)
+    rules = micro.TimingConfig(warmup=1, calls=1, seconds=0.0, block=1, windows=0)
+    found = measured.measure(model, [], job.noise(model, 0), rules, ["sdpa"])
+    assert asked == [torch.bfloat16] and found.here.single == 1e10
+    arm = micro.Arm("dense", Policy(model, Dense), "sdpa")
+    arm.warm(rules.blocks(job.noise(model, 0).episodes), rules)
+    works = [work for stage in arm.products.values() for work in stage]
+    assert 0 < sum(w.flops for w in works if w.single) < 0.5 * sum(w.flops for w in works)
+
+
+def test_preparing_pictures_on_the_host_launches_nothing(composed):
+    model, found = config.build(composed("model=pi0_tiny"))[0], set()
+    for side in (model.net.sizes.image, 100):
+        arm = micro.Arm("dense", Policy(model, Dense), "sdpa")
+        episodes = synthetic(model.interface, side, episodes=1, steps=2).episodes
+        arm.warm(micro.TimingConfig(warmup=1, block=2).blocks(episodes), micro.TimingConfig(warmup=1, block=2))
+        found.add((arm.launches.operators, arm.launches.outside))
+    assert len(found) == 1
+
+
+def test_a_time_below_its_floor_is_marked():
+    assert speed.floor_share({"floor_share": 0.5}) == "50.0 %" and "?" in speed.floor_share({"floor_share": 2.43})
 
 
 def test_launches_are_told_as_far_as_they_can_be_counted():

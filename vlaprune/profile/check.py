@@ -16,13 +16,14 @@ from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA
 from vlaprune.profile import micro, speed
 from vlaprune.profile.measured import Measured, Methods, measure
-from vlaprune.profile.page import Page, percent
+from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Recording
 
 FULL = ("openvla", "oft", "cogact", "pi0")
 BACKENDS = ("sdpa", "compile", "graph")
 LAUNCHES = (
-    "*operators*: of a call that runs as it is, views and allocations left out. *launches*: what the host launches for "
+    "*operators*: of a call that runs as it is, views, allocations and the preparation of pictures on the host left "
+    "out. *launches*: what the host launches for "
     "a call under the arm's backend. Under eager, sdpa and flash that is every operator. Under graph a captured "
     "segment is one launch and one more for each dtype and layout of the inputs that are copied into it (what another "
     "graph wrote is read where it lies); operators outside segments are added. A segment that runs compiled launches "
@@ -90,7 +91,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "operators": f"{r['launch_operators']:.0f}",
             "peak MB": f"{r['mb_peak']:.0f}",
             "floor ms": f"{r['floor_ms']:.2f}",
-            "share of floor": percent(r["floor_share"]),
+            "share of floor": speed.floor_share(r),
             "speed-up [95 %]": speed.speedup(r),
         }
         for r in rows

@@ -49,7 +49,8 @@ def measure(
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
-    here = roofline.measure(model.device, next(model.decoder.parameters()).dtype)
+    matrices = (weight for weight in model.decoder.parameters() if weight.ndim == 2)  # norms may be in fp32
+    here = roofline.measure(model.device, next(matrices).dtype)
     skipped = {f"dense under {backend}": why for backend in backends if (why := missing(backend, model.device))}
     here_too = [backend for backend in backends if not missing(backend, model.device)]
     dense = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]

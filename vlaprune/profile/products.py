@@ -25,7 +25,7 @@ class Products(TorchDispatchMode):
 
     stage   says under which name; asked at every product
     found   stage -> the products, in order
-    operators  that ran; views and bare allocations left out
+    operators  that ran; views, bare allocations and the preparation of pictures, which is the host's, left out
     outside    those of them that ran outside the segments of `Watched`
     """
 
@@ -55,10 +55,13 @@ class Products(TorchDispatchMode):
         else:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
         moved = _bytes([*args, *kwargs.values()]) + _bytes(out if isinstance(out, (tuple, list)) else [out])
-        self.found.setdefault(self.stage(), []).append(Work(float(flops), float(moved)))
+        single = args[0].dtype == torch.float32
+        self.found.setdefault(self.stage(), []).append(Work(float(flops), float(moved), single))
         return out
 
     def _count(self) -> None:
+        if self.stage() == "pictures":
+            return
         self.operators += 1
         self.outside += not self.depth
 

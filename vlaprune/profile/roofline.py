@@ -9,7 +9,7 @@ save FLOPs and no time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """One matrix product, or one fused attention: FLOPs (2 per multiply-accumulate) and bytes moved."""
+    """One matrix product, or one fused attention: FLOPs (2 per multiply-accumulate), bytes moved, whether in fp32."""
 
     flops: float
     bytes: float
+    single: bool = False
 
     def times(self, count: int) -> Work:
         """The same done `count` times over, as one entry; each has the same ratio, so the floor is the same."""
-        return Work(self.flops * count, self.bytes * count)
+        return Work(self.flops * count, self.bytes * count, self.single)
 
 
 Stages = Mapping[str, Sequence[Work]]
@@ -40,12 +41,16 @@ Stages = Mapping[str, Sequence[Work]]
 
 @dataclass(frozen=True)
 class Device:
-    """Peak FLOP/s of dense matrix products in the dtype computed in, bytes/s of the memory, and who says so."""
+    """Peak FLOP/s of dense matrix products in the dtype computed in, bytes/s of the memory, and who says so.
+
+    single  peak FLOP/s of products in fp32, where it is another and known: parts of a bf16 model may stay in fp32
+    """
 
     name: str
     flops: float
     bandwidth: float
     source: str
+    single: float | None = None
 
     @property
     def ridge(self) -> float:
@@ -54,7 +59,10 @@ class Device:
 
     def floor(self, works: Iterable[Work]) -> float:
         """Milliseconds below which these products cannot be done one after the other."""
-        return 1e3 * sum(max(w.flops / self.flops, w.bytes / self.bandwidth) for w in works)
+        return 1e3 * sum(max(w.flops / self._peak(w), w.bytes / self.bandwidth) for w in works)
+
+    def _peak(self, work: Work) -> float:
+        return self.single if work.single and self.single is not None else self.flops
 
     def floors(self, stages: Stages) -> dict[str, float]:
         """The floor of each stage, in milliseconds."""
@@ -136,27 +144,34 @@ def ceiling(on: Device, dense: Stages, pruned: Stages) -> float:
 
 
 def measure(where: torch.device, dtype: torch.dtype, side: int = 0, repeats: int = 12) -> Device:
-    """This machine's own peak: the best of some square products and of some copies, a few seconds on a CPU."""
+    """This machine's own peaks: the best of some square products and of some copies, a few seconds on a CPU.
+
+    Products in `dtype`, and in fp32 if that is another.
+    """
     import torch
 
     cuda = where.type == "cuda"
     side = side or (8192 if cuda else 1024)
-    a, b = (torch.randn(side, side, device=where).to(dtype) for _ in "ab")
+    square = torch.randn(side, side, device=where)
     source = torch.randn(side * side * (4 if cuda else 16), device=where)  # far larger than any cache
     target = torch.empty_like(source)
-    out = torch.empty_like(a)
 
-    def best(job: object) -> float:
+    def best(job: Callable[[], object]) -> float:
         took = []
         for _ in range(repeats):
             start = time.perf_counter()
-            job()  # type: ignore[operator]
+            job()
             if cuda:
                 torch.cuda.synchronize(where)
             took.append(time.perf_counter() - start)
         return min(took[2:])
 
-    product, copy = best(lambda: torch.mm(a, b, out=out)), best(lambda: target.copy_(source))
+    def peak(kind: torch.dtype) -> float:
+        a, out = square.to(kind), torch.empty_like(square, dtype=kind)
+        return 2.0 * side**3 / best(lambda: torch.mm(a, a, out=out))
+
+    bandwidth = 2.0 * source.numel() * source.element_size() / best(lambda: target.copy_(source))
     name = torch.cuda.get_device_name(where) if cuda else f"this CPU, {torch.get_num_threads()} threads"
     note = f"measured: best of {repeats} products of side {side} in {str(dtype).removeprefix('torch.')}, and of copies"
-    return Device(name, 2.0 * side**3 / product, 2.0 * source.numel() * source.element_size() / copy, note)
+    single = None if dtype == torch.float32 else peak(torch.float32)
+    return Device(name, peak(dtype), bandwidth, note, single)

@@ -131,12 +131,19 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
     page.table("Counted", [_flops(r) for r in rows])
     page.text(*(f"- {name}: {text}" for name, text in CONVENTIONS.items()))
     page.table("Floors", [_floors(r) for r in rows])
+    single = "" if here.single is None else f" ({here.single / 1e9:.0f} for products in fp32)"
     page.text(
-        f"Floor: {here.name}, {here.flops / 1e9:.0f} GFLOP/s and {here.bandwidth / 1e9:.1f} GB/s ({here.source}). "
+        f"Floor: {here.name}, {here.flops / 1e9:.0f} GFLOP/s{single} and {here.bandwidth / 1e9:.1f} GB/s "
+        f"({here.source}). "
         "The largest speed-up that pruning could give on other devices is the ratio of the floors there, for this "
         "model's products in this dtype.",
     )
     page.table("Memory and energy", [_memory(r) for r in rows])
+
+
+def floor_share(row: dict[str, Any]) -> str:
+    """The floor as a share of the time, and a mark where the time is below it, which cannot be."""
+    return percent(row["floor_share"]) + (" ? a floor above the time is wrong" if row["floor_share"] > 1 else "")
 
 
 def speedup(row: dict[str, Any]) -> str:
@@ -209,7 +216,7 @@ def _flops(row: dict[str, Any]) -> dict[str, str]:
 
 def _floors(row: dict[str, Any]) -> dict[str, str]:
     out = {"arm": row["method"], "kernel": row["kernel"], "MB moved": f"{row['bytes_call'] / 1e6:.1f}"}
-    out |= {"floor ms": f"{row['floor_ms']:.3f}", "share of floor reached": percent(row["floor_share"])}
+    out |= {"floor ms": f"{row['floor_ms']:.3f}", "share of floor reached": floor_share(row)}
     return out | {f"most on {n}": f"{row[f'ceiling_{n}']:.2f}x" if f"ceiling_{n}" in row else "" for n in SHOWN}
 
 
