@@ -49,7 +49,7 @@ def test_alone_computed_the_bits_do_not_depend_on_slots_or_luck(tmp_path, slots)
         return ran
 
     one = actions(tmp_path / "one", 1, Sleeping(step=0.0, look=0.0, worker=False))
-    many = actions(tmp_path / "many", slots, Sleeping(step=0.002, look=0.004, jitter=True))
+    many = actions(tmp_path / "many", slots, Sleeping(step=0.002, look=0.004, jitter=1.0))
     assert {k: replace(r, calls=()) for k, r in one.items()} == {k: replace(r, calls=()) for k, r in many.items()}
     assert outcomes_of(one) == outcomes_of(many)
 

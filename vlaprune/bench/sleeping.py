@@ -43,7 +43,8 @@ class Sleeping(Toy):
 
     step, look, start  seconds of a control step, of a look, and of opening
     steps   control steps of every episode, which does not end sooner; None for the toy's
-    jitter  whether each pause is drawn anew, up to twice as long: what finishes first is then a matter of luck
+    jitter  share of its length by which each pause is drawn longer or shorter, 0 .. 1: what finishes first is then a
+            matter of luck
     worker  each environment in a process of its own
     """
 
@@ -51,7 +52,7 @@ class Sleeping(Toy):
     look: float = 0.02
     start: float = 0.0
     steps: int | None = None
-    jitter: bool = False
+    jitter: float = 0.0
     worker: bool = True
 
     name = "sleeping"
@@ -75,7 +76,7 @@ class Sleeping(Toy):
 
     def _pause(self, seconds: float) -> None:
         if seconds:  # even a sleep of 0 s takes 0.1 ms
-            time.sleep(random.uniform(0.0, 2.0 * seconds) if self.jitter else seconds)
+            time.sleep(seconds * random.uniform(1.0 - self.jitter, 1.0 + self.jitter))
 
 
 @dataclass
