@@ -5,10 +5,13 @@ import pytest
 import torch
 from doubles import calibrated
 
+from vlaprune.methods.cdpruner import CDPruner
 from vlaprune.methods.dense import Dense
+from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.ties.ties import TIES
 from vlaprune.methods.vlacache import VLACache
+from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.backends import kernel, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
@@ -18,7 +21,15 @@ from vlaprune.profile.recording import actions, synthetic
 from vlaprune.testing import SimulatedGraphs, with_segments
 
 TIED = calibrated(lambda: TIES(keep=0.25), Toy().info, 64)
-METHODS = {"dense": Dense, "fastv": lambda: FastV(keep=0.5), "ties": TIED, "vlacache": VLACache}
+METHODS = {
+    "dense": Dense,
+    "fastv": lambda: FastV(keep=0.5),
+    "ties": TIED,
+    "vlacache": VLACache,
+    "divprune": lambda: DivPrune(keep=0.5),
+    "cdpruner": lambda: CDPruner(keep=0.5),
+    "vlapruner": lambda: VLAPruner(keep=0.5, layer=1),
+}
 
 
 def ran(model, make):
@@ -79,6 +90,20 @@ def test_a_segment_ends_before_every_layer_that_may_change_rows():
     assert [n for what, n in hooks.told if what == "enter"] == [0, 2]
     assert [n for what, n in hooks.told if what == "leave"] == layers
     assert hooks.told.index(("enter", 2)) > hooks.told.index(("leave", 1))
+
+
+@pytest.mark.parametrize("method", ["divprune", "cdpruner", "vlapruner"])
+def test_a_greedy_choice_is_one_segment_and_outlives_the_next_run(method):
+    """A hundred small steps are one launch, and what one layer or call chose is not overwritten by another."""
+    backend = SimulatedGraphs()
+    model = with_segments(Toy("parallel"), backend)
+    policy = Policy(model, METHODS[method])
+    kept = []
+    for frame in synthetic(model.interface, 64, episodes=1, steps=6).frames:
+        policy.act({0: frame.observation})
+        kept += [(k, k.clone()) for k in policy.trace(0).kept.values()]
+    assert any(key[0][0] == "method" for key in backend._outputs)
+    assert len(kept) > 1 and all(torch.equal(a, b) for a, b in kept)
 
 
 def test_what_cannot_be_run_here_is_refused_in_one_line():

@@ -22,8 +22,8 @@ LAYERS = {
     "pruner": ["trace"],
     "meter": ["nn.block"],
     "selection": ["pruner", "trace", "nn.decoder"],
-    "call": ["selection", "pruner", "trace", "nn.block", "nn.decoder", "meter", "records"],
-    "session": ["call", "selection", "pruner", "trace", "nn.block", "nn.decoder", "meter", "records"],
+    "call": ["selection", "pruner", "trace", "nn.backend", "nn.block", "nn.decoder", "meter", "records"],
+    "session": ["call", "selection", "pruner", "trace", "nn.backend", "nn.block", "nn.decoder", "meter", "records"],
     "policy": [
         "pruner",
         "session",

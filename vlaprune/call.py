@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from vlaprune.errors import UserError
 from vlaprune.meter import Clock, block_flops, decoder_flops
+from vlaprune.nn.backend import Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache, Computed, LayerKV, Tokens
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
@@ -23,7 +26,8 @@ from vlaprune.trace import AttentionRows, QueryGroup, Spans, Trace
 class Arm:
     """What every call of a slot has in common: the method at work, and the decoder that it prunes.
 
-    name  of the method, for messages
+    name     of the method, for messages
+    backend  gives what runs the model's segments now
     """
 
     pruner: Pruner
@@ -32,6 +36,7 @@ class Arm:
     info: ModelInfo
     config: DecoderConfig
     clock: Clock
+    backend: Callable[[], Backend]
 
 
 class Call:
@@ -250,7 +255,14 @@ class Call:
             reusable=self.cached if self.alive.shape == self.cached.shape else self.cached[self.alive],
             trace=self.trace,
             second_pass=self._second,
+            run=self._run,
         )
+
+    def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Runs a part of the method as a segment. What it gives stays, whatever is run later."""
+        backend = self.arm.backend()
+        out = backend.run(("method", function), function, *inputs)
+        return pytree.tree_map_only(Tensor, Tensor.clone, out) if backend.static else out
 
 
 def runs_of(groups: dict[QueryGroup, range]) -> list[tuple[range, Spans]]:

@@ -110,7 +110,10 @@ class Policy:
             raise UserError(f"slots={slots}; use at least 1")
         self.model = model
         self.clock = Clock(str(model.device))
-        self.sessions = [Session(make_pruner(), model.info, model.decoder.config, self.clock) for _ in range(slots)]
+        self.sessions = [
+            Session(make_pruner(), model.info, model.decoder.config, self.clock, backend=lambda: self.model.backend)
+            for _ in range(slots)
+        ]
         self.delay = delay
         self.controllers = [Controller(control or Control(), delay) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,11 @@ class Plan:
             raise UserError(f"{method} names layers {list(self.layers)}; they must be sorted and unique")
 
 
+def run_plainly(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`PruneContext.run` where no backend is at work."""
+    return function(*inputs)
+
+
 @dataclass(frozen=True, eq=False)
 class PruneContext:
     """What a method reads before decoder layer `layer`, which n of the V visual tokens are about to enter.
@@ -105,6 +111,10 @@ class PruneContext:
     reusable  [n] bool, tokens with keys and values of an earlier call of this episode at every layer from here on
     trace     everything this call has read so far
     second_pass  the decoder computes the prompt of this call for the second time
+    run       `run(function, *inputs)` is `function(*inputs)` as the model runs its own parts: captured as a graph where
+              they are. For many small steps, such as a greedy loop. The function is defined at module level, reads
+              tensors and plain values, writes to none of them, and neither waits for the device nor gives sizes that
+              depend on the data
     """
 
     layer: int
@@ -116,6 +126,7 @@ class PruneContext:
     reusable: Tensor
     trace: Trace
     second_pass: bool = False
+    run: Callable[..., Any] = run_plainly
 
     @property
     def step(self) -> int:

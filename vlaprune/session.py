@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from vlaprune.call import Arm, Call
 from vlaprune.errors import UserError
 from vlaprune.meter import Clock, decoder_flops
+from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache
 from vlaprune.pruner import ModelInfo, Pruner
@@ -25,16 +26,23 @@ class Session:
     A model opens a call with `begin`, which returns the hooks of its decoder. The policy closes it with `finish`.
     A pruner gets no access to the session.
 
-    name  of the method, for messages; None for its class name
+    name     of the method, for messages; None for its class name
+    backend  gives what runs the model's segments; a method's own parts run on it, too
     """
 
     def __init__(
-        self, pruner: Pruner, info: ModelInfo, config: DecoderConfig, clock: Clock, name: str | None = None
+        self,
+        pruner: Pruner,
+        info: ModelInfo,
+        config: DecoderConfig,
+        clock: Clock,
+        name: str | None = None,
+        backend: Callable[[], Backend] = lambda: EAGER,
     ) -> None:
         self.pruner, self.name = pruner, name or type(pruner).__name__
         plan = pruner.plan(info)
         plan.check(info, self.name)
-        self.arm = Arm(pruner, self.name, plan, info, config, clock)
+        self.arm = Arm(pruner, self.name, plan, info, config, clock, backend)
         self._store = Cache(config)
         self._layout: Layout | None = None
         self._call: Call | None = None

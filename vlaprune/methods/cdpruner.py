@@ -69,4 +69,4 @@ class CDPruner(Pruner):
         relevance = SIGNS[self.relevance] * (unit @ words.mean(0)).nan_to_num(0.0)
         low, high = relevance.aminmax()
         relevance = (relevance - low + EPS) / (high - low + EPS)
-        return Selection(dpp(unit * relevance[:, None], self.budget.count(context.total)))
+        return Selection(context.run(dpp, unit * relevance[:, None], self.budget.count(context.total)))

@@ -32,4 +32,4 @@ class DivPrune(Pruner):
 
     def select(self, context: PruneContext) -> Selection:
         """The diverse subset."""
-        return Selection(farthest_points(context.visual, self.budget.count(context.total)))
+        return Selection(context.run(farthest_points, context.visual, self.budget.count(context.total)))

@@ -98,7 +98,8 @@ class VLAPruner(Pruner):
         )
         union = top_mask(torch.stack((semantic, action)), layout, count).any(0)
         counts = split_budget(count, layout.sizes)
-        picks = farthest_points_within(by_camera(self._features, layout), max(counts), by_camera(union, layout))
+        features, among = by_camera(self._features, layout), by_camera(union, layout)
+        picks = context.run(farthest_points_within, features, max(counts), among)
         return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 
     def observe(self, trace: Trace) -> None:
