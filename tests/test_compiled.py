@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 from test_launches import MODELS
+from torch._inductor.utils import run_and_get_code
 
 from vlaprune import config
 from vlaprune.methods.dense import Dense
 from vlaprune.models.backends import with_backend
 from vlaprune.nn.backend import Compiled
+from vlaprune.nn.block import Block, DecoderConfig, rope
+from vlaprune.nn.decoder import plain_layer
+from vlaprune.nn.extend import extend_layer
 from vlaprune.policy import Policy
 from vlaprune.testing import random_observations, with_segments
 
@@ -60,3 +64,22 @@ def test_a_flow_really_compiled_gives_the_same_actions(composed, name):
         (want,), (got,) = plain.act({0: seen}).values(), compiled.act({0: seen}).values()
         assert np.allclose(got, want, atol=1e-5)
     assert fast.backend.compiled and fast.backend.entered
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+def test_a_compiled_layer_copies_no_rows_to_add_them(suffix):
+    """A product that adds its residual itself (addmm) copies the residual first."""
+    torch._dynamo.reset()
+    shape = DecoderConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, intermediate_size=64)
+    block = Block(shape).eval().requires_grad_(False)
+    x, tables = torch.randn(9, 32), rope(shape, torch.arange(9), torch.float32)
+    rows = torch.zeros(2, 20, 16)
+    with torch.inference_mode():
+        if suffix:
+            inputs = (block, x, tables, [(rows, rows.clone(), None)], (9, 0, 0))
+            want, (got, code) = extend_layer(*inputs), run_and_get_code(torch.compile(extend_layer), *inputs)
+        else:
+            inputs = (block, x, *tables, False)
+            want, (got, code) = plain_layer(*inputs), run_and_get_code(torch.compile(plain_layer), *inputs)
+    assert "addmm" not in "".join(code) and "mm(" in "".join(code)
+    assert torch.allclose(want[0], got[0], atol=1e-5)

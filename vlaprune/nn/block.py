@@ -100,6 +100,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bo
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
+def add_branch(x: Tensor, branch: Tensor) -> Tensor:
+    """The residual sum of rows [N, d] and a branch of the layer [N, d].
+
+    Compiled through one more axis: else torch.compile makes the sum a part of the matrix product before it, which first
+    copies x to where the result is to be. So it becomes a part of what comes after.
+    """
+    return (x[None] + branch[None])[0] if torch.compiler.is_compiling() else x + branch
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in fp32; with `plus_one` (Gemma) it multiplies by one plus its weight."""
 
@@ -183,8 +192,8 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, output: Tensor) -> Tensor:
         """Rows [N, d] behind the layer, from rows before it and their attention output [N, d]."""
-        x = x + output
-        return x + self.feed(self.norm_mlp(x))
+        x = add_branch(x, output)
+        return add_branch(x, self.feed(self.norm_mlp(x)))
 
     def feed(self, x: Tensor) -> Tensor:
         """The gated feed-forward [N, d] of normed rows [N, d]."""

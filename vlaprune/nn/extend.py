@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.nn.backend import EAGER, Backend
-from vlaprune.nn.block import Block, rope
+from vlaprune.nn.block import Block, add_branch, rope
 
 KV = tuple[Tensor, Tensor, Tensor | None]  # keys and values [kv, c, hd], bias [c] added to the logits or None
 PromptKV = Sequence[Sequence[KV]]  # by layer, then by sequence
@@ -66,10 +66,10 @@ def extend_layer(
             own = torch.cat((attend_buffer(block, queries[:, :prefix], buffer, at + prefix), own), 1)
         outs.append(own)
     attended = block.out(torch.cat(outs, 1).transpose(0, 1).flatten(1))
-    x = x + (attended if gate is None else attended * gate)
+    x = add_branch(x, attended if gate is None else attended * gate)
     y, gate = block.normed_mlp(x, second)
     fed = block.feed(y)
-    return x + (fed if gate is None else fed * gate), q
+    return add_branch(x, fed if gate is None else fed * gate), q
 
 
 @dataclass(frozen=True, eq=False)
