@@ -77,7 +77,8 @@ def jpeg(image: np.ndarray) -> np.ndarray:
 
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, "JPEG", quality=95, subsampling=2)
-    return simplejpeg.decode_jpeg(packed.getvalue(), fastdct=True, fastupsample=False)
+    odd = np.empty(image.size + 1, np.uint8)[1:]  # libjpeg-turbo writes rows at multiples of 32 bytes around the cache
+    return simplejpeg.decode_jpeg(packed.getvalue(), fastdct=True, fastupsample=False, buffer=odd)
 
 
 def lanczos(image: np.ndarray, size: int) -> np.ndarray:
