@@ -23,6 +23,7 @@ from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.ties.calibration import Calibration
 from vlaprune.methods.ties.ties import TIES
+from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
@@ -460,6 +461,20 @@ def test_preparing_pictures_on_the_host_launches_nothing(composed):
         arm.warm(micro.TimingConfig(warmup=1, block=2).blocks(episodes), micro.TimingConfig(warmup=1, block=2))
         found.add((arm.launches.operators, arm.launches.outside))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("make", "calls"), [(Dense, 2), (lambda: FastV(keep=0.5), 2), (VLACache, 6)])
+def test_of_calls_that_are_alike_two_are_counted(monkeypatch, make, calls):
+    """Counting runs a call eagerly and slowly. Calls of a steady method have the same products."""
+    rules = micro.TimingConfig(warmup=1, block=6)
+    episodes = synthetic(Toy().interface, 64, episodes=1, steps=6).episodes
+    arms = [micro.Arm("a", Policy(Toy(), make), "sdpa") for _ in "ab"]
+    arms[0].warm(rules.blocks(episodes), rules)
+    monkeypatch.setattr(micro, "_alike", lambda records: False)
+    arms[1].warm(rules.blocks(episodes), rules)
+    once, all_of_them = ({s: sum(w.flops for w in v) / a.counted for s, v in a.products.items()} for a in arms)
+    assert arms[0].counted == calls and arms[1].counted == 6 and once == pytest.approx(all_of_them)
+    assert arms[0].launches.operators == pytest.approx(arms[1].launches.operators, abs=2)
 
 
 def test_a_time_below_its_floor_is_marked():
