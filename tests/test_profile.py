@@ -167,7 +167,7 @@ def test_products_seen_are_the_flops_charged(style, make):
 def test_products_of_a_method_that_nobody_charged_are_seen(tiny):
     base = arm(tiny, lambda: DivPrune(keep=0.5))
     base.warm(RULES.blocks(synthetic(tiny.interface, 64, 1, 4).episodes), RULES)
-    assert sum(w.flops for w in base.products["method"]) > 0 and base.counted == 4
+    assert sum(w.flops for w in base.products["method"]) > 0 and base.counted == 2
 
 
 def test_backends_act_alike(tiny):
