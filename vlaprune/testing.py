@@ -48,8 +48,9 @@ class SimulatedGraphs(Backend):
         new = super().run(key, segment, *pytree.tree_unflatten(static, spec))
         kept = all(torch.equal(a, b) for a, b in zip(before, placed, strict=True))
         assert kept, f"segment {key} writes to its inputs; a captured graph would spoil what another one reads"
-        others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
-        shapes = (key, others, tuple((t.shape, t.dtype, t.data_ptr() if _among(t, placed) else None) for t in tensors))
+        places = (leaf.data_ptr() if _among(leaf, placed) else None for leaf in leaves)
+        kinds = zip(leaves, places, strict=True)
+        shapes = (key, *((x.shape, x.dtype, at) if isinstance(x, Tensor) else x for x, at in kinds))
         if shapes not in self._outputs:
             self.captured += 1
             self._outputs[shapes] = new

@@ -150,8 +150,10 @@ def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
 class Captured(Compiled):
     """Captures segments that ran several times with the same shapes as CUDA graphs and replays them. Needs CUDA.
 
-    Graphs share one memory pool. Each arm of a comparison has its own fork and clears it after its measurement. What
-    one graph writes the next one reads in place. Parts that do not need each other become branches of a graph.
+    Each graph has a memory pool of its own: in a common one, outputs may lie in the scratch memory of a graph that was
+    captured before, whose replay would overwrite them. What one graph writes the next one reads in place. Parts that do
+    not need each other become branches of a graph. Each arm of a comparison has its own fork and clears it after its
+    measurement.
     """
 
     name = "graph"
@@ -173,7 +175,6 @@ class Captured(Compiled):
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Graph] = {}
         self._written: set[int] = set()  # addresses of the graphs' outputs
-        self._pool: Any = None
         self._side: torch.cuda.Stream | None = None  # while a segment is captured, for its second branch
 
     def unit(self, function: Function) -> Function:
@@ -184,8 +185,8 @@ class Captured(Compiled):
         """Runs, captures or replays a segment."""
         leaves, spec = pytree.tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
-        shapes = (key, others, tuple((t.shape, t.dtype, self._place(t)) for t in tensors))
+        kinds = ((x.shape, x.dtype, self._place(x)) if isinstance(x, Tensor) else x for x in leaves)
+        shapes = (key, *kinds)
         self._seen[shapes] += 1
         found = self._graphs.get(shapes)
         if found is None:
@@ -223,8 +224,6 @@ class Captured(Compiled):
         self.captured += 1
         static = [leaf.clone() if isinstance(leaf, Tensor) and not self._place(leaf) else leaf for leaf in leaves]
         inputs = pytree.tree_unflatten(static, spec)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         warm, self._side = _streams()
         try:
             warm.wait_stream(torch.cuda.current_stream())
@@ -233,7 +232,7 @@ class Captured(Compiled):
                     segment(*inputs)
             torch.cuda.current_stream().wait_stream(warm)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph):
                 outputs = segment(*inputs)
         finally:
             self._side = None
