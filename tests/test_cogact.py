@@ -71,11 +71,11 @@ def test_every_tensor_of_the_checkpoint_has_its_place_at_full_size(head, paramet
 def test_the_prompt_ends_in_the_empty_and_the_end_token(model):
     asked = []
     session = Session(Dense(), model.info, model.decoder.config, Clock())
-    embed, model.trunk.embed = model.trunk.embed, lambda ids: asked.append(list(ids)) or embed(ids)
+    handle = model.trunk.embedding.register_forward_pre_hook(lambda module, args: asked.append(args[0].tolist()))
     try:
         model.predict([look()], [session])
     finally:
-        del model.trunk.embed
+        handle.remove()
     words = model.tokenize("In: What action should the robot take to put the spoon on the towel?\nOut:")
     assert asked == [[*words, EMPTY, STOP]]
     layout, side = session.trace.layout, SIZES["image"] // 14

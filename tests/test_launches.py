@@ -14,7 +14,7 @@ from vlaprune.models.pi0 import Pi0, Pi05
 from vlaprune.policy import Policy
 from vlaprune.testing import random_observations, with_segments
 
-ALLOWED = 60
+ALLOWED = 12
 NARROW = {
     "image": 56,
     "dino_width": 16,

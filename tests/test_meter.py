@@ -9,7 +9,7 @@ from doubles import Reuser
 from test_decoder import Remembering
 
 from vlaprune.benchmark import Observation
-from vlaprune.meter import Clock, decoder_flops
+from vlaprune.meter import Clock, block_flops, decoder_flops
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.fastv import FastV
@@ -95,6 +95,13 @@ def test_the_decoder_formula_with_grouped_keys(causal):
     with flop_counter() as packed:
         decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullSession()] * 2)
     assert packed.get_total_flops() == decoder_flops(shape, [(5, 5)] * 3) + decoder_flops(shape, [(7, 7)] * 3)
+
+
+def test_layers_cost_the_sum_of_what_each_costs_in_any_order():
+    shape = DecoderConfig(4096, 32, 32, 32, 128, 11008)
+    counts = [(600, 600)] * 3 + [(600, 700), (150, 600)] + [(150, 150)] * 26 + [(600, 600)]
+    each = sum(block_flops(shape, rows, columns) for rows, columns in counts)
+    assert decoder_flops(shape, counts) == decoder_flops(shape, counts[::-1]) == each
 
 
 def test_fewer_tokens_never_cost_more(tiny):

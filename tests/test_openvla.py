@@ -83,7 +83,7 @@ def oracle(model, observation, drop=None, layer=0):
     seen = images([observation], ("primary",), lambda i: model._prepare(i, 56), "it")
     visual = model.trunk.projector(model.trunk.vision(seen[0])[0])[0]
     ids = closed(stand_in(format_prompt(observation.instruction)))
-    hidden = model.trunk.prompt(visual, ids).hidden[None]
+    hidden = model.trunk.prompts(visual[None], [ids])[0].hidden[None]
     out = []
     for _ in range(7):
         n = hidden.shape[1]

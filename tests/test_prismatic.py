@@ -190,7 +190,7 @@ def shares(causal, change=lambda trunk: None):
     change(trunk)
     picture = torch.from_numpy(golden.scene(1, 56, 56))[None]
     visual = trunk.projector(trunk.vision(picture)[0])[0]
-    rows = trunk.decoder([trunk.prompt(theirs[0], prompt)], [NullSession()])[0]  # the same visual tokens on both sides
+    rows = trunk.decoder(trunk.prompts(theirs[0][None], [prompt]), [NullSession()])[0]  # the same visual tokens
     ours = (visual, rows)
     cost = [(f.float() - t.float()).abs().mean() for f, t in zip(fine, theirs, strict=True)]
     assert min(cost) > 1e-4

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vlaprune.errors import UserError
-from vlaprune.meter import Clock, block_flops, decoder_flops
+from vlaprune.meter import Clock, decoder_flops
 from vlaprune.nn.backend import Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Cache, Computed, LayerKV, Tokens
@@ -118,7 +118,8 @@ class Call:
 
     def records_action(self, layer: int) -> bool:
         """Whether the method reads the action rows of this layer."""
-        return bool(self._reads.get(layer, QueryGroup(0)) & QueryGroup.ACTION)
+        wanted = self._reads.get(layer)
+        return wanted is not None and QueryGroup.ACTION in wanted
 
     def record_attention(self, layer: int, rows: AttentionRows) -> None:
         """Takes the action rows of a layer that are computed behind the prompt. Charges their attention."""
@@ -286,4 +287,4 @@ def stage(calls: Sequence[Call], name: str, flops: float = 0.0) -> Iterator[None
 
 def decode_flops(config: DecoderConfig, columns: Sequence[Sequence[int]]) -> float:
     """FLOPs of passes of one row each, from the columns attended to at each layer."""
-    return sum(block_flops(config, 1, own) for layers in columns for own in layers)
+    return decoder_flops(config, [(1, own) for layers in columns for own in layers])

@@ -7,6 +7,7 @@ microsoft/CogACT@b174a1b:sim_cogact/{cogact_policy,adaptive_ensemble}.py (its ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -157,17 +158,17 @@ class Controller:
     def _execute(self, rows: tuple[tuple[int, int], ...]) -> np.ndarray:
         """The [A] action of one control step."""
         if rows:
-            action = self._action(np.stack([self._chunks[call][index] for call, index in rows]))
+            action = self._action([self._chunks[call][index] for call, index in rows])
         else:
             assert self.delay is not None  # a world that waits never leaves a step without an action
             action = self.delay.hold(self.executed[-1] if self.executed else None)
         self.executed.append(action)
         return action
 
-    def _action(self, planned: np.ndarray) -> np.ndarray:
-        """The [A] action that [m, A] planned for the same step become, the newest first."""
+    def _action(self, planned: Sequence[np.ndarray]) -> np.ndarray:
+        """The [A] action that m planned for the same step become, each [A], the newest first."""
         control = self.control
-        out = self._mean(planned) if control.ensemble else planned[0]
+        out = self._mean(np.stack(planned)) if control.ensemble else planned[0]
         if control.rotation is not None:
             hand, turn, gripper = np.split(out, [3, -1])
             out = np.concatenate([hand, _turn(control.rotation, turn), gripper])

@@ -8,7 +8,8 @@ left out by both.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,12 @@ def block_flops(config: DecoderConfig, rows: int, columns: int) -> float:
     )
 
 
-def decoder_flops(config: DecoderConfig, counts: Sequence[tuple[int, int]]) -> float:
-    """All layers, from the observed (rows, columns) of each."""
-    return sum(block_flops(config, rows, columns) for rows, columns in counts)
+def decoder_flops(config: DecoderConfig, counts: Iterable[tuple[int, int]]) -> float:
+    """All layers, from the observed (rows, columns) of each; the formula is worked out once for layers that are alike.
+
+    A sum of whole numbers, so it is exact in any order.
+    """
+    return sum(times * block_flops(config, *shape) for shape, times in Counter(counts).items())
 
 
 def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
@@ -83,6 +87,7 @@ class Clock:
         self.cuda = device.startswith("cuda")
         self.open: list[str] = []
         self.marks: list[tuple[str, int, object, object]] = []
+        self._events: list[object] = []  # of spans that were read: to make new ones costs more than to record these
 
     def now(self) -> object:
         """A point in time: seconds, or an event in the stream of the device."""
@@ -90,8 +95,8 @@ class Clock:
             return time.perf_counter()
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event = self._events.pop() if self._events else torch.cuda.Event(enable_timing=True)
+        event.record()  # type: ignore[attr-defined]
         return event
 
     def span(self, name: str) -> Span:
@@ -110,5 +115,7 @@ class Clock:
             took = start.elapsed_time(end) if self.cuda else (end - start) * 1e3  # type: ignore[attr-defined,operator]
             ms[name] = ms.get(name, 0.0) + took - inner.pop(depth + 1, 0.0)
             inner[depth] = inner.get(depth, 0.0) + took
+        if self.cuda:
+            self._events += [event for _, _, *both in self.marks for event in both]
         self.marks.clear()
         return ms

@@ -76,8 +76,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Checks that the views tile the visual tokens."""
-        tiles = [i for view in self.views for i in view.tokens]
-        if tiles != list(range(len(self.visual))):
+        tiles = [view.tokens for view in self.views]
+        ends = [0, *(tile.stop for tile in tiles)]
+        if [tile.start for tile in tiles] != ends[:-1] or ends[-1] != len(self.visual):
             raise UserError(f"views {self.views} do not tile the {len(self.visual)} visual tokens")
 
     @property

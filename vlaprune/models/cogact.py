@@ -10,7 +10,7 @@ does with --use_bf16.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from vlaprune.models.prismatic import (
     STOP,
     Prismatic,
     Sizes,
+    Tokenize,
     format_prompt,
     images,
     precision,
@@ -106,7 +107,7 @@ class CogACT:
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
         self.card: dict[str, object] = {"weights": weights, "seed": seed}
         self.range = Range.identity(ACTION)
-        self.tokenize: Callable[[str], list[int]] = stand_in
+        self.tokenize: Tokenize = stand_in
         if weights == "random":
             randomise(self.trunk, seed, self.device, precision(dtype))
             randomise(self.action, seed, self.device, torch.float32)
@@ -176,7 +177,7 @@ class CogACT:
             for session, own, text in zip(sessions, pictures, texts, strict=True)
         ]
         visual = self.trunk.encode_images(pictures, calls, self.backend)
-        prompts = [self.trunk.prompt(v, t) for v, t in zip(visual, texts, strict=True)]
+        prompts = self.trunk.prompts(visual, texts, self.backend)
         with stage(calls, "prompt"):
             rows = self.decoder(prompts, calls, self.backend)
         with stage(calls, "head", self.action.flops()):

@@ -29,7 +29,7 @@ from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.delay import Guide
 from vlaprune.errors import UserError
-from vlaprune.meter import block_flops
+from vlaprune.meter import decoder_flops
 from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.guidance import BACKWARD, denoise_guided
 from vlaprune.models.letterbox import RESIZE
@@ -41,7 +41,7 @@ from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import RMSNorm
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.hub import locate
 from vlaprune.nn.lora import identity
 from vlaprune.nn.weights import load_weights, randomise
@@ -219,13 +219,12 @@ class Flow(ABC):
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
         calls = []
-        for session, own, text in zip(sessions, pictures, texts, strict=True):
-            shown = tuple(own.round().to(torch.uint8).to(self.device))
-            calls.append(session.begin(self.layout(text), shown, self.net.projector.weight))
-        visual = self.net.encode_images(pictures.to(self.device), calls, self.backend)
+        pictures = pictures.to(self.device)
+        for session, own, text in zip(sessions, pictures.round().to(torch.uint8), texts, strict=True):
+            calls.append(session.begin(self.layout(text), tuple(own), self.net.projector.weight))
+        visual = self.net.encode_images(pictures, calls, self.backend)
         with stage(calls, "prompt"):
-            rows = [torch.cat((v, self.net.embed(t.ids))) for v, t in zip(visual, texts, strict=True)]
-            self.decoder([Tokens(r, torch.arange(len(r), device=self.device)) for r in rows], calls, self.backend)
+            self.decoder(self.net.prompts(visual, [t.ids for t in texts], self.backend), calls, self.backend)
         with stage(calls, "decode"):
             flows = self._flow(calls, scaled, self._targets(guides, states))
         if self.device.type == "meta":
@@ -281,8 +280,8 @@ class Flow(ABC):
         """
         config, prefix = self.net.expert.config, self.num_prefix
         columns = [n + prefix + self.chunk for n in seen]
-        flops = self.steps * sum(block_flops(config, self.chunk, n) for n in columns)
-        flops += sum(block_flops(config, prefix, n + prefix) for n in seen) if prefix else 0.0
+        flops = self.steps * decoder_flops(config, [(self.chunk, n) for n in columns])
+        flops += decoder_flops(config, [(prefix, n + prefix) for n in seen]) if prefix else 0.0
         call.charge("decode", times * flops)
         call.charge("head", times * self.net.head_flops(self.chunk, self.steps))
         call.record_passes([columns] * self.steps)
@@ -299,8 +298,11 @@ class Flow(ABC):
         """[B, 32] scaled states for the state row; None for a model without one."""
         if not self.num_prefix:
             return None
-        rows = np.stack([np.zeros(NUMBERS) if s is None else np.pad(s, (0, NUMBERS - len(s))) for s in states])
-        return torch.from_numpy(rows).float().to(self.device)
+        rows = np.zeros((len(states), NUMBERS), np.float32)
+        for row, state in zip(rows, states, strict=True):
+            if state is not None:
+                row[: len(state)] = state
+        return torch.from_numpy(rows).to(self.device)
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         return RESIZE[self.resize](image, self.net.sizes.image)

@@ -44,7 +44,7 @@ from vlaprune.models.prismatic import (
 from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullSession, Tokens, numbered
 from vlaprune.nn.lora import identity, load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
@@ -219,8 +219,7 @@ class OFT(nn.Module):
         visual = self.trunk.encode_images(seen, calls, self.backend)
         if self._head == "diffusion":
             return self._denoise(visual, state, ids, calls)
-        slots = visual.new_zeros(len(ids), self.chunk * self._action, self.decoder.config.hidden_size)
-        rows = self._rows(self._prompts(visual, state, ids, slots), calls)
+        rows = self._rows(self._prompts(visual, state, ids), calls)
         if self._head == "tokens":
             with stage(calls, "head", linear_flops(rows.shape[1], *self.trunk.head.weight.T.shape)):
                 best = partial(self.backend.unit(best_tokens), self.trunk.head)
@@ -233,14 +232,29 @@ class OFT(nn.Module):
         visual: Tensor,
         state: Tensor | None,
         ids: Sequence[Sequence[int]],
-        slots: Tensor,
         time: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> list[Tokens]:
-        """Whole prompts from visual tokens [B, V, d], normalised state [B, s] and the slots' rows [B, n, d]."""
+        """Whole prompts from visual tokens [B, V, d] and normalised state [B, s].
+
+        time   [d] row of a diffusion step
+        slots  [B, n, d] the slots' rows; None for zeros
+        """
+        told = [self.trunk.ids([*words, STOP]) for words in ids]
+        rows = self.backend.run(("prompt",), self.prompt_rows, visual, state, told, time, slots)
+        return [Tokens(*own) for own in rows]
+
+    def prompt_rows(
+        self, visual: Tensor, state: Tensor | None, ids: Sequence[Tensor], time: Tensor | None, slots: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Segment: rows [n, d] and positions [n] of each prompt; `ids` end in the stop token, the rest as above."""
         between = [] if state is None else [self.proprio_projector(state)[:, None].to(visual.dtype)]
         between += [] if time is None else [time.expand(len(ids), 1, -1)]
-        seen, stop = torch.cat((visual, *between), 1), self.trunk.embed([STOP])
-        return [self.trunk.prompt(s, words, (own, stop)) for s, words, own in zip(seen, ids, slots, strict=True)]
+        seen = torch.cat((visual, *between), 1)
+        if slots is None:
+            slots = visual.new_zeros(len(ids), self.chunk * self._action, visual.shape[2])
+        texts = [self.trunk.embedding(own) for own in ids]
+        return [numbered(t[:1], s, t[1:-1], own, t[-1:]) for s, t, own in zip(seen, texts, slots, strict=True)]
 
     def _rows(self, prompts: Sequence[Tokens], calls: Sequence[Call]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
@@ -253,7 +267,7 @@ class OFT(nn.Module):
         with stage(calls, "head", linear_flops(self.chunk, *self.action_head.widths)):
             rows = rows.to(self.action_head.fc1.weight.dtype)  # in fp32 while it is trained
             head = partial(self.backend.unit(action_numbers), self.action_head)
-            return self.backend.run(("head",), head, rows.unflatten(1, (self.chunk, self._action)).flatten(2))
+            return self.backend.run(("head",), head, rows.reshape(len(rows), self.chunk, -1))
 
     def _denoise(
         self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], calls: Sequence[Call]
@@ -267,7 +281,7 @@ class OFT(nn.Module):
             time, lift = time_row(step, self.decoder.config.hidden_size).to(x), self.noisy_action_projector
             with stage(calls, "projector", linear_flops(x[0].numel(), *lift.widths)):
                 slots = lift(x.flatten(1)[..., None])
-            prompts = self._prompts(visual, state, ids, slots, time)
+            prompts = self._prompts(visual, state, ids, time, slots)
             x = self._schedule.back(self._read(self._rows(prompts, calls), calls), step, x)
         return x
 

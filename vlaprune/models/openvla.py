@@ -128,7 +128,7 @@ class OpenVLA:
             for session, own, words in zip(sessions, seen, ids, strict=True)
         ]
         visual = self.trunk.encode_images(seen, calls, self.backend)
-        prompts = [self.trunk.prompt(v, words) for v, words in zip(visual, ids, strict=True)]
+        prompts = self.trunk.prompts(visual, ids, self.backend)
         with stage(calls, "prompt"):
             rows = self.decoder(prompts, calls, self.backend)
         with stage(calls, "decode"):

@@ -22,7 +22,7 @@ from vlaprune.models.family import NUMBERS
 from vlaprune.models.suffix import Read
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, RMSNorm
-from vlaprune.nn.decoder import Decoder
+from vlaprune.nn.decoder import Decoder, Tokens, numbered
 from vlaprune.nn.expert import AdaNorm, Expert, embed_time, flow_times
 from vlaprune.nn.extend import PromptKV, Suffix
 from vlaprune.nn.resident import TokenIds
@@ -124,7 +124,7 @@ class PaliGemma(nn.Module):
         rows = cameras * features.shape[1]
         with stage(calls, "projector", linear_flops(rows, self.sizes.vision_width, self.sizes.width)):
             project = partial(backend.unit(project_features), self.projector)
-            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))
+            return backend.run(("projector",), project, features.reshape(len(images), -1, features.shape[2]))
 
     def _record(self, calls: Sequence[Call], received: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the last block."""
@@ -134,10 +134,16 @@ class PaliGemma(nn.Module):
                 call.charge("method", own.shape[0] * 2.0 * tokens * tokens * tower.shape.width)
                 call.record_vision_attention(own.flatten())
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """[n, d] scaled embeddings of token ids."""
-        rows = self.embedding(self._ids(ids, self.embedding.weight.device))
-        return rows * self.sizes.width**0.5
+    def prompts(self, visual: Tensor, ids: Sequence[Sequence[int]], backend: Backend = EAGER) -> list[Tokens]:
+        """For each of B sequences: visual tokens, of [B, V, d] | ids."""
+        told = [self._ids(own, self.embedding.weight.device) for own in ids]
+        rows = backend.run(("prompt",), self.prompt_rows, visual, told)
+        return [Tokens(*own) for own in rows]
+
+    def prompt_rows(self, visual: Tensor, ids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Segment: rows [n, d] and positions [n] of each prompt; text embeddings are scaled."""
+        scale = self.sizes.width**0.5
+        return [numbered(own, self.embedding(told) * scale) for own, told in zip(visual, ids, strict=True)]
 
     # -- the suffix --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, Tokens
-from vlaprune.nn.resident import TokenIds, to_host
+from vlaprune.nn.decoder import Decoder, Tokens, numbered
+from vlaprune.nn.resident import KEPT, TokenIds, to_host
 from vlaprune.nn.statistics import Range
 from vlaprune.nn.towers import FusedTower, Projector, dino, project_features, siglip, timm_unused, timm_weight_map
 from vlaprune.nn.weights import WeightMap, llama_weight_map
@@ -39,6 +39,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 # As the published preprocessor_config.json has them: ImageNet's numbers, once rounded to bf16.
 ROUNDED = ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Tokenize = Callable[[str], tuple[int, ...]]  # text to token ids
 Stats = tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
 
 
@@ -122,7 +123,7 @@ class Prismatic(nn.Module):
             self._record(calls, received)
         with stage(calls, "projector", linear_flops(cameras * self.vision.side**2, *self.projector.widths)):
             project = partial(backend.unit(project_features), self.projector)
-            return backend.run(("projector",), project, features.unflatten(0, images.shape[:2]).flatten(1, 2))
+            return backend.run(("projector",), project, features.reshape(len(images), -1, features.shape[2]))
 
     def _record(self, calls: Sequence[Call], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
@@ -131,15 +132,23 @@ class Prismatic(nn.Module):
                 call.charge("method", own.shape[0] * self.vision.watch_flops)
                 call.record_vision_attention(own.flatten())
 
+    def ids(self, ids: Sequence[int]) -> Tensor:
+        """[n] token ids on the device. Do not write to it."""
+        return self._ids(ids, self.embedding.weight.device)
+
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, d] embeddings of token ids."""
-        return self.embedding(self._ids(ids, self.embedding.weight.device))
+        return self.embedding(self.ids(ids))
 
-    def prompt(self, visual: Tensor, ids: Sequence[int], behind: Sequence[Tensor] = ()) -> Tokens:
-        """First id | visual tokens [V, d] | the other ids | rows [n, d] `behind` them."""
-        text = self.embed(ids)
-        hidden = torch.cat((text[:1], visual, text[1:], *behind))
-        return Tokens(hidden, torch.arange(len(hidden), device=hidden.device))
+    def prompts(self, visual: Tensor, ids: Sequence[Sequence[int]], backend: Backend = EAGER) -> list[Tokens]:
+        """For each of B sequences: first id | visual tokens, of [B, V, d] | the other ids."""
+        rows = backend.run(("prompt",), self.prompt_rows, visual, [self.ids(own) for own in ids])
+        return [Tokens(*own) for own in rows]
+
+    def prompt_rows(self, visual: Tensor, ids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Segment: rows [n, d] and positions [n] of each prompt."""
+        texts = [self.embedding(own) for own in ids]
+        return [numbered(text[:1], own, text[1:]) for own, text in zip(visual, texts, strict=True)]
 
 
 def weight_map(trunk: Prismatic) -> dict[str, WeightMap]:
@@ -163,7 +172,7 @@ def unused(trunk: Prismatic) -> tuple[str, ...]:
     )
 
 
-def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
+def read_tokenizer(folder: Path) -> Tokenize:
     """Text to token ids, by the checkpoint's own tokenizer.json. UserError where it is not Llama-2's."""
     from tokenizers import Tokenizer
 
@@ -177,17 +186,18 @@ def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
     first = tokenizer.encode("Out:").ids[:1]
     if found != named or first != [BEGIN]:
         raise UserError(f"{file} is not Llama-2's: it numbers {found}, not {named}, or starts a text with {first}")
-    return lambda text: list(tokenizer.encode(text).ids)
+    return lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text).ids))
 
 
-def stand_in(text: str) -> list[int]:
+@lru_cache(KEPT)
+def stand_in(text: str) -> tuple[int, ...]:
     """Token ids for random weights, which have no tokenizer: one for each word, sign and line break.
 
     A word's id depends on its letters. The prompt of OpenVLA becomes as many ids as Llama-2's tokenizer makes of it,
     apart from rare words in the instruction.
     """
     parts = re.findall(r"\w+|[^\w\s]|\n", text)
-    return [BEGIN, *(3 + zlib.crc32(p.encode()) % (EMPTY - 3) for p in parts)]
+    return (BEGIN, *(3 + zlib.crc32(p.encode()) % (EMPTY - 3) for p in parts))
 
 
 def format_prompt(instruction: str) -> str:
@@ -224,15 +234,21 @@ def images(
 def restore(unit: Tensor, span: Range) -> Tensor:
     """Numbers [..., s] in [-1, 1] to the units of the dataset, float64 on the CPU; what is not masked stays."""
     unit = to_host(unit).double()
-    low, high, mask = (torch.as_tensor(a, device=unit.device) for a in (span.low, span.high, span.mask))
-    return torch.where(mask, 0.5 * (unit + 1) * (high - low + span.eps) + low, unit)
+    return unit if unit.device.type == "meta" else torch.from_numpy(span.restore(unit.numpy()))
 
 
 def decode_bins(tokens: Tensor) -> Tensor:
     """Token ids to numbers in [-1, 1] on the CPU: the middles of 255 equal bins, the highest id the lowest number."""
     tokens = to_host(tokens)
-    edges = torch.linspace(-1, 1, 256, dtype=torch.float64, device=tokens.device)
-    return ((edges[:-1] + edges[1:]) / 2)[(TEXT - tokens - 1).clamp(0, 254)]
+    return bins(tokens.device)[(TEXT - tokens - 1).clamp(0, 254)]
+
+
+@cache
+def bins(device: torch.device) -> Tensor:
+    """The middles [255] of 255 equal bins between -1 and 1, float64. Do not write to it."""
+    with torch.inference_mode(False):  # also for those who train
+        edges = torch.linspace(-1, 1, 256, dtype=torch.float64, device=device)
+        return (edges[:-1] + edges[1:]) / 2
 
 
 def resolve_device(device: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vlaprune.models.prismatic import (
     Prismatic,
     Sizes,
     Stats,
+    Tokenize,
     read_tokenizer,
     stand_in,
     unused,
@@ -39,7 +40,7 @@ class Source:
     """
 
     folder: Path | None
-    tokenize: Callable[[str], list[int]]
+    tokenize: Tokenize
     statistics: Statistics | None = None
     eps: float = 1e-6
     stats: Stats = (ROUNDED, HALF)

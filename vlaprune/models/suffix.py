@@ -27,7 +27,7 @@ def left_by_prompt(calls: Sequence[Call]) -> tuple[PromptKV, list[int]]:
 
 def columns_of(call: Call) -> list[int]:
     """Columns of the prompt that rows behind it attend to, at each layer."""
-    return [call.kv(layer).columns.shape[0] for layer in range(call.config.num_layers)]
+    return [seen for _, seen in call.trace.counts]
 
 
 def record_passes(calls: Sequence[Call], passes: int) -> None:

@@ -6,12 +6,14 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from vlaprune.errors import UserError
 from vlaprune.nn.hub import locate
 
 BEGIN = 2  # <bos>
+KEPT = 256  # texts whose tokens are remembered
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Words:
     """
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
-        self._encode = encode
+        self._encode = lru_cache(KEPT)(encode)
 
     def plain(self, instruction: str) -> Text:
         """Begin, instruction, line break; the break is encoded by itself."""

@@ -1,8 +1,8 @@
 """How the segments of a model call are executed: eager, compiled, or captured as CUDA graphs.
 
-A model call is a sequence of segments (the vision towers, the layers between two prune layers, the decoded tokens, the
-denoising steps). A segment is a function of tensors. Inside it, units do the work: functions of modules and tensors,
-such as one decoder layer, that are compiled once and called for every layer.
+A model call is a sequence of segments (the vision towers, the rows of the prompt, the layers between two prune layers,
+the decoded tokens, the denoising steps). A segment is a function of tensors. Inside it, units do the work: functions of
+modules and tensors, such as one decoder layer, that are compiled once and called for every layer.
 
 Eager is the reference. Every other backend gives the same results (see `vlaprune.testing.check_model`).
 """

@@ -49,6 +49,12 @@ class Tokens:
         return self.index if self.axes is None else self.axes.index_select(0, self.index)
 
 
+def numbered(*parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Parts [n, d] of one prompt behind each other, and the position of each row."""
+    rows = torch.cat(parts)
+    return rows, torch.arange(rows.shape[0], device=rows.device)
+
+
 class Cache:
     """Keys and values of one sequence, a slot per position and layer. A slot not written again keeps what it had."""
 
@@ -276,19 +282,23 @@ class Decoder(nn.Module):
         records = [(hook.records_attention(layer), hook.records_outputs(layer)) for layer in range(first, stop)]
         wants = tuple((record, record or keeps, reads) for record, reads in records)
         columns = tokens.index if tokens.columns is None else tokens.columns
-        own = tokens.index.shape[0]
+        own, seen = tokens.index.shape[0], columns.shape[0]
         old: list[tuple[Tensor, Tensor] | None] = [None] * (stop - first)
-        if hook.cache is not None and columns.shape[0] > own:
+        if hook.cache is not None and seen > own:
             old = [hook.cache.read(layer, columns[own:]) for layer in range(first, stop)]
         masked = None if tokens.plain else (tokens.index, columns, tokens.bias, old)
         layers = partial(self.layers, first, stop, wants, backend)
         hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.phases, masked)
+        nothing = Computed(seen)
         for layer, own_kept in enumerate(kept, first):
             queries, keys, values, outputs = own_kept
             if backend.static and (queries is not None or outputs is not None):  # another pass would overwrite them
                 queries, keys, values, outputs = (None if t is None else t.clone() for t in own_kept)
+            if queries is None and keys is None and outputs is None:
+                hook.leave(layer, tokens, nothing)
+                continue
             kv = None if keys is None else LayerKV(keys, values, columns, tokens.bias)
-            hook.leave(layer, tokens, Computed(columns.shape[0], queries, kv, outputs))
+            hook.leave(layer, tokens, Computed(seen, queries, kv, outputs))
         return replace(tokens, hidden=hidden)
 
     def layers(

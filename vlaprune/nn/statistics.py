@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,19 @@ class Range:
         """Passes everything as it is: for random weights, whose numbers have no unit."""
         return cls(np.full(size, -1.0), np.full(size, 1.0), np.zeros(size, bool))
 
+    @cached_property
+    def width(self) -> np.ndarray:
+        """What -1 to 1 spans: high - low + eps."""
+        return self.high - self.low + self.eps
+
     def scale(self, x: np.ndarray) -> np.ndarray:
         """Raw numbers [..., s] to [-1, 1], clipped there; unmasked ones are clipped too, as the authors do."""
-        unit = 2 * (x - self.low) / (self.high - self.low + self.eps) - 1
+        unit = 2 * (x - self.low) / self.width - 1
         return np.clip(np.where(self.mask, unit, x), -1.0, 1.0)
 
     def restore(self, unit: np.ndarray) -> np.ndarray:
         """Numbers [..., s] in [-1, 1] to raw ones."""
-        return np.where(self.mask, 0.5 * (unit + 1) * (self.high - self.low + self.eps) + self.low, unit)
+        return np.where(self.mask, 0.5 * (unit + 1) * self.width + self.low, unit)
 
 
 class Statistics:
