@@ -463,6 +463,24 @@ def test_preparing_pictures_on_the_host_launches_nothing(composed):
     assert len(found) == 1
 
 
+def test_a_block_without_dense_beside_it_tells_nothing():
+    """Dense that fails for once, for want of memory, leaves no older block of its own in its place."""
+    dense, other = (micro.Arm(label, Policy(Toy(), Dense), "sdpa") for label in ("dense", "other"))
+    pair, rules = micro.Pair(other, dense), micro.TimingConfig(block=2)
+    block = next(rules.blocks(synthetic(Toy().interface, 64, episodes=1, steps=2).episodes))
+    watch = Watch(CPU, Nvml(CPU))
+    micro._beside(pair, block, 0, watch, first=True)
+
+    def fails(block, seed):
+        raise torch.OutOfMemoryError("no memory")
+
+    dense.replay = fails
+    micro._beside(pair, block, 0, watch, first=False)
+    micro._awake(dense, block, 0)
+    assert pair.beside == [0] and len(other.blocks) == len(other.calls) == 1 and "no memory" in dense.refused
+    assert pair.ratios.shape == (1,)
+
+
 @pytest.mark.parametrize(("make", "calls"), [(Dense, 2), (lambda: FastV(keep=0.5), 2), (VLACache, 6)])
 def test_of_calls_that_are_alike_two_are_counted(monkeypatch, make, calls):
     """Counting runs a call eagerly and slowly. Calls of a steady method have the same products."""

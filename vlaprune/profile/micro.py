@@ -309,7 +309,7 @@ def compare(
         late = number and time.perf_counter() - began > limit
         if not todo or late:
             break
-        dense.replay(block[:AWAKE], rules.seed)  # thrown away: between rounds the device was idle, and clocked down
+        _awake(dense, block, rules.seed)
         for pair in todo:
             _beside(pair, block, rules.seed, watch, first=number % 2 == 0)
             watch.check()
@@ -320,15 +320,27 @@ def compare(
     return pairs
 
 
+def _awake(dense: Arm, block: Block, seed: int) -> None:
+    """Calls that are thrown away: between rounds the device was idle, and clocked down."""
+    try:
+        dense.replay(block[:AWAKE], seed)
+    except (ValueError, RuntimeError) as error:
+        dense.refuse(error)
+
+
 def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> None:
-    """One dense block and one of the method."""
-    before = len(pair.arm.blocks)
+    """One dense block and one of the method. A block that has no other beside it is thrown away."""
+    before = len(pair.dense.blocks), len(pair.arm.blocks)
     order = (pair.dense, pair.arm) if first else (pair.arm, pair.dense)
     for arm in order:
         with watch.running():
             arm.run(block, seed)
-    if len(pair.arm.blocks) > before:
+    dense, arm = (len(one.blocks) > n for one, n in zip((pair.dense, pair.arm), before, strict=True))
+    if dense and arm:
         pair.beside.append(len(pair.dense.blocks) - 1)
+    elif arm:
+        for kept in (pair.arm.blocks, pair.arm.busy, pair.arm.calls):
+            kept.pop()
 
 
 def energy(arm: Arm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:
