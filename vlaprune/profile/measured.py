@@ -61,9 +61,9 @@ def measure(
     tell(f"fastest dense: {best.backend}")
 
     def found(pairs: Sequence[micro.Pair]) -> Measured:
-        why = {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused}
+        why = {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused and arm is not best}
         why |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
-        run = [arm for arm in dense if not arm.refused]
+        run = [arm for arm in dense if arm is best or not arm.refused]  # the best one ran, even if it failed later
         rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in run]
         base = rows[run.index(best)]
         base["baseline"] = True
