@@ -119,26 +119,38 @@ def _copy(function: Function) -> Function:
 class Graph:
     """A captured segment: the graph, the tensors it reads, and the outputs that every replay overwrites.
 
-    inputs  each with whether it is copied; one that another graph writes is read where it lies
+    inputs  what is copied before a replay: which of the given tensors, and where to. What another graph writes is read
+            where it lies
     """
 
     graph: torch.cuda.CUDAGraph
-    inputs: Sequence[tuple[Tensor, bool]]
+    inputs: Sequence[tuple[int, Tensor]]
     outputs: Any
 
     def replay(self, given: Sequence[Tensor]) -> int:
-        """Replays it on these inputs; gives what that launched. Inputs of one dtype and layout are copied at once."""
+        """Replays it on these tensors; gives what that launched. Inputs of one dtype and layout are copied at once."""
         alike: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
-        for number, ((static, copied), new) in enumerate(zip(self.inputs, given, strict=True)):
-            if copied:
-                kind = static.dtype if static.stride() == new.stride() else number
-                own = alike.setdefault(kind, ([], []))
-                own[0].append(static)
-                own[1].append(new)
+        for number, static in self.inputs:
+            new = given[number]
+            own = alike.setdefault(static.dtype if static.stride() == new.stride() else number, ([], []))
+            own[0].append(static)
+            own[1].append(new)
         for statics, news in alike.values():
             torch._foreach_copy_(statics, news)
         self.graph.replay()
         return 1 + len(alike)
+
+
+def flat(inputs: Sequence[Any]) -> list[Any]:
+    """The leaves of nested lists and tuples in order, and before each list its length. Faster than pytree."""
+    out: list[Any] = []
+    for one in inputs:
+        if isinstance(one, (list, tuple)):
+            out.append(len(one))
+            out += flat(one)
+        else:
+            out.append(one)
+    return out
 
 
 @cache
@@ -174,7 +186,8 @@ class Captured(Compiled):
         """Drops all graphs and their memory."""
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Graph] = {}
-        self._written: set[int] = set()  # addresses of the graphs' outputs
+        self._outputs: set[int] = set()  # the graphs' outputs, by id; the graphs hold them
+        self._written: set[int] = set()  # and their addresses, since what is read may be another view
         self._side: torch.cuda.Stream | None = None  # while a segment is captured, for its second branch
 
     def unit(self, function: Function) -> Function:
@@ -183,20 +196,20 @@ class Captured(Compiled):
 
     def run(self, key: Hashable, segment: Function, *inputs: Any) -> Any:
         """Runs, captures or replays a segment."""
-        leaves, spec = pytree.tree_flatten(inputs)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        kinds = ((x.shape, x.dtype, self._place(x)) if isinstance(x, Tensor) else x for x in leaves)
-        shapes = (key, *kinds)
-        self._seen[shapes] += 1
+        leaves = flat(inputs)
+        shapes = (key, *(self._kind(x) if isinstance(x, Tensor) else x for x in leaves))
         found = self._graphs.get(shapes)
         if found is None:
+            self._seen[shapes] += 1
             if self._seen[shapes] < REPEATS or not self._room():
                 return super().run(key, segment, *inputs)
-            found = self._graphs[shapes] = self._capture(segment, leaves, spec)
-            self._written |= {t.data_ptr() for t in pytree.tree_leaves(found.outputs) if isinstance(t, Tensor)}
+            found = self._graphs[shapes] = self._capture(segment, inputs)
+            outputs = [t for t in pytree.tree_leaves(found.outputs) if isinstance(t, Tensor)]
+            self._outputs |= {id(t) for t in outputs}
+            self._written |= {t.data_ptr() for t in outputs}
         self.entered += 1
         self.replayed += 1
-        self.launched += found.replay(tensors)
+        self.launched += found.replay([x for x in leaves if isinstance(x, Tensor)])
         return found.outputs
 
     def together(self, *parts: Callable[[], Any]) -> list[Any]:
@@ -211,30 +224,39 @@ class Captured(Compiled):
         here.wait_stream(side)
         return [first, *out]
 
-    def _place(self, tensor: Tensor) -> Hashable:
-        """Where a tensor lies, if a graph of this backend has written it; None for any other."""
-        return (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
+    def _kind(self, tensor: Tensor) -> Hashable:
+        """What a graph depends on of a tensor: which graph's output it is, else its shape, and where it lies if there."""
+        if id(tensor) in self._outputs:
+            return (id(tensor),)
+        place = (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
+        return tensor.shape, tensor.dtype, place
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        """Whether a graph of this backend writes it."""
+        return tensor.data_ptr() in self._written
 
     @staticmethod
     def _room() -> bool:
         free, total = torch.cuda.mem_get_info()
         return free > FREE * total
 
-    def _capture(self, segment: Function, leaves: Sequence[Any], spec: Any) -> Graph:
+    def _capture(self, segment: Function, inputs: Sequence[Any]) -> Graph:
         self.captured += 1
-        static = [leaf.clone() if isinstance(leaf, Tensor) and not self._place(leaf) else leaf for leaf in leaves]
-        inputs = pytree.tree_unflatten(static, spec)
+        given = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+        copied = [number for number, x in enumerate(given) if not self._is_written(x)]
+        kept = lambda x: x if self._is_written(x) else x.clone()  # noqa: E731
+        static = pytree.tree_map_only(Tensor, kept, inputs)
+        tensors = [x for x in pytree.tree_leaves(static) if isinstance(x, Tensor)]
         warm, self._side = _streams()
         try:
             warm.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(warm):
                 for _ in range(2):
-                    segment(*inputs)
+                    segment(*static)
             torch.cuda.current_stream().wait_stream(warm)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                outputs = segment(*inputs)
+                outputs = segment(*static)
         finally:
             self._side = None
-        copied = [(leaf, not self._place(leaf)) for leaf in static if isinstance(leaf, Tensor)]
-        return Graph(graph, copied, outputs)
+        return Graph(graph, [(number, tensors[number]) for number in copied], outputs)

@@ -335,10 +335,10 @@ def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> N
     for arm in order:
         with watch.running():
             arm.run(block, seed)
-    dense, arm = (len(one.blocks) > n for one, n in zip((pair.dense, pair.arm), before, strict=True))
-    if dense and arm:
+    ran = [len(one.blocks) > n for one, n in zip((pair.dense, pair.arm), before, strict=True)]
+    if all(ran):
         pair.beside.append(len(pair.dense.blocks) - 1)
-    elif arm:
+    elif ran[1]:
         for kept in (pair.arm.blocks, pair.arm.busy, pair.arm.calls):
             kept.pop()
 
