@@ -225,7 +225,7 @@ class Captured(Compiled):
         return [first, *out]
 
     def _kind(self, tensor: Tensor) -> Hashable:
-        """What a graph depends on of a tensor: which graph's output it is, else its shape, and where it lies if there."""
+        """What a graph depends on of a tensor: whose output it is, else its shape, and where it lies if a graph wrote it."""
         if id(tensor) in self._outputs:
             return (id(tensor),)
         place = (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
