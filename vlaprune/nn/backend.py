@@ -225,7 +225,7 @@ class Captured(Compiled):
         return [first, *out]
 
     def _kind(self, tensor: Tensor) -> Hashable:
-        """Of a tensor, what a graph depends on: whose output it is; else its shape, and its place if a graph wrote it."""
+        """What a graph depends on of a tensor: whose output it is, or else its shape and where a graph wrote it."""
         if id(tensor) in self._outputs:
             return (id(tensor),)
         place = (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
