@@ -112,7 +112,7 @@ def busy(repeats: int) -> Iterator[tuple[str, str, str]]:
     for slots, episodes, jitter, goal in (
         (14, 56, 0.0, ">= 11x"),
         (28, 112, 0.0, ""),
-        (28, 112, JITTER, share),
+        (28, 224, JITTER, share),
         (48, 96, 0.0, ""),
     ):
         bench = Sleeping(step=0.012, look=0.06, steps=80, jitter=jitter)
