@@ -119,7 +119,7 @@ def test_blocks_of_dense_and_method_take_turns_in_being_first():
     arms = [micro.Arm(n, Policy(model, noted(n)), "sdpa") for n in ("dense", "method")]
     rules = micro.TimingConfig(warmup=0, calls=8, seconds=0.0, block=2, look=False)
     micro.compare(arms[0], arms[1:], episodes, rules, Watch(CPU, Nvml(CPU)))
-    rounds = [order[i : i + 6] for i in range(0, len(order), 6)]  # two dense calls that are thrown away, then two blocks
+    rounds = [order[i : i + 6] for i in range(0, len(order), 6)]  # two dense calls thrown away, then two blocks
     assert len(order) == 24 and all(one[:2] == ["dense"] * 2 for one in rounds)
     assert [one[2] for one in rounds] == ["dense", "method", "dense", "method"]
 
