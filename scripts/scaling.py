@@ -104,7 +104,7 @@ def sleeping(repeats: int) -> Iterator[tuple[str, str, str]]:
 def busy(repeats: int) -> Iterator[tuple[str, str, str]]:
     """A world of LIBERO's times (12 ms a step, 60 ms a look, chunks of 8) and calls of 30 ms.
 
-    JITTER makes chunks vary by a standard deviation of 7 %, as chunks of LIBERO do.
+    JITTER makes chunks vary by a standard deviation of 7 %.
     """
     model = Timed(0.03, chunk=8)
     one = played(Sleeping(step=0.012, look=0.06, steps=80), model, 1, 1, 8)[0] / 2
@@ -122,7 +122,7 @@ def busy(repeats: int) -> Iterator[tuple[str, str, str]]:
             took = played(bench, model, slots, episodes, 8)[0]
             best = min(best, (took, model.busy / took))
         found = f"{one / (best[0] / (2 * episodes)):.1f}x, device busy {100 * best[1]:.0f} %"
-        varied = " that vary as its chunks do" if jitter else ""
+        varied = " that vary by 7 %" if jitter else ""
         what = f"sleeping world of LIBERO's times{varied}, calls of 30 ms"
         yield f"{what}, {slots} slots against 1, {2 * episodes} episodes", found, goal
 

@@ -109,7 +109,7 @@ def test_a_check_that_is_stopped_keeps_every_round_that_was_measured(tmp_path, m
     with pytest.raises(SystemExit):
         page(monkeypatch, tmp_path, "model=toy", "mode=check", "models=[cogact_tiny]", "methods=[fastv]")
     (csv,) = (tmp_path / "out").glob("*.csv")
-    assert list(pd.read_csv(csv)["method"]) == ["dense", check.AGAIN]
+    assert list(pd.read_csv(csv)["method"]) == ["dense", micro.AGAIN]
     assert "## Summary" in csv.with_suffix(".md").read_text()
 
 

@@ -42,13 +42,12 @@ class SimulatedGraphs(Backend):
         """Runs a segment on copies; the outputs of an earlier run with the same shapes get the new values."""
         leaves, spec = pytree.tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        placed = [t for t in tensors if t.data_ptr() in self._written]
-        before = [t.clone() for t in placed]
-        static = [leaf.clone() if isinstance(leaf, Tensor) and not _among(leaf, placed) else leaf for leaf in leaves]
+        placed = {id(t): t.clone() for t in tensors if t.data_ptr() in self._written}
+        static = [leaf.clone() if isinstance(leaf, Tensor) and id(leaf) not in placed else leaf for leaf in leaves]
         new = super().run(key, segment, *pytree.tree_unflatten(static, spec))
-        kept = all(torch.equal(a, b) for a, b in zip(before, placed, strict=True))
+        kept = all(torch.equal(t, placed[id(t)]) for t in tensors if id(t) in placed)
         assert kept, f"segment {key} writes to its inputs; a captured graph would spoil what another one reads"
-        places = (leaf.data_ptr() if _among(leaf, placed) else None for leaf in leaves)
+        places = (leaf.data_ptr() if id(leaf) in placed else None for leaf in leaves)
         kinds = zip(leaves, places, strict=True)
         shapes = (key, *((x.shape, x.dtype, at) if isinstance(x, Tensor) else x for x, at in kinds))
         if shapes not in self._outputs:
@@ -57,17 +56,12 @@ class SimulatedGraphs(Backend):
             self._written |= {t.data_ptr() for t in pytree.tree_leaves(new) if isinstance(t, Tensor)}
             return new
         self.replayed += 1
-        self.launched += 1 + len({t.dtype for t in tensors if not _among(t, placed)})
+        self.launched += 1 + len({t.dtype for t in tensors if id(t) not in placed})
         old = self._outputs[shapes]
         for a, b in zip(pytree.tree_leaves(old), pytree.tree_leaves(new), strict=True):
             if isinstance(a, Tensor):
                 a.copy_(b)
         return old
-
-
-def _among(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    """Whether it is one of these objects."""
-    return any(tensor is other for other in others)
 
 
 Model = TypeVar("Model", bound=VLA)

@@ -228,7 +228,7 @@ class Captured(Compiled):
         """What a graph depends on of a tensor: whose output it is, or else its shape and where a graph wrote it."""
         if id(tensor) in self._outputs:
             return (id(tensor),)
-        place = (tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() in self._written else None
+        place = (tensor.data_ptr(), tensor.stride()) if self._is_written(tensor) else None
         return tensor.shape, tensor.dtype, place
 
     def _is_written(self, tensor: Tensor) -> bool:
@@ -242,11 +242,10 @@ class Captured(Compiled):
 
     def _capture(self, segment: Function, inputs: Sequence[Any]) -> Graph:
         self.captured += 1
-        given = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
-        copied = [number for number, x in enumerate(given) if not self._is_written(x)]
-        kept = lambda x: x if self._is_written(x) else x.clone()  # noqa: E731
-        static = pytree.tree_map_only(Tensor, kept, inputs)
-        tensors = [x for x in pytree.tree_leaves(static) if isinstance(x, Tensor)]
+        leaves, spec = pytree.tree_flatten(inputs)
+        own = [x.clone() if isinstance(x, Tensor) and not self._is_written(x) else x for x in leaves]
+        tensors = [(x, mine) for x, mine in zip(leaves, own, strict=True) if isinstance(x, Tensor)]
+        static = pytree.tree_unflatten(own, spec)
         warm, self._side = _streams()
         try:
             warm.wait_stream(torch.cuda.current_stream())
@@ -259,4 +258,4 @@ class Captured(Compiled):
                 outputs = segment(*static)
         finally:
             self._side = None
-        return Graph(graph, [(number, tensors[number]) for number in copied], outputs)
+        return Graph(graph, [(n, mine) for n, (x, mine) in enumerate(tensors) if mine is not x], outputs)

@@ -30,7 +30,6 @@ LAUNCHES = (
     "fewer kernels than it has operators: they are not counted, and the number of such segments in a mean call is "
     "given."
 )
-AGAIN = "dense again"  # the arm whose speed-up must be 1: what this page can tell apart
 BLOCK = 12  # calls; a method that looks at the calls before has its dense ones at the beginning
 
 
@@ -55,7 +54,7 @@ def one(
     )
     short = micro.TimingConfig(warmup=BLOCK, calls=2 * BLOCK, seconds=0.0, block=BLOCK, seed=cfg.seed)
     backends = BACKENDS if model.device.type == "cuda" else ("sdpa",)
-    again = (AGAIN, Dense)
+    again = (micro.AGAIN, Dense)
     return measure(model, [again, *methods], recording, rules, backends, quick=short, save=save)
 
 

@@ -27,6 +27,7 @@ from vlaprune.profile.roofline import Stages
 from vlaprune.records import StepRecord
 
 Block = Sequence[Frame]
+AGAIN = "dense again"  # the arm that is dense, too: what a page can tell apart
 AWAKE = 4  # calls after which a device that was idle runs at its own clock again
 
 

@@ -182,7 +182,7 @@ def methods(
     """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
     watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
     base = micro.Arm("dense", Policy(model, Dense), "sdpa")
-    again = micro.Arm("dense again", Policy(model, Dense), "sdpa")
+    again = micro.Arm(micro.AGAIN, Policy(model, Dense), "sdpa")
     arms = [again, *(micro.Arm(label, Policy(model, make), "sdpa") for label, make in kept(every, model.info))]
     base.warm(rules.blocks(recording.episodes), rules)
     rows: list[dict[str, Any]] = []
