@@ -23,7 +23,7 @@ from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
-from vlaprune.records import MOTION, Header, episode_row
+from vlaprune.records import MOTION, REAL, Header, episode_row
 
 
 class Constant:
@@ -335,6 +335,17 @@ def test_motion_of_a_straight_line_is_its_length_without_jerk():
     places = np.cumsum(actions, 0)
     same = motion(np.vstack((np.zeros(7), places)), 20.0, "absolute")
     assert same["path_hand"] == pytest.approx(told["path_hand"])
+
+
+def test_the_hands_own_motion_is_measured_where_the_world_tells_it():
+    """A hand that stays behind its commands: its own path and jerk, in metres, whatever was commanded."""
+    at, actions = np.arange(41) / 20.0, np.zeros((40, 7))
+    actions[:, 0] = 1.0
+    hands = np.stack([at**3, np.zeros(41), np.zeros(41)], 1)
+    told = motion(actions, 20.0, "delta", hands.tolist())
+    assert told["path_real"] == pytest.approx(8.0) and told["jerk_real"] == pytest.approx(6.0)
+    assert told["jerk_hand"] == pytest.approx(0.0, abs=1e-9) and set(told) == {*MOTION, *REAL}
+    assert set(motion(actions, 20.0, "delta")) == set(MOTION)
 
 
 def test_an_episodes_row_holds_its_delay_and_motion():

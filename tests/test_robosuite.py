@@ -10,13 +10,14 @@ import pytest
 
 from vlaprune.bench.mujoco.gl import draws_with
 from vlaprune.bench.robosuite import benchmark as robosuite
-from vlaprune.bench.robosuite.benchmark import MOVING, TASKS, Robosuite
+from vlaprune.bench.robosuite.benchmark import MOVING, TASKS, MovingRobosuite, Robosuite
 from vlaprune.bench.robosuite.env import axis_angle
 from vlaprune.benchmark import Benchmark
 from vlaprune.errors import UserError
 from vlaprune.training import demos
 
 BENCH = Robosuite(worker=False)
+ALL = [(bench, task) for bench in (BENCH, MovingRobosuite(worker=False)) for task in bench.tasks()]
 # not importorskip: mujoco chooses its renderer when it is imported, and that is for `open` to decide
 needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed")
 FINGERPRINT = """
@@ -26,9 +27,10 @@ with BENCH.open(TASKS[1]) as env:
 """
 
 
-@pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
+@pytest.fixture(scope="module", params=ALL, ids=lambda world: world[1].name)
 def env(request):
-    with BENCH.open(request.param) as env:
+    bench, task = request.param
+    with bench.open(task) as env:
         yield env
 
 
@@ -54,7 +56,7 @@ def fingerprint(env, episode, steps=12):
 
 def test_tasks_need_no_simulator_and_can_be_chosen():
     assert [task.name for task in Robosuite(names=["Stack", "Lift"]).tasks()] == ["Stack", "Lift"]
-    assert all(task.episodes in (50, 200) and task.terminate_on_success for task in BENCH.tasks())
+    assert all(task.episodes in (50, 200) and task.terminate_on_success for _, task in ALL)
     bench: Benchmark = BENCH
     assert bench.interface.state == "eef_pos3_axisangle3_gripper2"
     with pytest.raises(ValueError, match="Fold"):
@@ -108,6 +110,7 @@ def test_observation(stack):
     assert all(i.shape == (128, 128, 3) and i.dtype == np.uint8 for i in seen.images.values())
     assert seen.state.shape == (8,) and 0.9 < seen.state[2] < 1.1
     assert seen.instruction == "stack the red cube on the green cube"
+    np.testing.assert_array_equal(stack.hand(), seen.state[:3])
     view = seen.images["primary"].astype(int)
     assert view[:16].mean() < view[64:].mean() - 20  # upright: the dark wall is above, the table below
 
@@ -154,7 +157,7 @@ def test_expert_solves(env):
         expert = BENCH.expert(env)
         return any(env.step(expert()) for _ in range(env.task.max_steps))
 
-    episodes, least = (4, 3) if env.task.name in MOVING else (2, 2)
+    episodes, least = (4, 3) if env.task in MOVING else (2, 2)
     assert sum(map(solved, range(episodes))) >= least
 
 

@@ -250,6 +250,14 @@ class SupportsHint(Env, Protocol):
 
 
 @runtime_checkable
+class SupportsHand(Env, Protocol):
+    """An environment that tells where the hand really is; recorded after every step, never shown to a policy."""
+
+    def hand(self) -> np.ndarray:
+        """[3] position in metres now."""
+
+
+@runtime_checkable
 class SupportsSnapshot(Env, Protocol):
     """An environment that can go back to an earlier state."""
 

@@ -199,7 +199,7 @@ def _train(cfg: DictConfig) -> None:
     learnt = cfg.tune if cfg.tune is not None else tuning.is_learnable(config.make("method", cfg.method))
     if learnt and cfg.model.weights == "random":
         cfg.model.weights = cfg.tuning.weights
-    node = config.model_node(cfg, bench.robot)
+    node = config.model_node(cfg, config.robot_of(bench))
     job = tuning.main if learnt else train.main
     job(cfg, bench, lambda: config.make("model", node), lambda: config.make("method", cfg.method))
 

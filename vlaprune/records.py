@@ -16,6 +16,7 @@ SCHEMA = 2  # of a journal's lines
 MOST = 1_000_000  # episodes of a task that a run may ask for
 
 MOTION = ("world_seconds", "path_hand", "path_turn", "jerk_hand", "jerk_turn", "flips")  # of an episode
+REAL = ("path_real", "jerk_real")  # of an episode in a world that tells where the hand is
 DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
 UNPROVED = "without proof of pruning"  # what every table says of a run whose layers nobody saw
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
@@ -367,7 +368,7 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     gflops_*     10^9 FLOPs a call by stage
     delay_ms     milliseconds that a call took in the world's time; late a call, held, stale and dropped of the episode,
                  in control steps; empty where the world waited
-    world_seconds and the others of MOTION, empty where they were not recorded
+    world_seconds and the others of MOTION and REAL, empty where they were not recorded
     ms_*         milliseconds a call, mean over the calls that were neither packed nor cold; empty where there is none
     """
     calls: Sequence[StepRecord] = record.calls
@@ -389,4 +390,4 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
     row["delay_ms"] = mean([d["ms"] for d in late]) if late else ""
     row["late"] = mean([d["late"] for d in late]) if late else ""
     row |= {key: sum(d[key] for d in late) if late else "" for key in DELAY[1:]}
-    return row | {key: record.motion.get(key, "") for key in MOTION}
+    return row | {key: record.motion.get(key, "") for key in (*MOTION, *REAL)}

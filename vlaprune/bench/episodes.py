@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from vlaprune.bench.gate import Gate, check_bool
-from vlaprune.benchmark import Env, Interface, Observation, Task
+from vlaprune.benchmark import Env, Interface, Observation, SupportsHand, Task
 
 
 class Outcome(NamedTuple):
-    """How an episode ended: whether the task was achieved, and the control steps it took."""
+    """How an episode ended.
+
+    success  whether the task was achieved
+    steps    control steps that it took
+    hands    [steps + 1, 3] where the hand was before each step and after the last, in metres; empty where the world
+             does not tell
+    """
 
     success: bool
     steps: int
+    hands: Sequence[Sequence[float]] = ()
 
 
 class Episodes:
@@ -22,12 +30,14 @@ class Episodes:
 
     def __init__(self, env: Env, task: Task, interface: Interface) -> None:
         self._env, self._task, self._gate = env, task, Gate(interface)
-        self._success, self._steps = False, 0
+        self._hand = env.hand if isinstance(env, SupportsHand) else None
+        self._success, self._steps, self._hands = False, 0, []  # type: tuple[bool, int, list[list[float]]]
 
     def start(self, episode: int) -> Observation:
         """Puts the world into initial state `episode` and looks."""
-        self._success, self._steps = False, 0
+        self._success, self._steps, self._hands = False, 0, []
         self._env.reset(episode)
+        self._follow()
         return self._gate.check(self._env.observe())
 
     def advance(self, actions: np.ndarray) -> Observation | Outcome:
@@ -35,6 +45,12 @@ class Episodes:
         for action in actions:
             self._success = check_bool(self._env.step(action))
             self._steps += 1
+            self._follow()
             if self._steps == self._task.max_steps or (self._success and self._task.terminate_on_success):
-                return Outcome(self._success, self._steps)
+                return Outcome(self._success, self._steps, tuple(self._hands))
         return self._gate.check(self._env.observe())
+
+    def _follow(self) -> None:
+        """Notes where the hand is now."""
+        if self._hand is not None:
+            self._hands.append(np.asarray(self._hand(), np.float64).tolist())

@@ -1,7 +1,7 @@
 """From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
 
 from vlaprune.config.black_box import black_box, is_black_box
-from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robots, sinks
+from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robot_of, robots, sinks
 from vlaprune.config.check import check
 from vlaprune.config.classes import make
 from vlaprune.config.compose import composed, config_path, options, plain, prepare
@@ -40,6 +40,7 @@ __all__ = [
     "provenance",
     "ready",
     "recorded_method",
+    "robot_of",
     "robots",
     "sinks",
     "tasks",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vlaprune.config.build import model_node
+from vlaprune.config.build import model_node, robot_of
 from vlaprune.config.classes import find, fits, make
 from vlaprune.config.names import named
 from vlaprune.errors import UserError
@@ -43,5 +43,5 @@ def black_box(cfg: DictConfig, bench: Benchmark) -> BlackBox:
     for key, without in NEEDS.items():
         if (value := OmegaConf.select(cfg, key)) != without:
             raise UserError(f"{key}={value} needs the model, and model={names['model']} is a black box; leave it out")
-    box: BlackBox = make("model", model_node(cfg, bench.robot), "black box")
+    box: BlackBox = make("model", model_node(cfg, robot_of(bench)), "black box")
     return box

@@ -37,7 +37,7 @@ def build(
     make_pruner = given["method"] if "method" in given else lambda: make("method", cfg.method)
     make_pruner()  # a wrong option speaks before the weights are loaded
     driver = control(cfg, bench)
-    model = given["model"] if "model" in given else make("model", model_node(cfg, bench.robot))
+    model = given["model"] if "model" in given else make("model", model_node(cfg, robot_of(bench)))
     driver.actions_per_call(model.chunk, model.info.name)
     try:
         driver.output_interface(model.interface).check(bench.interface)
@@ -59,10 +59,15 @@ def robots(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return plain(cfg.get("robots") or OmegaConf.create({}))
 
 
+def robot_of(bench: Benchmark) -> str:
+    """What the group `robots` calls a benchmark: by its robot, or by its own name where it has none."""
+    return bench.robot or bench.name
+
+
 def model_node(cfg: DictConfig, robot: str | None) -> DictConfig:
     """The arguments of the model: those of its group, and `robots.ROBOT.model` in place of what is null there.
 
-    robot  of the benchmark; None for a benchmark without
+    robot  as of `robot_of`; None for none
     """
     node = plain(cfg.model)
     own = robots(cfg).get(str(robot), {}).get("model", {})
@@ -88,11 +93,11 @@ def control(cfg: DictConfig, bench: Benchmark) -> Control:
 def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
     """The configured model, or another by its name in configs/model with random weights."""
     if name is None:
-        return make("model", model_node(cfg, bench.robot))
+        return make("model", model_node(cfg, robot_of(bench)))
     job = HydraConfig.get()
     others = [o for o in job.overrides.task if not o.startswith("model=")]
     other = compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"])
-    return make("model", model_node(other, bench.robot))
+    return make("model", model_node(other, robot_of(bench)))
 
 
 def recorded_method(said: Mapping[str, Any]) -> Pruner:

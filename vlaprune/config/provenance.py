@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vlaprune.config.build import control, model_node
+from vlaprune.config.build import control, model_node, robot_of
 from vlaprune.config.delay import delay_identity
 from vlaprune.config.names import identified, named
 from vlaprune.errors import UserError
@@ -97,7 +97,7 @@ def _parts(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
 
 
 def _nodes(cfg: DictConfig, bench: Benchmark) -> dict[str, DictConfig]:
-    return {"model": model_node(cfg, bench.robot), "method": cfg.method, "bench": cfg.bench}
+    return {"model": model_node(cfg, robot_of(bench)), "method": cfg.method, "bench": cfg.bench}
 
 
 def _made(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:

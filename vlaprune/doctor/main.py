@@ -87,7 +87,7 @@ def _robot(overrides: Sequence[str]) -> str | None:
         bench = config.make("bench", config.composed(overrides)[0].bench)
     except ERRORS:
         return None
-    return bench.robot
+    return config.robot_of(bench)
 
 
 def _bench(overrides: Sequence[str]) -> Iterator[Finding]:

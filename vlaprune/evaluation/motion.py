@@ -1,11 +1,12 @@
-"""How a robot moved in one episode, from the actions that it executed. numpy only.
+"""How a robot moved in one episode, from the actions that it executed and from where its hand was. numpy only.
 
 Actions are [n, A]: translation 3, rotation A - 4, gripper 1, in the benchmark's own units, which for changes are often
-shares of a largest step. So the numbers compare runs of one benchmark, not two benchmarks.
+shares of a largest step. So numbers of commands compare runs of one benchmark, not two benchmarks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,9 @@ GROUPS = {"hand": slice(0, 3), "turn": slice(3, -1)}
 SIDE = 0.5  # a gripper command beyond this, on either side, says open or close
 
 
-def motion(actions: np.ndarray, hz: float, frame: Literal["delta", "absolute"]) -> dict[str, float]:
+def motion(
+    actions: np.ndarray, hz: float, frame: Literal["delta", "absolute"], hands: Sequence[Sequence[float]] = ()
+) -> dict[str, float]:
     """Numbers of one episode from its executed actions [n, A], `hz` control steps a second.
 
     world_seconds  of the world's time: n / hz
@@ -23,16 +26,27 @@ def motion(actions: np.ndarray, hz: float, frame: Literal["delta", "absolute"]) 
     jerk_hand      root mean square of the third difference of that path times hz^3; 0 where fewer than four are known
     jerk_turn      the same of the rotation
     flips          how often the gripper's command goes over to the other side
+    path_real      length in metres of the path of the hand itself; this and the next only where `hands` tells it
+    jerk_real      root mean square jerk of the hand itself, m/s^3
 
     frame  `delta` where actions are changes, so that their sum is the path; `absolute` where they are targets
+    hands  [n + 1, 3] where the hand was, in metres; empty where that is not known
     """
     out = {"world_seconds": len(actions) / hz}
     for name, axes in GROUPS.items():
         own = actions[:, axes]
         path = np.cumsum(np.vstack((np.zeros_like(own[:1]), own)), 0) if frame == "delta" else own
-        third = np.diff(path, 3, axis=0) * hz**3
-        out[f"path_{name}"] = float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-        out[f"jerk_{name}"] = float(np.sqrt((third**2).sum(1).mean())) if len(third) else 0.0
+        out |= _path(path, hz, name)
     said = np.sign(actions[:, -1]) * (np.abs(actions[:, -1]) > SIDE)
     said = said[said != 0]
-    return out | {"flips": float((said[1:] != said[:-1]).sum())}
+    out["flips"] = float((said[1:] != said[:-1]).sum())
+    return out | _path(np.asarray(hands), hz, "real") if len(hands) else out
+
+
+def _path(path: np.ndarray, hz: float, name: str) -> dict[str, float]:
+    """Length and RMS jerk of a path [n, axes]."""
+    third = np.diff(path, 3, axis=0) * hz**3
+    return {
+        f"path_{name}": float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum()),
+        f"jerk_{name}": float(np.sqrt((third**2).sum(1).mean())) if len(third) else 0.0,
+    }

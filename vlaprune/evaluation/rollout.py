@@ -248,8 +248,8 @@ class _Rollout:
         task, episode = self._at.pop(slot)
         calls, took = self._policy.drain(slot, outcome.steps), time.monotonic() - self._began[slot]
         actions, bench = self._policy.executed(slot, outcome.steps), self._bench
-        moved = motion(actions, bench.control_hz, bench.interface.frame)
-        record = EpisodeRecord(task, episode, *outcome, calls, time.time(), took, moved)
+        moved = motion(actions, bench.control_hz, bench.interface.frame, outcome.hands)
+        record = EpisodeRecord(task, episode, outcome.success, outcome.steps, calls, time.time(), took, moved)
         self._in_a_row[task] = 0
         for watcher in self._watchers:
             watcher.on_episode(task, episode, record)

@@ -21,7 +21,14 @@ from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 from vlaprune.stats.rates import mean_interval
 
-MOTION = {"path_hand": "path", "jerk_hand": "jerk, hand", "jerk_turn": "jerk, turn", "flips": "gripper flips"}
+MOTION = {
+    "path_hand": "path",
+    "jerk_hand": "jerk, hand",
+    "jerk_turn": "jerk, turn",
+    "path_real": "path in the world, m",
+    "jerk_real": "jerk in the world, m/s^3",
+    "flips": "gripper flips",
+}
 
 
 def delayed(runs: Iterable[Run]) -> bool:
@@ -205,14 +212,14 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
 
 
 def _motion(rows: pd.DataFrame) -> str:
-    body = []
+    body, known = [], [key for key in MOTION if rows[key].notna().any()]
     for r in rows[rows["sooner"].notna()].itertuples():
         changes = []
-        for key in MOTION:
+        for key in known:
             change, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
             changes.append(f"{getattr(r, key):.3g}, {_around(change, low, high, '+')}")
         body.append([r.mode, r.where, r.method, *changes])
-    return lined(["mode", "delay", "method", *MOTION.values()], body)
+    return lined(["mode", "delay", "method", *(MOTION[key] for key in known)], body)
 
 
 def _around(middle: float, low: float, high: float, sign: str = "") -> str:

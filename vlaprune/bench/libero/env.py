@@ -140,6 +140,10 @@ class LiberoEnv:
         self._steps += 1
         return bool(success)
 
+    def hand(self) -> np.ndarray:
+        """Where the gripper is, [3] in metres."""
+        return np.copy(self._data.site_xpos[self.world.robots[0].eef_site_id])
+
     def hint(self) -> np.ndarray:
         """Where what is to be moved is, and what it goes onto: x and y from the hand in metres; [4] float32.
 

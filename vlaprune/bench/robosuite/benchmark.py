@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,10 +32,11 @@ TASKS = (
     Task("PickPlaceCan", "put the can in its bin", 135, 50),
     Task("PickPlaceMilk", "put the milk in its bin", 100, 50),
     Task("PickPlaceCereal", "put the cereal in its bin", 140, 50),
+)
+MOVING = (
     Task("LiftConveyor", "lift the red cube", 40, 200),
     Task("LiftPushed", "lift the red cube", 40, 200),
 )
-MOVING = ("LiftConveyor", "LiftPushed")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Robosuite:
     renderer: str = "egl"
     seed: int = 0
     worker: bool = True
+    every: ClassVar[Sequence[Task]] = TASKS
     name: str = field(default="robosuite", init=False)
     robot: str | None = field(default=None, init=False)
     interface: Interface = field(default=INTERFACE, init=False)
@@ -67,17 +69,17 @@ class Robosuite:
 
     def __post_init__(self) -> None:
         """Refuses unknown task names and renderers before anything is started."""
-        known = {task.name for task in TASKS}
+        known = {task.name for task in self.every}
         if unknown := [name for name in self.names or () if name not in known]:
-            raise UserError(f"no robosuite tasks {unknown}; there are {sorted(known)}")
+            raise UserError(f"no {self.name} tasks {unknown}; there are {sorted(known)}")
         stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
             raise UserError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")
 
     def tasks(self) -> Sequence[Task]:
         """The chosen tasks, in order."""
-        by_name = {task.name: task for task in TASKS}
-        return tuple(TASKS if self.names is None else (by_name[name] for name in self.names))
+        by_name = {task.name: task for task in self.every}
+        return tuple(self.every if self.names is None else (by_name[name] for name in self.names))
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
         """No motion; before the first action the fingers stay where the reset put them."""
@@ -114,17 +116,26 @@ class Robosuite:
         with starting(gl):
             import mujoco  # noqa: F401  (loads OpenGL)
         with quiet():
-            return _open(task, EnvOptions(gl, self.seed, self.image, self.stress, self.severity))
+            return self._env(task, EnvOptions(gl, self.seed, self.image, self.stress, self.severity))
 
-
-def _open(task: Task, options: EnvOptions) -> RobosuiteEnv:
-    """The open environment of a task that stands still or moves."""
-    if task.name not in MOVING:
+    def _env(self, task: Task, options: EnvOptions) -> RobosuiteEnv:
+        """The environment of a task."""
         return RobosuiteEnv(_world(task.name, options.seed), task, options)
-    world = _world("Lift", options.seed)
-    with seeded(options.seed, task.name):  # the cube's size is drawn again
-        add_carrier(world, belt=task.name == "LiftConveyor")
-    return MovingEnv(world, task, options)
+
+
+@dataclass(frozen=True)
+class MovingRobosuite(Robosuite):
+    """Lift, with a cube that moves while the policy computes (`moving.py`). Options as of `Robosuite`."""
+
+    every: ClassVar[Sequence[Task]] = MOVING
+    name: str = field(default="robosuite_moving", init=False)
+
+    def _env(self, task: Task, options: EnvOptions) -> RobosuiteEnv:
+        """The environment of a task, with a carrier under the cube."""
+        world = _world("Lift", options.seed)
+        with seeded(options.seed, task.name):  # the cube's size is drawn again
+            add_carrier(world, belt=task.name == "LiftConveyor")
+        return MovingEnv(world, task, options)
 
 
 def _world(name: str, seed: int) -> Any:

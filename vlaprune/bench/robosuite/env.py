@@ -100,6 +100,10 @@ class RobosuiteEnv:
         self.world.sim.forward()  # poses and contacts then belong to the state, not to 2 ms before it
         return bool(self.world._check_success())
 
+    def hand(self) -> np.ndarray:
+        """Where the gripper is, [3] in metres."""
+        return np.copy(self._data.site_xpos[self.world.robots[0].eef_site_id])
+
     def hint(self) -> np.ndarray:
         """Where the task's objects are: x and y from the hand, in metres, of up to two; [4] float32, NaN for none.
 
