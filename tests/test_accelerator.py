@@ -38,6 +38,7 @@ WAITS = {  # how many rows go on depends on what is seen, or the whole call does
     "ties": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
     "ties_hard": {"methods/ties/ties.py:_is_anchor", "methods/ties/agreement.py:tau"},
     "vlacache": {"methods/vlacache.py:select", SHARED + "selecting.py:split_mask", SHARED + "scoring.py:sharpness"},
+    "vlaiap": {"methods/vlaiap.py:select"},
 }
 
 

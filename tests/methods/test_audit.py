@@ -24,6 +24,7 @@ from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.audit import Control, at_random, in_a_grid, lowest, shuffled
 from vlaprune.methods.sparsevlm import SparseVLM
 from vlaprune.methods.vlacache import VLACache
+from vlaprune.methods.vlaiap import VLAIAP
 from vlaprune.models.toy import QUERY, RED, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, Plan, Scored, Selection
@@ -99,6 +100,7 @@ COUNTED = {
     "sparsevlm": SparseVLM,
     "vlacache": lambda: VLACache(stages=[2, 3], relevant=0.1),
     "dtp": lambda: DTP(important=4, tau=0.05),
+    "vlaiap": VLAIAP,
 }
 
 

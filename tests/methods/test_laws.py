@@ -162,6 +162,7 @@ def test_cameras_stand_in_the_order_of_the_model(name):
         ("teamvla", "window", 1),
         ("teamvla", "tau", 1),
         ("ttfvla", "interval", 1),
+        ("vlaiap", "window", 1),
         ("efficientvla", "key", 1),
         ("vlapruner", "window", 1),
         ("dart", "pivots", 1),
@@ -200,6 +201,8 @@ def test_the_lowest_number_that_means_something_is_taken_and_the_next_refused(na
         ("visionzip", "contextual", 0, 1),
         ("vlacache", "growth", 0, 1),
         ("vlacache", "threshold", -1, 1),
+        ("vlaiap", "decay", 0, 1),
+        ("vlaiap", "lock", 0, 1),
         ("vlapruner", "gamma", 0, 1),
     ],
 )

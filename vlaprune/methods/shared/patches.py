@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlaprune.methods.shared.selecting import top_mask
-from vlaprune.trace import Layout
+from vlaprune.trace import Layout, View
 
 
 class Patches(NamedTuple):
@@ -92,16 +92,26 @@ def _entropies(pixels: int, device: torch.device) -> Tensor:
     return torch.special.entr(torch.arange(pixels + 1, dtype=torch.float64, device=device) / pixels)
 
 
+def grey_levels(image: Tensor) -> Tensor:
+    """[h, w] whole grey levels, 0 to 255 in fp32, of an image [h, w, 3] uint8, as OpenCV's COLOR_RGB2GRAY rounds."""
+    red, green, blue = image.long().unbind(-1)  # no matrix product: CUDA has none of whole numbers
+    return ((9798 * red + 19235 * green + 3735 * blue + 16384) >> 15).float()
+
+
+def sobel(level: Tensor) -> Tensor:
+    """[2, h, w] slopes of grey levels [h, w] to the right and downwards, by 3 x 3 Sobel masks; the borders repeat."""
+    edge = F.pad(level[None, None], (1, 1, 1, 1), mode="replicate")
+    mask = edge.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    slopes: Tensor = F.conv2d(edge, torch.stack((mask, mask.T))[:, None])[0]
+    return slopes
+
+
 def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
     """[h, w] bool edges of an image [h, w, 3] uint8: Canny 1986 with 3 x 3 Sobel masks, gradients by L1, no blur.
 
     Grey is rounded and the borders repeat, as in OpenCV's `Canny(cvtColor(image, COLOR_RGB2GRAY), low, high)`.
     """
-    red, green, blue = image.long().unbind(-1)  # no matrix product: CUDA has none of whole numbers
-    level = (9798 * red + 19235 * green + 3735 * blue + 16384) >> 15
-    edge = F.pad(level[None, None].float(), (1, 1, 1, 1), mode="replicate")
-    sobel = edge.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    dx, dy = F.conv2d(edge, torch.stack((sobel, sobel.T))[:, None])[0].long()
+    dx, dy = (slope.long() for slope in sobel(grey_levels(image)))
     x, y = dx.abs(), dy.abs()
     size = x + y
     around = F.pad(size, (1, 1, 1, 1))
@@ -130,14 +140,17 @@ def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
     return _connected(weak & (size > high), weak)
 
 
+def by_patch(plane: Tensor, view: View) -> Tensor:
+    """[n, m] the m values of a plane [h, w] behind each of the n tokens of its camera, as Trace.pixels cuts images."""
+    h, w = plane.shape[0] // view.height, plane.shape[1] // view.width
+    plane = plane[: h * view.height, : w * view.width]
+    return plane.reshape(view.height, h, view.width, w).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
 def edge_patches(images: Sequence[Tensor], layout: Layout) -> Tensor:
     """[V] bool, patches that hold a pixel of a Canny edge; one image [h, w, 3] uint8 per view."""
-    out = []
-    for view, image in zip(layout.views, images, strict=True):
-        h, w = image.shape[0] // view.height, image.shape[1] // view.width
-        edges = canny(image)[: h * view.height, : w * view.width]
-        out.append(edges.view(view.height, h, view.width, w).transpose(1, 2).flatten(2).any(2).flatten())
-    return torch.cat(out)
+    views = zip(layout.views, images, strict=True)
+    return torch.cat([by_patch(canny(image), view).any(1) for view, image in views])
 
 
 def _connected(seeds: Tensor, among: Tensor) -> Tensor:
