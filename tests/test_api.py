@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 import vlaprune
-from vlaprune.api.evaluation import digest, setting
+from vlaprune.api.evaluation import described, digest, setting
 from vlaprune.bench.toy import Toy as Lights
 from vlaprune.models.toy import Toy
+from vlaprune.policy import card_of
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 from vlaprune.records import read
 
@@ -78,6 +80,40 @@ def test_two_weights_are_two_models():
     with torch.no_grad():
         other.decoder.norm.weight[0] += 1
     assert digest(one.decoder) != digest(other.decoder)
+
+
+def test_what_a_function_makes_is_recorded_like_the_object(runs, tmp_path):
+    _, _, mine = runs
+    made = vlaprune.evaluate("toy", lambda: FirstHalf(0.25), "toy", episodes=1, output=tmp_path)
+    assert made.header.identity["method"] == mine.header.identity["method"]
+    with pytest.raises(ValueError, match="another run"):
+        vlaprune.evaluate("toy", lambda: FirstHalf(0.5), "toy", episodes=1, output=tmp_path)
+
+
+def test_options_that_are_paths_or_dataclasses_tell_runs_apart():
+    @dataclass
+    class Nested(FirstHalf):
+        budget: Budget = Budget(0.5)
+        file: Path = Path("a")
+
+    one, other = (described("method", Nested(budget=Budget(share))) for share in (0.5, 0.25))
+    assert one["budget"] == {"amount": 0.5} and one["file"] == "a" and one != other
+
+
+def test_the_weights_of_a_module_are_recorded():
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder = Toy().decoder  # kept among the submodules, not as a plain attribute
+
+    assert described("model", Wrapped())["weights"] == digest(Toy().decoder)
+
+
+def test_a_model_without_a_card_is_told_apart_by_its_info():
+    class Plain:
+        info = ModelInfo("plain", 1, 1, 1, 1, weights="abc")
+
+    assert card_of(Plain()) == {"sha256": "abc"}
 
 
 def test_load_runs_has_a_row_an_episode(runs):

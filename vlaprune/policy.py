@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,21 @@ class Guided(Protocol):
         self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
     ) -> Sequence[Tensor]:
         """As `VLA.predict`; a guide for each observation, None where there is nothing to go on from."""
+
+
+@runtime_checkable
+class HasCard(Protocol):
+    """A model that says where its weights come from.
+
+    card  `sha256` of their file; `tuning` and `from` where they were tuned from others; what else is good to know
+    """
+
+    card: Mapping[str, Any]
+
+
+def card_of(model: VLA) -> Mapping[str, Any]:
+    """The card of a model's weights; of a model without one, what its `info` says of them."""
+    return model.card if isinstance(model, HasCard) else {"sha256": model.info.weights}
 
 
 class Learner(VLA, Protocol):

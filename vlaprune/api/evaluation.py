@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from vlaprune.errors import UserError
 from vlaprune.records import Run, read
@@ -18,31 +18,7 @@ if TYPE_CHECKING:
     from vlaprune.evaluation.progress import Job
     from vlaprune.nn.decoder import Decoder
     from vlaprune.policy import VLA
-    from vlaprune.pruner import ModelInfo, Pruner
-
-
-@runtime_checkable
-class HasDecoder(Protocol):
-    """A model: its decoder's weights tell it from others."""
-
-    @property
-    def decoder(self) -> Decoder: ...  # noqa: D102
-
-
-@runtime_checkable
-class HasInfo(Protocol):
-    """A model: it says what it is called."""
-
-    @property
-    def info(self) -> ModelInfo: ...  # noqa: D102
-
-
-@runtime_checkable
-class HasName(Protocol):
-    """A benchmark: it says what it is called."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    from vlaprune.pruner import Pruner
 
 
 STAND_IN = {"model": "toy", "method": "dense", "bench": "toy"}  # what is composed where an object takes its place
@@ -71,17 +47,17 @@ def evaluate(
 
     given: dict[str, Any] = {"model": model, "method": method, "bench": bench}
     objects = {group: part for group, part in given.items() if not isinstance(part, str)}
+    made = objects | ({"method": maker(objects["method"])} if "method" in objects else {})
+    shown = made | ({"method": made["method"]()} if "method" in made else {})  # what the journal describes
     words = [f"{group}={part if group not in objects else STAND_IN[group]}" for group, part in given.items()]
     words += [setting(key, value) for key, value in ({"logger": "csv"} | overrides).items()]
     if output is not None:
         words.append(setting("output", str(output)))
     elif objects:
-        names = {group: name_of(part) for group, part in given.items()}
+        names = given | {group: name_of(group, part) for group, part in shown.items()}
         words.append(setting("output", f"results/runs/{names['bench']}/{names['model']}/{names['method']}"))
-    made = objects | ({"method": maker(objects["method"])} if "method" in objects else {})
-    with config.with_objects(
-        words, {group: (name_of(part), described(part)) for group, part in objects.items()}
-    ) as cfg:
+    parts = {group: (name_of(group, part), described(group, part)) for group, part in shown.items()}
+    with config.with_objects(words, parts) as cfg:
         run_composed(cfg, made)
         return read(Path(cfg.output))
 
@@ -107,29 +83,31 @@ def _written(key: str, value: Any) -> str:
     raise UserError(f"{key}={value!r}; use a number, text, true, false, None, a list or a mapping of these")
 
 
-def name_of(part: Any) -> str:
-    """The short name of a part: as given, a model's or a benchmark's own, or that of a class in small letters."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, type):
-        return part.__name__.lower()
-    if isinstance(part, HasInfo):
-        return part.info.name
-    return part.name if isinstance(part, HasName) else type(part).__name__.lower()
+def name_of(group: str, part: Any) -> str:
+    """The short name of an object: a model's or a benchmark's own, or a method's class in small letters."""
+    if group == "model":
+        return str(part.info.name)
+    return str(part.name) if group == "bench" else type(part).__name__.lower()
 
 
-def described(part: Any) -> dict[str, Any]:
+def described(group: str, part: Any) -> dict[str, Any]:
     """The class and options of an object, as a configuration holds them: what tells its runs from others.
 
     Options are the fields of a dataclass. A model is told apart by its weights.
     """
-    kind = part if isinstance(part, type) else type(part)
-    node: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
-    if is_dataclass(part) and not isinstance(part, type):
-        node |= {f.name: getattr(part, f.name) for f in fields(part) if f.init}
-    if isinstance(part, HasDecoder):
-        node["weights"] = digest(part.decoder)
-    return {key: value for key, value in node.items() if _plain(value)}
+    kind = type(part)
+    node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **_options(part)}
+    return node | ({"weights": digest(part.decoder)} if group == "model" else {})
+
+
+def _options(part: Any) -> dict[str, Any]:
+    """The fields of a dataclass object that a configuration can hold; none of another object."""
+    if not is_dataclass(part):
+        return {}
+    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
+    values |= {key: _options(value) for key, value in values.items() if is_dataclass(value)}
+    return {key: value for key, value in values.items() if _plain(value)}
 
 
 def _plain(value: Any) -> bool:

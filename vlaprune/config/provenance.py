@@ -41,6 +41,7 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
 
 def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
     """What the journal says of this run; `delay` as `config.delay` gives it."""
+    from vlaprune.policy import card_of
     from vlaprune.records import Header
 
     said, driver = _parts(cfg, bench), control(cfg, bench)
@@ -48,7 +49,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
         said["delay"] = delay_identity(cfg)
     if cfg.kernel != "sdpa":
         said["kernel"] = cfg.kernel
-    card: Mapping[str, Any] = getattr(model, "card", {})
+    card = card_of(model)
     identity = said | {
         "seed": cfg.seed,
         "execute": driver.actions_per_call(model.chunk),
