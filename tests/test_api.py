@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -93,7 +93,7 @@ def test_what_a_function_makes_is_recorded_like_the_object(runs, tmp_path):
 def test_options_that_are_paths_or_dataclasses_tell_runs_apart():
     @dataclass
     class Nested(FirstHalf):
-        budget: Budget = Budget(0.5)
+        budget: Budget = field(default_factory=lambda: Budget(0.5))
         file: Path = Path("a")
 
     one, other = (described("method", Nested(budget=Budget(share))) for share in (0.5, 0.25))

@@ -8,7 +8,7 @@ import torch
 
 from vlaprune.meter import block_flops, decoder_flops, vit_block_flops
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, prompt_length, rosetta
+from vlaprune.profile.conventions import CONVENTIONS, prefill_macs, rosetta
 from vlaprune.profile.published import LLAMA, MODELS, PATCHES, flow, prismatic, siglip
 from vlaprune.profile.roofline import (
     DEVICES,
@@ -50,8 +50,7 @@ def test_one_openvla_call_has_three_published_numbers():
     [(1.864, 284.6), (1.862, 284.3), (1.906, 290.9), (3.970, 598.5), (4.013, 604.9), (3.95, 595.6), (7.91 / 2, 596.3)],
 )
 def test_prompt_lengths_behind_published_dense_numbers(macs, length):
-    assert prompt_length(LLAMA, macs * T) == pytest.approx(length, abs=0.06)
-    assert dense(prompt_length(LLAMA, macs * T)) == pytest.approx(macs * T)
+    assert dense(length - 0.06) < macs * T < dense(length + 0.06)
 
 
 @pytest.mark.parametrize(("keep", "macs", "full"), [(128, 1.139, 2.92), (64, 0.758, 2.91), (32, 0.571, 2.97)])

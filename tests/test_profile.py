@@ -394,7 +394,7 @@ def test_a_speed_up_above_what_is_possible_is_marked(tiny):
     for make, marked in ((lambda: DivPrune(keep=0.5), True), (same, False)):
         (pair,) = micro.compare(base, [arm(tiny, make)], episodes, RULES, Watch(CPU, Nvml(CPU)))
         dense = described(tiny, base, HERE)
-        row = against(described(tiny, pair.arm, HERE), pair, base, dense, HERE)
+        row = against(described(tiny, pair.arm, HERE), pair, base, dense)
         assert ("? above what is possible" in speedup(row)) == marked
 
 

@@ -1,6 +1,7 @@
 """Training goes on bit for bit where it stopped; weights come in strictly and are never unpickled."""
 
 import pickle
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlaprune.benchmark import Task
+from vlaprune.errors import UserError
 from vlaprune.models.tiny import Tiny
 from vlaprune.nn.load import fill, read, save
+from vlaprune.training import demos
 from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
 
 RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, save_every=5)
@@ -48,6 +52,44 @@ def frames(count=8):
 
 class Stopped(Exception):
     pass
+
+
+class Still:
+    """A world in which nothing happens; it can be looked at and stepped, and no more."""
+
+    name = "still"
+
+    def tasks(self):
+        return [Task("wait", "wait", max_steps=1, episodes=1)]
+
+    @contextmanager
+    def open(self, task):
+        yield self
+
+    def reset(self, episode):
+        pass
+
+    def observe(self):
+        raise AssertionError("looked at before it was checked")
+
+    def step(self, action):
+        return False
+
+
+class Told(Still):
+    """The same, which tells where its objects are."""
+
+    def hint(self):
+        return np.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("world", "match"),
+    [(Still(), "does not tell where its objects are"), (Told(), "cannot go back.*set teaching.rewind=false")],
+)
+def test_a_world_that_cannot_show_what_is_learnt_from_is_refused_in_one_line(world, match, tmp_path):
+    with pytest.raises(UserError, match=match):
+        demos.record(world, world.tasks()[0], [0], tmp_path)
 
 
 def stop_at(number):

@@ -243,7 +243,7 @@ class SupportsExpert(Protocol):
 
 @runtime_checkable
 class SupportsHint(Env, Protocol):
-    """An environment that tells a learner where the objects are."""
+    """An environment that tells a learner where the objects are. vlaprune-train needs it."""
 
     def hint(self) -> np.ndarray:
         """[h] positions of the objects in metres."""
@@ -259,7 +259,7 @@ class SupportsHand(Env, Protocol):
 
 @runtime_checkable
 class SupportsSnapshot(Env, Protocol):
-    """An environment that can go back to an earlier state."""
+    """An environment that can go back to an earlier state. vlaprune-train needs it where teaching.rewind is on."""
 
     def snapshot(self) -> Any:
         """The present state, for `restore`."""

@@ -75,8 +75,9 @@ def card_of(model: VLA) -> Mapping[str, Any]:
     return model.card if isinstance(model, HasCard) else {"sha256": model.info.weights}
 
 
-class Learner(VLA, Protocol):
-    """A model that vlaprune-train trains: an nn.Module, too."""
+@runtime_checkable
+class Trainable(Protocol):
+    """A model that has a loss; `Learner` is the whole contract."""
 
     def words(self, instruction: str) -> list[int]:
         """Numbers of an instruction's words, none of them 0, which pads."""
@@ -99,6 +100,18 @@ class Learner(VLA, Protocol):
         hints     [B, h] where the objects are, in metres, NaN for what is not told; a model may leave them
         sessions  one for each frame, through which a method chooses tokens; without, all go on
         """
+
+
+class Learner(VLA, Trainable, Protocol):
+    """A model that vlaprune-train trains: an nn.Module, too."""
+
+
+@runtime_checkable
+class TrainableFromScratch(Protocol):
+    """A learner that needs no trained weights: it is told the ranges of states and actions before it learns."""
+
+    def normalise(self, state: tuple[Tensor, Tensor], action: tuple[Tensor, Tensor]) -> None:
+        """Takes the (low, high) quantiles that state [s] and action [action_dim] are scaled by."""
 
 
 def episode_seed(seed: int, task: str, episode: int) -> int:

@@ -66,8 +66,9 @@ class EpisodeRecord:
     """One finished attempt at a task; `episode` alone decides its initial state.
 
     calls    the model calls; none where another harness ran the episode and its results were imported
-    ended    when it was over, seconds since 1970; seconds  how long it took on the wall clock. No part of the outcome:
-             records that differ only in them are equal
+    ended    when it was over, seconds since 1970. Like `seconds` and `attempts` no part of the outcome: records that
+             differ only in these are equal
+    seconds  how long it took on the wall clock
     motion   how the robot moved, see evaluation/motion.py; empty in journals from before it was recorded
     attempts how often it was begun: more than 1 where its simulator raised before
     """

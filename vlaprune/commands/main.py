@@ -24,7 +24,7 @@ OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "watch": (watch.main, "show how far the runs in a folder are"),
     "demo": (demo.main, "compare dense, FastV and random on a simulated robot, with a table and a page"),
     "tune": (tune.main, "find the settings of a method that are worth their milliseconds"),
-    "list": (lists.main, "list models, methods, benches, experiments or devices"),
+    "list": (lists.main, "list models, methods, benches, robots, experiments or devices"),
     "export": (export.main, "write runs as logs of Inspect or as a dataset of the Hugging Face hub"),
     "import": (importing.main, "take results of vla-eval as a run that a report can pair with"),
     "new": (new.main, "write a package with a method, a model or a benchmark of your own"),

@@ -87,7 +87,7 @@ class Board:
 def main(argv: Sequence[str]) -> int:
     """Draws the board until every run is over; once where nobody looks on a terminal."""
     parser = argparse.ArgumentParser(
-        prog="vlaprune watch", description="How far the runs below some folders are, until they are over."
+        prog="vlaprune watch", description="Shows the progress of the runs below some folders until they are over."
     )
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("results/runs")], help="default: results/runs")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between two looks")

@@ -55,8 +55,8 @@ class RolloutConfig:
     seed        of the policy; the world's initial states do not depend on it
     time_limit  seconds between two looks after which an environment counts as hung; 0 for never
     patience    episodes that may raise one after the other before the run is given up
-    stop        asked after every episode; its yes ends the run, and what other slots are at is not recorded. Episodes
-                then begin in the order of the list
+    stop        asked after every episode; True ends the run, and unfinished episodes of other slots are not recorded.
+                Episodes then begin in the order of the list
     deterministic  one sequence a call: an episode's numbers are the same bits for any number of slots, in any order
     """
 

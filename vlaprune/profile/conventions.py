@@ -7,7 +7,6 @@ prints them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,13 +33,6 @@ def prefill_macs(config: DecoderConfig, rows: Sequence[float], ffn: int = 3) -> 
     inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     token = config.hidden_size * (2 * inner + 2 * kv) + ffn * config.hidden_size * config.intermediate_size
     return sum(n * token + 2 * n * n * inner for n in rows)
-
-
-def prompt_length(config: DecoderConfig, macs: float, ffn: int = 3) -> float:
-    """The dense prompt length behind a published number: `prefill_macs` solved for equal rows in all layers."""
-    square = 2.0 * config.num_heads * config.head_dim
-    token = prefill_macs(config, [1.0], ffn) - square
-    return (math.sqrt(token * token + 4 * square * macs / config.num_layers) - token) / (2 * square)
 
 
 def rosetta(config: DecoderConfig, record: StepRecord) -> dict[str, float]:

@@ -68,7 +68,7 @@ def measure(
         base = rows[run.index(best)]
         base["baseline"] = True
         told = [p for p in pairs if not p.arm.refused and p.beside]
-        rows += [speed.against(speed.described(model, p.arm, here), p, best, base, here) for p in told]
+        rows += [speed.against(speed.described(model, p.arm, here), p, best, base) for p in told]
         for row in rows:
             row["no_energy"] = nvml.reason or "not measured"
         return Measured(rows, _notes(best, recording, rules, watch, skipped | why, idle), watch.refusal, here)

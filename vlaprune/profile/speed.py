@@ -68,7 +68,7 @@ def floor(on: Device, arm: Arm) -> float:
     return sum(ms for stage, ms in on.floors(arm.products).items() if stage != "method") / arm.counted
 
 
-def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any], here: Device) -> dict[str, Any]:
+def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -> dict[str, Any]:
     """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible.
 
     `bound` is the larger of the promise of the FLOPs and the ratio of the floors on the device measured on.

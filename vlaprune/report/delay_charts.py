@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vlaprune.report.delay import verdict
+from vlaprune.report.html import template
 from vlaprune.report.svg import BAD, INK, Chart, draw, frame, marker_style, short
 
 MARKERS = "Dos^vXP<>*"  # of lines, by method
@@ -116,15 +116,11 @@ def charts(rows: pd.DataFrame) -> list[Chart]:
 
 def html(rows: pd.DataFrame) -> str:
     """One self-contained page: charts, the table, notes."""
-    template = Environment(
-        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("delay.html")  # fmt: skip
     shown = [
         (r, "" if pd.isna(getattr(r, "difference", None)) else f"{100 * r.difference:+.1f}") for r in rows.itertuples()
     ]
     told = [verdict(r) if hasattr(r, "verdict") else "" for r in rows.itertuples()]
-    return template.render(
+    return template("delay.html").render(
         title=rows.attrs["title"],
         charts=charts(rows),
         rows=[(r, difference, words) for (r, difference), words in zip(shown, told, strict=True)],

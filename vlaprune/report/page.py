@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vlaprune.records import UNPROVED, Run
 from vlaprune.report import conditions, plots
 from vlaprune.report.episodes import browser, films
 from vlaprune.report.flips import flips, place_videos
 from vlaprune.report.grids import heat, ordered, versus
+from vlaprune.report.html import template
 from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
 from vlaprune.report.svg import METHODS, Chart
@@ -57,9 +57,8 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     found = flips(comparison)
     places, held = place_videos(found, file, videos, films(comparison).values())
     data = _inert(browser(comparison, places))
-    template = templates().get_template("page.html")
     several = "verdict" in whole and int(whole["verdict"].isin(JUDGED).sum()) > 1
-    return template.render(
+    return template("page.html").render(
         hue=_hue,
         several=several,
         choices=[(i, a.marked) for i, a in enumerate(comparison.arms) if a is not comparison.baseline],
@@ -89,14 +88,6 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     )
 
 
-def templates() -> Environment:
-    """The templates of pages."""
-    return Environment(
-        loader=PackageLoader("vlaprune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-
-
 def _hue(number: int) -> int:
     """The number of a colour of the page: there are as many as `METHODS`."""
     return (number - 1) % len(METHODS) + 1 if number else 0
@@ -109,20 +100,16 @@ def conditions_page(rows: pd.DataFrame) -> str:
     numbers = {family: i for i, family in enumerate(families, 1)}
     base = set(rows[rows["base"]]["method"])
     heads, body = conditions.cells(rows)
-    return (
-        templates()
-        .get_template("conditions.html")
-        .render(
-            title=rows.attrs["title"],
-            names=names,
-            rows=found,
-            colours={method: 0 if method in base else numbers[method.split()[0]] for method, _ in found},
-            hue=_hue,
-            heads=heads,
-            body=body,
-            notes=rows.attrs["notes"],
-            made=rows.attrs["sources"],
-        )
+    return template("conditions.html").render(
+        title=rows.attrs["title"],
+        names=names,
+        rows=found,
+        colours={method: 0 if method in base else numbers[method.split()[0]] for method, _ in found},
+        hue=_hue,
+        heads=heads,
+        body=body,
+        notes=rows.attrs["notes"],
+        made=rows.attrs["sources"],
     )
 
 

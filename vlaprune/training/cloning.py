@@ -15,7 +15,7 @@ from vlaprune.benchmark import Interface, Observation, SupportsExpert
 from vlaprune.control import as_model_actions
 from vlaprune.errors import UserError
 from vlaprune.nn.load import save
-from vlaprune.policy import Policy
+from vlaprune.policy import Policy, TrainableFromScratch
 from vlaprune.pruner import Pruner
 from vlaprune.training import demos
 from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
@@ -86,7 +86,7 @@ def teaching(cfg: Any) -> Teaching:
 
 def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
     """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
-    teaches = isinstance(bench, SupportsExpert)
+    teaches = isinstance(bench, SupportsExpert)  # a name of its own: mypy would narrow `bench` to it
     if not teaches:
         raise UserError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
@@ -132,7 +132,8 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)
     model = make_model()
-    if not hasattr(model, "normalise"):
+    trainable = isinstance(model, TrainableFromScratch)
+    if not trainable:
         raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     shown = [data / "demos"]
     record_demonstrations(bench, plan, shown[0], model.chunk)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vlaprune.benchmark import Observation, Task, in_process
+from vlaprune.benchmark import Observation, SupportsHint, SupportsSnapshot, Task, in_process
 from vlaprune.errors import UserError
 from vlaprune.training.files import replacing
 
@@ -67,6 +67,7 @@ def record(
     style = Style(every, chunk, rewind, beta)
     bench = in_process(bench)
     with bench.open(task) as env:
+        _check(bench, env, style)
         return [_episode(bench, env, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
 
 
@@ -106,6 +107,14 @@ def load(*folders: str | Path) -> dict[str, np.ndarray]:
             out.setdefault(key, np.empty((sum(counts), *part.shape[1:]), part.dtype))
             out[key][end - count : end] = part
     return out
+
+
+def _check(bench: Any, env: Any, style: Style) -> None:
+    """UserError where an environment cannot show what demonstrations need."""
+    if not isinstance(env, SupportsHint):
+        raise UserError(f"bench {bench.name} does not tell where its objects are; add `hint()` to its environment")
+    if style.rewind and not isinstance(env, SupportsSnapshot):
+        raise UserError(f"bench {bench.name} cannot go back to an earlier state; set teaching.rewind=false")
 
 
 def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, policy: Policy | None) -> bool:
@@ -193,6 +202,8 @@ def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, w
         todo = list(jobs)
         missing = [job for job in todo if not _path(out_dir, job).exists()]
         with bench.open(tasks[name]) if missing else nullcontext() as env:
+            if missing:
+                _check(bench, env, style)
             for job in todo:
                 won.append((name, _episode(bench, env, job, out_dir, style, None)))
                 bar.update()

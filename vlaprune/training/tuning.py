@@ -18,6 +18,7 @@ from vlaprune.errors import UserError
 from vlaprune.meter import Clock
 from vlaprune.nn.load import save
 from vlaprune.nn.lora import add_adapters, identity
+from vlaprune.policy import Trainable
 from vlaprune.session import Session
 from vlaprune.training import demos
 from vlaprune.training.cloning import match_interface, record_demonstrations, teaching
@@ -221,7 +222,8 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     folder = Path(cfg.output)
     torch.manual_seed(recipe.seed)
     policy, method = make_model(), make_method()
-    if not hasattr(policy, "train_loss"):
+    trainable = isinstance(policy, Trainable)
+    if not trainable:
         raise UserError(f"model {policy.info.name} cannot be trained; use model=tiny")
     arrays, shown = load_demonstrations(cfg, bench, policy)
     origin, lora = identity(policy.card), None
