@@ -103,6 +103,21 @@ def test_completion_is_a_script_that_bash_accepts(capsys, tmp_path, shell):
     ask = 'COMP_LINE="vlaprune list mod"; COMP_POINT=17; _vlaprune; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", f"{text}\n{ask}"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "models" and not done.stderr
+    assert f'"{" ".join([*main.SCRIPTS, *main.OTHERS])}"' in text
+    assert f'"{" ".join([*lists.GROUPS, "devices"])} --names"' in text
+
+
+def test_a_bug_of_a_command_ends_with_code_1_and_leaves_its_traceback(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("vlaprune.errors.gettempdir", lambda: str(tmp_path))
+
+    def broken(rest):
+        raise ZeroDivisionError("of mine")
+
+    monkeypatch.setitem(main.OTHERS, "list", (broken, ""))
+    with pytest.raises(SystemExit, match="1"):
+        main.main(["list"])
+    assert "ZeroDivisionError: of mine" in capsys.readouterr().err
+    assert "in broken" in (tmp_path / "error.log").read_text()
 
 
 @pytest.mark.parametrize("name, problem", [("Mine", "small letters"), ("fastv", "exists already"), ("a__b", "single")])

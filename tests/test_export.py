@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import vlaprune
-from vlaprune.commands import export
+from vlaprune.commands import export, main
 
 
 @pytest.fixture(scope="module")
@@ -51,5 +51,6 @@ def test_an_inspect_log_has_the_runs_episodes_and_rate(runs, tmp_path):
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path, capsys):
-    assert export.main([str(tmp_path), "--to", "hub", "--output", str(tmp_path / "out")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["export", str(tmp_path), "--to", "hub", "--output", str(tmp_path / "out")])
     assert capsys.readouterr().err.count("\n") == 1

@@ -10,7 +10,7 @@ from vla_eval.api import serve_background
 
 import vlaprune
 from vlaprune import report
-from vlaprune.commands import importing
+from vlaprune.commands import importing, main
 from vlaprune.errors import UserError
 from vlaprune.interop.results import load, recorded
 from vlaprune.methods.dense import Dense
@@ -46,9 +46,10 @@ def changed(aggregate, tmp_path, change):
 
 
 def brought(capsys, *argv):
-    code = importing.main([str(a) for a in argv])
+    with pytest.raises(SystemExit) as end:
+        main.main(["import", *map(str, argv)])
     out = capsys.readouterr()
-    return code, out.out, out.err
+    return end.value.code, out.out, out.err
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlaprune.api.tune import tune
-from vlaprune.commands import tune as command
+from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
 from vlaprune.stats.racing import Entrant, front, promising, race, worse
 
@@ -112,6 +112,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
         ([*GRID, "--share", "0"], "share=0.0"),
         ([*GRID[:4], "method.keep=0.5,1.5", "episodes=2"], "keep=1.5"),
     ):
-        assert command.main([*words, "--output", str(tmp_path)]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["tune", *words, "--output", str(tmp_path)])
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert said in error

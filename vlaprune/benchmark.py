@@ -83,11 +83,11 @@ class Interface:
 class Task:
     """One thing to do, judged by the simulator.
 
-    name         unique within the benchmark; part of every record
-    instruction  given to the policy with every observation
-    max_steps        control steps after which an attempt ends
-    episodes     how many initial states the official protocol has; ids are 0 .. episodes - 1
-    terminate_on_success         end at the first success; if False (SIMPLER) the last step decides
+    name                  unique within the benchmark; part of every record
+    instruction           given to the policy with every observation
+    max_steps             control steps after which an attempt ends
+    episodes              how many initial states the official protocol has; ids are 0 .. episodes - 1
+    terminate_on_success  end at the first success; if False (SIMPLER) the last step decides
     """
 
     name: str

@@ -51,7 +51,7 @@ def doctor() -> None:
 
         sys.exit(main())
     except Exception as error:
-        sys.exit(_ended(error))
+        sys.exit(print_error(error))
 
 
 def report() -> None:
@@ -61,7 +61,7 @@ def report() -> None:
 
         command.main()
     except Exception as error:
-        sys.exit(_ended(error))
+        sys.exit(print_error(error))
 
 
 def _helped(name: str) -> bool:
@@ -74,8 +74,8 @@ def _helped(name: str) -> bool:
     return True
 
 
-def _ended(error: BaseException, folder: Path | None = None) -> int:
-    """Prints an error; the exit code: 2 where the user can mend it, 1 for a bug."""
+def print_error(error: BaseException, folder: Path | None = None) -> int:
+    """Prints an error and returns the exit code: 2 where the user can mend it, 1 for a bug."""
     mend = errors.is_user_error(error)
     print(errors.line(error) if mend else errors.bug(error, folder), file=sys.stderr)
     return 2 if mend else 1
@@ -111,7 +111,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
             if config.is_config_error(error):
                 error = errors.UserError(str(error))
             if one is None:
-                codes.append(_ended(error, folder))
+                codes.append(print_error(error, folder))
                 return
             mend = errors.is_user_error(error)
             text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
@@ -129,7 +129,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
         if config.is_config_error(error):
             given = [one for one in sys.argv[1:] if not one.startswith("-")]
             error = config.explain(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
-        codes.append(_ended(error))
+        codes.append(print_error(error))
     finally:
         statuses = board.close()
     if statuses:

@@ -17,9 +17,8 @@ from vlaprune.delay import Delay, Guide, Timeline, soft_mask
 from vlaprune.errors import UserError
 
 ROTATIONS = ("axis_angle", "euler_xyz", "quat_xyzw")
-GRIPPERS: dict[
-    str, tuple[Gripper, Gripper]
-] = {  # rule -> what it reads and what comes out, as Interface.gripper has it
+# rule -> what it reads and what comes out, as Interface.gripper has it
+GRIPPERS: dict[str, tuple[Gripper, Gripper]] = {
     "sign": ("zero_one", "close_positive"),
     "binary": ("zero_one", "open_positive"),
     "sticky": ("zero_one", "close_delta"),

@@ -11,7 +11,8 @@ _vlaprune() {
     word="${word##* }"
     read -r _ command _ <<<"$line"
     if [[ ! "$line" =~ ^[^\ ]+\ +[^\ ]+\  ]]; then
-        choices="eval profile train serve report doctor watch demo list export new completion --help --version"
+        choices="eval profile train serve report doctor watch demo tune list export import new completion"
+        choices+=" --help --version"
     else
         case "$command" in
         eval|profile|train|serve)
@@ -22,7 +23,7 @@ _vlaprune() {
             local rest="${line#* $command}"
             choices="$(COMP_LINE="vlaprune-eval$rest" COMP_POINT=$((${#rest} + 13)) \
                 vlaprune-eval -sc query=bash 2>/dev/null)" ;;
-        list) choices="models methods benches experiments devices --names" ;;
+        list) choices="models methods benches robots experiments devices --names" ;;
         new) choices="method model bench" ;;
         completion) choices="bash zsh" ;;
         *) choices="" ;;

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes files; exit code 2 where there is no run."""
+    """Writes files. UserError where there is no run."""
     parser = argparse.ArgumentParser(
         prog="vlaprune export",
         description="Writes recorded runs as evaluation logs of Inspect (one JSON a run) or as a dataset folder for "
@@ -23,11 +22,7 @@ def main(argv: Sequence[str]) -> int:
     from vlaprune import report
     from vlaprune.report import export
 
-    try:
-        runs = report.find(args.runs)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    runs = report.find(args.runs)
     if args.to == "hub":
         print(*export.hub_folder(runs, args.output), sep="\n")
         return 0

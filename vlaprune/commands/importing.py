@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes a run folder; exit code 2 where nothing can be paired."""
+    """Writes a run folder. UserError where nothing can be paired."""
     parser = argparse.ArgumentParser(
         prog="vlaprune import",
         description="Writes vla-eval's results as a run that `vlaprune report --mixed` pairs by task and episode. "
@@ -28,13 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "--task", action="append", default=[], metavar="THEIRS=OURS", help="a task of another name, as often as needed"
     )
     args = parser.parse_args(argv)
-    from vlaprune.errors import UserError, line
-
-    try:
-        print(_written(args))
-    except UserError as error:
-        print(line(error), file=sys.stderr)
-        return 2
+    print(_written(args))
     return 0
 
 

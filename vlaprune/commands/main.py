@@ -50,12 +50,22 @@ def _run(argv: Sequence[str] | None) -> None:
         sys.argv = [f"vlaprune {first}", *rest]
         SCRIPTS[first][0]()
     elif first in OTHERS:
-        sys.exit(OTHERS[first][0](rest))
+        sys.exit(_exit_code(OTHERS[first][0], rest))
     else:
         near = get_close_matches(first, [*SCRIPTS, *OTHERS], 1)
         meant = f"did you mean {near[0]}? " if near else ""
         print(f"vlaprune has no command {first!r}; {meant}use one of {', '.join([*SCRIPTS, *OTHERS])}", file=sys.stderr)
         sys.exit(2)
+
+
+def _exit_code(command: Callable[[Sequence[str]], int], rest: Sequence[str]) -> int:
+    """Runs a command: its exit code, 2 with one line for what the user can mend, 1 for a bug."""
+    try:
+        return command(rest)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return cli.print_error(error)
 
 
 def text() -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from vlaprune.errors import is_user_error, line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,15 +25,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--record", type=int, default=1, help="dense episodes of every task that are replayed (1)")
     parser.add_argument("--cost", choices=("ms", "gflops"), default="ms", help="what a setting costs (ms)")
     args = parser.parse_args(argv)
-    try:
-        from vlaprune.api.tune import tune
+    from vlaprune.api.tune import tune
 
-        found = tune(args.settings, args.output, args.share, args.batch, args.record, args.cost)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(line(error), file=sys.stderr)
-        return 2
+    found = tune(args.settings, args.output, args.share, args.batch, args.record, args.cost)
     text = found.markdown()
     (args.output / "tune.md").write_text(text + "\n")
     print(text, args.output / "tune.md", sep="\n\n")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from vlaprune.errors import UserError
 from vlaprune.records import Run, read
 
 STALE = 600.0  # seconds without a new episode after which a run is said to stand still
@@ -66,7 +67,7 @@ class Board:
             if folder not in self._known or self._known[folder][0] < changed:
                 try:
                     self._known[folder] = changed, read(folder)
-                except ValueError as error:
+                except UserError as error:
                     yield f"{folder}: {error}"
                     continue
             yield line(self._known[folder][1], self._name(folder), now)

@@ -1,8 +1,8 @@
 """Films of episodes: what the policy saw at each model call, and what its method did with every patch.
 
-A patch dropped at the deepest layer at which the method chose is dimmed, a reused one is tinted blue, the rest is as
-the vision tower sees it,
-with a line around it.
+A patch dropped at the deepest layer at which the method chose is dimmed, a reused one is tinted blue. The rest is as
+the vision tower sees it, with a line around it.
+
 A film watches from outside: it reads the trace of a call that is over, so a filmed run has the numbers of any other.
 """
 
@@ -127,7 +127,7 @@ class Film:
     fps        model calls shown per second
     megabytes  size of the videos folder from which no further film is started; `say` is called once then
 
-    UserError for an unknown kind, UserError where what it needs is not installed.
+    Errors: UserError for an unknown kind, or where what it needs is not installed.
     """
 
     def __init__(self, folder: Path, kind: str, fps: float, megabytes: float, say: Callable[[str], None]) -> None:

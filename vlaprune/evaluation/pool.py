@@ -124,7 +124,10 @@ class _Simulator:
 
 
 class Pool:
-    """The simulators of a run's slots. `say` is called with a line of text if one is opened again."""
+    """The simulators of a run's slots.
+
+    time_limit  seconds that each has to open and to answer; 0 for no limit
+    """
 
     def __init__(self, bench: Benchmark, time_limit: float) -> None:
         self._bench, self._limit = bench, time_limit

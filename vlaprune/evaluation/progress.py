@@ -28,9 +28,12 @@ QUIET = 300.0  # seconds between two statuses where nobody looks on a terminal
 class RunStatus:
     """How far one run is.
 
-    begun    episodes that were there when it started; seconds  since then
-    ended    whether it is over; error  why, if that was not as planned; code  the exit code that it leads to
-    baseline the folder of the run it is held against, if one was named
+    begun     episodes that were there when it started
+    seconds   since then
+    ended     whether it is over
+    error     why, if that was not as planned
+    code      the exit code that it leads to
+    baseline  the folder of the run it is held against, if one was named
     """
 
     label: str

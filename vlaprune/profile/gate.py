@@ -49,7 +49,7 @@ def judge(
     seed: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Judged]:
-    """Replays dense, dense again under another seed, and every method."""
+    """Replays dense, dense again (the same seed: what a repeat alone changes), and every method."""
     dense = replay(Policy(model, Dense), recording, seed)
     out = []
     for label, make in [("dense again", Dense), *methods]:

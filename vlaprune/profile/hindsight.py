@@ -38,7 +38,7 @@ class FixedTokens(Pruner):
         self.tokens: np.ndarray | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One site; the count is whatever it is told."""
+        """One layer; the count is whatever it is told."""
         return Plan((self.layer,))
 
     def select(self, context: PruneContext) -> Selection | None:

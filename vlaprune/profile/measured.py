@@ -89,7 +89,7 @@ def _arms(model: VLA, methods: Methods, backend: str, skipped: dict[str, str]) -
             own = copy.copy(model)
             own.backend = model.backend.fork()
             arms.append(micro.Arm(label, Policy(own, make), backend))
-        except ValueError as error:
+        except UserError as error:
             skipped[label] = str(error)
     return arms
 

@@ -44,7 +44,7 @@ def siglip(images: int) -> tuple[list[Work], list[Work]]:
 class Model:
     """A published model as far as its cost goes.
 
-    shape    the decoder that prunes
+    config   the decoder that prunes
     images   cameras
     others   prompt positions that are no visual tokens: text, state, slots
     build    stages of a call from the visual tokens that each layer computes and those that it attends to
