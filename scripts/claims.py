@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlaprune.errors import UserError, line
 from vlaprune.records import read
 from vlaprune.report import claims
 
@@ -26,8 +27,8 @@ def main() -> None:
     try:
         journals = {path.parent for folder in folders for path in folder.glob("**/journal*.jsonl")}
         args.output.write_text(claims.markdown(claims.load(args.claims), [read(f) for f in sorted(journals)]))
-    except ValueError as error:
-        print(f"ValueError: {error}", file=sys.stderr)
+    except UserError as error:
+        print(line(error), file=sys.stderr)
         sys.exit(2)
     print(args.output)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_a_run_answers_the_claim_that_names_its_settings():
         assert not claims.answers(mine, claim(other).wanted)
     five = run({"t": [1]}, model="pi05")
     assert claims.answers(five, {"model": "pi05"}) and not claims.answers(five, {"model": "pi0"})
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("bench", {"stress": "blur"}),
+        ("bench", {"fast": True}),
+        ("method", {"audit": "random-0"}),
+        (None, {"delay": {"mode": "hold"}}),
+        (None, {"proof": "none"}),
+    ],
+)
+def test_a_run_to_which_something_was_done_that_no_paper_did_answers_no_claim(part, changed):
+    wanted = claim("model=openvla bench=libero bench.suite=libero_goal method=fastv").wanted
+    plain = run({"t": [1]})
+    same = plain.header.identity
+    other = {**same, **changed} if part is None else {**same, part: {**same[part], **changed}}
+    assert claims.answers(plain, wanted)
+    assert not claims.answers(replace(plain, header=Header(other, {}, plain.header.tasks)), wanted)
 
 
 def test_our_number_has_an_interval_and_a_mean_of_suites_needs_them_all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -114,7 +113,7 @@ class Watched(Pruner):
 
     def observe(self, trace: Trace) -> None:
         """Notes what was kept at every planned layer of the call."""
-        self.kept.append(tuple((context, tuple(kept.tolist())) for context, kept in sorted(trace.kept.items())))
+        self.kept.append(tuple((layer, tuple(kept.tolist())) for layer, kept in sorted(trace.kept.items())))
         self.inner.observe(trace)
 
 
@@ -232,7 +231,7 @@ class KeepHalf(Pruner):
 def random_observations(interface: Interface, image: int, count: int, seed: int = 0) -> list[Observation]:
     """Observations of random pixels and states that fit a model's interface; images are [image, image, 3]."""
     rng = np.random.default_rng(seed)
-    size = sum(int(n) for n in re.findall(r"\d+(?=_|$)", interface.state or ""))
+    size = interface.state_size
     return [
         Observation(
             {camera: rng.integers(0, 256, (image, image, 3), np.uint8) for camera in interface.cameras},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import Run
+from vlaprune.records import Header, Run
 from vlaprune.stats.markdown import table
 from vlaprune.stats.rates import mean_of_tasks
 
@@ -68,8 +68,15 @@ def load(folder: Path) -> list[Claim]:
 
 
 def answers(run: Run, wanted: Mapping[str, str]) -> bool:
-    """Whether a run is the one that a claim asks for."""
-    return all(_is(run.header.identity, key, value) for key, value in wanted.items())
+    """Whether a run is the one that a claim asks for, and nothing was done to it that no paper did."""
+    return not _altered(run.header) and all(_is(run.header.identity, key, value) for key, value in wanted.items())
+
+
+def _altered(header: Header) -> bool:
+    """Whether the world did not wait, was perturbed or drawn faster, or the run is an arm of an audit or unproved."""
+    bench, method = header.identity["bench"], header.identity["method"]
+    changed = "delay" in header.identity or "audit" in method or not header.proved
+    return changed or bool(bench.get("stress") or bench.get("fast"))
 
 
 def _is(identity: Mapping[str, Any], key: str, value: str) -> bool:

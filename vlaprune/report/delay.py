@@ -83,8 +83,8 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
 
     Columns: mode, where, set_ms (NaN where a device decides), method; ms and late, means over calls; success, episodes,
     rate, low, high; seconds, seconds_low, seconds_high: the world's seconds to success, mean over successes with its
-    95 % interval; replans, calls a second of the world; held and stale, shares of steps; path_hand, jerk_hand,
-    jerk_turn and flips, means over episodes; and against the baseline of the same setting difference, difference_low,
+    95 % interval; replans, calls a second of the world; held and stale, shares of steps; the keys of MOTION, means
+    over episodes; and against the baseline of the same setting difference, difference_low,
     difference_high (95 %), held_low, held_high (at the level of the verdict), verdict, more, lost, gained, paired;
     sooner, sooner_low, sooner_high: seconds that the method succeeds sooner, mean over episodes in which both do; and
     for each number of motion its paired mean change with _low and _high. `attrs` holds title, margin and notes: where
