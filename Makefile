@@ -9,6 +9,8 @@ TUNED := model.weights=robosuite-lightvla
 TAUT := data/robosuite/lightvla
 WEIGHED := method.multiplicity_bias=true
 REPORT ?= results/runs/demo
+DELAYED := results/runs/delay
+LATE := hold-0ms,hold-50ms,hold-100ms,hold-200ms,overlap-50ms,overlap-100ms,overlap-200ms,stale-50ms,stale-100ms,stale-200ms
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
@@ -26,7 +28,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero bench-simpler clean
+.PHONY: delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -102,6 +104,15 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
 
+delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=10 method=dense at=$(LATE) $(PARALLEL)
+	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
+	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
+	$(BIN)/vlaprune-report --delay $(DELAYED)/libero --output results/delay --name libero_object
+
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
 	$(BIN)/python scripts/claims.py
 
@@ -168,6 +179,9 @@ bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a ta
 
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
 	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
+
+train-moving: .venv/done  ## trains tiny on worlds that move: demonstrations, cloning, one round of corrections (40 minutes)
+	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving model.weights=robosuite output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4
 
 $(SIMPLER)/ms3/python:
 	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3
