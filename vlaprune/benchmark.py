@@ -57,8 +57,8 @@ class Interface:
 
     @property
     def state_size(self) -> int:
-        """How many numbers a state of this layout has: eef_pos3_axisangle3_gripper2 has 8; 0 for none."""
-        return sum(int(n) for n in re.findall(r"\d+(?=_|$)", self.state or ""))
+        """How many numbers the state has; 0 for none."""
+        return state_size(self.state)
 
     def check(self, world: Interface) -> None:
         """Raises UserError that names every mismatch between this model and `world` at once.
@@ -77,6 +77,11 @@ class Interface:
         ]
         if wrong:
             raise UserError("; ".join(wrong))
+
+
+def state_size(layout: str | None) -> int:
+    """How many numbers a state has by the layout's name: eef_pos3_axisangle3_gripper2 has 8; 0 for None."""
+    return sum(int(n) for n in re.findall(r"\d+(?=_|$)", layout or ""))
 
 
 @dataclass(frozen=True)

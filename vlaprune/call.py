@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -283,6 +284,12 @@ def stage(calls: Sequence[Call], name: str, flops: float = 0.0) -> Iterator[None
         call.charge(name, flops)
     with calls[0].clock.span(name) if calls else nullcontext():
         yield
+
+
+def call_noise(calls: Sequence[Call], *size: int) -> Tensor:
+    """Normal noise [B, *size] in fp32, drawn on the CPU: the episode's seed and the number of the call decide it."""
+    seeds = [zlib.crc32(f"{call.seed}/{call.trace.step}".encode()) for call in calls]
+    return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def decode_flops(config: DecoderConfig, columns: Sequence[Sequence[int]]) -> float:

@@ -21,7 +21,7 @@ HOMES = tuple(str(Path(package.__file__ or "").parent) for package in (hydra, om
 
 
 def is_config_error(error: Exception) -> bool:
-    """Whether Hydra or OmegaConf raised it; some of their errors are plain UserErrors."""
+    """Whether Hydra or OmegaConf raised it; some of their errors are plain ValueErrors."""
     called = frames(error)
     return isinstance(error, ERRORS) or (bool(called) and called[-1].filename.startswith(HOMES))
 

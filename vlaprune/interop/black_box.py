@@ -234,7 +234,9 @@ def _chunk(kind: str, payload: Message, url: str) -> np.ndarray:
 def check_declared(said: Message, sent: Interface, fits: Callable[[Interface], None]) -> None:
     """UserError in one line where a server declares other conventions than it meets here.
 
-    sent  what it gets: cameras and state; fits  raises UserError where the robot does not take an interface's actions
+    said  its greeting
+    sent  what it gets: cameras and state
+    fits  raises UserError where the robot does not take an interface's actions
 
     What a server does not declare cannot be checked.
     """

@@ -24,7 +24,8 @@ FORM = "give the JSON that vla-eval writes, NAME_aggregate.json"
 class Results:
     """What a file of results says.
 
-    episodes  (task, number) -> success, steps, seconds; failed  those that raised there and have no outcome
+    episodes  (task, number) -> success, steps, seconds
+    failed    (task, number) of those that raised there and have no outcome
     """
 
     path: Path

@@ -9,7 +9,6 @@ does with --use_bf16.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.call import Call, stage
+from vlaprune.call import Call, call_noise, stage
 from vlaprune.errors import UserError
 from vlaprune.models.images import plain
 from vlaprune.models.prismatic import (
@@ -186,10 +185,8 @@ class CogACT:
         return list(restore(self._decided(to_host(unit)), self.range))
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, 7], drawn on the CPU from the episode's seed and the number of the call."""
-        seeds = [zlib.crc32(f"{s.seed}/{s.trace.step}".encode()) for s in calls]
-        draws = [torch.randn(self.chunk, ACTION, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(draws).to(self.device)
+        """[B, chunk, 7], see `call_noise`."""
+        return call_noise(calls, self.chunk, ACTION).to(self.device)
 
     def _decided(self, unit: Tensor) -> Tensor:
         """Chunks within [-1, 1], the gripper 0 or 1."""

@@ -14,7 +14,6 @@ over the steps (arXiv:2511.16449).
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.call import Call, stage
+from vlaprune.call import Call, call_noise, stage
 from vlaprune.delay import Guide
 from vlaprune.errors import UserError
 from vlaprune.meter import decoder_flops
@@ -287,12 +286,8 @@ class Flow(ABC):
         call.record_passes([columns] * self.steps)
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, 32], drawn on the CPU from the episode's seed and the number of the call."""
-        noises = []
-        for call in calls:
-            number = zlib.crc32(f"{call.seed}/{call.trace.step}".encode())
-            noises.append(torch.randn(self.chunk, NUMBERS, generator=torch.Generator().manual_seed(number)))
-        return torch.stack(noises).to(self.device)
+        """[B, chunk, 32], see `call_noise`."""
+        return call_noise(calls, self.chunk, NUMBERS).to(self.device)
 
     def _padded(self, states: Sequence[np.ndarray | None]) -> Tensor | None:
         """[B, 32] scaled states for the state row; None for a model without one."""

@@ -14,8 +14,6 @@ random crops and colours.
 from __future__ import annotations
 
 import hashlib
-import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlaprune.benchmark import Interface, Observation
-from vlaprune.call import Call, stage
+from vlaprune.benchmark import Interface, Observation, state_size
+from vlaprune.call import Call, call_noise, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.models.images import pipeline
@@ -110,7 +108,7 @@ class OFT(nn.Module):
         self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
         self.device = resolve_device(device)
         self._schedule = Schedule(steps)
-        numbers = sum(int(n) for n in re.findall(r"\d+(?=_|$)", state or ""))
+        numbers = state_size(state)
         with torch.device("meta"):
             extras = self._extras(own.width, numbers)
         reads = [f"{name}--*_checkpoint.pt" for name in extras]
@@ -286,9 +284,8 @@ class OFT(nn.Module):
         return x
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, action], drawn on the CPU from the episode's seed and the number of the call."""
-        generators = [torch.Generator().manual_seed(zlib.crc32(f"{s.seed}/{s.trace.step}".encode())) for s in calls]
-        return torch.stack([torch.randn(self.chunk, self._action, generator=g) for g in generators])
+        """[B, chunk, action], see `call_noise`."""
+        return call_noise(calls, self.chunk, self._action)
 
     def _states(self, observations: Sequence[Observation]) -> Tensor | None:
         """[B, s] in [-1, 1]. UserError where an observation has no state of the right length."""

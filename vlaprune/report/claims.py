@@ -26,10 +26,13 @@ NOT_RUN = "not run here"
 class Claim:
     """A number that a paper prints.
 
-    where     table or section; evidence  who was read (`EVIDENCE`)
+    where     table or section
+    evidence  who was read (`EVIDENCE`)
     preset    the experiment file that repeats it, if one does
     run       the run that answers it, see above
-    quantity  what is counted, with its unit; value and spread in that unit, the spread as printed
+    quantity  what is counted, with its unit
+    value     in that unit
+    spread    in that unit, as printed
     """
 
     paper: str
