@@ -106,8 +106,8 @@ tables: .venv/done  ## tables from the recorded sweep
 
 delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=10 method=dense at=$(LATE) $(PARALLEL)
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
