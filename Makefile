@@ -108,9 +108,11 @@ delay: .venv/done  ## what milliseconds are worth: dense under delays, and metho
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving bench.max_steps=100 episodes=100 method=dense at=$(LATE) output='$(DELAYED)/robosuite_moving_100/$${at}' $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=10 method=dense at=$(LATE) $(PARALLEL)
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
+	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving_100 --output results/delay --name robosuite_moving_100
 	$(BIN)/vlaprune-report --delay $(DELAYED)/libero --output results/delay --name libero_object
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them

@@ -63,6 +63,9 @@ def test_tasks_need_no_simulator_and_can_be_chosen():
         Robosuite(names=["Fold"])
     with pytest.raises(ValueError, match="glfw"):
         Robosuite(renderer="glfw")
+    assert {task.max_steps for task in MovingRobosuite(max_steps=100).tasks()} == {100}
+    with pytest.raises(ValueError, match="max_steps=401; use 1 to 400"):
+        MovingRobosuite(max_steps=401)
 
 
 @needs_robosuite

@@ -21,7 +21,7 @@ from vlaprune.bench.mujoco.gl import PACKAGES, draws_with, quiet, starting
 from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.bench.robosuite import expert as experts
 from vlaprune.bench.robosuite.env import EnvOptions, RobosuiteEnv, seeded
-from vlaprune.bench.robosuite.moving import MovingEnv, add_carrier
+from vlaprune.bench.robosuite.moving import LAST, MovingEnv, add_carrier
 from vlaprune.benchmark import Finding, Interface, Task, hold_still
 from vlaprune.errors import UserError, install_command
 
@@ -125,10 +125,24 @@ class Robosuite:
 
 @dataclass(frozen=True)
 class MovingRobosuite(Robosuite):
-    """Lift, with a cube that moves while the policy computes (`moving.py`). Options as of `Robosuite`."""
+    """Lift, with a cube that moves while the policy computes (`moving.py`). Options as of `Robosuite`, and one more.
 
+    max_steps  control steps until which the cube must be lifted. 40 leave no time to try again; with 100 there is
+    """
+
+    max_steps: int = 40
     every: ClassVar[Sequence[Task]] = MOVING
     name: str = field(default="robosuite_moving", init=False)
+
+    def __post_init__(self) -> None:
+        """As `Robosuite`; UserError for a number of steps for which no motion is laid down."""
+        super().__post_init__()
+        if not 1 <= self.max_steps <= LAST:
+            raise UserError(f"max_steps={self.max_steps}; use 1 to {LAST}")
+
+    def tasks(self) -> Sequence[Task]:
+        """The chosen tasks, in order, with the chosen number of steps."""
+        return tuple(replace(task, max_steps=self.max_steps) for task in super().tasks())
 
     def _env(self, task: Task, options: EnvOptions) -> RobosuiteEnv:
         """The environment of a task, with a carrier under the cube."""
