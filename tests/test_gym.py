@@ -6,10 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlaprune.bench.gate import check_bool
 from vlaprune.bench.gym import GymEnv
 from vlaprune.testing import check_benchmark
 
 GUIDE = Path(__file__).parents[1] / "docs" / "your-benchmark.md"
+
+
+class Saying:
+    """Says the same of success in every step, in gymnasium's form."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def step(self, action):
+        return None, 0.0, False, False, {"is_success": self.said}
 
 
 class Pushing:
@@ -56,3 +67,17 @@ def test_an_environment_that_does_not_tell_success_is_refused_with_its_keys():
     env.reset(0)
     with pytest.raises(ValueError, match="is_success"):
         env.step(np.zeros(7))
+
+
+@pytest.mark.parametrize("said", [None, "True", 0.5, float("nan"), (True,), [], np.array([True, False])])
+def test_what_is_no_truth_value_reaches_the_gate_and_is_refused(said):
+    answer = GymEnv(Saying(said), "push", lambda seen, env: ({}, None)).step(np.zeros(7))
+    with pytest.raises(ValueError, match="True or False is needed"):
+        check_bool(answer)
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, int, float, np.float32, np.array])
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_truth_value_may_be_the_number_0_or_1(kind, truth):
+    answer = GymEnv(Saying(kind(truth)), "push", lambda seen, env: ({}, None)).step(np.zeros(7))
+    assert check_bool(answer) is truth

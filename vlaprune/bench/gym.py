@@ -59,11 +59,17 @@ class GymEnv:
         return Observation(images, None if state is None else np.asarray(state, np.float64), self.instruction)
 
     def step(self, action: np.ndarray) -> bool:
-        """Applies one action; True while the task is achieved. UserError where the environment does not say."""
+        """Applies one action; True while the task is achieved. UserError where the environment does not say.
+
+        The numbers 0 and 1, which some environments say, count as False and True. Anything else is returned as it is,
+        for the gate (`vlaprune.bench.gate`) to refuse.
+        """
         self._last, _, _, _, info = self.env.step(np.asarray(action, np.float32))
         if self.success not in info:
             raise UserError(
                 f"this environment's step information has {sorted(info)}, not {self.success!r}; "
                 "name the key that tells success: GymEnv(..., success=KEY)"
             )
-        return bool(info[self.success])
+        said = info[self.success]
+        success: bool = bool(said) if np.isscalar(said) and said in (0, 1) else said
+        return success
