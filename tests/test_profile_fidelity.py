@@ -11,13 +11,19 @@ from vlaprune import cli
 from vlaprune.benchmark import Interface
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.random import Random
+from vlaprune.models.cogact import CogACT
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
 from vlaprune.profile import gate
 from vlaprune.profile.fidelity import Replay, correlate_losses, overlap, replay, score
+from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Frame, Recording, synthetic
 from vlaprune.stats.ranks import partial_rank
 
+SIZES = {
+    "image": 56, "dino_width": 32, "dino_depth": 3, "dino_heads": 2, "siglip_width": 32, "siglip_depth": 3,
+    "siglip_heads": 2, "siglip_ffn": 48, "width": 32, "layers": 6, "heads": 2, "ffn": 48,
+}  # fmt: skip
 GRIP = Interface("axis_angle", "close_positive", "delta", ("main",), "position2")
 
 
@@ -36,6 +42,18 @@ def test_dense_equals_dense_and_fewer_tokens_stray_further(seen):
     assert (same.rmse, same.flips, same.agreement, same.steady) == (0, 0, 1, 1) and same.cosine == pytest.approx(1)
     some, few = (score(seen, GRIP, dense, replayed(lambda k=k: Random(keep=k), seen)) for k in (0.75, 0.1))
     assert 0 < some.rmse < few.rmse and few.agreement < 1 and few.steady < some.steady
+
+
+def test_another_seed_moves_a_policy_that_draws_noise_and_no_other():
+    diffusion = CogACT(weights="random", head="DiT-tiny", sizes=SIZES, dtype="float32")
+    for model, noisy in ((Toy(), False), (diffusion, True)):
+        recording = synthetic(model.interface, 64, episodes=1, steps=2)
+        assert gate.draws_noise(model, recording, 7) == noisy
+        again, other = gate.judge(model, recording, [], 7, reseed=True)
+        assert again.fidelity.rmse == 0 and (other.fidelity.rmse > 0) == noisy and other.replay.kept.all()
+    page = Page("x")
+    gate.fill(page, [again, other], {})
+    assert gate.RESEEDED in "".join(page.parts)
 
 
 def test_kept_tokens_are_those_of_the_last_site(seen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,14 @@ from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy
 from vlaprune.profile.fidelity import Fidelity, LossCorrelation, Replay, correlate_losses, overlap, replay, score
+from vlaprune.profile.micro import AGAIN
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import PHASES, Recording
 from vlaprune.pruner import Pruner
 from vlaprune.records import Run
 from vlaprune.stats import paired as stats
 
+RESEEDED = "dense, another seed"
 LEAST = 150  # episodes that an arm must share with dense before its loss says anything
 
 
@@ -42,20 +44,32 @@ class Judged:
         return out | {"visual tokens not computed": 1 - float(self.replay.visual.mean()) / self.replay.total}
 
 
+def draws_noise(model: VLA, recording: Recording, seed: int) -> bool:
+    """Whether another seed changes the dense actions of the first call, as where a flow turns noise into actions."""
+    first = replace(recording, frames=recording.frames[:1])
+    one, other = (replay(Policy(model, Dense), first, own).chunks for own in (seed, seed + 1))
+    return not np.array_equal(one, other)
+
+
 def judge(
     model: VLA,
     recording: Recording,
     methods: Sequence[tuple[str, Callable[[], Pruner]]],
     seed: int,
+    reseed: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Judged]:
-    """Replays dense, dense again (the same seed: what a repeat alone changes), and every method."""
+    """Replays dense, dense again (the same seed: what a repeat alone changes), and every method.
+
+    reseed  also dense under another seed: what the policy's own noise changes
+    """
     dense = replay(Policy(model, Dense), recording, seed)
+    own = [(AGAIN, Dense, seed), *([(RESEEDED, Dense, seed + 1)] if reseed else [])]
     out = []
-    for label, make in [("dense again", Dense), *methods]:
+    for label, make, drawn in [*own, *((label, make, seed) for label, make in methods)]:
         tell(label)
-        own = replay(Policy(model, make), recording, seed)
-        out.append(Judged(label, own, score(recording, model.interface, dense, own)))
+        answers = replay(Policy(model, make), recording, drawn)
+        out.append(Judged(label, answers, score(recording, model.interface, dense, answers)))
     return out
 
 
@@ -108,6 +122,11 @@ def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, LossCorrel
         "*in ...*: rmse in that phase of the task. *loss*: points of success lost in closed loop on the same episodes "
         "as dense.",
     )
+    if any(a.label == RESEEDED for a in judged):
+        page.text(
+            f"*{RESEEDED}*: what the policy's own noise does to its actions, the scale for what a method does to them. "
+            "Methods have the noise of dense."
+        )
     page.table("Does it foretell the loss of success?", [_told(n, f) for n, f in foretold.items()])
     pruning = [a for a in judged if not a.replay.kept.all()]
     if 1 < len(pruning) <= 16:

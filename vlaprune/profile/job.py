@@ -126,15 +126,16 @@ def fidelities(setting: Setting) -> list[Path]:
         methods = [(label, calibrate.of_run(make, run.folder)) for label, make, run in found]
         ran = {label: run for label, _, run in found}
     methods = list(setting.ready(methods, model, recording))
-    with _bar("arms", "arm", len(methods) + 1) as tell:
-        judged = gate.judge(model, recording, methods, cfg.seed, tell)
+    reseed = gate.draws_noise(model, recording, cfg.seed)
+    with _bar("arms", "arm", len(methods) + 1 + reseed) as tell:
+        judged = gate.judge(model, recording, methods, cfg.seed, reseed, tell)
     if base is not None:
         gate.losses(judged, ran, base)
     page = Page(f"{model.info.name}: fidelity of pruned actions on recorded observations")
     gate.fill(page, judged, gate.correlations(judged))
     extra: list[dict[str, Any]] = []
     if cfg.hindsight.count is not None:
-        arms = {a.label: a.replay for a in judged[1:]}
+        arms = {a.label: a.replay for a in judged if a.label not in (micro.AGAIN, gate.RESEEDED)}
         with _bar("hindsight", "frame", 2 * cfg.hindsight.frames) as tell:
             extra = hindsight.fill(page, model, recording, arms, judged[0].replay, cfg.hindsight, cfg.seed, tell)
     page.text(
