@@ -12,7 +12,8 @@ from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.openvla import OpenVLA
-from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, format_prompt, images, stand_in, weight_map
+from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, format_prompt, stand_in, weight_map
+from vlaprune.models.shared import images
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, QueryGroup
 

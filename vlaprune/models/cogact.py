@@ -30,13 +30,11 @@ from vlaprune.models.prismatic import (
     Sizes,
     Tokenize,
     format_prompt,
-    images,
-    precision,
     read_tokenizer,
-    resolve_device,
     restore,
     stand_in,
 )
+from vlaprune.models.shared import images, precision, resolve_device
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.decoder import Decoder

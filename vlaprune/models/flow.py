@@ -33,8 +33,8 @@ from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.guidance import BACKWARD, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
-from vlaprune.models.prismatic import images, precision, resolve_device
 from vlaprune.models.scaling import Scaling
+from vlaprune.models.shared import images, precision, resolve_device
 from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.backend import EAGER, Backend

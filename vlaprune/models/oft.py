@@ -34,11 +34,9 @@ from vlaprune.models.prismatic import (
     closed,
     decode_bins,
     format_prompt,
-    images,
-    precision,
-    resolve_device,
     restore,
 )
+from vlaprune.models.shared import images, precision, resolve_device
 from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint

@@ -24,11 +24,9 @@ from vlaprune.models.prismatic import (
     closed,
     decode_bins,
     format_prompt,
-    images,
-    precision,
-    resolve_device,
     restore,
 )
+from vlaprune.models.shared import images, precision, resolve_device
 from vlaprune.models.source import Source, published
 from vlaprune.models.suffix import Read, gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend

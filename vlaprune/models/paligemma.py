@@ -8,7 +8,7 @@ and all projections of states, times and actions stay in fp32, as there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.call import Call, stage
-from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
 from vlaprune.models.family import NUMBERS
+from vlaprune.models.shared import ModelSizes
 from vlaprune.models.suffix import Read
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, RMSNorm
@@ -33,7 +33,7 @@ EXPERT = ("expert", "state", "action_in", "action_out", "time_in", "time_out")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(ModelSizes):
     """Sizes of the published models; smaller ones are for tests. Decoder and expert share layers and heads."""
 
     image: int = 224
@@ -50,15 +50,6 @@ class Sizes:
     expert_width: int = 1024
     expert_ffn: int = 4096
     vocabulary: int = 257152
-
-    @classmethod
-    def of(cls, given: Mapping[str, int]) -> Sizes:
-        """The published sizes with some of them replaced. UserError for a name that is not there."""
-        known = [f.name for f in fields(cls)]
-        wrong = sorted(set(given) - set(known))
-        if wrong:
-            raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
-        return cls(**given)
 
     def shape(self, width: int, ffn: int) -> DecoderConfig:
         """A Gemma of these layers and heads, one head for keys, attending both ways."""

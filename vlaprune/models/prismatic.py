@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlaprune.benchmark import Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
+from vlaprune.models.shared import ModelSizes
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, Tokens, numbered
@@ -35,7 +34,6 @@ from vlaprune.trace import View
 
 BEGIN, STOP, EMPTY = 1, 2, 29871  # token ids of Llama-2: <s>, </s>, and the lone space that ends a prompt
 TEXT = 32000  # text tokens; the embedding has 64 rows more
-DTYPES = ("bfloat16", "float16", "float32")
 # As the published preprocessor_config.json has them: ImageNet's numbers, once rounded to bf16.
 ROUNDED = ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -44,7 +42,7 @@ Stats = tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(ModelSizes):
     """Sizes of the 7B models; smaller ones are for tests. `depth` of a tower counts the block that is not computed."""
 
     image: int = 224
@@ -61,15 +59,6 @@ class Sizes:
     heads: int = 32
     ffn: int = 11008
     vocabulary: int = TEXT + 64
-
-    @classmethod
-    def of(cls, given: Mapping[str, int]) -> Sizes:
-        """The 7B sizes with some of them replaced. UserError for a name that is not there."""
-        known = [f.name for f in fields(cls)]
-        wrong = sorted(set(given) - set(known))
-        if wrong:
-            raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
-        return cls(**given)
 
     def shape(self, causal: bool, eps: float = 1e-6) -> DecoderConfig:
         """Of the decoder; `eps` is that of its norms."""
@@ -210,27 +199,6 @@ def closed(ids: Sequence[int]) -> list[int]:
     return [*ids] if ids[-1] == EMPTY else [*ids, EMPTY]
 
 
-def images(
-    observations: Sequence[Observation], cameras: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], name: str
-) -> Tensor:
-    """[B, cameras, h, w, 3] uint8 as the towers see them. UserError for a missing camera or no uint8 image."""
-    rows = []
-    for observation in observations:
-        missing = set(cameras) - set(observation.images)
-        if missing:
-            raise UserError(
-                f"observation lacks cameras {sorted(missing)} that {name} reads; it has {sorted(observation.images)}"
-            )
-        own = [observation.images[c] for c in cameras]
-        wrong = [
-            f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, own, strict=True) if i.ndim != 3 or i.dtype != np.uint8
-        ]
-        if wrong:
-            raise UserError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
-        rows.append(np.stack([prepare(i) for i in own]))
-    return torch.from_numpy(np.stack(rows))
-
-
 def restore(unit: Tensor, span: Range) -> Tensor:
     """Numbers [..., s] in [-1, 1] to the units of the dataset, float64 on the CPU; what is not masked stays."""
     unit = to_host(unit).double()
@@ -249,15 +217,3 @@ def bins(device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # also for those who train
         edges = torch.linspace(-1, 1, 256, dtype=torch.float64, device=device)
         return (edges[:-1] + edges[1:]) / 2
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the accelerator if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
-def precision(dtype: str) -> torch.dtype:
-    """UserError for a dtype that is not one of DTYPES."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
-    return getattr(torch, dtype)

@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
+from vlaprune.models.shared import resolve_device
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
@@ -61,7 +61,7 @@ class Smol(SmallPolicy):
         sizes: Mapping[str, int] | None = None,
         device: str = "auto",
     ) -> None:
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        where = resolve_device(device)
         if backbone == "random":
             trunk, encode, origin = random(sizes or {}, layers, where)
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlaprune.errors import UserError
+from vlaprune.models.shared import resolve_device
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
@@ -68,7 +69,7 @@ class Tiny(SmallPolicy):
             state, self.card = read(path)
             fill(self, state, str(path))
         self.info = replace(self.info, weights=identity(self.card))
-        self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device).eval()
+        self.to(resolve_device(device)).eval()
 
     def tokenize(self, instruction: str) -> list[int]:
         """Numbers of its words; unknown ones share one. UserError if there are more than word slots."""
