@@ -121,3 +121,23 @@ def test_the_interval_shown_lies_beside_the_margin_exactly_where_there_is_a_verd
 def test_a_study_of_one_method_alone_has_its_charts():
     alone = delay.table([run("fastv", HOLD, WON), run("fastv", {"mode": "hold", "ms": 200}, HALF)])
     assert [c.key for c in charts(alone)] == ["rate-hold", "seconds-hold"] and "verdict" not in alone
+
+
+def test_the_cost_of_delay_is_paired_with_the_same_method_without(study):
+    """Half of 40 episodes are lost at 100 ms, none gained; fastv was never run without delay, so nothing is said."""
+    rows = study.set_index(["where", "method"])
+    dense = rows.loc[("100 ms", "dense")]
+    assert (dense["cost"], dense["cost_lost"], dense["cost_gained"]) == (-0.5, 20, 0)
+    assert dense["cost_low"] < -0.5 < dense["cost_high"] < 0
+    assert np.isnan(rows.loc[("100 ms", "fastv"), "cost"]) and np.isnan(rows.loc[("0 ms", "dense"), "cost"])
+    assert "| 20 / 0" in delay.markdown(study)
+
+
+def test_modes_of_one_method_are_lines_of_one_chart():
+    modes = [run("dense", {"mode": mode, "ms": 100}, HALF) for mode in ("hold", "overlap", "stale")]
+    rows = delay.table([run("dense", {"mode": "hold", "ms": 0}, WON), *modes])
+    assert [c.title for c in charts(rows)] == [
+        "Success against delay, dense",
+        "Seconds to success against delay, dense",
+    ]
+    assert all(f"{mode} at 0 ms: 100" in charts(rows)[0].wide for mode in ("hold", "overlap", "stale"))

@@ -16,9 +16,10 @@ import pandas as pd
 
 from vlaprune.records import EpisodeRecord, Run
 from vlaprune.report.runs import Arm, Comparison, compare, display_name
-from vlaprune.report.tables import shared_episodes, tabulate
+from vlaprune.report.tables import pairs, shared_episodes, tabulate
 from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
+from vlaprune.stats.paired import tango
 from vlaprune.stats.rates import mean_interval
 
 MOTION = {
@@ -84,14 +85,16 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     Columns: mode, where, set_ms (NaN where a device decides), method; ms and late, means over calls; success, episodes,
     rate, low, high; seconds, seconds_low, seconds_high: the world's seconds to success, mean over successes with its
     95 % interval; replans, calls a second of the world; held and stale, shares of steps; the keys of MOTION, means
-    over episodes; and against the baseline of the same setting difference, difference_low,
+    over episodes; against the same method without delay, where there is such a run, cost, cost_low, cost_high (Tango,
+    95 %), cost_lost, cost_gained; and against the baseline of the same setting difference, difference_low,
     difference_high (95 %), held_low, held_high (at the level of the verdict), verdict, more, lost, gained, paired;
     sooner, sooner_low, sooner_high: seconds that the method succeeds sooner, mean over episodes in which both do; and
     for each number of motion its paired mean change with _low and _high. `attrs` holds title, margin and notes: where
     milliseconds come from.
     """
     found = settings(runs, baseline, partial)
-    frames = [pd.DataFrame([_row(s, arm) for arm in s.comparison.arms]) for s in found]
+    prompt = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
+    frames = [pd.DataFrame([_row(s, arm) | _cost(s, arm, prompt) for arm in s.comparison.arms]) for s in found]
     out = pd.concat([_judged(s, frame) for s, frame in zip(found, frames, strict=True)], ignore_index=True)
     notes = {f"{s.mode}, {s.where}: {s.note}": None for s in found if s.note and s.ms is None}
     out.attrs["notes"] = [*notes, *_footnotes(found)]
@@ -107,6 +110,7 @@ def _footnotes(found: Sequence[Setting]) -> list[str]:
     margin = found[0].comparison.margin
     out = [
         "seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones",
+        "against no delay: the same method on the same episodes without any, in points, Tango's 95 % interval",
         f"verdicts: against a margin of {100 * margin:g} points by an exact test, Holm over the methods of one delay; "
         "intervals of differences are at the level of their verdict",
     ]
@@ -137,6 +141,19 @@ def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
     return out | {key: np.mean([r.motion.get(key, np.nan) for r in records]) for key in MOTION}
 
 
+def _cost(setting: Setting, arm: Arm, prompt: Mapping[str, Arm]) -> dict[str, float]:
+    """What the delay costs: an arm against that of its label in `prompt`, which had none, on the same episodes."""
+    names = ("cost", "cost_low", "cost_high", "cost_lost", "cost_gained")
+    base = prompt.get(arm.label)
+    keys = [] if base is None or setting.ms == 0 else shared_episodes(arm, base)
+    if base is None or not keys:
+        return dict.fromkeys(names, float("nan"))
+    found = pairs(arm, base, keys)
+    interval = tango(found)
+    values = (found.difference, interval.low, interval.high, found.lost, found.gained)
+    return dict(zip(names, values, strict=True))
+
+
 def _seconds(record: EpisodeRecord) -> float:
     return float(record.motion.get("world_seconds", np.nan))
 
@@ -157,11 +174,13 @@ def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _paired(arm: Arm, base: Arm) -> dict[str, float]:
     both = [(arm.episodes[key], base.episodes[key]) for key in shared_episodes(arm, base)]
-    pairs = {"sooner": [_seconds(b) - _seconds(a) for a, b in both if a.success and b.success]}
+    changes = {"sooner": [_seconds(b) - _seconds(a) for a, b in both if a.success and b.success]}
     for key in MOTION:
-        pairs[f"{key}_change"] = [a.motion[key] - b.motion[key] for a, b in both if key in a.motion and key in b.motion]
+        changes[f"{key}_change"] = [
+            a.motion[key] - b.motion[key] for a, b in both if key in a.motion and key in b.motion
+        ]
     out: dict[str, float] = {}
-    for key, values in pairs.items():
+    for key, values in changes.items():
         middle, interval = mean_interval(values)
         out |= {key: middle, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return out
@@ -194,8 +213,9 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def _lines(rows: pd.DataFrame, where: str) -> str:
-    judged = "difference" in rows
+    judged, priced = "difference" in rows, rows["cost"].notna().any()
     heads = ["mode", where, "method", "ms/call", "steps late", "success, %", "seconds", "re-plans/s", "held", "stale"]
+    heads += ["against no delay", "lost / gained"] if priced else []
     heads += ["difference", "sooner, s", "verdict"] if judged else []
     body = []
     for r in rows.itertuples():
@@ -203,6 +223,10 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
         cells.append(f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]")
         cells.append(_around(r.seconds, r.seconds_low, r.seconds_high))
         cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]
+        if priced:
+            known = not pd.isna(r.cost)
+            cells.append(f"{100 * r.cost:+.1f} [{100 * r.cost_low:+.1f}, {100 * r.cost_high:+.1f}]" if known else "")
+            cells.append(f"{r.cost_lost:.0f} / {r.cost_gained:.0f}" if known else "")
         if judged:
             low, high = 100 * r.held_low, 100 * r.held_high
             cells.append("" if pd.isna(r.difference) else f"{100 * r.difference:+.1f} [{low:+.1f}, {high:+.1f}]")

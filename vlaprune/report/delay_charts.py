@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,31 +15,53 @@ from vlaprune.report.svg import BAD, INK, Chart, draw, frame, marker_style, shor
 MARKERS = "Dos^vXP<>*"  # of lines, by method
 
 
-def curve(rows: pd.DataFrame, column: str, axis: str, title: str) -> Chart:
-    """One line per method of `rows` (of one mode) against delay in ms, with intervals COLUMN_low and COLUMN_high."""
-    low, high = ("low", "high") if column == "rate" else (f"{column}_low", f"{column}_high")
-    scale = 100 if column == "rate" else 1
-    methods = list(dict.fromkeys(rows["method"]))
+def curve(rows: pd.DataFrame, line: str, column: str, axis: str, title: str) -> Chart:
+    """Lines of `rows` against delay in ms, with intervals COLUMN_low and COLUMN_high; success from 0 to 100 %.
+
+    line  the column that tells lines apart: method, or mode where there is one method
+    """
+    rate = column == "rate"
+    low, high, scale = ("low", "high", 100) if rate else (f"{column}_low", f"{column}_high", 1)
+    lines = list(dict.fromkeys(rows[line]))
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
-        for number, method in enumerate(methods):
-            own = rows[rows["method"] == method].sort_values("set_ms")
+        for number, name in enumerate(lines):
+            own = rows[rows[line] == name].sort_values("set_ms")
             colour, marker = marker_style(None, int(own["colour"].iloc[0]))[0], MARKERS[number % len(MARKERS)]
-            ax.plot(own["set_ms"], scale * own[column], color=colour, lw=1.6, label=short(method, width), marker=marker)
+            ax.plot(own["set_ms"], scale * own[column], color=colour, lw=1.6, label=short(name, width), marker=marker)
             for i, r in enumerate(own.itertuples()):
                 ends = [scale * getattr(r, k) for k in (low, high)]
                 ax.plot([r.set_ms] * 2, ends, color=colour, lw=1.2, alpha=0.5, gid=f"tip{number}-{i}")
                 middle = scale * getattr(r, column)
-                tips[f"tip{number}-{i}"] = f"{method} at {r.set_ms:g} ms: {middle:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
+                tips[f"tip{number}-{i}"] = f"{name} at {r.set_ms:g} ms: {middle:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
+        if rate:
+            ax.set_ylim(0, 102)
         ax.set_xlabel("delay of a call, ms")
         ax.set_ylabel(axis)
         ax.legend(frameon=False, labelcolor=INK)
         frame(ax, "both")
         return tips
 
-    told = "; ".join(f"{r.method} {scale * getattr(r, column):.3g} at {r.set_ms:g} ms" for r in rows.itertuples())
+    told = "; ".join(
+        f"{getattr(r, line)} {scale * getattr(r, column):.3g} at {r.set_ms:g} ms" for r in rows.itertuples()
+    )
     return draw(f"{column}-{rows['mode'].iloc[-1]}", title, told, paint, lambda width: 340)
+
+
+def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
+    """Success and seconds against delay: a line a method, mode by mode; or a line a mode, where there is one method."""
+    zero = rows[rows["set_ms"] == 0].drop_duplicates("method")
+    late = rows[rows["set_ms"] > 0]
+    modes = list(dict.fromkeys(late["mode"]))
+    if late["method"].nunique() == 1 and len(modes) > 1:
+        own = [pd.concat([zero, late[late["mode"] == m]]).assign(mode=m, colour=i) for i, m in enumerate(modes)]
+        groups = [("mode", pd.concat(own), f"{late['method'].iloc[0]}")]
+    else:
+        groups = [("method", pd.concat([zero, late[late["mode"] == mode]]), mode) for mode in modes]
+    for line, own_rows, name in groups:
+        yield curve(own_rows, line, "rate", "success, %", f"Success against delay, {name}")
+        yield curve(own_rows, line, "seconds", "seconds to success", f"Seconds to success against delay, {name}")
 
 
 def break_even(rows: pd.DataFrame, margin: float) -> Chart:
@@ -94,17 +116,12 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
 
 
 def charts(rows: pd.DataFrame) -> list[Chart]:
-    """Success and seconds against delay by mode (no delay is the same in every mode), break-even, motion."""
+    """Success and seconds against delay (no delay is the same in every mode), break-even, motion."""
     out: list[Chart] = []
     judged = rows[rows["verdict"].notna()] if "verdict" in rows else rows[:0]
     numbers_of = {method: i for i, method in enumerate(dict.fromkeys(judged["family"]), 1)}
     rows = rows.assign(colour=[numbers_of.get(family, 0) for family in rows["family"]])
-    numbers = rows[rows["set_ms"].notna()]
-    zero = numbers[numbers["set_ms"] == 0].drop_duplicates("method")
-    for mode in dict.fromkeys(numbers[numbers["set_ms"] > 0]["mode"]):
-        own = pd.concat([zero, numbers[(numbers["mode"] == mode) & (numbers["set_ms"] > 0)]])
-        out.append(curve(own, "rate", "success, %", f"Success against delay, {mode}"))
-        out.append(curve(own, "seconds", "seconds to success", f"Seconds to success against delay, {mode}"))
+    out += _curves(rows[rows["set_ms"].notna()])
     devices = rows[rows["set_ms"].isna()]
     if "difference" in devices and devices["difference"].notna().any():
         out.append(break_even(devices, rows.attrs["margin"]))
