@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlaprune.report import audit, conditions, delay
 from vlaprune.report.runs import compare, find
-from vlaprune.report.tables import tabulate
+from vlaprune.report.tables import tabulate, without_times
 from vlaprune.report.text import below, terminal, write
 from vlaprune.stats.markdown import TERMINAL
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         comparison = comparison.with_noise(find(args.noise))
     table = tabulate(comparison, args.tasks, args.timed)
     if args.untimed:
-        table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
+        table = without_times(table)
     print(terminal(table, args.wide, args.columns), below(table), sep="\n\n", end="\n\n")
     for path in write(table, args.output, args.name):
         print(path)

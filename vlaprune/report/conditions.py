@@ -29,6 +29,11 @@ from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 
 PLAIN = "none"
+COLUMNS = (
+    *("condition", "method", "base", "success", "episodes", "rate", "low", "high"),
+    *("paired", "lost", "gained", "difference", "held_low", "held_high", "verdict", "more"),
+    *("moved", "moved_low", "moved_high", "beyond", "beyond_low", "beyond_high"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,12 @@ def _unstressed(run: Run) -> Header:
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
     """A row per condition and arm, the baseline of each first.
 
-    Columns: condition, method, base (whether it is the baseline), success, episodes, rate, low, high; against the
-    baseline under the same condition paired, lost, gained, difference, held_low, held_high (at the level of the
-    verdict), verdict, more; moved, moved_low, moved_high: against the same method without a perturbation, in success,
-    with a 95 % interval; beyond, beyond_low, beyond_high: the difference to the baseline here less that without a
-    perturbation, on the episodes that all four runs have, with a 95 % interval. `attrs` holds title, notes, sources.
+    The columns are always COLUMNS, with NaN where a value is not known: condition, method, base (whether it is the
+    baseline), success, episodes, rate, low, high; against the baseline under the same condition paired, lost, gained,
+    difference, held_low, held_high (at the level of the verdict), verdict, more; moved, moved_low, moved_high: against
+    the same method without a perturbation, in success, with a 95 % interval; beyond, beyond_low, beyond_high: the
+    difference to the baseline here less that without a perturbation, on the episodes that all four runs have, with a 95
+    % interval. `attrs` holds title, notes, sources.
     """
     found = conditions(runs, baseline, partial)
     plain = next((c.comparison for c in found if c.name == PLAIN), None)
@@ -96,7 +102,7 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
             "verdict": said.decision,
             "more": said.more,
         }
-    out = pd.DataFrame(rows)
+    out = pd.DataFrame(rows).reindex(columns=COLUMNS)
     out.attrs["title"] = f"{found[0].comparison.title}, by perturbation"
     out.attrs["sources"] = sources(runs)
     out.attrs["notes"] = _notes(margin, len(tables), plain is not None)
@@ -166,16 +172,16 @@ def grid(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
 def _shade(row: Any) -> Shade:
     if row is None:
         return Shade("", value=-1.0)
-    points = 100 * (getattr(row, "moved", float("nan")) if row.base else getattr(row, "difference", float("nan")))
-    hue, depth = shade(points) if points == points else ("", 0)
-    verdict = getattr(row, "verdict", None)
-    told = f"{points:+.1f} {verdict}" if isinstance(verdict, str) else f"{points:+.1f}" if points == points else ""
-    return Shade(f"{100 * row.rate:.1f}", told, row.rate, hue, depth, verdict == "worse")
+    points = 100 * (row.moved if row.base else row.difference)
+    hue, depth = ("", 0) if pd.isna(points) else shade(points)
+    words = f" {row.verdict}" if isinstance(row.verdict, str) else ""
+    told = "" if pd.isna(points) else f"{points:+.1f}{words}"
+    return Shade(f"{100 * row.rate:.1f}", told, row.rate, hue, depth, row.verdict == "worse")
 
 
 def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the long table for people."""
-    judged, compared = "difference" in rows, "beyond" in rows
+    judged, compared = rows["difference"].notna().any(), rows["beyond"].notna().any()
     heads = [
         "condition",
         "method",

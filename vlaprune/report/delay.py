@@ -30,6 +30,11 @@ MOTION = {
     "jerk_real": "jerk in the world, m/s^3",
     "flips": "gripper flips",
 }
+JUDGED = (
+    *("success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"),
+    *("held_low", "held_high", "verdict", "more", "lost", "gained", "paired", "kept", "visual"),
+)  # what `tabulate` says of them
+CHANGES = [f"{name}{end}" for name in ("sooner", *(f"{key}_change" for key in MOTION)) for end in ("", "_low", "_high")]
 
 
 def delayed(runs: Iterable[Run]) -> bool:
@@ -82,15 +87,15 @@ def _where(said: Mapping[str, Any]) -> str:
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
     """A row per setting and arm, the baseline first.
 
-    Columns: mode, where, set_ms (NaN where a device decides), method; ms and late, means over calls; success, episodes,
-    rate, low, high; seconds, seconds_low, seconds_high: the world's seconds to success, mean over successes with its
-    95 % interval; replans, calls a second of the world; held and stale, shares of steps; the keys of MOTION, means
-    over episodes; against the same method without delay, where there is such a run, cost, cost_low, cost_high (Tango,
-    95 %), cost_lost, cost_gained; and against the baseline of the same setting difference, difference_low,
-    difference_high (95 %), held_low, held_high (at the level of the verdict), verdict, more, lost, gained, paired;
-    sooner, sooner_low, sooner_high: seconds that the method succeeds sooner, mean over episodes in which both do; and
-    for each number of motion its paired mean change with _low and _high. `attrs` holds title, margin and notes: where
-    milliseconds come from.
+    The columns are always these, with NaN where a value is not known: mode, where, set_ms (NaN where a device decides),
+    method; ms and late, means over calls; success, episodes, rate, low, high; seconds, seconds_low, seconds_high: the
+    world's seconds to success, mean over successes with its 95 % interval; replans, calls a second of the world; held
+    and stale, shares of steps; the keys of MOTION, means over episodes; against the same method without delay, where
+    there is such a run, cost, cost_low, cost_high (Tango, 95 %), cost_lost, cost_gained; and against the baseline of
+    the same setting difference, difference_low, difference_high (95 %), held_low, held_high (at the level of the
+    verdict), verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method succeeds
+    sooner, mean over episodes in which both do; and for each number of motion its paired mean change with _low and
+    _high. `attrs` holds title, margin and notes: where milliseconds come from.
     """
     found = settings(runs, baseline, partial)
     prompt = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
@@ -160,16 +165,10 @@ def _seconds(record: EpisodeRecord) -> float:
 
 def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one setting with success, verdicts and what is paired."""
-    told = tabulate(setting.comparison).set_index("method")
-    wanted = ["success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"]
-    wanted += ["held_low", "held_high"]
-    wanted += ["verdict", "more", "lost", "gained", "paired", "kept", "visual"]
-    frame = frame.join(told[[c for c in wanted if c in told]], on="method")
+    told = tabulate(setting.comparison).set_index("method")[list(JUDGED)]
     base = setting.comparison.baseline
-    if base is None:
-        return frame
-    rows = [_paired(arm, base) if arm is not base else {} for arm in setting.comparison.arms]
-    return frame.join(pd.DataFrame(rows))
+    rows = [_paired(arm, base) if base is not None and arm is not base else {} for arm in setting.comparison.arms]
+    return frame.join(told, on="method").join(pd.DataFrame(rows, columns=CHANGES, dtype=float))
 
 
 def _paired(arm: Arm, base: Arm) -> dict[str, float]:
@@ -206,14 +205,14 @@ def markdown(rows: pd.DataFrame) -> str:
     if len(devices):
         said = "Dense at dense's own latency against each method at its own."
         parts += ["## Break-even", said, _lines(devices, "device")]
-    if "sooner" in rows:
+    if rows["sooner"].notna().any():
         parts += ["## Motion", "Paired mean change against the baseline at the same delay.", _motion(rows)]
     parts.append("\n".join(f"- {note}" for note in rows.attrs["notes"]))
     return "\n\n".join(parts) + "\n"
 
 
 def _lines(rows: pd.DataFrame, where: str) -> str:
-    judged, priced = "difference" in rows, rows["cost"].notna().any()
+    judged, priced = rows["difference"].notna().any(), rows["cost"].notna().any()
     heads = ["mode", where, "method", "ms/call", "steps late", "success, %", "seconds", "re-plans/s", "held", "stale"]
     heads += ["against no delay", "lost / gained"] if priced else []
     heads += ["difference", "sooner, s", "verdict"] if judged else []

@@ -118,14 +118,14 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
 def charts(rows: pd.DataFrame) -> list[Chart]:
     """Success and seconds against delay (no delay is the same in every mode), break-even, motion."""
     out: list[Chart] = []
-    judged = rows[rows["verdict"].notna()] if "verdict" in rows else rows[:0]
+    judged = rows[rows["verdict"].notna()]
     numbers_of = {method: i for i, method in enumerate(dict.fromkeys(judged["family"]), 1)}
     rows = rows.assign(colour=[numbers_of.get(family, 0) for family in rows["family"]])
     out += _curves(rows[rows["set_ms"].notna()])
     devices = rows[rows["set_ms"].isna()]
-    if "difference" in devices and devices["difference"].notna().any():
+    if devices["difference"].notna().any():
         out.append(break_even(devices, rows.attrs["margin"]))
-    if "jerk_hand_change" in rows and rows["jerk_hand_change"].notna().any():
+    if rows["jerk_hand_change"].notna().any():
         named: Sequence[tuple[str, str]] = (("jerk_hand", "RMS jerk of the hand"), ("path_hand", "path of the hand"))
         out += [motion(rows, key, called) for key, called in (*named, ("flips", "gripper flips"))]
     return out
@@ -133,13 +133,11 @@ def charts(rows: pd.DataFrame) -> list[Chart]:
 
 def html(rows: pd.DataFrame) -> str:
     """One self-contained page: charts, the table, notes."""
-    shown = [
-        (r, "" if pd.isna(getattr(r, "difference", None)) else f"{100 * r.difference:+.1f}") for r in rows.itertuples()
-    ]
-    told = [verdict(r) if hasattr(r, "verdict") else "" for r in rows.itertuples()]
+    shown = [(r, "" if pd.isna(r.difference) else f"{100 * r.difference:+.1f}") for r in rows.itertuples()]
+    judged = rows["verdict"].notna().any()
     return template("delay.html").render(
         title=rows.attrs["title"],
         charts=charts(rows),
-        rows=[(r, difference, words) for (r, difference), words in zip(shown, told, strict=True)],
+        rows=[(r, difference, verdict(r) if judged else "") for r, difference in shown],
         notes=rows.attrs["notes"],
     )

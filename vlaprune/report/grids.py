@@ -42,9 +42,9 @@ def heat(comparison: Comparison, table: pd.DataFrame) -> list[tuple[Arm, list[Sh
             if r is None:
                 cells.append(Shade("", value=-1.0))
                 continue
-            lost, gained, points = (getattr(r, key, float("nan")) for key in ("lost", "gained", "difference"))
-            under = f"{r.success}/{r.episodes}" + (f" · -{lost:.0f} +{gained:.0f}" if lost + gained > 0 else "")
-            hue, depth = shade(100 * points) if points == points else ("accent", round(40 * r.rate))
+            flips = f" · -{r.lost:.0f} +{r.gained:.0f}" if r.lost + r.gained > 0 else ""
+            hue, depth = shade(100 * r.difference) if pd.notna(r.difference) else ("accent", round(40 * r.rate))
+            under = f"{r.success}/{r.episodes}{flips}"
             cells.append(Shade(f"{100 * r.rate:.0f}", under, r.rate, hue, depth))
         out.append((arm, cells))
     return out
@@ -75,7 +75,7 @@ def _against(row: Arm, column: Arm, found: dict, held: dict) -> Shade:  # type: 
 
 def ordered(table: pd.DataFrame) -> list[str]:
     """Marked names of the arms by their effect: the baseline, then the largest difference first."""
-    if "difference" not in table:
+    if table["difference"].isna().all():
         return list(table.sort_values("rate", ascending=False, kind="stable")["method"])
     first = table["difference"].isna() & table["verdict"].isna()
     rank = table["difference"].fillna(-9.0).where(~first, 9.0)

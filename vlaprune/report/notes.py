@@ -21,7 +21,7 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
     """How the verdicts of a table were reached, what it could have seen, what its marks mean."""
     whole = table[table["task"] == "all"]
     out = _verdicts(comparison, whole)
-    if "lost" in whole and whole["difference_clustered"].notna().any():
+    if whole["difference_clustered"].notna().any():
         out.append(
             f"s.e. over tasks: standard error of the difference, in points, with the {len(comparison.tasks)} tasks as "
             "clusters; the intervals speak of these tasks only."
@@ -70,17 +70,17 @@ def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> 
     """How times were taken, how many calls they rest on, which of them cannot be."""
     out = []
     if table.attrs["shared"]:
-        shown = "~ Times are shown because of --timed" if "ms" in table else "No times"
+        shown = "~ Times are shown because of --timed" if table["ms"].notna().any() else "No times"
         out.append(f"{shown}: {table.attrs['shared']}.")
-    if "ms" in table and whole["ms"].notna().any():
+    if whole["ms"].notna().any():
         told = "; ".join(_counts(whole, table.attrs["times"]))
         out.append(
             "Times: median of steady calls of one size (calls alone on the device, none that compiled, captured or "
             f"allocated), sizes weighed by how often they are called. Calls: {told}."
         )
-        if "speedup" in whole and whole["speedup"].isna().any():
+        if comparison.baseline is not None and whole["speedup"].isna().any():
             out.append(f"No speed-up where the method or the baseline has fewer than {STEADY} steady calls.")
-    if "impossible" in whole and whole["impossible"].any():
+    if whole["impossible"].any():
         odd = whole[whole["impossible"]]
         said = ", ".join(f"{r.method} {r.speedup:.2f}x for {_most(r.flops_cut):.2f}x" for r in odd.itertuples())
         out.append(f"? The speed-up is more than the FLOPs saved allow ({said}): do not trust these times.")
@@ -111,7 +111,7 @@ def _noise(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
 
 def ties(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     """Methods not called worse that end no more episodes otherwise than a repeat of the baseline may."""
-    if comparison.noise is None or "otherwise" not in whole:
+    if comparison.noise is None:
         return []
     rows = whole[whole["otherwise"].notna() & ~whole["verdict"].isin(["worse", "stopped: worse"])]
     return [r.method for r in rows.itertuples() if comparison.noise.hides(r.otherwise)]
@@ -124,7 +124,7 @@ def _why(arm: Arm) -> str:
 
 def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
     base = comparison.baseline
-    judged = whole[whole["verdict"].isin(JUDGED)] if "verdict" in whole else whole[:0]
+    judged = whole[whole["verdict"].isin(JUDGED)]
     if base is None or judged.empty:
         return []
     several = f", Holm over the {len(judged)} methods (per task: over that task's)" if len(judged) > 1 else ""
@@ -185,7 +185,7 @@ def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
 def _undecided(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
     if comparison.baseline is None:
         return Limit("Any comparison", "there is no baseline among these runs; name one with --baseline.")
-    rows = whole[whole.get("verdict", pd.Series(index=whole.index)) == "undecided"]
+    rows = whole[whole["verdict"] == "undecided"]
     if rows.empty:
         return None
     rows = rows.sort_values("more")
@@ -200,7 +200,7 @@ def _undecided(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
 
 
 def _small(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
-    judged = whole[whole["verdict"].isin(JUDGED)] if "verdict" in whole else whole[:0]
+    judged = whole[whole["verdict"].isin(JUDGED)]
     if judged.empty:
         return None
     n, flipped = typical(judged)
@@ -237,7 +237,7 @@ def _repeats(comparison: Comparison, whole: pd.DataFrame) -> Limit | None:
 def _time(whole: pd.DataFrame) -> Limit | None:
     if whole.attrs["shared"]:
         return Limit("Any speed", f"{whole.attrs['shared']}, so milliseconds do not compare.")
-    if "ms" in whole and whole["ms"].notna().any():
+    if whole["ms"].notna().any():
         return None
     return Limit("Any speed", "no times are in this report; FLOPs say what is computed, not how long it takes.")
 

@@ -21,7 +21,7 @@ from vlaprune.report.html import template
 from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
 from vlaprune.report.svg import METHODS, Chart
-from vlaprune.report.tables import tabulate
+from vlaprune.report.tables import tabulate, without_times
 
 MATRIX = 40  # arms up to which every one is held against every other
 VIDEOS = 20_000_000  # bytes of film that a page holds as base64; the rest is linked
@@ -47,7 +47,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     colours = _colours(comparison)
     table["colour"] = table["method"].map(colours)
     if untimed:
-        table = table.drop(columns=["ms", "ms_method", "speedup"], errors="ignore")
+        table = without_times(table)
     whole = table[table["task"] == "all"]
     order = ordered(whole)
     whole = whole.set_index("method", drop=False).loc[order].rename_axis(None)
@@ -57,7 +57,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     found = flips(comparison)
     places, held = place_videos(found, file, videos, films(comparison).values())
     data = _inert(browser(comparison, places))
-    several = "verdict" in whole and int(whole["verdict"].isin(JUDGED).sum()) > 1
+    several = int(whole["verdict"].isin(JUDGED).sum()) > 1
     return template("page.html").render(
         hue=_hue,
         several=several,
@@ -142,34 +142,29 @@ NEEDS |= {
 
 def _shown(table: pd.DataFrame, name: str) -> bool:
     needs = NEEDS.get(name)
-    return needs is None or (needs in table and bool(table[needs].notna().any()))
+    return needs is None or bool(table[needs].notna().any())
 
 
 def _cells(row: Any, about: str = "") -> dict[str, Cell]:
     """Column -> cell of a row of `tabulate`; a number that is not known is an empty cell."""
 
-    def known(key: str) -> float | None:
-        value = getattr(row, key, None)
-        return None if value is None or pd.isna(value) else value
+    def cell(value: float, text: str, under: str = "", scale: float = 1.0) -> Cell:
+        return Cell("") if pd.isna(value) else Cell(text.format(scale * value), under, float(value))
 
-    def cell(key: str, text: str, under: str = "", scale: float = 1.0) -> Cell:
-        value = known(key)
-        return Cell("") if value is None else Cell(text.format(scale * value), under, float(value))
-
-    verdict = getattr(row, "verdict", None)
+    judged = isinstance(row.verdict, str)
     return {
-        "verdict": Cell(verdict, _more(row), verdict) if isinstance(verdict, str) else Cell("baseline", "", "a"),
-        "FLOPs cut": cell("flops_cut", "{:.1f} %", "", 100),
-        "success": cell("rate", "{:.1f} %", f"{row.success}/{row.episodes} · {_span(row.low, row.high)}", 100),
-        "mean of tasks": cell("average", "{:.1f} %", "", 100),
-        "difference": cell("difference", "{:+.1f}", _signed(row), 100),
-        "lost / gained": cell("lost", "{:.0f}" + (f" / {known('gained') or 0:.0f}"), _otherwise(row)),
-        "tokens": cell("kept", "{:.1f}", f"of {row.visual}") if row.proved else Cell("", UNPROVED),
-        "GFLOPs": cell("gflops", "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
-        "ms": cell("ms", about + "{:.2f}", f"method {known('ms_method') or 0:.2f}"),
-        "ms/answer": cell("ms_answer", "{:.2f}"),
-        "speed-up": cell("speedup", about + "{:.2f} x", _doubt(row)),
-        "s.e. over tasks": cell("difference_clustered", "{:.1f}", "", 100),
+        "verdict": Cell(row.verdict, _more(row), row.verdict) if judged else Cell("baseline", "", "a"),
+        "FLOPs cut": cell(row.flops_cut, "{:.1f} %", "", 100),
+        "success": cell(row.rate, "{:.1f} %", f"{row.success}/{row.episodes} · {_span(row.low, row.high)}", 100),
+        "mean of tasks": cell(row.average, "{:.1f} %", "", 100),
+        "difference": cell(row.difference, "{:+.1f}", _signed(row), 100),
+        "lost / gained": cell(row.lost, "{:.0f}" + f" / {row.gained:.0f}", _otherwise(row)),
+        "tokens": cell(row.kept, "{:.1f}", f"of {row.visual}") if row.proved else Cell("", UNPROVED),
+        "GFLOPs": cell(row.gflops, "{:,.0f}" if row.gflops >= 100 else "{:.3g}"),
+        "ms": cell(row.ms, about + "{:.2f}", f"method {row.ms_method:.2f}"),
+        "ms/answer": cell(row.ms_answer, "{:.2f}"),
+        "speed-up": cell(row.speedup, about + "{:.2f} x", "? see the note" if row.impossible else ""),
+        "s.e. over tasks": cell(row.difference_clustered, "{:.1f}", "", 100),
     }
 
 
@@ -178,17 +173,12 @@ def _span(low: float, high: float) -> str:
 
 
 def _signed(row: Any) -> str:
-    low, high = getattr(row, "held_low", 0.0), getattr(row, "held_high", 0.0)
-    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{100 * row.held_low:+.1f} to {100 * row.held_high:+.1f}"
 
 
 def _otherwise(row: Any) -> str:
-    share, times = getattr(row, "otherwise", 0.0), getattr(row, "times_noise", float("nan"))
-    return f"{100 * share:.1f} %" + (f", {times:.1f} x noise" if times == times else "")
-
-
-def _doubt(row: Any) -> str:
-    return "? see the note" if getattr(row, "impossible", False) else ""
+    noise = f", {row.times_noise:.1f} x noise" if pd.notna(row.times_noise) else ""
+    return f"{100 * row.otherwise:.1f} %{noise}"
 
 
 def _more(row: Any) -> str:
@@ -199,8 +189,6 @@ def _more(row: Any) -> str:
 
 def _verdicts(table: pd.DataFrame) -> list[tuple[str, list[Any]]]:
     """Verdict -> its rows, the cheapest first."""
-    if "verdict" not in table:
-        return []
     every = ("no worse", "worse", "undecided", "stopped: worse", "stopped: better", "not judged")
     words = [w for w in every if (table["verdict"] == w).any()]
     return [(w, list(table[table["verdict"] == w].sort_values("gflops").itertuples())) for w in words]
@@ -208,12 +196,12 @@ def _verdicts(table: pd.DataFrame) -> list[tuple[str, list[Any]]]:
 
 def _charts(comparison: Comparison, table: pd.DataFrame) -> dict[str, Chart]:
     charts = {}
-    if "difference" in table and table["difference"].notna().any():
+    if table["difference"].notna().any():
         assert comparison.baseline is not None
         charts["forest"] = plots.forest(table, comparison.margin, comparison.baseline.label)
-    if "flops_cut" in table and table["flops_cut"].notna().sum() > 1:
+    if table["flops_cut"].notna().sum() > 1:
         charts["flops"] = plots.cost(table, "flops_cut", "FLOPs cut, %", "flops", "Success against FLOPs saved")
-    if "ms" in table and table["ms"].notna().sum() > 1:
+    if table["ms"].notna().sum() > 1:
         charts["ms"] = plots.cost(table, "ms", "ms per call", "ms", "Success against time per call")
     layers = {a.marked: _layers(a) for a in comparison.arms if a.proved}
     seen = table[table["proved"]]

@@ -97,7 +97,7 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
         ax.set_ylim(base, min(102.0, highs.max() + 0.03 * span))
         shown_x, shown_y = x.copy(), y.copy()
         for i, r in enumerate(rows.itertuples()):
-            colour, marker, face = marker_style(getattr(r, "verdict", None), r.colour)
+            colour, marker, face = marker_style(r.verdict, r.colour)
             if inside[i]:
                 ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
             else:

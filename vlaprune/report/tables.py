@@ -18,7 +18,15 @@ from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
 from vlaprune.stats.measured import impossible
 
-WHOLE = ("visual", "steady", "cold", "packed", "untimed", "answers")  # columns that count
+WHOLE = ["visual", "steady", "cold", "packed", "untimed", "answers"]  # columns that count; empty where not known
+COLUMNS = (
+    *("method", "task", "success", "episodes", "seeds", "rate", "low", "high", "exact_low", "exact_high"),
+    *("average", "clustered", "proved", "kept", "visual", "gflops"),
+    *("ms", "ms_method", "steady", "cold", "packed", "untimed", "ms_answer", "answers"),
+    *("verdict", "paired", "both", "lost", "gained", "neither", "otherwise", "times_noise"),
+    *("difference", "difference_low", "difference_high", "held_low", "held_high", "difference_clustered"),
+    *("mcnemar_p", "holm_p", "more", "flops_cut", "speedup", "impossible"),
+)
 
 
 def summarise(
@@ -31,19 +39,19 @@ def summarise(
 def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False) -> pd.DataFrame:
     """One row per arm (and per task), the baseline first.
 
-    Columns: proved, False where nobody saw the layers (a black box, results of another harness): tokens, FLOPs and
-    times are then empty, but for ms_answer, the mean milliseconds of an answer of a black box, over so many answers;
-    success and episodes; rate with its 95 % Wilson interval (low, high), its exact interval and its standard
-    error over tasks (clustered); average, the unweighted mean over tasks where their numbers of episodes differ, as in
-    SIMPLER's tables; pooled over the model calls kept (visual tokens computed, mean over layers) of visual and gflops;
-    ms, ms_method and the steady calls they are medians of (`times`), with cold, packed and untimed ones beside;
-    against the baseline on the same episodes paired, both, lost, gained, neither, otherwise (the share lost or gained)
-    and times_noise (that in units of what a repeat of the baseline does), difference with Tango's interval
-    (difference_low, difference_high), the interval at the level of its verdict (held_low, held_high) and its standard
-    error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup, impossible (whether the speed-up is above what the
-    FLOPs allow). No times where the runs did not have their machine to themselves, unless `timed` says to look anyway.
-    `attrs` holds title, sources, notes (the footnotes), shared (why milliseconds do not compare, if they do not) and
-    times (the counts of calls in words).
+    The columns are always COLUMNS, with NaN where a value is not known: proved, False where nobody saw the layers (a
+    black box, results of another harness): tokens, FLOPs and times are then empty, but for ms_answer, the mean
+    milliseconds of an answer of a black box, over so many answers; success and episodes; rate with its 95 % Wilson
+    interval (low, high), its exact interval and its standard error over tasks (clustered); average, the unweighted mean
+    over tasks where their numbers of episodes differ, as in SIMPLER's tables; pooled over the model calls kept (visual
+    tokens computed, mean over layers) of visual and gflops; ms, ms_method and the steady calls they are medians of
+    (`times`), with cold, packed and untimed ones beside; against the baseline on the same episodes paired, both, lost,
+    gained, neither, otherwise (the share lost or gained) and times_noise (that in units of what a repeat of the
+    baseline does), difference with Tango's interval (difference_low, difference_high), the interval at the level of its
+    verdict (held_low, held_high) and its standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup,
+    impossible (whether the speed-up is above what the FLOPs allow). All times are NaN where the runs did not have their
+    machine to themselves, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes),
+    shared (why milliseconds do not compare, if they do not) and times (the counts of calls in words).
     """
     frames = {a.label: _frame(a) for a in comparison.arms}
     rows = []
@@ -52,27 +60,29 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         found = {a.label: _row(a, frames[a.label], task) for a in here}
         _judge(comparison, here, task, found)
         rows += list(found.values())
-    table = pd.DataFrame(rows)
-    whole = [name for name in WHOLE if name in table]
-    table[whole] = table[whole].astype("Int64")  # empty where they are not known
+    table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "enough"])
+    table[WHOLE] = table[WHOLE].astype("Int64")
     timed_runs = [run for a in comparison.arms if a.proved for run in a.runs]
     reason = shared(timed_runs) if table["ms"].notna().any() else ""
     if reason and not timed:
-        table = table.drop(columns=["ms", "ms_method"])
+        table = without_times(table)
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
-        if "ms" in table:
-            enough = table["enough"] & table["task"].map(dense["enough"]).fillna(False).astype(bool)
-            table["speedup"] = (table["task"].map(dense["ms"]) / table["ms"]).where(enough)
-            pairs_ = zip(table["speedup"], table["flops_cut"], strict=True)
-            table["impossible"] = [impossible(ratio, cut) for ratio, cut in pairs_]
+        enough = table["enough"] & table["task"].map(dense["enough"]).fillna(False).astype(bool)
+        table["speedup"] = (table["task"].map(dense["ms"]) / table["ms"]).where(enough)
+    table["impossible"] = list(map(impossible, table["speedup"], table["flops_cut"]))
     table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
     table.attrs["sources"] = sources([run for a in comparison.arms for run in a.runs])
     table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms if a.proved}
     table.attrs["notes"] = footnotes(comparison, table)
     return table.drop(columns=["enough"])
+
+
+def without_times(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with no milliseconds and no speed-up known."""
+    return table.assign(ms=math.nan, ms_method=math.nan, speedup=math.nan)
 
 
 def _frame(arm: Arm) -> pd.DataFrame:
