@@ -164,6 +164,7 @@ def play(
     watchers=(),
     recorder=Recorder,
     deterministic=False,
+    max_batch=None,
 ):
     """Runs the toy on two tasks as vlaprune-eval does; gives the run as it then stands in the folder."""
     bench, shard = bench or Bench(), shard or Shard()
@@ -178,7 +179,8 @@ def play(
     recorder = recorder(folder, Header(identity, {"shard": shard.suffix}, tasks), sinks, shard.suffix, say)
     try:
         policy = Policy(model or Toy(), make, slots, Control(execute=execute))
-        rollout(policy, bench, recorder, shard, RolloutConfig(seed, time_limit, deterministic=deterministic), watchers)
+        rules = RolloutConfig(seed, time_limit, deterministic=deterministic, max_batch=max_batch)
+        rollout(policy, bench, recorder, shard, rules, watchers)
     finally:
         recorder.close()
     return read(folder)

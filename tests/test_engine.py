@@ -17,6 +17,7 @@ from vlaprune.bench.episodes import Outcome
 from vlaprune.bench.sleeping import Sleeping
 from vlaprune.benchmark import Observation
 from vlaprune.methods.random import Random
+from vlaprune.models.toy import Toy
 
 QUIET = {"say": lambda text: None}
 
@@ -52,6 +53,23 @@ def test_alone_computed_the_bits_do_not_depend_on_slots_or_luck(tmp_path, slots)
     many = actions(tmp_path / "many", slots, Sleeping(step=0.002, look=0.004, jitter=1.0))
     assert {k: replace(r, calls=()) for k, r in one.items()} == {k: replace(r, calls=()) for k, r in many.items()}
     assert outcomes_of(one) == outcomes_of(many)
+
+
+def test_a_call_holds_at_most_as_many_observations_as_allowed(tmp_path):
+    """Calls of 30 ms beside chunks of 6 ms: observations pile up meanwhile."""
+
+    class Slow(Toy):
+        def predict(self, observations, sessions):
+            time.sleep(0.03)
+            return super().predict(observations, sessions)
+
+    bench = Sleeping(step=0.0, look=0.006)
+    runs = {n: play(tmp_path / str(n), bench, model=Slow(), slots=6, episodes=6, max_batch=n) for n in (None, 2)}
+    packed = {n: max(c.packed for r in run.episodes.values() for c in r.calls) for n, run in runs.items()}
+    assert packed[2] == 2 < packed[None]
+    assert outcomes(runs[2]) == outcomes(runs[None])
+    with pytest.raises(ValueError, match="max_batch=0; use 1 or more"):
+        play(tmp_path / "none", bench, max_batch=0)
 
 
 def outcomes_of(records):

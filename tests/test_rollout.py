@@ -77,7 +77,7 @@ def run_episode(wins, limit, execute, stop=True):
 
 def test_an_episode_looks_once_per_call_and_executes_what_it_is_sent():
     outcome, log = run_episode(wins={5}, limit=9, execute=2)
-    assert outcome == (True, 5)
+    assert outcome[:2] == (True, 5)
     assert log == ["reset 5", "look", 0, 1, "look", 10, 11, "look", 20]
 
 
@@ -94,7 +94,7 @@ def test_an_episode_looks_once_per_call_and_executes_what_it_is_sent():
 )
 @pytest.mark.parametrize("execute", [1, 3, 4])
 def test_how_an_episode_ends(wins, stop, outcome, execute):
-    assert run_episode(wins, 7, execute, stop)[0] == outcome
+    assert run_episode(wins, 7, execute, stop)[0][:2] == outcome
 
 
 def test_toy_solves_the_toy_world_and_a_limit_ends_an_episode(tmp_path):

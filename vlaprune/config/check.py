@@ -21,7 +21,7 @@ from vlaprune.errors import UserError
 ROBOT_PARTS = ("model", "bench", "control")  # what a file of the group `robots` says of one robot
 MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # of vlaprune-profile
 KINDS = {  # where the value in the file does not say it: null, or a whole number for any
-    **dict.fromkeys(("episodes", "execute", "teaching.steps"), int),
+    **dict.fromkeys(("episodes", "execute", "max_batch", "teaching.steps"), int),
     **dict.fromkeys(("runs", "methods", "models"), list),
     **dict.fromkeys(("audit.arm", "audit.run", "baseline", "name", "stop", "tuning.weights"), str),
     **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),

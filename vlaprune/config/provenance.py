@@ -109,6 +109,7 @@ def _made(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
     shard = Shard(cfg.shard.index, cfg.shard.count).suffix
     return told | {
         "slots": cfg.slots,
+        "max_batch": cfg.max_batch,
         "shard": shard,
         "video": cfg.video,
         "baseline": str(cfg.baseline or ""),

@@ -58,6 +58,7 @@ class RolloutConfig:
     stop        asked after every episode; True ends the run, and unfinished episodes of other slots are not recorded.
                 Episodes then begin in the order of the list
     deterministic  one sequence a call: an episode's numbers are the same bits for any number of slots, in any order
+    max_batch   most observations of a packed call; None for as many as there are
     """
 
     seed: int
@@ -65,6 +66,17 @@ class RolloutConfig:
     patience: int = 5
     stop: Callable[[EpisodeRecord], bool] | None = None
     deterministic: bool = False
+    max_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """UserError for calls of nothing."""
+        if self.max_batch is not None and self.max_batch < 1:
+            raise UserError(f"max_batch={self.max_batch}; use 1 or more, or null for as many as there are")
+
+    @property
+    def largest(self) -> int | None:
+        """Most observations of a call; None for as many as there are."""
+        return 1 if self.deterministic else self.max_batch
 
 
 class Journal(Protocol):
@@ -195,7 +207,8 @@ class _Rollout:
         """Seconds that observations in hand may wait for others; None where there is none."""
         if not self._looks:
             return None
-        return 0.0 if self._rules.deterministic else self._pace.wait(len(self._looks), self._pool.ages())
+        full = self._rules.largest is not None and len(self._looks) >= self._rules.largest
+        return 0.0 if full else self._pace.wait(len(self._looks), self._pool.ages())
 
     def _next(self, slot: int) -> None:
         """Gives a free slot its next episode, and opens its task first where another one is open."""
@@ -230,8 +243,8 @@ class _Rollout:
         return None
 
     def _act(self) -> None:
-        """One call of the policy for those that wait, and their worlds go on. Alone, if rounding must not differ."""
-        slots = list(self._looks)[: 1 if self._rules.deterministic else None]
+        """One call of the policy for those that have waited longest, and their worlds go on."""
+        slots = list(self._looks)[: self._rules.largest]
         looks = {slot: self._looks.pop(slot) for slot in slots}
         began = time.monotonic()
         actions = self._policy.act(looks)

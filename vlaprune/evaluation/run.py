@@ -50,7 +50,9 @@ def main(
     whole = False
     try:
         with _film(cfg, policy, bench, header) as films:
-            rules = RolloutConfig(cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic)
+            rules = RolloutConfig(
+                cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic, max_batch=cfg.max_batch
+            )
             if rule is None or not any(map(rule, mine)):
                 with kernel(cfg.kernel):
                     rollout(policy, bench, recorder, shard, rules, [bar, *films, *watchers])
