@@ -82,41 +82,37 @@ def print_error(error: BaseException, folder: Path | None = None) -> int:
 
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
-    """Runs a job under Hydra. Exit code 2, and one line, for what the user can mend; 1 for a bug."""
+    """Runs jobs under Hydra. Exit code 2, and one line, for what the user can mend; 1 for a bug."""
     if _helped(name):
         return
-    import hydra
-
     from vlaprune import config
     from vlaprune.evaluation import progress
 
     config.prepare()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come as they are, to be told in one line
     sys.argv[1:] = config.arguments(sys.argv[1:])
-    codes: list[int] = []
     board = progress.Board()
+    try:
+        codes = _launch(name, job)
+    finally:
+        statuses = board.close()
+    if statuses:
+        _verdicts(statuses)
+    codes += [status.code for status in statuses]
+    if any(codes):
+        sys.exit(1 if 1 in codes else max(codes))
+
+
+def _launch(name: str, job: Callable[[DictConfig], None]) -> list[int]:
+    """Lets Hydra make the configuration and start the jobs; exit codes of the errors that were printed here."""
+    import hydra
+
+    from vlaprune import config
+
+    codes: list[int] = []
 
     def guarded(cfg: Any) -> None:
-        one = config.job()
-        if one is None:
-            progress.detach_from_board()
-        else:
-            progress.end_with_the_sweep()
-        folder = None
-        try:
-            cfg = config.check(cfg, name)
-            folder = Path(cfg.get("output", "."))
-            job(cfg)
-        except Exception as error:
-            if config.is_config_error(error):
-                error = errors.UserError(str(error))
-            if one is None:
-                codes.append(print_error(error, folder))
-                return
-            mend = errors.is_user_error(error)
-            text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
-            if not one.fail(" ".join(text.split()), 2 if mend else 1):
-                raise  # on another machine: the exception is all that comes back
+        codes.append(_guarded(name, job, cfg))
 
     try:
         hydra.main(version_base="1.3", config_path=config.config_path(), config_name=name)(guarded)()
@@ -130,13 +126,33 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
             given = [one for one in sys.argv[1:] if not one.startswith("-")]
             error = config.explain(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
         codes.append(print_error(error))
-    finally:
-        statuses = board.close()
-    if statuses:
-        _verdicts(statuses)
-    codes += [status.code for status in statuses]
-    if any(codes):
-        sys.exit(1 if 1 in codes else max(codes))
+    return codes
+
+
+def _guarded(name: str, job: Callable[[DictConfig], None], cfg: Any) -> int:
+    """Runs one job and returns its exit code. The error of a sweep's job goes to the sweep, which counts it."""
+    from vlaprune import config
+    from vlaprune.evaluation import progress
+
+    one, folder = config.job(), None
+    if one is None:
+        progress.detach_from_board()
+    else:
+        progress.end_with_the_sweep()
+    try:
+        cfg = config.check(cfg, name)
+        folder = Path(cfg.get("output", "."))
+        job(cfg)
+    except Exception as error:
+        if config.is_config_error(error):
+            error = errors.UserError(str(error))
+        if one is None:
+            return print_error(error, folder)
+        mend = errors.is_user_error(error)
+        text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
+        if not one.fail(" ".join(text.split()), 2 if mend else 1):
+            raise  # on another machine: the exception is all that comes back
+    return 0
 
 
 def _verdicts(statuses: Sequence[RunStatus]) -> None:
