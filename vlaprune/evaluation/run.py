@@ -16,7 +16,7 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.replay import Replay, chosen
 from vlaprune.evaluation.rollout import Player, RolloutConfig, Shard, Watcher, rollout
 from vlaprune.models.backends import kernel
-from vlaprune.records import Header, Sink, read, recorded
+from vlaprune.records import EpisodeRecord, Header, Sink, read, recorded
 from vlaprune.stats.anytime import Anytime, said
 from vlaprune.stats.power import power_line
 
@@ -38,12 +38,9 @@ def main(
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
-    label = " ".join([header.identity["model"]["name"], report.label(header), header.identity["bench"]["name"]])
     asked = {(t, e) for t, n in header.tasks.items() for e in shard.of(n)}
     mine = [r for r in recorder.done() if (r.task, r.episode) in asked]
-    won = sum(r.success for r in mine)
-    base = str(cfg.baseline or "")
-    bar = Bar(RunStatus(label, str(recorder.folder), len(asked), len(mine), won, len(mine), base), job)
+    bar = Bar(_status(cfg, header, recorder.folder, len(asked), mine), job)
     left = len(asked) - len(mine)
     if 0 < left < policy.slots:
         once(f"slots={policy.slots}, but {left} episodes are left; the other slots stay empty")
@@ -59,8 +56,7 @@ def main(
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             say(said(rule.stop))
-        lost = [key for key in recorder.raised if not recorder.has(*key)]
-        whole = not lost
+        whole = not _lost(recorder)
     except KeyboardInterrupt:
         done = bar.status.done
         say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
@@ -68,14 +64,31 @@ def main(
     finally:
         recorder.close()
         bar.close(whole)
+    _finish(cfg, header, recorder, alone=job is None)
+
+
+def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[EpisodeRecord]) -> RunStatus:
+    """Where a run stands that has so many episodes to do and these behind it."""
+    label = " ".join([header.identity["model"]["name"], report.label(header), header.identity["bench"]["name"]])
+    won = sum(r.success for r in mine)
+    return RunStatus(label, str(folder), asked, len(mine), won, len(mine), str(cfg.baseline or ""))
+
+
+def _lost(recorder: Recorder) -> list[tuple[str, int]]:
+    """Episodes that raised and have no record."""
+    return [key for key in recorder.raised if not recorder.has(*key)]
+
+
+def _finish(cfg: Any, header: Header, recorder: Recorder, alone: bool) -> None:
+    """Says what a run that was not interrupted left; a job of a sweep leaves its summary to the sweep."""
     if recorder.more:
         say(
             f"{recorder.folder} holds {recorder.more} more episodes than the {len(header.tasks)} x "
             f"{max(header.tasks.values())} asked for; its summary and files have them all"
         )
-    if job is None:
+    if alone:
         print(report.summary(read(cfg.output)))
-    if lost:
+    if lost := _lost(recorder):
         raise UserError(
             f"{len(lost)} episodes raised twice (error lines in {recorder.folder}); run the same command again "
             "to redo just these"

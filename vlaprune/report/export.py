@@ -40,52 +40,60 @@ def inspect_log(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
 
     Token counts, FLOPs and milliseconds of an episode are in the sample's metadata.
     """
-    said, told = run.header.identity, run.header.provenance
-    done, won = len(run.episodes), sum(e.success for e in run.episodes.values())
-    rate = wilson(won, done) if done else None
-    started = _time(told.get("started", 0.0))
-    name = f"{said['bench']['name']}"
-    metrics = {"accuracy": won / done if done else 0.0}
-    metrics |= {"wilson_low": rate.low, "wilson_high": rate.high} if rate else {}
     return {
         "version": 2,
         "status": "success" if not run.missing else "started",
-        "eval": {
-            "run_id": run.folder.name,
-            "created": started,
-            "task": name,
-            "task_id": name,
-            "task_version": 0,
-            "task_args": {"bench": said["bench"], "method": said["method"], "seed": said["seed"]},
-            "dataset": {"name": name, "samples": sum(run.header.tasks.values())},
-            "model": f"vlaprune/{said['model']['name']}",
-            "model_args": {"method": label(run.header, [o.header for o in others])},
-            "config": {},
-            "packages": {k: v for k, v in (told.get("versions") or {}).items() if v},
-            "metadata": {
-                "command": told.get("command"),
-                "commit": told.get("commit"),
-                **({} if run.header.proved else {"pruning": UNPROVED}),
-            },
-        },
-        "results": {
-            "total_samples": sum(run.header.tasks.values()),
-            "completed_samples": done,
-            "scores": [
-                {
-                    "name": "success",
-                    "scorer": "success",
-                    "params": {},
-                    "metrics": {k: {"name": k, "value": v, "params": {}} for k, v in metrics.items()},
-                }
-            ],
-        },
+        "eval": _setting(run, others),
+        "results": _results(run),
         "stats": {
-            "started_at": started,
+            "started_at": _started(run),
             "completed_at": _time(max((e.ended for e in run.episodes.values()), default=0)),
         },
         "samples": [_sample(e) for e in run.episodes.values()],
     }
+
+
+def _setting(run: Run, others: Sequence[Run]) -> dict[str, Any]:
+    """What was run, as Inspect's `eval`."""
+    said, told = run.header.identity, run.header.provenance
+    name = f"{said['bench']['name']}"
+    return {
+        "run_id": run.folder.name,
+        "created": _started(run),
+        "task": name,
+        "task_id": name,
+        "task_version": 0,
+        "task_args": {"bench": said["bench"], "method": said["method"], "seed": said["seed"]},
+        "dataset": {"name": name, "samples": sum(run.header.tasks.values())},
+        "model": f"vlaprune/{said['model']['name']}",
+        "model_args": {"method": label(run.header, [o.header for o in others])},
+        "config": {},
+        "packages": {k: v for k, v in (told.get("versions") or {}).items() if v},
+        "metadata": {
+            "command": told.get("command"),
+            "commit": told.get("commit"),
+            **({} if run.header.proved else {"pruning": UNPROVED}),
+        },
+    }
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The success rate with its Wilson interval, as Inspect's `results`."""
+    done, won = len(run.episodes), sum(e.success for e in run.episodes.values())
+    rate = wilson(won, done) if done else None
+    metrics = {"accuracy": won / done if done else 0.0}
+    metrics |= {"wilson_low": rate.low, "wilson_high": rate.high} if rate else {}
+    score = {
+        "name": "success",
+        "scorer": "success",
+        "params": {},
+        "metrics": {k: {"name": k, "value": v, "params": {}} for k, v in metrics.items()},
+    }
+    return {"total_samples": sum(run.header.tasks.values()), "completed_samples": done, "scores": [score]}
+
+
+def _started(run: Run) -> str:
+    return _time(run.header.provenance.get("started", 0.0))
 
 
 def _time(seconds: float) -> str:

@@ -42,16 +42,9 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
     timed    milliseconds although the runs shared their machine
     untimed  no milliseconds at all
     """
-    table = tabulate(comparison, by_task=True, timed=timed)
-    table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
     colours = _colours(comparison)
-    table["colour"] = table["method"].map(colours)
-    if untimed:
-        table = without_times(table)
-    whole = table[table["task"] == "all"]
-    order = ordered(whole)
-    whole = whole.set_index("method", drop=False).loc[order].rename_axis(None)
-    whole.attrs = table.attrs
+    table, whole = _tables(comparison, colours, timed, untimed)
+    order = list(whole["method"])
     comparison = replace(comparison, arms=tuple(sorted(comparison.arms, key=lambda a: order.index(a.marked))))
     about = "~" if table.attrs["shared"] else ""
     found = flips(comparison)
@@ -86,6 +79,21 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         arms=[_card(a) for a in comparison.arms],
         provenance=_provenance([run for a in comparison.arms for run in a.runs]),
     )
+
+
+def _tables(
+    comparison: Comparison, colours: Mapping[str, int], timed: bool, untimed: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of `tabulate` by task with family and colour, and its rows of all tasks in the order of the page."""
+    table = tabulate(comparison, by_task=True, timed=timed)
+    table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
+    table["colour"] = table["method"].map(colours)
+    if untimed:
+        table = without_times(table)
+    whole = table[table["task"] == "all"].set_index("method", drop=False).rename_axis(None)
+    whole = whole.loc[ordered(whole)]
+    whole.attrs = table.attrs
+    return table, whole
 
 
 def _hue(number: int) -> int:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -73,50 +74,59 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
     A run far below the others stands at the lower edge as an arrow, one far to the left at the left edge.
     """
     rows = table[table[column].notna()]
-    scale = 100 if column == "flops_cut" else 1
-    x, y = scale * rows[column].to_numpy(float), 100 * rows["rate"].to_numpy(float)
-    bottom, left = scale_start(y), scale_start(x, (0.0,)) if column == "flops_cut" else float(x.min())
+    cut = column == "flops_cut"
+    rows = rows.assign(x=(100 if cut else 1) * rows[column], y=100 * rows["rate"])
+    x, y = (rows[name].to_numpy(float) for name in ("x", "y"))
+    bottom, left = scale_start(y), scale_start(x, (0.0,)) if cut else float(x.min())
     inside = (y >= bottom) & (x >= left)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
-        for _, one in rows[inside].groupby("family", sort=False):
-            one = one.sort_values("kept")
-            colour, _, _ = marker_style(None, int(one["colour"].iloc[0]))
-            ax.plot(scale * one[column], 100 * one["rate"], color=colour, lw=1, alpha=0.45, zorder=1)
-        near_x, near_y = x[inside], y[inside]
-        best = front(near_x if column == "flops_cut" else -near_x, near_y)
-        ax.step(near_x[best], near_y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
-        wide, across = width > NARROW, x[x >= left]
-        reach = max(float(np.ptp(across)), 1e-9)
-        ends = across.min() - 0.05 * reach, across.max() + (0.14 if wide else 0.3) * reach  # room for names
-        lows, highs = 100 * rows["low"].to_numpy(float)[inside], 100 * rows["high"].to_numpy(float)[inside]
-        span = max(float(highs.max() - lows.min()), 1.0)
-        base = max(-2.0, lows.min() - (0.06 if not inside.all() else 0.03) * span)
-        ax.set_xlim(*ends)
-        ax.set_ylim(base, min(102.0, highs.max() + 0.03 * span))
-        shown_x, shown_y = x.copy(), y.copy()
+        _draw_lines(ax, rows[inside], cut)
+        at_x, at_y = _place_marks(ax, rows, inside, left, width)
         for i, r in enumerate(rows.itertuples()):
             colour, marker, face = marker_style(r.verdict, r.colour)
             if inside[i]:
-                ax.plot([x[i]] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
+                ax.plot([r.x] * 2, [100 * r.low, 100 * r.high], color=colour, lw=1.4, alpha=0.55, zorder=2)
             else:
-                marker = "<" if x[i] < left else "v"
-                shown_x[i] = min(max(x[i], ends[0] + 0.02 * reach), ends[1] - 0.02 * reach)
-                shown_y[i] = max(y[i], base + 0.03 * span)
-            ax.plot(shown_x[i], shown_y[i], marker, color=colour, mfc=face, ms=7.5, mew=1.6, zorder=3, gid=f"tip{i}")
-            tips[f"tip{i}"] = f"{r.method}: {y[i]:.1f} % [{100 * r.low:.1f}, {100 * r.high:.1f}], {axis} {x[i]:.3g}"
+                marker = "<" if r.x < left else "v"
+            ax.plot(at_x[i], at_y[i], marker, color=colour, mfc=face, ms=7.5, mew=1.6, zorder=3, gid=f"tip{i}")
+            tips[f"tip{i}"] = f"{r.method}: {r.y:.1f} % [{100 * r.low:.1f}, {100 * r.high:.1f}], {axis} {r.x:.3g}"
         ax.set_xlabel(axis)
         ax.set_ylabel("success, %")
         frame(ax, "both")
-        called = rows.assign(
-            family=[r.family if inside[i] else f"{r.family} {y[i]:.0f} %" for i, r in enumerate(rows.itertuples())]
-        )
-        label_families(figure, ax, called, shown_x, shown_y, width)
+        names = rows["family"].where(inside, [f"{r.family} {r.y:.0f} %" for r in rows.itertuples()])
+        label_families(figure, ax, rows.assign(family=names), at_x, at_y, width)
         return tips
 
-    told = "; ".join(f"{r.method} {100 * r.rate:.1f} % at {getattr(r, column):.3g}" for r in rows.itertuples())
+    told = "; ".join(f"{r.method} {r.y:.1f} % at {getattr(r, column):.3g}" for r in rows.itertuples())
     return draw(key, title, told, paint, lambda width: 460 if width > NARROW else 340)
+
+
+def _draw_lines(ax: Axes, rows: pd.DataFrame, cut: bool) -> None:
+    """A line through the budgets of each method, and the front of those that none beats."""
+    for _, one in rows.groupby("family", sort=False):
+        one = one.sort_values("kept")
+        colour, _, _ = marker_style(None, int(one["colour"].iloc[0]))
+        ax.plot(one["x"], one["y"], color=colour, lw=1, alpha=0.45, zorder=1)
+    x, y = (rows[name].to_numpy(float) for name in ("x", "y"))
+    best = front(x if cut else -x, y)
+    ax.step(x[best], y[best], where="post", color=INK, lw=1, ls=(0, (2, 3)), alpha=0.6, zorder=1)
+
+
+def _place_marks(
+    ax: Axes, rows: pd.DataFrame, inside: np.ndarray, left: float, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sets the limits, with room for names, and gives where each mark stands: at the edge if it is not `inside`."""
+    x, y, lows, highs = (rows[name].to_numpy(float) for name in ("x", "y", "low", "high"))
+    across, lows, highs = x[x >= left], 100 * lows[inside], 100 * highs[inside]
+    reach, span = max(float(np.ptp(across)), 1e-9), max(float(highs.max() - lows.min()), 1.0)
+    start, end = across.min() - 0.05 * reach, across.max() + (0.14 if width > NARROW else 0.3) * reach
+    base = max(-2.0, lows.min() - (0.03 if inside.all() else 0.06) * span)
+    ax.set_xlim(start, end)
+    ax.set_ylim(base, min(102.0, highs.max() + 0.03 * span))
+    at_x = np.where(inside, x, np.clip(x, start + 0.02 * reach, end - 0.02 * reach))
+    return at_x, np.where(inside, y, np.maximum(y, base + 0.03 * span))
 
 
 def front(gain: np.ndarray, success: np.ndarray) -> list[int]:
