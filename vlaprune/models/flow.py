@@ -101,22 +101,13 @@ class Flow(ABC):
         dtype: str = "bfloat16",
     ) -> None:
         weights = weights or self.published
-        if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
-            raise UserError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
-        if resize is not None and resize not in RESIZE:
-            raise UserError(f"resize={resize}; use one of {', '.join(RESIZE)}")
-        if min(n for n in (steps, chunk, 1) if n is not None) < 1:
-            raise UserError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
+        self._check_options(cameras, resize, steps, chunk)
         self.device, kind = resolve_device(device), precision(dtype)
         with torch.device("meta"):
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
         own = self.net.sizes
-        folder = None if weights == "random" else locate(weights, FILES)
-        self.family = family = (
-            Family.random(self.adaptive) if folder is None else Family.of(parent(folder), weights, self.adaptive)
-        )
-        if family.image not in (None, own.image):
-            raise UserError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {own.image}")
+        folder, family = self._find(weights)
+        self.family = family
         self.chunk, self.state_as = family.settle(chunk, state_as)
         self.resize, self.steps = resize or family.resize, steps or family.steps
         self.delta, self.room = family.delta if delta is None else delta, family.room or self.room
@@ -133,6 +124,28 @@ class Flow(ABC):
         else:
             self._load(folder, tokenizer)
         self.info = replace(self.info, weights=identity(self.card))
+
+    def _check_options(self, cameras: Sequence[str], resize: str | None, steps: int | None, chunk: int | None) -> None:
+        """UserError for options that no checkpoint can have."""
+        if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
+            raise UserError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
+        if resize is not None and resize not in RESIZE:
+            raise UserError(f"resize={resize}; use one of {', '.join(RESIZE)}")
+        if min(n for n in (steps, chunk, 1) if n is not None) < 1:
+            raise UserError(f"steps={steps}, chunk={chunk}; use at least 1 of each")
+
+    def _find(self, weights: str) -> tuple[Path | None, Family]:
+        """Where the weights are (None for random ones), and what their own files say of them.
+
+        UserError for weights that are not there or read pictures of another size.
+        """
+        if weights == "random":
+            return None, Family.random(self.adaptive)
+        folder, image = locate(weights, FILES), self.net.sizes.image
+        family = Family.of(parent(folder), weights, self.adaptive)
+        if family.image not in (None, image):
+            raise UserError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {image}")
+        return folder, family
 
     @property
     def decoder(self) -> Decoder:
