@@ -83,7 +83,7 @@ def _act(job: Job) -> np.ndarray:
     bottom, top = thing.centre[2] - thing.reach[2], base.centre[2] + base.reach[2]
     if not held(world, item):
         if off < (0.06 if inside else 0.025) and bottom < top + (0.02 if inside else 0.01):
-            return retreat(world, thing)
+            return retreat(world)
         return _grasp(job, thing, base)
     loose = 1.6 if shut(world) < 0.8 else 1.0
     release = top - 0.03 if inside else top + 0.004

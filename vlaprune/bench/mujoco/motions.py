@@ -56,8 +56,8 @@ def grasp(world: Any, thing: Thing, avoid: Thing | None = None, slack: float = 0
     return _action(world, goal + rise * UP, axis, OPEN)
 
 
-def retreat(world: Any, thing: Thing) -> np.ndarray:
-    """Open, and straight up from `thing`."""
+def retreat(world: Any) -> np.ndarray:
+    """Open, and straight up."""
     hand, turn = palm(world)
     return _action(world, hand + 0.06 * UP, _level(turn[:, 0]), OPEN)
 

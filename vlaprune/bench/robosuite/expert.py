@@ -70,7 +70,7 @@ def _stack(world: Any) -> np.ndarray:
     there = off < 0.02 and abs(above) < 0.015
     if not held(world, world.cubeA):
         if there:
-            return retreat(world, red)
+            return retreat(world)
         return grasp(world, red, avoid=green)
     loose = 2.0 if shut(world) < 0.5 else 1.0
     if off < 0.009 * loose and above < 0.006 * loose:
@@ -92,7 +92,7 @@ def _pick_place(world: Any) -> np.ndarray:
     bottom = thing.centre[2] - thing.reach[2]
     if not held(world, item):
         if inside and bottom < WALL + 0.05:
-            return retreat(world, thing)
+            return retreat(world)
         return grasp(world, thing)
     place = place + NEARER
     off = np.abs((thing.centre - place)[:2]).max()
