@@ -15,7 +15,6 @@ from doubles import Scripted
 
 from vlaprune import cli, config
 from vlaprune.bench.toy import Toy as ToyBench
-from vlaprune.benchmark import Interface
 from vlaprune.control import Control
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
@@ -87,12 +86,33 @@ def test_replaying_a_recording_gives_the_recorded_course(seen):
         assert done
 
 
-@pytest.mark.parametrize(("gripper", "number"), [("close_positive", 0.4), ("open_positive", -0.4), ("zero_one", 0.9)])
-def test_what_closes_the_gripper_depends_on_the_interface(gripper, number):
-    interface = Interface("axis_angle", gripper, "delta", ("main",), None)
-    assert (
-        closes(np.array([[0, number]]), interface).all() and not closes(np.array([[0, -number + 0.1]]), interface).any()
-    )
+@pytest.mark.parametrize(
+    ("gripper", "shut", "open_"), [("close_positive", 0.4, -0.3), ("open_positive", -0.4, 0.3), ("zero_one", 0.1, 0.9)]
+)
+def test_what_closes_the_gripper_depends_on_the_interface(gripper, shut, open_):
+    """As Interface has it: zero_one closes at 0."""
+    assert closes(np.array([[0, shut]]), gripper).all() and not closes(np.array([[0, open_]]), gripper).any()
+
+
+def test_a_change_of_the_gripper_lasts_until_the_next():
+    moves = np.array([0.0, 0.0, 0.5, 0.0, -0.2, 0.0])
+    assert closes(np.stack((moves, moves), -1), "close_delta").tolist() == [False, False, True, True, False, False]
+
+
+class Grips(Toy):
+    """The toy, which closes its gripper in the second call and opens it in the third."""
+
+    def predict(self, observations, sessions):
+        (chunk,), (session,) = super().predict(observations, sessions), sessions
+        chunk[:, -1] = 1.0 if session.trace.step == 1 else -1.0
+        return [chunk]
+
+
+@pytest.mark.parametrize("gripper", [None, "flip", "push"])
+def test_the_phase_of_a_call_is_the_same_in_every_convention_of_the_robot(gripper):
+    policy = Policy(Grips(), Dense, control=Control(gripper=gripper, execute=1))
+    told = [frame.phase for frame in record(policy, ToyBench(), 1, 7).episodes[0]]
+    assert told[:3] == ["approach", "switch", "switch"]
 
 
 def test_phases_follow_the_gripper():

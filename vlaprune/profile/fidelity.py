@@ -102,7 +102,7 @@ def score(
     norms = np.linalg.norm(flat[0], axis=1) * np.linalg.norm(flat[1], axis=1)
     phase = np.array([f.phase for f in recording.frames])
     starts = np.array([f.step == 0 for f in recording.frames])
-    same, other = (closes(r.chunks, interface) for r in (dense, method))
+    same, other = (closes(r.chunks, interface.gripper) for r in (dense, method))
     follows = ~starts[1:]
     return Fidelity(
         rmse=float(np.sqrt((calls**2).mean())),

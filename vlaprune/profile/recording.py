@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.episodes import Episodes, Outcome
-from vlaprune.benchmark import Benchmark, Interface, Observation
+from vlaprune.benchmark import Benchmark, Gripper, Interface, Observation
 from vlaprune.errors import UserError
 from vlaprune.policy import Policy, episode_seed
 
@@ -93,11 +93,16 @@ class Recording:
         return cls(frames, card)
 
 
-def closes(actions: np.ndarray, interface: Interface) -> np.ndarray:
-    """[..., n] whether the gripper number of actions [..., n, action_dim] closes the gripper."""
+def closes(actions: np.ndarray, gripper: Gripper) -> np.ndarray:
+    """[..., n] whether each of the actions [..., n, action_dim] in turn closes the gripper, or leaves it closed.
+
+    gripper  what their last number means, see Interface; with `close_delta` the gripper is open before the first change
+    """
     grip = actions[..., -1]
-    closed = {"close_positive": grip > 0, "open_positive": grip < 0, "zero_one": grip > 0.5}[interface.gripper]
-    return np.asarray(closed)
+    if gripper == "close_delta":
+        changed = np.maximum.accumulate(np.where(grip != 0, np.arange(grip.shape[-1]), 0), -1)
+        return np.take_along_axis(grip, changed, -1) > 0
+    return np.asarray({"close_positive": grip > 0, "open_positive": grip < 0, "zero_one": grip < 0.5}[gripper])
 
 
 def phases(closed: Sequence[np.ndarray]) -> list[str]:
@@ -117,19 +122,21 @@ def phases(closed: Sequence[np.ndarray]) -> list[str]:
 def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Recording:
     """Rolls out a dense policy, some episodes of every task, and keeps each observation it was asked about."""
     frames: list[Frame] = []
+    gripper = policy.controllers[0].control.output_interface(policy.model.interface).gripper
     for task in bench.tasks():
         with bench.open(task) as env:
             course = Episodes(env, task, bench.interface)
             for episode in range(min(episodes, task.episodes)):
                 policy.reset(0, episode_seed(seed, task.name, episode))
                 seen: list[Observation] = []
-                closed: list[np.ndarray] = []
+                executed: list[np.ndarray] = []
                 now: Observation | Outcome = course.start(episode)
                 while isinstance(now, Observation):
                     seen.append(now)
-                    actions = policy.act({0: now})[0]
-                    closed.append(closes(actions, policy.model.interface))
-                    now = course.advance(actions)
+                    executed.append(policy.act({0: now})[0])
+                    now = course.advance(executed[-1])
+                ends = np.cumsum([len(actions) for actions in executed])[:-1]
+                closed = np.split(closes(np.concatenate(executed), gripper), ends)
                 frames += [
                     Frame(o, task.name, episode, i, p)
                     for i, (o, p) in enumerate(zip(seen, phases(closed), strict=True))
