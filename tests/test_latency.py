@@ -12,6 +12,7 @@ from vlaprune.errors import UserError
 from vlaprune.models.toy import Toy
 from vlaprune.profile.latency import Arm, Fixed, Modelled, Table, curve, observed, source
 from vlaprune.profile.published import MODELS
+from vlaprune.profile.roofline import device
 from vlaprune.records import StepRecord, read
 
 
@@ -60,6 +61,12 @@ def test_a_second_pass_of_the_prompt_is_paid_for():
     modelled = Modelled("oft", "thor")
     twice = call([64] * 6, first_rows=(138,) * 6)
     assert modelled.ms(0, 0, twice) > modelled.expected > modelled.ms(0, 0, call([64] * 6))
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi05"])
+def test_the_backward_pass_of_a_guided_flow_takes_as_long_as_its_forward_pass(name):
+    longer, shorter = (Modelled(name, "orin64", 1.0, guided=guided).expected for guided in (True, False))
+    assert longer - shorter == pytest.approx(device("orin64").floors(MODELS[name].call())["head"])
 
 
 def test_shares_are_taken_at_the_same_relative_depth():

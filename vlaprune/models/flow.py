@@ -30,7 +30,7 @@ from vlaprune.delay import Guide
 from vlaprune.errors import UserError
 from vlaprune.meter import decoder_flops
 from vlaprune.models.family import NUMBERS, Family
-from vlaprune.models.guidance import BACKWARD, denoise_guided
+from vlaprune.models.guidance import backward_flops, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.scaling import Scaling
@@ -255,7 +255,7 @@ class Flow(ABC):
             actions, reads = denoise_guided(self.net, self.constants, layers, *inputs, *targets)
         record_action(calls, layers, reads, causal=False)
         for call in calls:
-            self._count(call, columns_of(call), 1 if targets is None else 1 + BACKWARD)
+            self._count(call, columns_of(call), targets is not None)
         return actions
 
     def _targets(self, guides: Sequence[Guide | None], states: Sequence[np.ndarray | None]) -> Targets | None:
@@ -284,18 +284,21 @@ class Flow(ABC):
             self._constants = FlowConstants.of(self.net, self.steps, self.family.added)
         return self._constants
 
-    def _count(self, call: Call, seen: Sequence[int], times: int) -> None:
+    def _count(self, call: Call, seen: Sequence[int], guided: bool) -> None:
         """Charges and notes the passes of the expert.
 
-        seen   columns of the prompt at each layer
-        times  what a step costs, in forward passes: 3 where it is guided
+        seen    columns of the prompt at each layer
+        guided  every step also goes backward, and computes pi0's state row anew
         """
         config, prefix = self.net.expert.config, self.num_prefix
         columns = [n + prefix + self.chunk for n in seen]
-        flops = self.steps * decoder_flops(config, [(self.chunk, n) for n in columns])
-        flops += decoder_flops(config, [(prefix, n + prefix) for n in seen]) if prefix else 0.0
-        call.charge("decode", times * flops)
-        call.charge("head", times * self.net.head_flops(self.chunk, self.steps))
+        actions = [(self.chunk, n) for n in columns]
+        state = [(prefix, n + prefix) for n in seen] if prefix else []
+        flops = self.steps * decoder_flops(config, actions) + (self.steps if guided else 1) * decoder_flops(config, state)
+        if guided:
+            flops += self.steps * backward_flops(config, [*actions, *state])
+        call.charge("decode", flops)
+        call.charge("head", self.net.head_flops(self.chunk, self.steps, guided))
         call.record_passes([columns] * self.steps)
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:

@@ -19,13 +19,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vlaprune.meter import attention_flops, decoder_flops
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, suffix_rows
 from vlaprune.models.suffix import Read
 from vlaprune.nn.backend import EAGER
+from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.expert import flow_times
 from vlaprune.nn.extend import PromptKV, Suffix
 
-BACKWARD = 2  # forward passes of the expert that a vector-Jacobian product costs
+
+def backward_flops(config: DecoderConfig, counts: Sequence[tuple[int, int]]) -> float:
+    """FLOPs of a vector-Jacobian product through layers of (rows, columns), whose weights get no gradient.
+
+    A linear layer's product comes once more. Each of attention's two comes twice more, since both of its sides depend
+    on the rows.
+    """
+    inner = config.num_heads * config.head_dim
+    return decoder_flops(config, counts) + sum(attention_flops(*shape, inner) for shape in counts)
 
 
 def strength(time: float, beta: float) -> float:

@@ -152,13 +152,16 @@ class PaliGemma(nn.Module):
             rows = torch.cat((self.state(state)[:, None], rows), 1)
         return rows
 
-    def head_flops(self, chunk: int, steps: int) -> float:
-        """Of all projections of states, times and actions in one call; pi0.5's times are computed once, before."""
+    def head_flops(self, chunk: int, steps: int, guided: bool = False) -> float:
+        """Of all projections of states, times and actions in one call; pi0.5's times are computed once, before.
+
+        guided  each step also goes backward through those of its actions, and projects pi0's state anew
+        """
         d = self.sizes.expert_width
         step = linear_flops(chunk, NUMBERS, d) + linear_flops(chunk, d, NUMBERS)
-        if self.adaptive:
-            return steps * step
-        return steps * (step + linear_flops(chunk, 2 * d, d, d)) + linear_flops(1, NUMBERS, d)
+        step += 0.0 if self.adaptive else linear_flops(chunk, 2 * d, d, d)
+        state = 0.0 if self.adaptive else linear_flops(1, NUMBERS, d)
+        return 2 * steps * step + steps * state if guided else steps * step + state
 
 
 def vision_segment(net: PaliGemma, reads: bool, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -104,7 +104,8 @@ class Modelled:
     model   in `published.MODELS`; it need not be the model that acts, whose shares of tokens it keeps
     device  in `roofline.DEVICES`
     share   of the roofline that the implementation reaches
-    guided  the steps of a flow are guided (rtc), which costs three forward passes each
+    guided  the steps of a flow are guided (rtc): each goes forward and backward, which is twice the work (without the
+            few hundredths that attention takes more)
     """
 
     model: str
@@ -125,7 +126,7 @@ class Modelled:
 
     def _ms(self, stages: Stages) -> float:
         floors = device(self.device).floors(stages)
-        return (sum(floors.values()) + 2 * self.guided * floors.get("head", 0.0)) / self.share
+        return (sum(floors.values()) + self.guided * floors.get("head", 0.0)) / self.share
 
     @cached_property
     def expected(self) -> float:
