@@ -150,6 +150,14 @@ def test_a_frame_is_static_against_itself_up_to_the_cap():
     assert static_patches(look, look, 1.0, layout, 5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("side", [8, 14, 16, 17])
+def test_sums_over_a_patch_are_exact_whatever_its_size(side):
+    """So no machine adds them up to another number: 14 pixels are OpenVLA's and pi0's, 16 the small policies'."""
+    bright = np.random.default_rng(side).integers(200, 256, (50, side, side, 3))
+    expected = (bright.reshape(50, -1) ** 2).sum(1)
+    assert Patches.of(torch.tensor(bright, dtype=torch.uint8)).square.tolist() == expected.tolist()
+
+
 def test_cosine_equals_numpy_and_black_is_like_nothing_but_black():
     a, b, _ = world(1)
     a[0] = b[0] = b[1] = 0

@@ -18,7 +18,7 @@ from vlaprune.trace import Layout, View
 class Patches(NamedTuple):
     """The patches [V, p, p, 3] of one frame, made ready to be compared with other frames more than once.
 
-    values  [V, c, m] pixel values, fp32; m is 256 wherever that divides a patch, so that sums of m products are exact
+    values  [V, c, m] pixel values, fp32, in pieces of m numbers that are so short that sums of m products are exact
     square  [V] sum of the squared pixel values of each patch
     """
 
@@ -28,13 +28,18 @@ class Patches(NamedTuple):
     @classmethod
     def of(cls, pixels: Tensor) -> Patches:
         """Patches of [V, p, p, 3] uint8."""
-        size = pixels[0].numel()
-        values = pixels.reshape(len(pixels), -1, 256 if size % 256 == 0 else size).float()
+        values = pixels.reshape(len(pixels), -1, _piece(pixels[0].numel())).float()
         return cls(values, _dot(values, values))
 
     def alike(self, other: Patches) -> bool:
         """Whether both are of as many pixels."""
         return self.values.shape == other.values.shape
+
+
+@cache
+def _piece(size: int) -> int:
+    """The largest divisor of `size` of which fp32 holds every sum of as many products of two pixel values."""
+    return max(m for m in range(1, 2**24 // 255**2 + 1) if size % m == 0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -44,8 +49,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def patch_cosine(now: Patches, before: Patches) -> Tensor:
     """[V] cosine of the raw pixels of patches; 1 for patches that are equal, black ones included.
 
-    The sums are whole numbers, so a threshold cuts alike on every machine: 256 products are exact in fp32, and the
-    sums of those in float64.
+    The sums are whole numbers, so a threshold cuts alike on every machine: those of a piece are exact in fp32, and the
+    sums of these in float64.
     """
     dot, left, right = _dot(now.values, before.values), now.square, before.square
     equal = (dot == left) & (dot == right)  # then the squared distance is 0
