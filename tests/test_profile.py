@@ -255,6 +255,14 @@ def test_memory_that_a_method_holds_is_counted():
     assert bytes_held(pruner) == 32
 
 
+def test_memory_is_counted_once_under_two_names_and_as_a_part_of_another():
+    """As where a method keeps the frame of this call as that of the call before."""
+    pruner = Scripted(Plan())
+    pruner.now = (torch.zeros(4), torch.zeros(2, dtype=torch.float64))
+    pruner.before, pruner.part = pruner.now, pruner.now[0][:2]
+    assert bytes_held(pruner) == 32
+
+
 def test_the_interval_of_a_median_holds_the_median():
     values = np.random.default_rng(0).normal(1.5, 0.1, 40)
     low, high = median_interval(values)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -166,14 +167,26 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def bytes_held(thing: object, depth: int = 6) -> int:
-    """Bytes of the tensors that an object's attributes hold, down to `depth`: a method's memory from call to call."""
+def bytes_held(thing: object, depth: int = 4) -> int:
+    """Bytes that the tensors in an object's attributes, down to `depth`, keep from being freed: a method's memory.
+
+    Tensors that share memory, and one that has two names, count once.
+    """
+    return sum({memory.data_ptr(): memory.nbytes() for memory in _memories(thing, depth)}.values())
+
+
+def _memories(thing: object, depth: int) -> Iterator[torch.UntypedStorage]:
     if isinstance(thing, torch.Tensor):
-        return thing.numel() * thing.element_size()
-    if not depth:
-        return 0
-    if isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
-        return sum(bytes_held(one, depth - 1) for one in thing)  # type: ignore[attr-defined,misc]
-    if isinstance(thing, dict):
-        return sum(bytes_held(one, depth - 1) for one in thing.values())
-    return bytes_held(vars(thing), depth - 1) if hasattr(thing, "__dict__") and not isinstance(thing, type) else 0
+        yield thing.untyped_storage()
+    elif depth:
+        for part in _parts(thing):
+            yield from _memories(part, depth - 1)
+
+
+def _parts(thing: object) -> Iterable[object]:
+    """What a container or an object holds."""
+    if isinstance(thing, Mapping):
+        return thing.values()
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        return thing
+    return vars(thing).values() if hasattr(thing, "__dict__") and not isinstance(thing, type) else ()
