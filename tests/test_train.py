@@ -7,13 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from doubles import Scripted
 from safetensors.torch import save_file
 
+from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Task
 from vlaprune.errors import UserError
 from vlaprune.models.tiny import Tiny
+from vlaprune.models.toy import Toy as ToyModel
 from vlaprune.nn.load import fill, read, save
+from vlaprune.policy import Policy, episode_seed
+from vlaprune.pruner import Plan
 from vlaprune.training import demos
+from vlaprune.training.cloning import Teaching, record_corrections
 from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
 
 RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, save_every=5)
@@ -92,6 +98,30 @@ def test_a_world_that_cannot_show_what_is_learnt_from_is_refused_in_one_line(wor
         demos.record(world, world.tasks()[0], [0], tmp_path)
 
 
+class Taught(Toy):
+    """The toy world with an expert, who stands still."""
+
+    @contextmanager
+    def open(self, task):
+        with super().open(task) as env:
+            env.hint = lambda: np.zeros(4, np.float32)
+            yield env
+
+    def expert(self, env):
+        return lambda: np.zeros(7)
+
+
+def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tmp_path):
+    drawn, bench = {}, Taught()
+    teaching = Teaching(episodes=1, first=100, every=1, corrections=2, beta=0.0, rewind=False)
+    for seed in (7, 8):
+        seeds = drawn.setdefault(seed, [])
+        pruner = Scripted(Plan((0,)), lambda context, seeds=seeds: seeds.append(context.seed))
+        record_corrections(bench, teaching, tmp_path / str(seed), Policy(ToyModel(), lambda p=pruner: p), 1, seed)
+    expected = [episode_seed(7, task.name, episode) for task in bench.tasks() for episode in (101, 102)]
+    assert list(dict.fromkeys(drawn[7])) == expected and not {*drawn[7]} & {*drawn[8]}
+
+
 def stop_at(number):
     def progress(step, loss):
         if step == number:
@@ -120,6 +150,14 @@ def test_a_run_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, st
     assert resumed.losses == whole.losses
     assert all(torch.equal(found[k], expected[k]) for k in expected)
     assert all(torch.equal(v, expected[k]) for k, v in resumed.model.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_a_run_that_was_stopped_goes_on_on_the_device(tmp_path):
+    with pytest.raises(Stopped):
+        Trainer(model(device="cuda"), frames(), RECIPE, tmp_path).run(stop_at(7))
+    found = Trainer(model(device="cuda"), frames(), RECIPE, tmp_path).run()
+    assert {tensor.device.type for tensor in found.values()} == {"cuda"}
 
 
 def test_every_step_draws_a_batch_of_its_own(tmp_path, monkeypatch):

@@ -101,15 +101,18 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) 
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
-def record_corrections(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int) -> None:
-    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept."""
+def record_corrections(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int) -> None:
+    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept.
+
+    seed  of the run, which with task and episode fixes what the policy draws
+    """
 
     def act(observation: Observation) -> np.ndarray:
         return policy.act({0: observation})[0]
 
     def episodes(task: str) -> Iterator[int]:
         for episode in teaching.corrected(task, number):
-            policy.reset(0, episode)
+            policy.begin(0, task, episode, seed)
             yield episode
 
     for task in bench.tasks():
@@ -141,7 +144,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     for number in range(1 + plan.rounds):
         if number:
             shown.append(data / f"corrections{number}")
-            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number)
+            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number, recipe.seed)
         arrays = demos.load(*shown)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:

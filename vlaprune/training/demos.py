@@ -68,7 +68,7 @@ def record(
     bench = in_process(bench)
     with bench.open(task) as env:
         _check(bench, env, style)
-        return [_episode(bench, env, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
+        return [_episode(bench, env, task, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
 
 
 def collect(
@@ -117,7 +117,9 @@ def _check(bench: Any, env: Any, style: Style) -> None:
         raise UserError(f"bench {bench.name} cannot go back to an earlier state; set teaching.rewind=false")
 
 
-def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, policy: Policy | None) -> bool:
+def _episode(
+    bench: Any, env: Any, task: Task, job: Job, out_dir: str | Path, style: Style, policy: Policy | None
+) -> bool:
     """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
     name, episode, noise = job
     path = _path(out_dir, job)
@@ -130,7 +132,7 @@ def _episode(bench: Any, env: Any, job: Job, out_dir: str | Path, style: Style, 
     told: list[np.ndarray] = []  # by the expert, of every step
     turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
     phase, step, done = int(rng.integers(style.every)), 0, False
-    while step < env.task.max_steps and not done:
+    while step < task.max_steps and not done:
         if step % style.every == phase:
             look = env.observe()
             pixels = np.stack([look.images[camera] for camera in bench.interface.cameras])
@@ -205,7 +207,7 @@ def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, w
             if missing:
                 _check(bench, env, style)
             for job in todo:
-                won.append((name, _episode(bench, env, job, out_dir, style, None)))
+                won.append((name, _episode(bench, env, tasks[name], job, out_dir, style, None)))
                 bar.update()
     bar.close()
     return won

@@ -157,7 +157,8 @@ class Trainer:
             )
         fill(self.model, saved["model"], f"of checkpoint {self.path}")
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.average, self.step, self.losses = saved["average"], saved["step"], saved["losses"]
+        self.average = {name: saved["average"][name].to(own.device) for name, own in self.average.items()}
+        self.step, self.losses = saved["step"], saved["losses"]
 
     def save(self) -> None:
         """Writes the checkpoint, at once or not at all."""
