@@ -294,7 +294,8 @@ class Flow(ABC):
         columns = [n + prefix + self.chunk for n in seen]
         actions = [(self.chunk, n) for n in columns]
         state = [(prefix, n + prefix) for n in seen] if prefix else []
-        flops = self.steps * decoder_flops(config, actions) + (self.steps if guided else 1) * decoder_flops(config, state)
+        flops = self.steps * decoder_flops(config, actions)
+        flops += (self.steps if guided else 1) * decoder_flops(config, state)
         if guided:
             flops += self.steps * backward_flops(config, [*actions, *state])
         call.charge("decode", flops)
