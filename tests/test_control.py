@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from doubles import Bench
+from doubles import Bench, Scripted
 from scipy.spatial.transform import Rotation
 
 from vlaprune.bench.toy import Toy as ToyBench
@@ -10,7 +12,7 @@ from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy
-from vlaprune.session import Session
+from vlaprune.pruner import Plan
 
 
 def driven(control, openings):
@@ -199,20 +201,40 @@ def test_a_control_refuses_a_model_that_emits_something_else():
         Control(gripper="flip").output_interface(MODEL)
 
 
-def test_a_changed_instruction_starts_policy_and_controller_anew(monkeypatch):
-    resets = []
-    monkeypatch.setattr(Session, "reset", lambda self, seed, old=Session.reset: (resets.append(seed), old(self, seed)))
-    policy = Policy(Toy(), Dense, control=Control(ensemble=2))
+class Counts(Scripted):
+    """How often it was told to begin anew."""
+
+    resets = 0
+
+    def reset(self):
+        self.resets += 1
+
+
+def test_a_changed_instruction_starts_method_and_controller_anew():
+    pruner = Counts(Plan())
+    policy = Policy(Toy(), lambda: pruner, control=Control(ensemble=2))
     task = ToyBench().tasks()[0]
     with Bench().open(task) as world:
         world.reset(0)
         look = world.observe()
     policy.reset(0, seed=5)
-    resets.clear()
+    pruner.resets = 0
     first = policy.act({0: look})[0]
-    assert first.shape == (1, 7) and not resets
+    assert first.shape == (1, 7) and not pruner.resets
     policy.act({0: look})
     other = Observation(look.images, look.state, "reach the blue light")
     changed = policy.act({0: other})[0]
-    assert resets == [5] and len(policy.drain(0)) == 3
+    assert pruner.resets == 1 and len(policy.drain(0)) == 3
     assert np.array_equal(changed, Policy(Toy(), Dense).act({0: other})[0][:1])  # no older chunk speaks into it
+
+
+def test_calls_are_counted_on_when_the_instruction_changes_so_no_draw_comes_twice():
+    """Else noise and random tokens of the first calls would come again, and an audit would replay the wrong calls."""
+    pruner = Scripted(Plan((0,)))
+    policy = Policy(Toy(), lambda: pruner, control=Control(execute=1))
+    with Bench().open(ToyBench().tasks()[0]) as world:
+        world.reset(0)
+        look = world.observe()
+    for said in ("reach the red light", "reach the blue light", "reach the red light"):
+        policy.act({0: replace(look, instruction=said)})
+    assert [(trace.step, trace.elapsed) for trace in pruner.traces] == [(0, 0), (1, 1), (2, 2)]

@@ -167,7 +167,7 @@ class Policy:
     def _hear(self, slot: int, instruction: str) -> None:
         """Begins anew where the instruction changes within an episode (SIMPLER's put in drawer), as upstream does."""
         if self._told[slot] not in (None, instruction):
-            self.sessions[slot].reset(self.sessions[slot].seed)
+            self.sessions[slot].restart()
             self.controllers[slot].forget()
         self._told[slot] = instruction
 

@@ -62,6 +62,13 @@ class Session:
         """A new episode: everything that earlier calls left is forgotten."""
         self.seed, self._step, self._elapsed = seed, 0, 0
         self._state: Tensor | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """A new instruction within the episode: the method begins anew.
+
+        Calls and control steps are counted on, so that no random number of the episode is drawn twice.
+        """
         self._executed = torch.empty(0, 0, dtype=torch.float64)
         self._forget()
         self.pruner.reset()

@@ -18,6 +18,7 @@ scaled to the depth; cameras are searched one by one, with one region for each, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,12 +38,17 @@ def smooth(score: Tensor, layout: Layout, sigma: float, corners: bool) -> Tensor
         if corners:
             for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
                 grid[y, x] = 0
-        out.append((blur(view.height, sigma).to(grid) @ grid @ blur(view.width, sigma).to(grid).T).flatten())
+        rows, columns = (blur(size, sigma, grid.device) for size in (view.height, view.width))
+        out.append((rows @ grid.float() @ columns.T).flatten())
     return torch.cat(out)
 
 
-def blur(size: int, sigma: float) -> Tensor:
-    """[size, size] matrix that blurs a line of `size` numbers, reflected at both ends; the identity for sigma 0."""
+@cache
+def blur(size: int, sigma: float, device: torch.device) -> Tensor:
+    """[size, size] matrix that blurs a line of `size` numbers, reflected at both ends; the identity for sigma 0.
+
+    Do not write to it.
+    """
     reach = int(4 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
     out = torch.zeros(size, size)
@@ -50,7 +56,7 @@ def blur(size: int, sigma: float) -> Tensor:
         for offset, weight in zip(range(-reach, reach + 1), (kernel / kernel.sum()).tolist(), strict=True):
             place = (row + offset) % (2 * size)
             out[row, min(place, 2 * size - 1 - place)] += weight
-    return out
+    return out.to(device)
 
 
 def distracting(important: Tensor, pattern: Tensor, tau: float) -> Tensor:

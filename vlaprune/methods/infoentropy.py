@@ -31,7 +31,7 @@ class InfoEntropy(Pruner):
     horizon    control steps over which the quotas swap (T)
     clock      what t counts: control_step, those that the robot executed (the paper), or model_call
     threshold  pixel cosine from which a patch is static; static: how many may be; share: part of these reused
-    levels     of grey. norm: softmax or renorm, see common.focus. layers: whose attention counts, null for all
+    levels     of grey. norm: softmax or renorm, see scoring.focus. layers: whose attention counts, null for all
     """
 
     mode: str = "reuse"

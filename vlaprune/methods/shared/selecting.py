@@ -47,7 +47,7 @@ def per_camera_topk(score: Tensor, layout: Layout, counts: Sequence[int]) -> Ten
 
 
 def farthest_points(features: Tensor, count: int) -> Tensor:
-    """[count] rows of features [n, d] by max-min cosine distance, the most isolated first; see spread_within."""
+    """[count] rows of features [n, d] by max-min cosine distance, the most isolated first; see farthest_points_within."""
     everywhere = torch.ones((1, features.shape[0]), dtype=torch.bool, device=features.device)
     return farthest_points_within(features[None], count, everywhere)[0]
 
@@ -124,8 +124,8 @@ NOISES = ("uniform", "gumbel")
 
 def noise(kind: str, like: Tensor, seed: int) -> Tensor:
     """Noise of one kind in the shape of `like`, drawn on the CPU, so that a GPU draws the same."""
-    generator = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
-    return (generator if kind == "uniform" else -(-generator.clamp(min=1e-9).log()).log()).to(like)
+    even = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
+    return (even if kind == "uniform" else -(-even.clamp(min=1e-9).log()).log()).to(like)
 
 
 def top_mask(score: Tensor, layout: Layout, count: int) -> Tensor:
