@@ -4,6 +4,7 @@ it is charged, against torch's own count and against published numbers."""
 import numpy as np
 import pytest
 import torch
+from doubles import Scripted
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlaprune.benchmark import Observation
@@ -15,6 +16,9 @@ from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.pi0 import Pi0
 from vlaprune.profile.conventions import rosetta
+from vlaprune.profile.published import MODELS
+from vlaprune.profile.roofline import total
+from vlaprune.pruner import Plan
 from vlaprune.session import Session
 
 T = 1e12
@@ -65,6 +69,24 @@ def test_a_call_costs_what_torch_counts_and_what_is_published(name):
         record = call(model, words, Uniform(layer, share))
         assert record.visual[layer] == round(share * record.total)
         assert sum(record.flops.values()) == pytest.approx(target * T, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_look_into_the_vision_tower_costs_what_torch_counts(name):
+    """One row for each picture where there is a CLS token, else all of them."""
+    make, words, *_ = CASES[name]
+    with FlopCounterMode(display=False) as counter:
+        record = call(make(), words, Scripted(Plan((0,), vision_attention=True)))
+    assert record.flops["method"] > 0
+    assert sum(record.flops.values()) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() & CASES.keys()))
+def test_floors_are_those_of_the_products_that_a_call_is_charged(name):
+    """But for CogACT's two sequences, counted as one of twice the rows, and pi0's state row, counted in every step."""
+    make, words, *_ = CASES[name]
+    charged = sum(call(make(), words).flops.values())
+    assert total(MODELS[name].call()).flops == pytest.approx(charged, rel=3e-3 if name == "pi0" else 1e-4)
 
 
 # Papers print 1.86 to 1.91 T for the decoder's first pass of OpenVLA (CogACT's has one position more) and 3.97 to 4.01

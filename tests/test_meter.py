@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from doubles import Reuser
+from doubles import Reuser, Scripted
 from test_decoder import Remembering
 
 from vlaprune.benchmark import Observation
@@ -23,6 +23,7 @@ from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
 from vlaprune.records import STAGES
 from vlaprune.testing import flop_counter, scenes
+from vlaprune.trace import QueryGroup
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,19 @@ def test_attention_rows_read_for_a_method_are_charged_to_it(tiny):
     assert (
         record.flops["method"] == 2 * 1 * record.columns[1] * tiny.decoder.config.hidden_size
     )  # one row of queries, all heads
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("group", "rows"), [("LAST", 1), ("TEXT", 4), ("VISUAL", 64), ("ACTION", 4)])
+def test_every_attention_row_read_is_charged_its_product_with_all_keys(style, group, rows):
+    """Rows of the prompt and, in a policy that decodes, those behind it, which also see each other."""
+    model = Toy(style)
+    policy = Policy(model, lambda: Scripted(Plan((), {1: QueryGroup[group]})))
+    policy.act({0: scenes(0, 1, 1)[0]})
+    (record,), config = policy.drain(0), model.decoder.config
+    behind = model.chunk if group == "ACTION" and style == "autoregressive" else 0
+    columns = record.columns[1] + behind
+    assert record.flops["method"] == 2 * config.num_heads * config.head_dim * rows * columns
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -82,6 +82,13 @@ def test_a_hopeless_setting_leaves_after_few_episodes_and_what_is_saved_goes_to_
     assert [s.entrant.name for s in front(found)] == ["good"]
 
 
+def test_of_two_settings_of_one_cost_the_worse_is_out():
+    entrants = [Entrant("good", 1, 0.1), Entrant("bad", 1, 0.05)]
+    dense = {key: i % 2 == 0 for i, key in enumerate(KEYS)}
+    found = race(entrants, KEYS, dense, lambda e, keys: {k: e.name == "good" or dense[k] for k in keys}, 100, 10)
+    assert {s.entrant.name: s.out for s in found} == {"good": "", "bad": "worse than good, which costs no more"}
+
+
 @pytest.mark.parametrize(("budget", "batch"), [(5, 10), (5, 0)])
 def test_a_budget_without_a_batch_is_refused(budget, batch):
     with pytest.raises(ValueError, match=f"budget={budget} batch={batch}"):

@@ -168,6 +168,15 @@ def test_published_counts_depend_on_the_cameras(grid, total, relevant, static):
     assert sum(map(len, call(method, hand(first, probs, grid))[0])) == static - relevant
 
 
+def test_a_patch_is_static_against_the_call_before_and_not_against_the_first():
+    first, second, probs = world(0)
+    second = np.roll(first, 1, 0)  # no patch is where it was
+    method = ready(relevant=1, static=16)
+    for frame in (first, second):
+        assert not any(call(method, hand(frame, probs))[0])
+    assert any(call(method, hand(second, probs))[0])
+
+
 def test_only_reusable_tokens_leave():
     first, _, probs = world(0)
     method, filled = ready(relevant=1, static=16), torch.arange(16) % 2 == 0

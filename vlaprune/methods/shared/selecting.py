@@ -47,7 +47,10 @@ def per_camera_topk(score: Tensor, layout: Layout, counts: Sequence[int]) -> Ten
 
 
 def farthest_points(features: Tensor, count: int) -> Tensor:
-    """[count] rows of features [n, d] by max-min cosine distance, the most isolated first; see farthest_points_within."""
+    """[count] rows of features [n, d] by max-min cosine distance, the most isolated first.
+
+    One group of `farthest_points_within`, of which any row may be taken.
+    """
     everywhere = torch.ones((1, features.shape[0]), dtype=torch.bool, device=features.device)
     return farthest_points_within(features[None], count, everywhere)[0]
 
