@@ -11,6 +11,7 @@ WEIGHED := method.multiplicity_bias=true
 REPORT ?= results/runs/demo
 DELAYED := results/runs/delay
 LATE := hold-0ms,hold-50ms,hold-100ms,hold-200ms,overlap-50ms,overlap-100ms,overlap-200ms,stale-50ms,stale-100ms,stale-200ms
+PATIENT := bench=robosuite_moving bench.max_steps=100 episodes=50 output='$(DELAYED)/robosuite_moving_100/tiny/$${hydra:runtime.choices.method}/$${at}'
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
@@ -106,10 +107,11 @@ tables: .venv/done  ## tables from the recorded sweep
 
 delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving bench.max_steps=100 episodes=100 method=dense at=$(LATE) output='$(DELAYED)/robosuite_moving_100/$${at}' $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=10 method=dense at=$(LATE) $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE) $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=50 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) method=dense at=hold-0ms,hold-100ms,hold-200ms,overlap-100ms,overlap-200ms,stale-100ms,stale-200ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) at=hold-orin64 $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=5 method=dense at=$(LATE) $(PARALLEL)
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving_100 --output results/delay --name robosuite_moving_100

@@ -219,8 +219,8 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
     body = []
     for r in rows.itertuples():
         cells = [r.mode, r.where, r.method, f"{r.ms:.1f}", f"{r.late:.2f}"]
-        cells.append(f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]")
-        cells.append(_around(r.seconds, r.seconds_low, r.seconds_high))
+        cells.append(f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}] of {r.episodes:.0f}")
+        cells.append(_around(r.seconds, r.seconds_low, r.seconds_high, ".2f"))
         cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]
         if priced:
             known = not pd.isna(r.cost)
@@ -229,7 +229,7 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
         if judged:
             low, high = 100 * r.held_low, 100 * r.held_high
             cells.append("" if pd.isna(r.difference) else f"{100 * r.difference:+.1f} [{low:+.1f}, {high:+.1f}]")
-            cells += [_around(r.sooner, r.sooner_low, r.sooner_high, "+"), verdict(r)]
+            cells += [_around(r.sooner, r.sooner_low, r.sooner_high, "+.2f"), verdict(r)]
         body.append(cells)
     return lined(heads, body)
 
@@ -240,15 +240,15 @@ def _motion(rows: pd.DataFrame) -> str:
         changes = []
         for key in known:
             change, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
-            changes.append(f"{getattr(r, key):.3g}, {_around(change, low, high, '+')}")
+            changes.append(f"{getattr(r, key):.3g}, {_around(change, low, high, '+.3g')}")
         body.append([r.mode, r.where, r.method, *changes])
     return lined(["mode", "delay", "method", *(MOTION[key] for key in known)], body)
 
 
-def _around(middle: float, low: float, high: float, sign: str = "") -> str:
+def _around(middle: float, low: float, high: float, form: str) -> str:
     if pd.isna(middle):
         return ""
-    return f"{middle:{sign}.3g}" + (f" [{low:{sign}.3g}, {high:{sign}.3g}]" if np.isfinite([low, high]).all() else "")
+    return f"{middle:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else "")
 
 
 def write(rows: pd.DataFrame, folder: Path, name: str = "delay") -> list[Path]:

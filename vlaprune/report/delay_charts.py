@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -35,8 +34,7 @@ def curve(rows: pd.DataFrame, line: str, column: str, axis: str, title: str) -> 
                 ax.plot([r.set_ms] * 2, ends, color=colour, lw=1.2, alpha=0.5, gid=f"tip{number}-{i}")
                 middle = scale * getattr(r, column)
                 tips[f"tip{number}-{i}"] = f"{name} at {r.set_ms:g} ms: {middle:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
-        if rate:
-            ax.set_ylim(0, 102)
+        ax.set_ylim(0, 102 if rate else None)
         ax.set_xlabel("delay of a call, ms")
         ax.set_ylabel(axis)
         ax.legend(frameon=False, labelcolor=INK)
@@ -67,6 +65,7 @@ def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
 def break_even(rows: pd.DataFrame, margin: float) -> Chart:
     """Every method's difference of success to dense, each at its own latency, device by device."""
     rows = rows[rows["difference"].notna()]
+    names = _names(rows)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
@@ -77,24 +76,33 @@ def break_even(rows: pd.DataFrame, margin: float) -> Chart:
             d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
-            tips[f"tip{y}"] = f"{_name(r)}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {verdict(r)}"
+            tips[f"tip{y}"] = f"{names[y]}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {verdict(r)}"
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_yticks(range(len(rows)), [short(_name(r), width) for r in rows.itertuples()])
+        ax.set_yticks(range(len(rows)), [short(name, width) for name in names])
         ax.set_xlabel("points of success, method at its own latency - dense at its own")
         frame(ax, "x")
         return tips
 
-    told = "; ".join(f"{_name(r)} {100 * r.difference:+.1f} points, {verdict(r)}" for r in rows.itertuples())
+    told = "; ".join(
+        f"{name} {100 * r.difference:+.1f} points, {verdict(r)}"
+        for name, r in zip(names, rows.itertuples(), strict=True)
+    )
     return draw("break-even", "Break-even", told, paint, lambda _: 54 + 25 * len(rows))
 
 
-def _name(row: Any) -> str:
-    return f"{row.where.removesuffix(', modelled')}, {row.mode}: {row.method}"
+def _names(rows: pd.DataFrame) -> list[str]:
+    """Device, mode and method of each row; the model that is timed, and the mode, only where they differ."""
+    places = [where.removesuffix(", modelled") for where in rows["where"]]
+    if len({place.partition(" as ")[2] for place in places}) == 1:
+        places = [place.partition(" as ")[0] for place in places]
+    modes = [f", {mode}" if rows["mode"].nunique() > 1 else "" for mode in rows["mode"]]
+    return [f"{place}{mode}: {method}" for place, mode, method in zip(places, modes, rows["method"], strict=True)]
 
 
 def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
     """The paired mean change of one number of motion against the baseline at the same delay, as a share of it."""
     rows = rows[rows[f"{key}_change"].notna()]
+    names = _names(rows)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
@@ -104,14 +112,14 @@ def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
             colour, marker, face = marker_style(r.verdict, r.colour)
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             ax.plot(d, y, marker, color=colour, mfc=face, ms=6, gid=f"tip{y}")
-            tips[f"tip{y}"] = f"{_name(r)}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"
+            tips[f"tip{y}"] = f"{names[y]}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_yticks(range(len(rows)), [short(_name(r), width) for r in rows.itertuples()])
+        ax.set_yticks(range(len(rows)), [short(name, width) for name in names])
         ax.set_xlabel(f"{called}, method - baseline")
         frame(ax, "x")
         return tips
 
-    told = "; ".join(f"{_name(r)} {getattr(r, f'{key}_change'):+.3g}" for r in rows.itertuples())
+    told = "; ".join(f"{name} {change:+.3g}" for name, change in zip(names, rows[f"{key}_change"], strict=True))
     return draw(f"motion-{key}", f"Motion: {called}", told, paint, lambda _: 54 + 25 * len(rows))
 
 
@@ -134,10 +142,10 @@ def charts(rows: pd.DataFrame) -> list[Chart]:
 def html(rows: pd.DataFrame) -> str:
     """One self-contained page: charts, the table, notes."""
     shown = [(r, "" if pd.isna(r.difference) else f"{100 * r.difference:+.1f}") for r in rows.itertuples()]
-    judged = rows["verdict"].notna().any()
     return template("delay.html").render(
         title=rows.attrs["title"],
         charts=charts(rows),
-        rows=[(r, difference, verdict(r) if judged else "") for r, difference in shown],
+        rows=[(r, difference, verdict(r)) for r, difference in shown],
+        judged=rows["verdict"].notna().any(),
         notes=rows.attrs["notes"],
     )
