@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vlaprune.bench.simpler.benchmark import Simpler, SuccessWrapper
-from vlaprune.bench.simpler.files import Interpreter, device, missing, needed
+from vlaprune.bench.simpler.files import Interpreter, device, fingerprint, missing, needed
 from vlaprune.bench.simpler.grid import GOOGLE, SUITES, WIDOWX
 from vlaprune.bench.simpler.worlds import _state
 from vlaprune.benchmark import axis_angle
@@ -228,6 +228,11 @@ def test_textures_and_meshes_that_files_name_are_missed_too(tmp_path):
     (carrot / "skin.png").write_text("")
     (plate / "wood.jpg").write_text("")
     assert not missing(tmp_path, starts("widowx", "carrot_on_plate"), "ms2")
+    whole = fingerprint(tmp_path, starts("widowx", "carrot_on_plate"), "ms2")
+    (plate / "never_read.mtl").write_text("newmtl b\n")
+    assert fingerprint(tmp_path, starts("widowx", "carrot_on_plate"), "ms2") == whole
+    (plate / "wood.jpg").write_text("a stand-in")
+    assert fingerprint(tmp_path, starts("widowx", "carrot_on_plate"), "ms2") != whole
 
 
 # -- interpreters -----------------------------------------------------------------------------------------------------

@@ -174,35 +174,46 @@ def needed(start: Start, backend: str) -> Iterator[tuple[str, ...]]:
 def missing(root: Path, starts: Iterable[Start], backend: str) -> Sequence[str]:
     """What of the files of these episodes is not there, with all that they refer to: textures, meshes."""
     out: list[str] = []
-    for choices in sorted({files for start in starts for files in needed(start, backend)}):
-        found = next((root / name for name in choices if (root / name).is_file()), None)
+    for choices, found in _chosen(root, starts, backend):
         if found is None:
             out.append(" or ".join([choices[0], *(Path(other).name for other in choices[1:])]))
-        elif found.stem != "collision":  # of which the simulator reads the geometry alone
+        else:
             out += [os.path.relpath(path, root) for path in _references(found) if not path.is_file()]
     return out
 
 
 def fingerprint(root: Path, starts: Iterable[Start], backend: str) -> str:
-    """SHA-256 of the files of these episodes that are there, so that stand-ins are never taken for the real ones."""
+    """SHA-256 of the files of these episodes that are there, so that stand-ins are never taken for the real ones.
+
+    All that they refer to is part of it: a mesh with another texture is another picture.
+    """
     digest = hashlib.sha256()
-    for choices in sorted({files for start in starts for files in needed(start, backend)}):
-        for path in (root / name for name in choices):
+    for _, found in _chosen(root, starts, backend):
+        for path in () if found is None else (found, *_references(found)):
             if path.is_file():
-                digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-                break
+                name = Path(os.path.relpath(path, root)).as_posix()
+                digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
+def _chosen(root: Path, starts: Iterable[Start], backend: str) -> Iterator[tuple[tuple[str, ...], Path | None]]:
+    """Files of these episodes of which one is enough, and the first of them that is there."""
+    for choices in sorted({files for start in starts for files in needed(start, backend)}):
+        yield choices, next((root / name for name in choices if (root / name).is_file()), None)
+
+
 def _references(path: Path) -> Iterator[Path]:
-    """Files named in a URDF, a COLLADA or an OBJ file, and what those name in turn."""
+    """Files named in a URDF, a COLLADA or an OBJ file, and what those name in turn.
+
+    None for collision meshes, of which the simulator reads the geometry alone.
+    """
     patterns = {
         ".urdf": r'filename="(?:package://)?([^"]+)"',
         ".dae": r"<init_from>([^<]+\.\w+)</init_from>",
         ".obj": r"(?m)^mtllib +(\S.*?)\s*$",
         ".mtl": r"(?m)^\s*map_\w+ +(?:.* )?(\S+)\s*$",
     }
-    if path.suffix not in patterns:
+    if path.suffix not in patterns or path.stem == "collision":
         return
     for name in sorted(set(re.findall(patterns[path.suffix], path.read_text(errors="replace")))):
         other = path.parent / name.strip().replace("%20", " ")
