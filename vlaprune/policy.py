@@ -61,6 +61,16 @@ class Guided(Protocol):
 
 
 @runtime_checkable
+class HasImageSize(Protocol):
+    """A model that refuses pictures of another size than its own.
+
+    image  side of a picture, px
+    """
+
+    image: int
+
+
+@runtime_checkable
 class HasCard(Protocol):
     """A model that says where its weights come from.
 

@@ -14,7 +14,7 @@ from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.policy import VLA, Policy, card_of
+from vlaprune.policy import VLA, HasImageSize, Policy, card_of
 from vlaprune.profile import calibrate, check, floors, micro, overhead, pictures, speed
 from vlaprune.profile.measured import Measured, Methods, measure
 from vlaprune.profile.page import Page, free_name
@@ -95,7 +95,7 @@ class Setting:
 
 def noise(model: VLA, seed: int) -> Recording:
     """Synthetic observations of the size a model reads."""
-    return synthetic(model.interface, int(getattr(model, "image", PICTURE)), seed=seed)
+    return synthetic(model.interface, model.image if isinstance(model, HasImageSize) else PICTURE, seed=seed)
 
 
 def speeds(setting: Setting) -> list[Path]:
