@@ -199,6 +199,13 @@ def test_a_call_in_every_convention():
     assert said["visual_mean"] == 6
 
 
+def test_papers_way_of_counting_counts_both_passes_of_a_prompt():
+    once = StepRecord((10, 6), (10, 6), 8, (8, 4), 0, {"prompt": 1.0}, {})
+    twice = replace(once, first_rows=once.rows)
+    for name in ("flops_prefill", "macs_prefill_paper", "macs_prefill_eq9"):
+        assert rosetta(LLAMA, twice)[name] == 2 * rosetta(LLAMA, once)[name]
+
+
 def test_no_published_time_lies_below_our_floor():
     known = [t for t in TIMES if t.floor is not None]
     assert len(known) >= 10 and {t.device for t in known} >= {"4090", "5090", "Orin64", "Thor"}

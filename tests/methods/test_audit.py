@@ -116,6 +116,7 @@ def test_a_control_computes_as_many_tokens_at_every_layer_of_every_call(tmp_path
             for i, call in enumerate(record.calls):
                 want = recorded[i % len(recorded)]
                 assert call.visual == want.visual and bool(call.first_rows) == bool(want.first_rows)
+                assert call.columns == want.columns  # so what the method reuses is reused
         assert control != "random-1" or run.episodes != own.episodes
 
 

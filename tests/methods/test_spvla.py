@@ -84,8 +84,8 @@ def test_a_step_lights_its_column_of_patches_and_a_flat_picture_none():
 
 
 def moved(speed):
-    """Two actions of translations of length `speed`; rotation and gripper do not count."""
-    return torch.tensor([[0, speed, 0, 5, 5, 5, 1], [speed, 0, 0, 0, 5, 0, -1]], dtype=torch.float64)
+    """Two actions of translations of mean length `speed`; rotation and gripper do not count."""
+    return torch.tensor([[0, 1.5 * speed, 0, 5, 5, 5, 1], [0.5 * speed, 0, 0, 0, 5, 0, -1]], dtype=torch.float64)
 
 
 def course(method, speeds, image, tower):

@@ -75,6 +75,13 @@ def merge_by_loops(tokens, anchors):
     return np.stack([total[a] / size[a] for a in anchors]), np.array([size[a] for a in anchors])
 
 
+def test_context_is_drawn_anew_in_every_call():
+    layout = prompt(((8, 8),))
+    episode = Episode(TEAMVLA(context=0.3), layout)
+    first, second = (episode.call(attend(0, 64))[0] for _ in range(2))
+    assert first != second and len(first) == len(second)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_merging_agrees_with_loops_and_keeps_the_sum(seed):
     tokens = torch.randn(20, 16, generator=torch.Generator().manual_seed(seed))

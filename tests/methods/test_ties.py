@@ -224,6 +224,8 @@ def test_every_filling_fills_the_budget_without_repeats(uniform):
         method.share = share
         kept = call(method, hand(attention(1), step=1))
         assert len(set(kept)) == 6 and kept == call(method, hand(attention(1), step=1))
+        again = call(method, hand(attention(1), step=2))
+        assert (kept != again) == (uniform == "random" and share < 1)  # drawn anew in every call
 
 
 def test_polarity():
