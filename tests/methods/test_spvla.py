@@ -120,6 +120,17 @@ def test_speed_is_relative_to_the_fastest_of_the_episode_in_any_unit():
         assert [k and len(k) for k in kept] == [4, 4, None, 9]  # shares .25, .25, 1 and 1 - .75 (2/3 - .2) / .8
 
 
+def test_speed_is_the_mean_over_the_actions_of_a_call():
+    image, tower, kept = step_edge(), torch.rand(16), []
+    for lengths in ((0.6, 0.6), (1.2, 0.0)):
+        episode = Episode(SPVLA(edges=False), prompt(((4, 4),)))
+        for own in ((1.2, 1.2), lengths):
+            steps = torch.zeros(2, 7, dtype=torch.float64)
+            steps[:, 0] = torch.tensor(own)
+            kept.append(episode.call(attend(0, 16), images=[image], tower=tower, executed=steps)[0])
+    assert kept[1] == kept[3] and len(kept[1]) > len(kept[0])
+
+
 def test_reset_forgets_the_fastest():
     method = SPVLA(edges=False)
     course(method, [9.0], step_edge(), torch.rand(16))
