@@ -29,15 +29,16 @@ PATCHES, VOCABULARY = 256, 32064
 
 def prismatic(images: int) -> tuple[list[Work], list[Work]]:
     """DINOv2-L to block 23 of 24 and SigLIP so400m to block 26 of 27, then the fused projector."""
-    towers = [*linear(PATCHES, 588, 1024), *vit(261, 1024, 16, 4096, 23)]
-    towers += [*linear(PATCHES, 588, 1152), *vit(256, 1152, 16, 4304, 26)]
-    return [w.times(images) for w in towers], linear(images * PATCHES, 2176, 8704, 4096, 4096)
+    rows = images * PATCHES
+    towers = [*linear(rows, 588, 1024), *vit(261, 1024, 16, 4096, 23, images)]
+    towers += [*linear(rows, 588, 1152), *vit(256, 1152, 16, 4304, 26, images)]
+    return towers, linear(rows, 2176, 8704, 4096, 4096)
 
 
 def siglip(images: int) -> tuple[list[Work], list[Work]]:
     """PaliGemma's SigLIP so400m, all 27 blocks, and its linear projector."""
-    tower = [*linear(PATCHES, 588, 1152), *vit(256, 1152, 16, 4304, 27)]
-    return [w.times(images) for w in tower], linear(images * PATCHES, 1152, 2048)
+    rows = images * PATCHES
+    return [*linear(rows, 588, 1152), *vit(256, 1152, 16, 4304, 27, images)], linear(rows, 1152, 2048)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _oft(model: Model, visual: Sequence[int], seen: Sequence[int]) -> dict[str, 
 
 def _cogact(model: Model, visual: Sequence[int], seen: Sequence[int]) -> dict[str, list[Work]]:
     towers, projector = prismatic(model.images)
-    step = vit(34, 768, 12, 3072, 12)  # classifier-free guidance: two sequences of 17 rows
+    step = vit(17, 768, 12, 3072, 12, batch=2)  # classifier-free guidance: two sequences of 17 rows
     return {
         "vision": towers,
         "projector": projector,

@@ -121,13 +121,14 @@ def decoder(config: DecoderConfig, counts: Iterable[tuple[int, int]], size: int 
     return [work for rows, columns in counts for work in block(config, rows, columns, size)]
 
 
-def vit(tokens: int, width: int, heads: int, ffn: int, blocks: int, size: int = 2) -> list[Work]:
-    """The blocks of a vision transformer on one image of `tokens` tokens."""
+def vit(tokens: int, width: int, heads: int, ffn: int, blocks: int, batch: int = 1, size: int = 2) -> list[Work]:
+    """The blocks of a transformer on `batch` images of `tokens` tokens in one pass: weights are read once for all."""
+    rows = batch * tokens
     one = [
-        *linear(tokens, width, 3 * width, size=size),
-        attention(tokens, tokens, heads, heads, width // heads, size),
-        *linear(tokens, width, width, size=size),
-        *linear(tokens, width, ffn, width, size=size),
+        *linear(rows, width, 3 * width, size=size),
+        attention(tokens, tokens, heads, heads, width // heads, size).times(batch),
+        *linear(rows, width, width, size=size),
+        *linear(rows, width, ffn, width, size=size),
     ]
     return [work.times(blocks) for work in one]
 
