@@ -109,9 +109,9 @@ delay: .venv/done  ## what milliseconds are worth: dense under delays, and metho
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE) $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=50 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) method=dense at=hold-0ms,hold-100ms,hold-200ms,overlap-100ms,overlap-200ms,stale-100ms,stale-200ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) method=dense at=hold-0ms,hold-100ms,overlap-100ms,stale-100ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) at=hold-orin64 $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=5 method=dense at=$(LATE) $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=5 method=dense at=hold-0ms,hold-100ms,hold-200ms,overlap-100ms,overlap-200ms,stale-100ms $(PARALLEL)
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving_100 --output results/delay --name robosuite_moving_100
