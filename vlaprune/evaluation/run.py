@@ -56,7 +56,8 @@ def main(
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             say(said(rule.stop))
-        whole = not _lost(recorder)
+        lost = [key for key in recorder.raised if not recorder.has(*key)]
+        whole = not lost
     except KeyboardInterrupt:
         done = bar.status.done
         say(f"stopped with {done} of {len(asked)} episodes in {recorder.folder}; the same command goes on")
@@ -64,7 +65,7 @@ def main(
     finally:
         recorder.close()
         bar.close(whole)
-    _finish(cfg, header, recorder, alone=job is None)
+    _finish(cfg, header, recorder, lost, alone=job is None)
 
 
 def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[EpisodeRecord]) -> RunStatus:
@@ -74,13 +75,11 @@ def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[E
     return RunStatus(label, str(folder), asked, len(mine), won, len(mine), str(cfg.baseline or ""))
 
 
-def _lost(recorder: Recorder) -> list[tuple[str, int]]:
-    """Episodes that raised and have no record."""
-    return [key for key in recorder.raised if not recorder.has(*key)]
+def _finish(cfg: Any, header: Header, recorder: Recorder, lost: Sequence[tuple[str, int]], alone: bool) -> None:
+    """Says what a run that was not interrupted left; a job of a sweep leaves its summary to the sweep.
 
-
-def _finish(cfg: Any, header: Header, recorder: Recorder, alone: bool) -> None:
-    """Says what a run that was not interrupted left; a job of a sweep leaves its summary to the sweep."""
+    lost  episodes that raised and have no record
+    """
     if recorder.more:
         say(
             f"{recorder.folder} holds {recorder.more} more episodes than the {len(header.tasks)} x "
@@ -88,7 +87,7 @@ def _finish(cfg: Any, header: Header, recorder: Recorder, alone: bool) -> None:
         )
     if alone:
         print(report.summary(read(cfg.output)))
-    if lost := _lost(recorder):
+    if lost:
         raise UserError(
             f"{len(lost)} episodes raised twice (error lines in {recorder.folder}); run the same command again "
             "to redo just these"

@@ -149,7 +149,7 @@ class LiberoEnv:
 
         Privileged: for training, never for a policy that acts.
         """
-        hand = self._data.site_xpos[self.world.robots[0].eef_site_id][:2]
+        hand = self.hand()[:2]
         spots = [place[:2] - hand for place in expert.places(self.world)]
         return np.concatenate(spots).astype(np.float32)
 

@@ -127,7 +127,7 @@ class Robosuite:
 class MovingRobosuite(Robosuite):
     """Lift, with a cube that moves while the policy computes (`moving.py`). Options as of `Robosuite`, and one more.
 
-    max_steps  control steps until which the cube must be lifted. 40 leave no time to try again; with 100 there is
+    max_steps  control steps to lift the cube in: 40 leave no time for a second try, 100 do
     """
 
     max_steps: int = 40

@@ -109,7 +109,7 @@ class RobosuiteEnv:
 
         Privileged: for training, never for a policy that acts.
         """
-        hand = self._data.site_xpos[self.world.robots[0].eef_site_id][:2]
+        hand = self.hand()[:2]
         out = np.full((2, 2), np.nan, np.float32)
         for row, place in zip(out, expert.places(self.task.name, self.world), strict=False):
             row[:] = place[:2] - hand
@@ -146,7 +146,7 @@ class RobosuiteEnv:
         quat = np.empty(4)
         self._mujoco.mju_mat2Quat(quat, self._data.site_xmat[robot.eef_site_id])
         fingers = self._data.qpos[robot._ref_gripper_joint_pos_indexes]
-        return np.concatenate([self._data.site_xpos[robot.eef_site_id], axis_angle(quat), fingers])
+        return np.concatenate([self.hand(), axis_angle(quat), fingers])
 
 
 def axis_angle(quat: np.ndarray) -> np.ndarray:
