@@ -16,6 +16,7 @@ import pandas as pd
 
 from vlaprune.records import EpisodeRecord, Run
 from vlaprune.report.runs import Arm, Comparison, compare, display_name
+from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes, tabulate
 from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
@@ -34,6 +35,7 @@ JUDGED = (
     *("success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"),
     *("held_low", "held_high", "verdict", "more", "lost", "gained", "paired", "kept", "visual"),
 )  # what `tabulate` says of them
+COST = ("cost", "cost_low", "cost_high", "cost_lost", "cost_gained")  # against the same method without delay
 CHANGES = [f"{name}{end}" for name in ("sooner", *(f"{key}_change" for key in MOTION)) for end in ("", "_low", "_high")]
 
 
@@ -95,14 +97,15 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     the same setting difference, difference_low, difference_high (95 %), held_low, held_high (at the level of the
     verdict), verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method succeeds
     sooner, mean over episodes in which both do; and for each number of motion its paired mean change with _low and
-    _high. `attrs` holds title, margin and notes: where milliseconds come from.
+    _high. `attrs` holds title, margin, notes (where milliseconds come from) and sources.
     """
     found = settings(runs, baseline, partial)
-    prompt = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
-    frames = [pd.DataFrame([_row(s, arm) | _cost(s, arm, prompt) for arm in s.comparison.arms]) for s in found]
+    undelayed = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
+    frames = [pd.DataFrame([_row(s, arm) | _cost(s, arm, undelayed) for arm in s.comparison.arms]) for s in found]
     out = pd.concat([_judged(s, frame) for s, frame in zip(found, frames, strict=True)], ignore_index=True)
     notes = {f"{s.mode}, {s.where}: {s.note}": None for s in found if s.note and s.ms is None}
     out.attrs["notes"] = [*notes, *_footnotes(found)]
+    out.attrs["sources"] = sources(runs)
     first = found[0].comparison.arms[0].run
     out.attrs["margin"] = found[0].comparison.margin
     out.attrs["title"] = (
@@ -146,17 +149,15 @@ def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
     return out | {key: np.mean([r.motion.get(key, np.nan) for r in records]) for key in MOTION}
 
 
-def _cost(setting: Setting, arm: Arm, prompt: Mapping[str, Arm]) -> dict[str, float]:
-    """What the delay costs: an arm against that of its label in `prompt`, which had none, on the same episodes."""
-    names = ("cost", "cost_low", "cost_high", "cost_lost", "cost_gained")
-    base = prompt.get(arm.label)
-    keys = [] if base is None or setting.ms == 0 else shared_episodes(arm, base)
-    if base is None or not keys:
-        return dict.fromkeys(names, float("nan"))
+def _cost(setting: Setting, arm: Arm, undelayed: Mapping[str, Arm]) -> dict[str, float]:
+    """What the delay costs: an arm against that of its label in `undelayed`, on the same episodes."""
+    base = None if setting.ms == 0 else undelayed.get(arm.label)
+    if base is None or not (keys := shared_episodes(arm, base)):
+        return dict.fromkeys(COST, float("nan"))
     found = pairs(arm, base, keys)
     interval = tango(found)
     values = (found.difference, interval.low, interval.high, found.lost, found.gained)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(COST, values, strict=True))
 
 
 def _seconds(record: EpisodeRecord) -> float:
@@ -197,7 +198,7 @@ def verdict(row: Any) -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The curve, the break-even table of devices and tables, and motion, with notes."""
+    """The curve, the break-even table of devices and tables, and motion, with notes and sources."""
     parts = [f"# {rows.attrs['title']}"]
     curve, devices = rows[rows["set_ms"].notna()], rows[rows["set_ms"].isna()]
     if len(curve):
@@ -207,7 +208,7 @@ def markdown(rows: pd.DataFrame) -> str:
         parts += ["## Break-even", said, _lines(devices, "device")]
     if rows["sooner"].notna().any():
         parts += ["## Motion", "Paired mean change against the baseline at the same delay.", _motion(rows)]
-    parts.append("\n".join(f"- {note}" for note in rows.attrs["notes"]))
+    parts.append("\n".join(f"- {line}" for key in ("notes", "sources") for line in rows.attrs[key]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -219,16 +220,14 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
     body = []
     for r in rows.itertuples():
         cells = [r.mode, r.where, r.method, f"{r.ms:.1f}", f"{r.late:.2f}"]
-        cells.append(f"{100 * r.rate:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}] of {r.episodes:.0f}")
+        cells.append(_around(100 * r.rate, 100 * r.low, 100 * r.high, ".1f") + f" of {r.episodes:.0f}")
         cells.append(_around(r.seconds, r.seconds_low, r.seconds_high, ".2f"))
         cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]
         if priced:
-            known = not pd.isna(r.cost)
-            cells.append(f"{100 * r.cost:+.1f} [{100 * r.cost_low:+.1f}, {100 * r.cost_high:+.1f}]" if known else "")
-            cells.append(f"{r.cost_lost:.0f} / {r.cost_gained:.0f}" if known else "")
+            cells.append(_around(100 * r.cost, 100 * r.cost_low, 100 * r.cost_high, "+.1f"))
+            cells.append("" if pd.isna(r.cost) else f"{r.cost_lost:.0f} / {r.cost_gained:.0f}")
         if judged:
-            low, high = 100 * r.held_low, 100 * r.held_high
-            cells.append("" if pd.isna(r.difference) else f"{100 * r.difference:+.1f} [{low:+.1f}, {high:+.1f}]")
+            cells.append(_around(100 * r.difference, 100 * r.held_low, 100 * r.held_high, "+.1f"))
             cells += [_around(r.sooner, r.sooner_low, r.sooner_high, "+.2f"), verdict(r)]
         body.append(cells)
     return lined(heads, body)

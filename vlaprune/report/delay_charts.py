@@ -54,7 +54,7 @@ def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
     modes = list(dict.fromkeys(late["mode"]))
     if late["method"].nunique() == 1 and len(modes) > 1:
         own = [pd.concat([zero, late[late["mode"] == m]]).assign(mode=m, colour=i) for i, m in enumerate(modes)]
-        groups = [("mode", pd.concat(own), f"{late['method'].iloc[0]}")]
+        groups = [("mode", pd.concat(own), str(late["method"].iloc[0]))]
     else:
         groups = [("method", pd.concat([zero, late[late["mode"] == mode]]), mode) for mode in modes]
     for line, own_rows, name in groups:
@@ -147,5 +147,5 @@ def html(rows: pd.DataFrame) -> str:
         charts=charts(rows),
         rows=[(r, difference, verdict(r)) for r, difference in shown],
         judged=rows["verdict"].notna().any(),
-        notes=rows.attrs["notes"],
+        notes=[*rows.attrs["notes"], *rows.attrs["sources"]],
     )
