@@ -77,6 +77,14 @@ def test_a_preset_names_methods_that_exist(name):
     assert all((CONFIGS / "method" / f"{m}.yaml").is_file() for m in methods)
 
 
+def test_options_are_part_of_the_folder_of_a_study_of_delay():
+    plain, other = (
+        composed(["experiment=delay", "method=fastv", "at=hold-50ms", *more]).output
+        for more in ([], ["method.keep=0.5", "episodes=3"])
+    )
+    assert plain.endswith("/fastv/hold-50ms") and other.endswith("/fastv,method.keep=0.5/hold-50ms")
+
+
 def test_safe_keeps_the_authors_share_of_each_suite():
     """102, 128, 51 and 154 of 512 tokens: R 0.8, 0.75, 0.9 and 0.7 in the authors' script."""
     for suite, kept in (("libero_spatial", 102), ("libero_object", 128), ("libero_goal", 51), ("libero_10", 154)):

@@ -111,6 +111,21 @@ class Taught(Toy):
         return lambda: np.zeros(7)
 
 
+def test_an_episode_that_ends_before_its_first_frame_is_refused_in_one_line(tmp_path):
+    class Short(Taught):
+        """Done with the first step."""
+
+        @contextmanager
+        def open(self, task):
+            with super().open(task) as env:
+                env.step = lambda action: True
+                yield env
+
+    world = Short()
+    with pytest.raises(UserError, match="before its first frame; lower teaching.every"):
+        demos.record(world, world.tasks()[0], range(3), tmp_path, every=1000, rewind=False)
+
+
 def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tmp_path):
     drawn, bench = {}, Taught()
     teaching = Teaching(episodes=1, first=100, every=1, corrections=2, beta=0.0, rewind=False)

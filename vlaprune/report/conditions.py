@@ -76,7 +76,7 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     The columns are always COLUMNS, with NaN where a value is not known: condition, method, base (whether it is the
     baseline), success, episodes, rate, low, high; against the baseline under the same condition paired, lost, gained,
     difference, held_low, held_high (at the level of the verdict), verdict, more; moved, moved_low, moved_high: against
-    the same method without a perturbation, in success, with a 95 % interval; beyond, beyond_low, beyond_high: the
+    the same method without a perturbation, in success, with Tango's 95 % interval; beyond, beyond_low, beyond_high: the
     difference to the baseline here less that without a perturbation, on the episodes that all four runs have, with a 95
     % interval. `attrs` holds title, notes, sources.
     """
@@ -133,11 +133,11 @@ def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -
     before = next((a for a in plain.arms if a.label == arm.label), None)
     if before is not None:
         own = [key for key in arm.episodes if key in before.episodes]
-        row |= _mean("moved", own, {key: _won(arm, key) - _won(before, key) for key in own})
+        row |= _moved(arm, before, own)
         if base is not None and arm is not base and plain.baseline is not None:
             four = [key for key in own if key in base.episodes and key in plain.baseline.episodes]
             here = {key: _won(arm, key) - _won(base, key) for key in four}
-            row |= _mean("beyond", four, {k: here[k] - _won(before, k) + _won(plain.baseline, k) for k in four})
+            row |= _beyond(four, {k: here[k] - _won(before, k) + _won(plain.baseline, k) for k in four})
     return row
 
 
@@ -145,7 +145,16 @@ def _won(arm: Arm, key: Key) -> int:
     return int(arm.episodes[key].success)
 
 
-def _mean(name: str, keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
+def _moved(arm: Arm, before: Arm, keys: Sequence[Key]) -> dict[str, float]:
+    """What the perturbation did to one method, with Tango's 95 % interval."""
+    if not keys:
+        return {}
+    found = pairs(arm, before, keys)
+    interval = stats.tango(found)
+    return {"moved": found.difference, "moved_low": interval.low, "moved_high": interval.high}
+
+
+def _beyond(keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
     """The mean over episodes with a 95 % interval; (task, episode) under several seeds is one cluster."""
     if len(keys) < 2:
         return {}
@@ -156,7 +165,7 @@ def _mean(name: str, keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str
     middle = float(every.mean())
     error = float(np.sqrt(every.var(ddof=1) * rates.design_effect(clusters.values()) / len(every)))
     reach = float(norm.ppf(0.975)) * error
-    return {name: middle, f"{name}_low": middle - reach, f"{name}_high": middle + reach}
+    return {"beyond": middle, "beyond_low": middle - reach, "beyond_high": middle + reach}
 
 
 def grid(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[Shade]]]]:

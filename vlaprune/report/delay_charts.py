@@ -65,29 +65,59 @@ def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
 def break_even(rows: pd.DataFrame, margin: float) -> Chart:
     """Every method's difference of success to dense, each at its own latency, device by device."""
     rows = rows[rows["difference"].notna()]
+    points = [
+        tuple(100 * v for v in row) for row in rows[["difference", "held_low", "held_high"]].itertuples(index=False)
+    ]
+    told = [f", {verdict(r)}" for r in rows.itertuples()]
+    axis = "points of success, method at its own latency - dense at its own"
+    return _changes(rows, points, "{:+.1f}", axis, ("break-even", "Break-even"), told, -100 * margin)
+
+
+def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
+    """The paired mean change of one number of motion against the baseline at the same delay."""
+    rows = rows[rows[f"{key}_change"].notna()]
+    ends = [f"{key}_change{end}" for end in ("", "_low", "_high")]
+    values = list(rows[ends].itertuples(index=False, name=None))
+    named = (f"motion-{key}", f"Motion: {called}")
+    return _changes(rows, values, "{:+.3g}", f"{called}, method - baseline", named, [""] * len(rows))
+
+
+def _changes(
+    rows: pd.DataFrame,
+    values: Sequence[tuple[float, ...]],
+    form: str,
+    axis: str,
+    named: tuple[str, str],
+    told: Sequence[str],
+    limit: float | None = None,
+) -> Chart:
+    """A line a row: the change and its interval, `values` (middle, low, high), beside zero and a limit.
+
+    form   of the numbers in words
+    named  id and title of the chart
+    told   what follows the numbers of each row in words
+    """
     names = _names(rows)
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
         ax, tips = figure.add_subplot(), {}
         ax.axvline(0, color=INK, lw=1)
-        ax.axvline(-100 * margin, color=BAD, lw=1, ls=(0, (4, 3)))
-        for y, r in enumerate(rows.itertuples()):
+        if limit is not None:
+            ax.axvline(limit, color=BAD, lw=1, ls=(0, (4, 3)))
+        for y, (r, (middle, low, high)) in enumerate(zip(rows.itertuples(), values, strict=True)):
             colour, marker, face = marker_style(r.verdict, r.colour)
-            d, low, high = (100 * v for v in (r.difference, r.held_low, r.held_high))
             ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
-            ax.plot(d, y, marker, color=colour, mfc=face, ms=7.5, mew=1.6, gid=f"tip{y}")
-            tips[f"tip{y}"] = f"{names[y]}: {d:+.1f} points [{low:+.1f}, {high:+.1f}], {verdict(r)}"
+            ax.plot(middle, y, marker, color=colour, mfc=face, ms=7, mew=1.6, gid=f"tip{y}")
+            said = f"{form.format(middle)} [{form.format(low)}, {form.format(high)}]"
+            tips[f"tip{y}"] = f"{names[y]}: {said}{told[y]}"
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), [short(name, width) for name in names])
-        ax.set_xlabel("points of success, method at its own latency - dense at its own")
+        ax.set_xlabel(axis)
         frame(ax, "x")
         return tips
 
-    told = "; ".join(
-        f"{name} {100 * r.difference:+.1f} points, {verdict(r)}"
-        for name, r in zip(names, rows.itertuples(), strict=True)
-    )
-    return draw("break-even", "Break-even", told, paint, lambda _: 54 + 25 * len(rows))
+    lines = [f"{name} {form.format(v[0])}{end}" for name, v, end in zip(names, values, told, strict=True)]
+    return draw(*named, "; ".join(lines), paint, lambda _: 54 + 25 * len(rows))
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
@@ -97,30 +127,6 @@ def _names(rows: pd.DataFrame) -> list[str]:
         places = [place.partition(" as ")[0] for place in places]
     modes = [f", {mode}" if rows["mode"].nunique() > 1 else "" for mode in rows["mode"]]
     return [f"{place}{mode}: {method}" for place, mode, method in zip(places, modes, rows["method"], strict=True)]
-
-
-def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
-    """The paired mean change of one number of motion against the baseline at the same delay, as a share of it."""
-    rows = rows[rows[f"{key}_change"].notna()]
-    names = _names(rows)
-
-    def paint(figure: Figure, width: int) -> dict[str, str]:
-        ax, tips = figure.add_subplot(), {}
-        ax.axvline(0, color=INK, lw=1)
-        for y, r in enumerate(rows.itertuples()):
-            d, low, high = (getattr(r, f"{key}_change{k}") for k in ("", "_low", "_high"))
-            colour, marker, face = marker_style(r.verdict, r.colour)
-            ax.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
-            ax.plot(d, y, marker, color=colour, mfc=face, ms=6, gid=f"tip{y}")
-            tips[f"tip{y}"] = f"{names[y]}: {d:+.3g} [{low:+.3g}, {high:+.3g}]"
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_yticks(range(len(rows)), [short(name, width) for name in names])
-        ax.set_xlabel(f"{called}, method - baseline")
-        frame(ax, "x")
-        return tips
-
-    told = "; ".join(f"{name} {change:+.3g}" for name, change in zip(names, rows[f"{key}_change"], strict=True))
-    return draw(f"motion-{key}", f"Motion: {called}", told, paint, lambda _: 54 + 25 * len(rows))
 
 
 def charts(rows: pd.DataFrame) -> list[Chart]:

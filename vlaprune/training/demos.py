@@ -145,6 +145,11 @@ def _episode(
         action = np.array(told[-1] if now is None else now, dtype=np.float64)
         action[:-1] += noise * rng.standard_normal(action.size - 1)
         done, step = env.step(action), step + 1
+    if not frames:
+        raise UserError(
+            f"episode {episode} of {name} ended after {step} steps, before its first frame; lower teaching.every "
+            f"(now {style.every})"
+        )
     arrays = dict(zip(FRAMES, (np.stack(part) for part in zip(*frames, strict=True)), strict=True))
     if not style.rewind:
         arrays["labels"] = _visited(env, expert, told, style, phase, len(frames))
