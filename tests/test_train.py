@@ -122,7 +122,7 @@ def test_an_episode_that_ends_before_its_first_frame_is_refused_in_one_line(tmp_
                 yield env
 
     world = Short()
-    with pytest.raises(UserError, match="before its first frame; lower teaching.every"):
+    with pytest.raises(UserError, match=r"before its first frame; lower teaching\.every"):
         demos.record(world, world.tasks()[0], range(3), tmp_path, every=1000, rewind=False)
 
 
