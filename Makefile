@@ -12,6 +12,9 @@ REPORT ?= results/runs/demo
 DELAYED := results/runs/delay
 LATE := hold-0ms,hold-50ms,hold-100ms,hold-200ms,overlap-50ms,overlap-100ms,overlap-200ms,stale-50ms,stale-100ms,stale-200ms
 PATIENT := bench=robosuite_moving bench.max_steps=100 episodes=50 output='$(DELAYED)/robosuite_moving_100/tiny/$${hydra:runtime.choices.method}/$${at}'
+AUDITS := results/runs/audit/robosuite/tiny
+AUDITED := experiment=audit episodes=25
+CHANCE := random-0,random-1,random-2,uniform
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
 export OMP_NUM_THREADS ?= 1
@@ -29,7 +32,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: audit delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -116,6 +119,16 @@ delay: .venv/done  ## what milliseconds are worth: dense under delays, and metho
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving_100 --output results/delay --name robosuite_moving_100
 	$(BIN)/vlaprune-report --delay $(DELAYED)/libero --output results/delay --name libero_object
+
+audit: .venv/done  ## what the criteria of seven methods are worth beside chance, on robosuite (hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval $(AUDITED) method=fastv audit.arm=dense,blind,wordless output='$(AUDITS)/dense/$${audit.arm}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) method=fastv,ties,safe audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) method=divprune,vlapruner,vlacache audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) method=fastv,ties,safe audit.arm=$(CHANCE),bottom,shuffled,other $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) method=divprune,vlapruner,vlacache audit.arm=$(CHANCE) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
+	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
 	$(BIN)/python scripts/claims.py

@@ -29,6 +29,7 @@ from vlaprune.models.toy import QUERY, RED, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, Plan, Scored, Selection
 from vlaprune.records import Header, read
+from vlaprune.report import audits
 from vlaprune.report.audit import audit as report
 from vlaprune.report.audit import markdown
 from vlaprune.stats.audit import exchangeable, share
@@ -91,6 +92,46 @@ def test_noise_is_not_shown_to_matter_and_the_oracle_is_useful(tmp_path):
     assert oracle.line("bottom").rate == oracle.line("blind").rate == oracle.line("wordless").rate == 0
     said = markdown(oracle)
     assert "useful" in said and "earns back 100 %" in said and "no evidence" in markdown(noise)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Runs of three audits, one of an oracle and two of noise; the arms without a method were run once for all."""
+    folder, runs = tmp_path_factory.mktemp("audits"), []
+    for name, noise in (("noise", True), ("oracle", False), ("again", True)):
+        for one in ("own", *audit.RANDOM, "uniform"):
+            run = arm(folder / name, lambda noise=noise: Planted(noise), one, episodes=10)
+            method = run.header.identity["method"] | {"name": name}
+            runs.append(replace(run, header=replace(run.header, identity=run.header.identity | {"method": method})))
+    return [*runs, *(arm(folder / "dense", Dense, one, episodes=10) for one in audit.WITHOUT)]
+
+
+def test_audits_of_several_methods_stand_on_one_page(several):
+    """Three questions are asked at once: p-values of chance are Holm's; each method has the common dense arms."""
+    found = audits.study(several)
+    assert found.audits[0].method.split()[0] == "oracle"
+    alone = report([r for r in several if r.folder.parent.name in ("oracle", "dense")])
+    assert found.audits[0].line("random").p == pytest.approx(3 * alone.line("random").p)
+    assert [one.verdict for one in found.audits].count("the criterion is useful") == 1
+    rows = audits.table(found)
+    assert list(rows.columns) == list(audits.COLUMNS) and len(rows) == 3 * 6
+    assert rows[rows["arm"] == "dense"]["rate"].nunique() == 1 and rows[rows["arm"] == "own"]["p"].isna().all()
+    said = audits.markdown(found)
+    assert "## What the benchmark needs" in said and said.count("paired episodes an arm") == 3
+
+
+def test_a_page_of_audits_is_written(several, tmp_path):
+    md, csv, page = audits.write(audits.study(several), tmp_path, "toy")
+    assert md.name == "toy.md" and csv.name == "toy.csv" and "<svg" in page.read_text()
+    assert "oracle" in page.read_text() and "http" not in page.read_text().replace("http-equiv", "")
+
+
+def test_audits_of_several_benchmarks_are_refused_in_one_line(several):
+    def elsewhere(run):
+        return replace(run, header=replace(run.header, identity=run.header.identity | {"bench": {"name": "other"}}))
+
+    with pytest.raises(ValueError, match="audits of toy on toy and of toy on other; make a page of each"):
+        audits.study([elsewhere(r) if r.folder.parent.name == "oracle" else r for r in several])
 
 
 COUNTED = {

@@ -10,6 +10,7 @@ from vlaprune.records import Header, Run, differences, mean
 from vlaprune.report.runs import context, label
 from vlaprune.stats import paired as stats
 from vlaprune.stats.audit import Share, exchangeable, share
+from vlaprune.stats.markdown import table as lined
 
 LEVEL = 0.05
 SAID = {
@@ -132,16 +133,21 @@ def audit(runs: Sequence[Run]) -> Audit:
     return Audit(called, len(keys), lines, mean(lost), effect_p, found)
 
 
+def rows(found: Audit) -> tuple[list[str], list[list[str]]]:
+    """Heads and a row for each arm."""
+    body = []
+    for line in found.lines:
+        own = line.name == "own"
+        beside = ["", ""] if own else [f"{100 * line.difference:+.1f}", f"{line.p:.2g}"]
+        said = f"{SAID[line.name]} (`{line.name}`)"
+        body.append([said, f"{len(line.runs)}", f"{100 * line.rate:.1f}", *beside, f"{line.kept:.1f}"])
+    return ["arm", "runs", "success %", "method - arm, points", "p", "visual tokens"], body
+
+
 def markdown(found: Audit) -> str:
     """The table and what it says, for people."""
-    out = [f"Audit of {found.method}: {found.episodes} paired episodes an arm", ""]
-    out += ["| arm | runs | success % | method - arm, points | p | visual tokens |", "|---|---|---|---|---|---|"]
-    for line in found.lines:
-        difference = "" if line.name == "own" else f"{100 * line.difference:+.1f}"
-        p = "" if line.name == "own" else f"{line.p:.2g}"
-        said = f"{SAID[line.name]} (`{line.name}`)"
-        out.append(f"| {said} | {len(line.runs)} | {100 * line.rate:.1f} | {difference} | {p} | {line.kept:.1f} |")
-    return "\n".join([*out, "", *(f"- {s}" for s in sentences(found))])
+    title = f"Audit of {found.method}: {found.episodes} paired episodes an arm"
+    return "\n\n".join([title, lined(*rows(found)), "\n".join(f"- {s}" for s in sentences(found))])
 
 
 def sentences(found: Audit) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.report import audit, conditions, delay
+from vlaprune.report import audits, conditions, delay
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate, without_times
 from vlaprune.report.text import below, terminal, write
@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
     out.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
     out.add_argument("--baseline", default="dense", help="label of the arm that others are paired with")
-    out.add_argument("--audit", action="store_true", help="what a method's criterion is worth (experiment=audit)")
+    out.add_argument(
+        "--audit", action="store_true", help="what criteria are worth (experiment=audit); NAME.{md,csv,html}"
+    )
     out.add_argument("--tasks", action="store_true", help="one row per task as well")
     out.add_argument("--wide", action="store_true", help="every column, however long the lines become")
     out.add_argument(
@@ -64,12 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table and its notes, writes the files, prints their paths."""
     args = parser().parse_args(arguments)
     if args.delay:
-        study = delay.table(find(args.runs), args.baseline, args.partial)
-        print(delay.markdown(study))
-        print(*delay.write(study, args.output, args.name if args.name != "table" else "delay"), sep="\n")
+        late = delay.table(find(args.runs), args.baseline, args.partial)
+        print(delay.markdown(late))
+        print(*delay.write(late, args.output, args.name if args.name != "table" else "delay"), sep="\n")
         return
     if args.audit:
-        print(audit.markdown(audit.audit(find(args.runs))))
+        study = audits.study(find(args.runs))
+        print(audits.markdown(study))
+        print(*audits.write(study, args.output, args.name if args.name != "table" else "audit"), sep="\n")
         return
     if args.conditions:
         rows = conditions.table(find(args.runs), args.baseline, args.partial)

@@ -1,0 +1,164 @@
+"""Audits of several methods on one page: whose criterion is worth more than chance, and what the benchmark needs.
+
+The criteria of a page are asked about together: their p-values are adjusted for being several (Holm). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from vlaprune.errors import UserError
+from vlaprune.records import Run
+from vlaprune.report.audit import SAID, Audit, arm, audit, rows, sentences
+from vlaprune.report.runs import context, display_name
+from vlaprune.report.sources import sources
+from vlaprune.stats import paired as stats
+from vlaprune.stats.markdown import table as lined
+
+BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
+NEEDS = ("dense", "blind", "wordless")
+COLUMNS = (
+    *("method", "arm", "runs", "episodes", "rate", "difference", "p", "visual"),
+    *("verdict", "effect", "effect_p", "share", "share_low", "share_high"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Audits of one policy on one benchmark, in the order of what their criteria earn; what made them."""
+
+    title: str
+    audits: Sequence[Audit]
+    sources: Sequence[str]
+
+
+def study(runs: Sequence[Run]) -> Study:
+    """The audits among these runs, each from the folder that holds its arms.
+
+    Arms without a method (`dense`, `blind`, `wordless`) may lie in a folder of their own: they then count for every
+    audit of the same weights that has none. Policies may have been tuned from each other (LightVLA). UserError as
+    `audit` raises it, and for audits of several models or benchmarks.
+    """
+    runs = [run for run in runs if arm(run)]
+    folders: dict[Path, list[Run]] = {}
+    for run in runs:
+        folders.setdefault(run.folder.parent, []).append(run)
+    common = [run for own in folders.values() if "own" not in map(arm, own) for run in own]
+    audited = [own for own in folders.values() if "own" in map(arm, own)] or [common]
+    if len(places := dict.fromkeys(_place(own[0]) for own in audited if own)) > 1:
+        raise UserError(f"audits of {' and of '.join(places)}; make a page of each")
+    found = [audit([*own, *(run for run in common if _serves(run, own))]) for own in audited]
+    adjusted = stats.holm([one.line("random").p for one in found])
+    found = [_with_p(one, p) for one, p in zip(found, adjusted, strict=True)]
+    found.sort(key=lambda one: (-one.line("random").difference, one.method))
+    return Study(f"What the criterion is worth: {next(iter(places))}", found, sources(runs))
+
+
+def _place(run: Run) -> str:
+    return f"{display_name(run, 'model')} on {display_name(run, 'bench')}"
+
+
+def _serves(run: Run, own: Sequence[Run]) -> bool:
+    """Whether an arm without a method may stand in an audit: its very policy, and no such arm there."""
+    return context(run) == context(own[0]) and arm(run) not in map(arm, own)
+
+
+def _with_p(found: Audit, p: float) -> Audit:
+    """The same audit with another p-value of its criterion."""
+    return replace(found, lines=[replace(line, p=p) if line.name == "random" else line for line in found.lines])
+
+
+def table(found: Study) -> pd.DataFrame:
+    """A row for each method and arm.
+
+    The columns are always COLUMNS: rate, success of the arm; difference, the method's success less the arm's, and its p
+    (of random adjusted over the methods, of the others over the arms; NaN for own); visual, tokens computed, mean over
+    layers and calls; and of the whole audit verdict, effect and effect_p (dense - random), and share with its 95 %
+    interval (NaN where the effect is not shown).
+    """
+    out = []
+    for one in found.audits:
+        interval = one.share.interval if one.share else None
+        whole = {
+            "verdict": one.verdict,
+            "effect": one.effect,
+            "effect_p": one.effect_p,
+            "share": one.share.value if one.share else None,
+            "share_low": interval.low if interval else None,
+            "share_high": interval.high if interval else None,
+        }
+        for line in one.lines:
+            paired = {} if line.name == "own" else {"difference": line.difference, "p": line.p}
+            own = {"method": one.method, "arm": line.name, "runs": len(line.runs), "episodes": one.episodes}
+            out.append({**own, "rate": line.rate, "visual": line.kept, **paired, **whole})
+    return pd.DataFrame(out).reindex(columns=list(COLUMNS))
+
+
+def markdown(found: Study) -> str:
+    """All methods in one table, what the benchmark needs, each audit alone, and what made them."""
+    said = (
+        "Each method beside other choices of as many tokens, at the same layers, in the same calls. Success in %; in "
+        "brackets the method's success less that of the arm, in points, and the p-value of no difference."
+    )
+    notes = (
+        f"- p of random: Holm over the {len(found.audits)} methods; p of other arms: Holm over the arms of one audit\n"
+        "- earned back: (method - random) / (dense - random) with Fieller's 95 % interval, where dense is shown to be "
+        "better than random"
+    )
+    parts = [f"# {found.title}", said, lined(*summary(found)), notes]
+    if needed := needs(found):
+        parts += ["## What the benchmark needs", lined(["the policy sees", "success, %"], needed)]
+    for one in found.audits:
+        parts += [f"## {one.method}: {one.episodes} paired episodes an arm", lined(*rows(one))]
+        parts.append("\n".join(f"- {said}" for said in sentences(one)))
+    parts += ["## Made by", "\n".join(f"- {line}" for line in found.sources)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(found: Study) -> tuple[list[str], list[list[str]]]:
+    """Heads and a row for each method."""
+    beside = [name for name in BESIDE if any(line.name == name for one in found.audits for line in one.lines)]
+    heads = ["method", "visual tokens", "success", "random", "verdict", "earned back", *beside]
+    body = []
+    for one in found.audits:
+        own = one.line("own")
+        line = [one.method, f"{own.kept:.1f}", f"{100 * own.rate:.1f}", _cell(one, "random"), one.verdict, _earned(one)]
+        body.append([*line, *(_cell(one, name) for name in beside)])
+    return heads, body
+
+
+def _cell(found: Audit, name: str) -> str:
+    line = next((line for line in found.lines if line.name == name), None)
+    if line is None:
+        return ""
+    return f"{100 * line.rate:.1f} ({100 * line.difference:+.1f}, p {line.p:.2g})"
+
+
+def _earned(found: Audit) -> str:
+    if found.share is None:
+        return "random loses nothing shown"
+    ends = found.share.interval
+    told = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if ends else ""
+    return f"{100 * found.share.value:.0f} %{told}"
+
+
+def needs(found: Study) -> list[list[str]]:
+    """Success of the policy without a method: as it is, with grey pictures, without an instruction."""
+    known = {line.name: line.rate for one in found.audits for line in one.lines}
+    return [[SAID[name], f"{100 * known[name]:.1f}"] for name in NEEDS if name in known]
+
+
+def write(found: Study, folder: Path, name: str = "audit") -> list[Path]:
+    """NAME.md, NAME.csv with plain numbers, and NAME.html with a chart; returns their paths."""
+    from vlaprune.report.audit_charts import html  # draws: loaded where it is wanted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    md, csv, page = (folder / f"{name}.{ending}" for ending in ("md", "csv", "html"))
+    md.write_text(markdown(found))
+    table(found).to_csv(csv, index=False)
+    page.write_text(html(found), encoding="utf-8")
+    return [md, csv, page]
