@@ -13,6 +13,7 @@ DELAYED := results/runs/delay
 LATE := hold-0ms,hold-50ms,hold-100ms,hold-200ms,overlap-50ms,overlap-100ms,overlap-200ms,stale-50ms,stale-100ms,stale-200ms
 PATIENT := bench=robosuite_moving bench.max_steps=100 episodes=50 output='$(DELAYED)/robosuite_moving_100/tiny/$${hydra:runtime.choices.method}/$${at}'
 AUDITS := results/runs/audit/robosuite/tiny
+RACED := results/runs/tune
 AUDITED := experiment=audit episodes=25
 CHANCE := random-0,random-1,random-2,uniform
 SIMPLER ?= .simpler
@@ -32,7 +33,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: audit delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: audit tune delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -114,7 +115,8 @@ delay: .venv/done  ## what milliseconds are worth: dense under delays, and metho
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=50 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) method=dense at=hold-0ms,hold-100ms,overlap-100ms,stale-100ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) at=hold-orin64 $(PARALLEL)
-	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=5 method=dense at=hold-0ms,hold-100ms,hold-200ms,overlap-100ms,overlap-200ms,stale-100ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=10 method=dense at=hold-0ms,hold-100ms,hold-200ms,overlap-100ms,overlap-200ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay bench=libero bench.suite=libero_object episodes=5 method=dense at=stale-100ms,stale-200ms $(PARALLEL)
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite --output results/delay --name robosuite
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving --output results/delay --name robosuite_moving
 	$(BIN)/vlaprune-report --delay $(DELAYED)/robosuite_moving_100 --output results/delay --name robosuite_moving_100
@@ -129,6 +131,10 @@ audit: .venv/done  ## what the criteria of seven methods are worth beside chance
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
+
+tune: .venv/done  ## the front of a race over twelve settings of FastV, beside the whole grid (an hour; goes on where it stopped)
+	$(BIN)/vlaprune-eval -m method=fastv method.layer=1,2,3,4 method.keep=0.5,0.25,0.125 episodes=25 'output="$(RACED)/grid/fastv,layer=$${method.layer},keep=$${method.keep}"' $(PARALLEL)
+	$(BIN)/python scripts/tune_grid.py --runs $(RACED) --output results/tune
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
 	$(BIN)/python scripts/claims.py
