@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import socket
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -252,6 +254,15 @@ def test_a_model_drives_a_robot_through_the_control_that_its_yaml_names():
     cfg.robots = {"leg": cfg.robots.arm, "wing": cfg.robots.arm}
     with pytest.raises(ValueError, match=r"bench toy has robot arm; Toy has a control for leg, wing"):
         config.build(cfg)
+
+
+def test_a_run_says_which_process_of_which_machine_made_it_and_what_else_ran_there():
+    before = time.time()
+    told = config.provenance("cpu")
+    assert told["host"] == socket.gethostname() and told["boot"] and told["pid"] == os.getpid()
+    assert before <= told["started"] <= time.time()
+    assert isinstance(told["load"], float) and told["load"] >= 0 and told["hardware"]["cores"] >= 1
+    assert told["boot"] == config.provenance("cpu")["boot"]
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,31 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from doubles import Bench, outcomes, play
+from doubles import Bench, Scripted, Slow, outcomes, play
 
+from vlaprune.api.evaluation import evaluate
 from vlaprune.bench.episodes import Episodes
 from vlaprune.benchmark import Interface, Observation, Task
+from vlaprune.config.provenance import provenance
 from vlaprune.errors import UserError
 from vlaprune.evaluation.pool import watchdog
+from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.random import Random
 from vlaprune.models.toy import Toy
+from vlaprune.policy import episode_seed
+from vlaprune.pruner import Plan
 from vlaprune.records import read
+from vlaprune.report.machines import SLACK, shared
 
 TESTS = Path(__file__).parent
 KEYS = {(t, e) for t in ("reach-red", "reach-blue") for e in range(3)}
@@ -136,6 +145,54 @@ def test_the_union_of_shards_is_the_full_run(tmp_path):
         play(tmp_path / "shards", make=Random, shard=Shard(index, 3))
     assert outcomes(read(tmp_path / "shards")) == outcomes(play(tmp_path / "one", make=Random))
     assert len(list((tmp_path / "shards").glob("journal-*-of-3.jsonl"))) == 3
+
+
+def seeds(run):
+    """What `run(make)` hands to a method to draw from, over all its calls."""
+    met = set()
+    run(make=lambda: Scripted(Plan((0,)), lambda context: met.add(context.seed)))
+    return met
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_method_draws_from_the_runs_seed_the_task_and_the_episode(tmp_path, slots):
+    seven, eight = (seeds(partial(play, tmp_path / str(n), seed=n, slots=slots)) for n in (7, 8))
+    assert seven == {episode_seed(7, *key) for key in KEYS} and eight == {episode_seed(8, *key) for key in KEYS}
+    assert len(seven | eight) == 2 * len(KEYS)
+
+
+def test_the_seed_that_a_user_asks_for_is_what_a_method_draws_from(tmp_path):
+    def run(make):
+        evaluate("toy", make, "toy", seed=8, episodes=3, output=tmp_path)
+
+    assert seeds(run) == {episode_seed(8, *key) for key in KEYS}
+
+
+def here(folder, header, *rest):
+    """A recorder that says of the machine what a command says, but for its load."""
+    told = header.provenance | provenance("cpu") | {"load": 0.0}
+    return Recorder(folder, replace(header, provenance=told), *rest)
+
+
+def slow(folder):
+    return play(folder, Slow(0.05), episodes=1, recorder=here)
+
+
+def test_a_record_says_when_its_episode_ran_and_for_how_long(tmp_path):
+    began = time.time()
+    records = slow(tmp_path).episodes.values()
+    over = time.time()
+    for record in records:
+        assert record.seconds >= 0.05 * record.steps
+        assert began - SLACK < record.ended - record.seconds and record.ended <= over
+    assert sum(record.seconds for record in records) <= over - began + SLACK
+
+
+def test_two_runs_at_one_time_on_one_machine_are_told_by_what_they_recorded(tmp_path):
+    with ThreadPoolExecutor(2) as both:
+        one, other = both.map(slow, [tmp_path / "one", tmp_path / "other"])
+    assert "ran on one machine at the same time" in shared([one, other])
+    assert shared([one, slow(tmp_path / "after")]) == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
