@@ -184,6 +184,17 @@ def test_a_resumed_run_is_whole_in_wandb_and_held_against_its_baseline(tmp_path,
     assert summary["lost"] == lost and summary["verdict"] in ("no worse", "worse", "undecided")
 
 
+def test_a_baseline_of_another_seed_gives_no_verdict(tmp_path, stranger):
+    play(tmp_path / "dense", execute=1, seed=8)
+    run = play(tmp_path / "run", make=FastV, execute=1, seed=7)
+    sink = Wandb()
+    header = replace(run.header, provenance={"baseline": str(tmp_path / "dense")})
+    sink.open(header, tmp_path / "run", list(run.episodes.values()))
+    sink.close()
+    summary = written(tmp_path / "run")[-1]
+    assert summary["verdict"] == "none" and "seed" in summary["verdict_words"] and "lost" not in summary
+
+
 def test_wandb_goes_online_by_its_own_variable(monkeypatch):
     node = OmegaConf.load(Path(__file__).parents[1] / "configs" / "logger" / "wandb.yaml").wandb
     monkeypatch.delenv("WANDB_MODE", raising=False)

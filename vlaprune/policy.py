@@ -16,7 +16,7 @@ from vlaprune.control import Control, Controller
 from vlaprune.delay import Delay, Guide
 from vlaprune.errors import UserError
 from vlaprune.meter import Clock
-from vlaprune.nn.backend import Backend
+from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.decoder import Decoder
 from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.records import StepRecord
@@ -185,7 +185,8 @@ class Policy:
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """The [n, action_dim] float64 actions to execute until the next look, for each slot that has an observation.
 
-        With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN.
+        With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN, and
+        where it bypasses a backend that compiles or captures.
         """
         slots = list(observations)
         for slot in slots:
@@ -193,10 +194,16 @@ class Policy:
             state = observations[slot].state
             self.sessions[slot].set_state(None if state is None else torch.from_numpy(np.asarray(state)))
         sessions = [self.sessions[i] for i in slots]
-        compiled, captured = self.model.backend.compiled, self.model.backend.captured
+        backend = self.model.backend
+        compiled, captured, entered = backend.compiled, backend.captured, backend.entered
         with self.clock.span("other"):
             chunks = self._predict([observations[i] for i in slots], slots)
             actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
+            if backend is not EAGER and backend.entered == entered:
+                raise UserError(
+                    f"{self.model.info.name} does not run its segments through its backend, so kernel={backend.name} "
+                    "would change nothing; check_model of vlaprune.testing says where"
+                )
             self._check(actions)  # before a session moves on, so that a call that failed can be made again
             records = [session.finish() for session in sessions]
         ms, cold = self.clock.read(), self._cold(records, compiled, captured)

@@ -316,6 +316,11 @@ _KINDS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
 }  # fmt: skip
 
 
+def without(header: Header, *parts: str) -> Header:
+    """What of a header's identity is left without these parts, such as `method` and `seed`."""
+    return Header({key: value for key, value in header.identity.items() if key not in parts}, {}, {})
+
+
 def differences(old: Header, new: Header) -> str:
     """The settings in which two headers differ, as "key old -> new"."""
     a, b = _flat(old.identity), _flat(new.identity)

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import UNPROVED, EpisodeRecord, Header, StepRecord, episode_row, film_name, mean, read
+from vlaprune.records import (
+    UNPROVED,
+    EpisodeRecord,
+    Header,
+    StepRecord,
+    differences,
+    episode_row,
+    film_name,
+    mean,
+    read,
+    without,
+)
 from vlaprune.stats.paired import pair, verdict
 from vlaprune.stats.rates import wilson
 
@@ -131,7 +142,10 @@ class Wandb:
         named = self._header.provenance.get("baseline")
         if not named:
             return {}
-        base = {key: record.success for key, record in read(Path(named)).episodes.items()}
+        run = read(Path(named))
+        if differing := differences(*(without(h, "method") for h in (run.header, self._header))):
+            return {"verdict": "none", "verdict_words": f"{named} is no baseline of this run: it differs in {differing}"}
+        base = {key: record.success for key, record in run.episodes.items()}
         ours = {(r.task, r.episode): r.success for r in self._records}
         both = base.keys() & ours.keys()
         if not both:

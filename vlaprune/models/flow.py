@@ -33,13 +33,13 @@ from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.guidance import backward_flops, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
-from vlaprune.models.scaling import Scaling
+from vlaprune.models.scaling import Scaling, processor_files
 from vlaprune.models.shared import images, precision, resolve_device
 from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import RMSNorm
-from vlaprune.nn.checkpoint import Checkpoint
+from vlaprune.nn.checkpoint import Checkpoint, check_companions, shards
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.hub import locate
 from vlaprune.nn.lora import identity
@@ -142,6 +142,9 @@ class Flow(ABC):
         if weights == "random":
             return None, Family.random(self.adaptive)
         folder, image = locate(weights, FILES), self.net.sizes.image
+        shards(folder)  # what is no checkpoint is named first
+        if folder.is_dir():
+            check_companions(folder, processor_files(folder), self.name)
         family = Family.of(parent(folder), weights, self.adaptive)
         if family.image not in (None, image):
             raise UserError(f"checkpoint {folder} reads pictures of {family.image} pixels, not {image}")

@@ -89,6 +89,12 @@ def _norm_stats(folder: Path) -> Path:
     return found[0]
 
 
+def processor_files(folder: Path) -> list[str]:
+    """Names of the files that the steps of a lerobot checkpoint's processors keep their numbers in."""
+    steps = [step for file in folder.glob("policy_*processor.json") for step in read_json(file).get("steps") or ()]
+    return [str(step["state_file"]) for step in steps if isinstance(step, Mapping) and step.get("state_file")]
+
+
 def _normalizer(file: Path) -> Mapping[str, Any]:
     """The normalising step of a lerobot processor."""
     steps = read_json(file).get("steps")

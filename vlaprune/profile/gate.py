@@ -18,7 +18,7 @@ from vlaprune.profile.micro import AGAIN
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import PHASES, Recording
 from vlaprune.pruner import Pruner
-from vlaprune.records import Run
+from vlaprune.records import Run, differences, without
 from vlaprune.stats import paired as stats
 
 RESEEDED = "dense, another seed"
@@ -74,16 +74,18 @@ def judge(
 
 
 def arms(
-    runs: Sequence[Run], make: Callable[[Mapping[str, Any]], Pruner], weights: object
+    runs: Sequence[Run], dense: Run, make: Callable[[Mapping[str, Any]], Pruner], weights: object
 ) -> list[tuple[str, Callable[[], Pruner], Run]]:
     """The method of every run but dense, as its journal configures it; of runs with one setting the longest.
 
-    UserError for runs of other weights.
+    UserError for runs of other weights, and for those that differ from the dense run in more than the method.
     """
     out: dict[str, tuple[str, Callable[[], Pruner], Run]] = {}
     for run in sorted(runs, key=lambda run: (len(run.episodes), str(run.folder))):
         if run.header.identity.get("weights") != weights:
             raise UserError(f"{run.folder} ran with weights {run.header.identity.get('weights')}, not {weights}")
+        if differing := differences(*(without(r.header, "method") for r in (dense, run))):
+            raise UserError(f"{run.folder} differs from {dense.folder} in more than the method ({differing})")
         if report.name(run.header) != "dense":
             node = run.header.identity["method"]
             label = report.label(run.header, [other.header for other in runs])

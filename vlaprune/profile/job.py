@@ -122,7 +122,7 @@ def fidelities(setting: Setting) -> list[Path]:
         base = next((r for r in runs if report.name(r.header) == "dense"), None)
         if base is None:
             raise UserError(f"runs={list(cfg.runs)} hold no dense run; a loss needs one")
-        found = gate.arms(runs, setting.make, card_of(model).get("sha256", "none"))
+        found = gate.arms(runs, base, setting.make, card_of(model).get("sha256", "none"))
         methods = [(label, calibrate.of_run(make, run.folder)) for label, make, run in found]
         ran = {label: run for label, _, run in found}
     methods = list(setting.ready(methods, model, recording))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import EpisodeRecord, Header, Run, differences
+from vlaprune.records import EpisodeRecord, Header, Run, differences, without
 from vlaprune.stats.paired import EProcess, e_process
 
 
@@ -22,8 +22,7 @@ class Anytime:
     """
 
     def __init__(self, base: Run, header: Header, alpha: float = 0.05) -> None:
-        ours, theirs = (Header({**h.identity, "method": {}}, {}, {}) for h in (header, base.header))
-        if differing := differences(theirs, ours):
+        if differing := differences(*(without(h, "method") for h in (base.header, header))):
             raise UserError(f"baseline {base.folder} is no baseline of this run: it differs in {differing}")
         self._order = [(task, episode) for task, count in header.tasks.items() for episode in range(count)]
         if lacking := [key for key in self._order if key not in base.episodes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run, differences
+from vlaprune.records import Header, Run, differences, without
 from vlaprune.stats.paired import aa_noise
 
 
@@ -29,7 +29,7 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 def conditions(header: Header) -> Header:
     """A header without its method and seed."""
-    return Header({k: v for k, v in header.identity.items() if k not in ("method", "seed")}, {}, {})
+    return without(header, "method", "seed")
 
 
 def lines(runs: Sequence[Run]) -> list[str]:
