@@ -139,5 +139,5 @@ def test_runs_of_other_weights_are_refused(tmp_path):
 def test_runs_of_another_seed_than_the_dense_one_are_refused(tmp_path):
     """Episode 3 of seed 8 is another draw than episode 3 of seed 7: nothing is paired."""
     dense, other = (play(tmp_path / str(seed), episodes=1, seed=seed) for seed in (7, 8))
-    with pytest.raises(ValueError, match="differs from .* in more than the method .*seed"):
+    with pytest.raises(ValueError, match=r"differs from .* in more than the method .*seed"):
         gate.arms([dense, other], dense, dict, None)

@@ -185,8 +185,8 @@ class Policy:
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """The [n, action_dim] float64 actions to execute until the next look, for each slot that has an observation.
 
-        With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN, and
-        where it bypasses a backend that compiles or captures.
+        With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN,
+        or bypasses a backend that compiles or captures.
         """
         slots = list(observations)
         for slot in slots:

@@ -144,7 +144,8 @@ class Wandb:
             return {}
         run = read(Path(named))
         if differing := differences(*(without(h, "method") for h in (run.header, self._header))):
-            return {"verdict": "none", "verdict_words": f"{named} is no baseline of this run: it differs in {differing}"}
+            why = f"{named} is no baseline of this run: it differs in {differing}"
+            return {"verdict": "none", "verdict_words": why}
         base = {key: record.success for key, record in run.episodes.items()}
         ours = {(r.task, r.episode): r.success for r in self._records}
         both = base.keys() & ours.keys()
