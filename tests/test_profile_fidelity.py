@@ -1,6 +1,8 @@
 """The fidelity gate: zero for dense, worse for less, by phase; a correlation that is one is found, noise is not."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from vlaprune.profile import gate
 from vlaprune.profile.fidelity import Replay, correlate_losses, overlap, replay, score
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import Frame, Recording, synthetic
+from vlaprune.records import EpisodeRecord, Header, Run
 from vlaprune.stats.ranks import partial_rank
 
 SIZES = {
@@ -80,6 +83,20 @@ def test_scores_by_hand():
     assert said.agreement == pytest.approx((0.5 + 1) / 2)  # the first differs at its second call, the other never
 
 
+def test_each_motion_number_is_measured_in_its_own_deviation():
+    """Deviations of 1 and 10 in the dense actions; the second number is off by 1 at every call."""
+    dense = np.array([[[0, 0, 1]], [[2, 20, 1]], [[0, 0, 1]], [[2, 20, 1]]])
+    recording, a = hand(dense)
+    assert score(recording, GRIP, a, hand(dense + [0, 1, 0])[1]).rmse == pytest.approx((0.01 / 2) ** 0.5)
+
+
+def test_what_is_kept_is_steady_within_an_episode_and_not_over_a_reset():
+    recording, a = hand([[[0, 1]], [[2, 1]]] * 2)
+    for course, steady in (([0, 0, 1, 1], 1), ([0, 1, 1, 0], 0)):
+        kept = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)[course]
+        assert score(recording, GRIP, a, replace(a, kept=kept)).steady == steady
+
+
 def test_overlap_is_intersection_over_union():
     a, b = np.array([[1, 1, 0, 0]], bool), np.array([[0, 1, 1, 0]], bool)
     assert overlap(a, b) == pytest.approx(1 / 3) and overlap(a, a) == 1
@@ -105,6 +122,44 @@ def test_what_the_token_count_explains_is_taken_out():
     a, b = (tokens + 20 * rng.standard_normal(200) for _ in "ab")
     assert abs(partial_rank(a, b, tokens)) < 0.2 < 0.8 < np.corrcoef(a, b)[0, 1]
     assert np.isnan(partial_rank(tokens, b, tokens))
+
+
+def test_beyond_the_token_count_is_the_partial_correlation_of_ranks():
+    rng = np.random.default_rng(2)
+    tokens = np.arange(12.0)
+    scores, lost = (tokens + 3 * rng.standard_normal(12) for _ in "ab")
+    told = correlate_losses(scores, lost, tokens)
+    ab, at, bt = (spearmanr(x, y).statistic for x, y in ((scores, lost), (scores, tokens), (lost, tokens)))
+    assert told.beyond == pytest.approx((ab - at * bt) / ((1 - at**2) * (1 - bt**2)) ** 0.5)
+    assert abs(told.beyond - told.rho) > 0.2
+
+
+def judged(label, **known):
+    recording, a = hand([[[0, 1]], [[2, 1]]] * 2)
+    return gate.Judged(label, a, score(recording, GRIP, a, a), **known)
+
+
+def recorded(won):
+    """A run with the outcomes of its episodes, one character each."""
+    records = {("t", i): EpisodeRecord("t", i, c == "1", 1, ()) for i, c in enumerate(won)}
+    return Run(Path("run"), Header({}, {}, {"t": len(won)}), records)
+
+
+def test_a_loss_is_what_dense_has_more_on_the_episodes_of_both():
+    worse, better, unknown = arms = [judged(label) for label in ("worse", "better", "unknown")]
+    gate.losses(arms, {"worse": recorded("1101"), "better": recorded("111111")}, recorded("11110"))
+    assert (worse.loss, worse.episodes) == (0.25, 4)
+    assert (better.loss, better.episodes) == (pytest.approx(-0.2), 5)
+    assert (unknown.loss, unknown.episodes) == (None, 0)
+
+
+def test_a_loss_foretells_nothing_below_150_shared_episodes():
+    for episodes, told in ((149, False), (150, True)):
+        found = gate.correlations([judged(str(i), episodes=episodes, loss=i / 10) for i in range(4)])
+        assert bool(found) == told
+    assert found.keys() == judged("any").scores.keys() and found["rmse"].arms == 4
+    few = [judged(str(i), episodes=150 - (i == 3), loss=i / 10) for i in range(4)]
+    assert gate.correlations(few) == {}  # three arms
 
 
 def command(monkeypatch, script, *argv):
