@@ -87,7 +87,7 @@ def test_each_motion_number_is_measured_in_its_own_deviation():
     """Deviations of 1 and 10 in the dense actions; the second number is off by 1 at every call."""
     dense = np.array([[[0, 0, 1]], [[2, 20, 1]], [[0, 0, 1]], [[2, 20, 1]]])
     recording, a = hand(dense)
-    assert score(recording, GRIP, a, hand(dense + [0, 1, 0])[1]).rmse == pytest.approx((0.01 / 2) ** 0.5)
+    assert score(recording, GRIP, a, hand(np.add(dense, [0, 1, 0]))[1]).rmse == pytest.approx((0.01 / 2) ** 0.5)
 
 
 def test_what_is_kept_is_steady_within_an_episode_and_not_over_a_reset():

@@ -10,10 +10,12 @@ from vlaprune.models.backends import BACKENDS, kernel, order, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.profile import micro
+from vlaprune.profile import micro, speed
 from vlaprune.profile.machine import Nvml, Watch
 from vlaprune.profile.recording import synthetic
+from vlaprune.profile.roofline import Device, Work
 from vlaprune.pruner import Plan, PruneContext, Selection
+from vlaprune.records import StepRecord
 from vlaprune.testing import random_observations
 from vlaprune.trace import Layout, QueryGroup, Trace, View
 
@@ -132,6 +134,66 @@ def test_a_ratio_is_dense_time_over_the_methods(monkeypatch):
     dense.busy, ours.busy = [8.0] * 3, [4.0] * 3
     pair = micro.Pair(ours, dense, [0, 1, 2])
     assert pair.ratios.tolist() == [4, 4, 4] and pair.busy_ratios.tolist() == [2, 2, 2]
+
+
+def timed(label, blocks, busy, calls):
+    """An arm with these milliseconds, processor times and records; it has run nothing."""
+    return micro.Arm(label, Policy(Toy(), Dense), "sdpa", blocks, busy, calls)
+
+
+def called(gflops, kept, **ms):
+    """The record of a call of two layers, of 8 visual tokens, with so many GFLOPs in the prompt and one in vision."""
+    return StepRecord((9, 9), (9, 9), 8, (8, kept), 0, {"vision": 1e9, "prompt": gflops * 1e9}, ms)
+
+
+def test_every_column_of_a_comparison_by_hand():
+    """Dense takes 8 and then 12 ms, with a block between them that ran beside another arm. The method's first call
+    after a reset is dense; the others have four tenths of the FLOPs."""
+    slow = [[called(9, 8, prompt=p)] * 3 for p in (6.0, 90.0, 8.0)]
+    quick = [
+        [called(9, 8, prompt=6.0, other=0.5), *[called(3, 2, prompt=p, method=p / 2, other=0.5)] * 2]
+        for p in (1.0, 2.0)
+    ]
+    dense = timed("dense", [[8.0] * 3, [100.0] * 3, [12.0] * 3], [24.0, 300.0, 36.0], slow)
+    ours = timed("ours", [[8.0, 2.0, 2.0], [10.0, 4.0, 4.0]], [12.0, 12.0], quick)
+    dense.products = {"prompt": [Work(4 * 989e9, 0)]}  # 4 ms on an H100
+    ours.products = {"prompt": [Work(989e9, 0), Work(0, 3.35e9)] * 2, "method": [Work(6e9, 8e9)]}  # 1 + 1 ms a call
+    ours.counted, ours.joules, ours.memory = 2, [3.0, 5.0, 4.0], (70.0, 90.0)
+    here, pair = Device("here", 2 * 989e12, 3.35e12, "by hand"), micro.Pair(ours, dense, [0, 2])
+    base = speed.described(dense.policy.model, dense, here)
+    row = speed.against(speed.described(ours.policy.model, ours, here), pair, dense, base)
+    times = {"calls": 6, "blocks": 2, "seconds": 0.03, "ms_p50": 4, "ms_p90": 9, "ms_p99": 9.9, "ms_jitter": 5.9}
+    times |= {"ms_first": 9, "ms_prompt": 3, "ms_method": 0.5, "ms_other": 0.5, "spans_share": 0.8, "other_share": 0.1}
+    flops = {"flops_vision": 1e9, "flops_prompt": 5e9, "flops_call": 6e9, "flops_cut": 0.4, "speedup_flops": 5 / 3}
+    flops |= {"steady_flops": 4e9, "ms_pruned": 3, "dense_share": 1 / 3, "visual": 8, "visual_mean": 6}
+    ratios = {"speedup": 3.5, "speedup_low": 3, "speedup_high": 4, "speedup_q1": 3.25, "speedup_q3": 3.75}
+    ratios |= {"speedup_busy": 2.5, "method_share": 0.05, "prompt": 5, "prompt_flops": 9 / 5, "bound": 5 / 3}
+    floors = {"floor_ms": 1.5, "floor_share": 1.5 / 4, "bytes_call": 3.35e9 + 4e9, "flops_method_seen": 3e9}
+    floors |= {"ceiling_H100": 2, "ceiling_H200": 2.4656, "ceiling_4090": 2.4797, "ceiling_A100": 2.6344}
+    told = {"joules": 4, "mb_peak": 70, "mb_reserved": 90}
+    expected = times | flops | ratios | floors | told
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+    alone = {"ms_p50": 12, "flops_call": 1e10, "steady_flops": 1e10, "ms_pruned": 12, "dense_share": 1, "floor_ms": 2}
+    assert {key: base[key] for key in alone} == pytest.approx(alone) and base["joules"] is None
+
+
+def test_joules_are_those_of_a_call(monkeypatch):
+    """A board that takes 4 J in every call."""
+    calls = []
+    arm = micro.Arm("it", Policy(Toy(), lambda: Scripted(Plan((0,)), calls.append)), "sdpa")
+
+    class Board(Nvml):
+        def energy(self):
+            return 100.0 + 4 * len(calls)
+
+    monkeypatch.setattr(micro, "WINDOW", 0.02)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    episodes = synthetic(arm.policy.model.interface, 64, episodes=1, steps=3).episodes
+    micro.energy(arm, episodes, micro.TimingConfig(block=3), Board(CPU))
+    assert arm.joules == [4] * 3 and len(calls) >= 9
+    silent = micro.Arm("it", arm.policy, "sdpa")
+    micro.energy(silent, episodes, micro.TimingConfig(), Nvml(CPU))
+    assert silent.joules == []
 
 
 def test_selections_and_their_values_stay_together_in_any_order():
