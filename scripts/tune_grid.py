@@ -9,6 +9,7 @@ fastv.md, fastv.csv and fastv.svg. Costs are GFLOPs a call, because they are the
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vlaprune.api.tune import Tuned, tune
-from vlaprune.records import Run, read
+from vlaprune.errors import UserError
+from vlaprune.records import Run, differences, read, without
 from vlaprune.report.plots import front
+from vlaprune.report.runs import find
 from vlaprune.report.sources import sources
 from vlaprune.stats.markdown import table
 from vlaprune.stats.paired import pair, tango
@@ -30,6 +33,12 @@ SETTINGS = [
     f"method.layer={','.join(map(str, LAYERS))}",
     f"method.keep={','.join(map(str, KEEPS))}",
 ]
+
+
+NOTES = (
+    "race: successes of the episodes that the race ran, dense's aside; differences: Tango's interval, on all episodes",
+    "the grid's front is picked on the very episodes that are counted, so its success is a little too high",
+)
 
 
 def wins(run: Run) -> dict[tuple[str, int], bool]:
@@ -149,8 +158,7 @@ def markdown(found: Tuned, rows: pd.DataFrame, grid: Mapping[str, Run], dense: R
                 "![Success against GFLOPs, the race's front filled](fastv.svg)",
                 table(beside, shortfalls(rows, grid)),
                 table(heads, body),
-                "- race: successes of the episodes that the race ran; difference: paired with dense, Tango's interval\n"
-                + "\n".join(f"- {line}" for line in made),
+                "\n".join(f"- {line}" for line in (*NOTES, *made)),
             ]
         )
         + "\n"
@@ -163,16 +171,34 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("results/runs/tune"))
     parser.add_argument("--output", type=Path, default=Path("results/tune"))
     args = parser.parse_args()
-    found = tune(SETTINGS, args.runs / "race", cost="gflops")
-    grid = {one.name: read(args.runs / "grid" / folder(one)) for one in found.entrants}
-    dense = read(args.runs / "race" / "dense")
-    seen = rows(found, grid, dense)
-    args.output.mkdir(parents=True, exist_ok=True)
-    drawn(seen, found.dense[1], args.output / "fastv.svg")
-    seen.to_csv(args.output / "fastv.csv", index=False)
-    text = markdown(found, seen, grid, dense)
-    (args.output / "fastv.md").write_text(text)
+    try:
+        text = held(args.runs, args.output)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     print(text)
+
+
+def held(runs: Path, output: Path) -> str:
+    """Writes the page beside its table and figure; gives its text. UserError where the grid is not whole."""
+    whole = {run.folder.name: run for run in find([runs / "grid"])}
+    found = tune(SETTINGS, runs / "race", cost="gflops")
+    dense = read(runs / "race" / "dense")
+    if absent := sorted(set(map(folder, found.entrants)) - whole.keys()):
+        raise UserError(f"{runs / 'grid'} lacks {', '.join(absent)}; make tune runs them")
+    grid = {one.name: whole[folder(one)] for one in found.entrants}
+    for run in grid.values():
+        if differing := differences(*(without(r.header, "method") for r in (dense, run))):
+            raise UserError(f"{run.folder} is another run than {dense.folder} ({differing}); run the grid anew")
+        if run.missing:
+            raise UserError(f"{run.folder} lacks {len(run.missing)} episodes; make tune goes on")
+    seen = rows(found, grid, dense)
+    output.mkdir(parents=True, exist_ok=True)
+    drawn(seen, found.dense[1], output / "fastv.svg")
+    seen.to_csv(output / "fastv.csv", index=False)
+    text = markdown(found, seen, grid, dense)
+    (output / "fastv.md").write_text(text)
+    return text
 
 
 if __name__ == "__main__":

@@ -88,6 +88,9 @@ def test_our_number_has_an_interval_and_a_mean_of_suites_needs_them_all():
 
 
 def test_tasks_count_alike_however_many_episodes_they_have():
+    for tasks in ([(0, 24), (0, 12)], [(10, 10), (20, 20)]):
+        rate, interval = mean_of_tasks(tasks)
+        assert interval.high - interval.low > 0.05 and interval.low <= rate <= interval.high  # nothing is that sure
     rate, interval = mean_of_tasks([(9, 10), (0, 1000)])
     assert rate == pytest.approx(0.45) and interval.low < 0.45 < interval.high
 

@@ -15,12 +15,13 @@ from vlaprune.report import conditions, sweep
 CALL = StepRecord((10,) * 2, (10,) * 2, 8, (8,) * 2, 0, {"prompt": 1.0}, {})
 
 
-def run(method, stress, won, seed=7, severity=3, **bench):
+def run(method, stress, won, seed=7, severity=3, layer=None, asked=None, **bench):
     """A run of one task whose episode i succeeds if won[i] is "1"."""
+    named = {"name": method} | ({"layer": layer} if layer else {})
     world = {"name": "toy", "margin": 0.05, "stress": stress, "severity": severity, **bench}
-    identity = {"model": {"name": "toy"}, "method": {"name": method}, "bench": world, "seed": seed}
+    identity = {"model": {"name": "toy"}, "method": named, "bench": world, "seed": seed}
     episodes = {("t", i): EpisodeRecord("t", i, mark == "1", 5, (CALL,)) for i, mark in enumerate(won)}
-    return Run(Path(f"{method}-{stress}-{seed}"), Header(identity, {}, {"t": len(won)}), episodes)
+    return Run(Path(f"{method}-{stress}-{seed}"), Header(identity, {}, {"t": asked or len(won)}), episodes)
 
 
 # dense loses 10 to the camera; fastv loses 1 without it and 30 more than dense with it
@@ -50,6 +51,32 @@ def test_every_method_is_paired_with_the_baseline_under_the_same_perturbation(ro
     assert camera.moved == pytest.approx(-39 / 60)
     assert camera.beyond == pytest.approx(-0.5 + 1 / 60) and camera.beyond_high < 0  # pruning costs more there
     assert camera.beyond_low == pytest.approx(camera.beyond - (camera.beyond_high - camera.beyond))
+
+
+def test_one_label_is_one_method_under_every_perturbation():
+    """Else what a perturbation moved would be the difference of two depths."""
+    two = conditions.table([run("fastv", None, "1" * 20, layer=2), run("fastv", "blur", "0" * 20, layer=9)])
+    assert sorted(two["method"]) == ["fastv layer=2", "fastv layer=9"] and two["moved"].isna().all()
+
+
+def test_a_method_without_its_baseline_is_not_called_one():
+    rows = conditions.table([*STUDY, run("fastv", "blur", "1" * 60)])
+    lone = [line for line in conditions.cells(rows)[1] if line[0] == "blur 3"]
+    assert len(lone) == 1 and "not compared" in lone[0] and "baseline" not in lone[0]
+    assert "Without a baseline, so not compared: blur 3." in rows.attrs["notes"]
+
+
+def test_an_unfinished_run_stays_in_the_row_of_its_method():
+    rows = conditions.table([*STUDY[:2], STUDY[2], run("fastv", None, "1" * 30, severity=1, asked=60)], partial=True)
+    _, found = conditions.grid(rows)
+    assert [method for method, _ in found] == ["dense", "fastv"] and found[1][1][0].text == "100.0*"
+    assert "none: * fastv: 30 episodes missing." in rows.attrs["notes"]
+
+
+def test_episodes_without_any_change_do_not_prove_that_there_is_none():
+    still = [run(m, stress, "1" * 40, severity=1) for m in ("dense", "fastv") for stress in (None, "blur")]
+    fastv = conditions.table(still).set_index(["condition", "method"]).loc[("blur 1", "fastv")]
+    assert fastv.beyond == 0 and fastv.beyond_low < -0.04 and fastv.beyond_high > 0.04
 
 
 def test_verdicts_are_made_for_all_conditions_together():

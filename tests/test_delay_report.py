@@ -19,9 +19,19 @@ def call(ms, late=1, held=1, stale=0):
     return StepRecord((10,) * 2, (10,) * 2, 8, (8,) * 2, 0, {"prompt": 1.0}, {}, delay=told)
 
 
-def run(method, said, successes, steps=20, ms=100.0, hz=20.0, jerk=1.0):
-    """A run whose episode i succeeds if successes[i], and takes `steps` steps."""
-    identity = {"model": {"name": "toy"}, "method": {"name": method}, "bench": BENCH, "seed": 7, "execute": 4}
+def run(method, said, successes, steps=20, ms=100.0, hz=20.0, jerk=1.0, spread=1, layer=None, **identity):
+    """A run whose episode i succeeds if successes[i], and takes `steps` steps; of a method one more or less."""
+    identity = {
+        **{
+            "model": {"name": "toy"},
+            "method": {"name": method} | ({"layer": layer} if layer else {}),
+            "bench": BENCH,
+            "seed": 7,
+            "execute": 4,
+        },
+        **identity,
+    }
+    more = [0] * 4 if method == "dense" else [spread, spread, -spread, -spread]
     if said is not None:
         identity["delay"] = said
     episodes = {
@@ -31,7 +41,13 @@ def run(method, said, successes, steps=20, ms=100.0, hz=20.0, jerk=1.0):
             bool(won),
             steps,
             (call(ms), call(ms)) if said else (replace(call(ms), delay={}),),
-            motion={"world_seconds": steps / hz, "path_hand": 3.0, "jerk_hand": jerk, "jerk_turn": 0.0, "flips": 1.0},
+            motion={
+                "world_seconds": (steps + more[i % 4]) / hz,
+                "path_hand": 3.0,
+                "jerk_hand": jerk,
+                "jerk_turn": 0.0,
+                "flips": 1.0,
+            },
         )
         for i, won in enumerate(successes)
     }
@@ -89,6 +105,46 @@ def test_a_verdict_is_of_success_first_and_then_of_time(study):
     assert said["thor as oft, modelled", "fastv"] == "no worse and sooner"
     assert said["thor as oft, modelled", "random"] == "worse"
     assert said["thor as oft, modelled", "dense"] == "baseline"
+
+
+def test_sooner_needs_a_spread_and_ten_episodes():
+    """Two successes of one length each say nothing of how sure the difference is."""
+    few = [1, 1] + [0] * 38
+    alike = [run("dense", THOR, HALF, 30), run("fastv", THOR, WON, 24, spread=0)]
+    rare = [run("dense", THOR, few, 30), run("fastv", THOR, WON, 24)]
+    for runs in (alike, rare):
+        (row,) = delay.table(runs).query("method == 'fastv'").itertuples()
+        assert row.sooner > 0 and np.isinf(row.sooner_low) and delay.verdict(row) == "no worse"
+
+
+def test_seeds_that_repeat_each_other_make_no_interval_narrower():
+    def both(seed):
+        return [run("dense", THOR, WON, 24, seed=seed), run("fastv", THOR, WON, 24, seed=seed)]
+
+    once, often = (delay.table([r for s in range(n) for r in both(s)]) for n in (1, 8))
+    (one,), (many,) = (rows.query("method == 'fastv'").itertuples() for rows in (once, often))
+    assert many.episodes == 8 * one.episodes
+    assert (many.sooner_low, many.sooner_high) == pytest.approx((one.sooner_low, one.sooner_high))
+
+
+def test_runs_that_differ_in_more_than_method_and_delay_are_refused_in_one_line():
+    """An `execute` of 8 without delay is not what an `execute` of 4 with delay can be held against."""
+    for other in ({"execute": 8}, {"bench": {"name": "other", "margin": 0.05}}):
+        runs = [run("dense", None, WON), run("dense", HOLD, HALF, **other)]
+        with pytest.raises(ValueError, match="differ in more than method and delay"):
+            delay.table(runs)
+
+
+def test_a_method_without_its_baseline_is_not_called_one():
+    rows = delay.table([run("dense", HOLD, WON), run("fastv", THOR, WON)])
+    assert [delay.verdict(r) for r in rows.itertuples()] == ["baseline", "not compared"]
+    assert "not compared" not in delay.markdown(delay.table([run("dense", HOLD, WON)]))
+
+
+def test_one_label_is_one_method_under_every_delay():
+    """Two depths of a method are not the same method with and without delay."""
+    rows = delay.table([run("fastv", None, WON, layer=2), run("fastv", HOLD, HALF, layer=9)])
+    assert sorted(rows["method"]) == ["fastv layer=2", "fastv layer=9"] and rows["cost"].isna().all()
 
 
 def test_the_page_says_where_milliseconds_come_from_and_has_a_chart_of_each(study):

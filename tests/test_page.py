@@ -269,6 +269,7 @@ def test_any_journals_have_a_page(runs):
     Tags(file.read_text())
     assert "tiny on toy, libero" in file.read_text() and "short*†" in file.read_text()
     assert "stopped: worse" in file.read_text() and "ended‡" in file.read_text()
+    assert "end otherwise, not tested" in file.read_text()  # no test of a fixed number for what a rule ended
     assert "not judged" in file.read_text() and look(file, width=390)[1] == []
 
 

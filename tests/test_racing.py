@@ -6,7 +6,7 @@ import pytest
 from vlaprune.api.tune import tune
 from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
-from vlaprune.stats.racing import Entrant, front, promising, race, worse
+from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race, worse
 
 KEYS = [(task, e) for e in range(25) for task in ("a", "b")]
 
@@ -30,6 +30,14 @@ def course(truth, seed):
     return {
         n: {k: bool(0.7 * hard[i] + 0.3 * own[n][i] < p * 0.85) for i, k in enumerate(KEYS)} for n, p in truth.items()
     }
+
+
+def test_the_front_is_of_the_episodes_that_both_ran():
+    """19 of 20 is no more than 92 of 100 where the dearer one won all of those 20."""
+    cheap, dear = RaceStatus(Entrant("cheap", 1, 0.1)), RaceStatus(Entrant("dear", 2, 0.1))
+    cheap.success = {i: i > 0 for i in range(20)}
+    dear.success = {i: i < 92 for i in range(100)}
+    assert cheap.rate > dear.rate and [s.entrant.name for s in front([cheap, dear])] == ["cheap", "dear"]
 
 
 @pytest.mark.parametrize("seed", range(8))

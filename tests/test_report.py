@@ -15,6 +15,7 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, read
 from vlaprune.report import times
 from vlaprune.report.machines import shared
+from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
 
@@ -77,6 +78,28 @@ def runs(tmp_path):
     write(tmp_path / "dense", DENSE)
     write(tmp_path / "fastv", FASTV, "fastv", kept=16, gflops=2.0, ms=16.0, layer=3, keep=0.25)
     return tmp_path
+
+
+def test_a_baseline_that_is_not_there_or_may_be_several_is_refused_in_one_line(runs):
+    write(runs / "again", FASTV, "fastv", keep=0.5, layer=3)
+    found = report.find([runs])
+    with pytest.raises(ValueError, match="baseline fasttv is none of these runs; use one of fastv keep=0"):
+        report.summarise(found, baseline="fasttv")
+    with pytest.raises(ValueError, match=r"baseline fastv may be fastv keep=0\.5 or fastv keep=0\.25"):
+        report.summarise(found, baseline="fastv")
+    assert report.summarise(found, baseline="fastv keep=0.5")["method"].iloc[0] == "fastv keep=0.5"
+
+
+def test_a_run_that_is_named_twice_counts_once(runs):
+    assert len(report.find([runs, runs / "fastv", runs / "." / "dense"])) == 2
+
+
+def test_versions_of_all_runs_are_told(tmp_path):
+    """A table of two machines must not name one of them."""
+    for number, device in enumerate(("cpu", "H100", "cpu")):
+        write(tmp_path / str(number), DENSE, provenance={"hardware": {"device": device}}, layer=number)
+    said = [line for line in sources(report.find([tmp_path])) if line.startswith("hardware")]
+    assert said == ["hardware: device cpu", "hardware: device H100"]
 
 
 def test_every_number_of_the_table(runs):

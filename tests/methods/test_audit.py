@@ -31,7 +31,7 @@ from vlaprune.pruner import Budget, Plan, Scored, Selection
 from vlaprune.records import Header, read
 from vlaprune.report import audits
 from vlaprune.report.audit import audit as report
-from vlaprune.report.audit import markdown
+from vlaprune.report.audit import sentences
 from vlaprune.stats.audit import exchangeable, share
 from vlaprune.stats.paired import Pairs, mcnemar_exact
 from vlaprune.testing import check_pruner, scenes
@@ -90,8 +90,9 @@ def test_noise_is_not_shown_to_matter_and_the_oracle_is_useful(tmp_path):
     interval = noise.share.interval
     assert interval.low < 0 < interval.high and oracle.share.interval.low > 0.9
     assert oracle.line("bottom").rate == oracle.line("blind").rate == oracle.line("wordless").rate == 0
-    said = markdown(oracle)
-    assert "useful" in said and "earns back 100 %" in said and "no evidence" in markdown(noise)
+    said = " ".join(sentences(oracle))
+    assert "useful" in said and "earns back 100 %" in said and "no evidence" in sentences(noise)[0]
+    assert "need pictures" not in said  # grey pictures lose all, and that is shown
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +121,61 @@ def test_audits_of_several_methods_stand_on_one_page(several):
     assert "## What the benchmark needs" in said and said.count("paired episodes an arm") == 3
 
 
+def changed(run, episodes=None, **identity):
+    """The run with another identity, or with its first so many episodes only."""
+    kept = dict(list(run.episodes.items())[:episodes])
+    return replace(run, episodes=kept, header=replace(run.header, identity=run.header.identity | identity))
+
+
+def test_an_arm_that_is_not_finished_ends_the_report_in_one_line(several):
+    """The episodes that parallel slots finish first are the won ones: what all arms share would be biased."""
+    runs = [changed(r, episodes=5) if r.folder.name == "blind" else r for r in several]
+    with pytest.raises(ValueError, match="lacks 15 of 20 episodes; finish it, or pass --partial"):
+        audits.study(runs)
+    assert audits.study(runs, partial=True).audits[0].counted == "5 paired episodes of 20"
+
+
+def test_a_control_of_another_method_is_refused(several):
+    """Random draws of a method that acts at another layer say nothing about this one."""
+    runs = [
+        changed(r, method=r.header.identity["method"] | {"layer": 9}) if r.folder.name == "random-1" else r
+        for r in several
+    ]
+    with pytest.raises(ValueError, match=r"is no control of the method .*layer"):
+        audits.study(runs)
+
+
+def test_controls_without_the_audited_run_serve_no_other_audit(several):
+    """Only arms without a method are shared between audits."""
+    lonely = [r for r in several if not (r.folder.parent.name == "again" and r.folder.name == "own")]
+    assert len(audits.study(lonely).audits) == 2
+    bare = [r for r in lonely if not (r.folder.parent.name == "noise" and r.folder.name.startswith("random"))]
+    with pytest.raises(ValueError, match="no audit without its arms random"):
+        audits.study(bare)
+
+
+def test_what_the_benchmark_needs_is_held_against_dense_and_of_one_policy(several):
+    """A tuned policy without a blind arm lends its dense success to nobody."""
+    other = {"weights": "tuned"}
+    tuned = [changed(r, **other) for r in several if r.folder.parent.name == "noise" or r.folder.name == "dense"]
+    tuned = [replace(r, folder=r.folder.parents[1] / "tuned" / r.folder.name) for r in tuned]
+    won = next(r for r in tuned if r.folder.name == "dense").episodes
+    won.update({key: replace(record, success=False) for key, record in list(won.items())[:4]})
+    plain, both = (audits.needs(audits.study(runs)) for runs in (several, [*several, *tuned]))
+    assert plain == both and [line[1] for line in plain] == ["100.0", "0.0", "0.0"]
+
+
+def test_a_method_that_is_worse_than_a_grid_is_said_to_be(several):
+    found = audits.study(several).audits[0]
+    lines = [replace(line, difference=-0.3, p=1e-6) if line.name == "uniform" else line for line in found.lines]
+    assert any(said.startswith("the method is worse than a grid") for said in sentences(replace(found, lines=lines)))
+
+
 def test_a_page_of_audits_is_written(several, tmp_path):
     md, csv, page = audits.write(audits.study(several), tmp_path, "toy")
     assert md.name == "toy.md" and csv.name == "toy.csv" and "<svg" in page.read_text()
+    assert page.read_text().count('class="tip"') == 2 * 3 * 4  # own, random, dense and uniform of three, in two widths
+    assert "Holm" in page.read_text() and "Fieller" in page.read_text()
     assert "oracle" in page.read_text() and "http" not in page.read_text().replace("http-equiv", "")
 
 
@@ -288,6 +341,7 @@ def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says():
         held += found.interval is not None and found.interval.low <= 0.6 <= found.interval.high
     assert 0.91 <= held / 400 <= 0.985
     assert share([0.0, 1, 0, -1], [1.0, -1, 0, 0]).interval is None  # the loss may be 0
+    assert share([0.0] * 40, [1.0] * 30 + [0.0] * 10).interval is None  # 40 episodes alike do not prove a share of 0
 
 
 @pytest.mark.parametrize("method", ["fastv", "ties"])

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run, differences, mean
+from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.runs import context, label
 from vlaprune.stats import paired as stats
 from vlaprune.stats.audit import Share, exchangeable, share
-from vlaprune.stats.markdown import table as lined
 
 LEVEL = 0.05
 SAID = {
@@ -23,6 +22,28 @@ SAID = {
     "bottom": "as many, the worst by its score",
     "shuffled": "as many, by its score shuffled within each camera",
     "other": "as many, by its score of another episode",
+}
+WITHOUT = ("dense", "blind", "wordless")  # arms of the policy without any method
+BLINDED = ("blind", "wordless")  # held against dense: what the benchmark needs
+DOUBTS = {  # what is said where an arm is not shown to do worse, and where it is shown to do better
+    "uniform": (
+        "the method is not shown to be better than a grid, which looks at nothing",
+        "the method is worse than a grid, which looks at nothing",
+    ),
+    "shuffled": (
+        "it is not shown to matter where in a picture the score is high",
+        "the method is worse than its score shuffled within each camera",
+    ),
+    "other": (
+        "the method is not shown to be better than its score of another episode, a habit of places",
+        "the method is worse than its score of another episode",
+    ),
+    "bottom": (
+        "the method is not shown to be better than its own worst tokens",
+        "the method is worse than its own worst tokens",
+    ),
+    "blind": ("the benchmark is not shown to need pictures", "dense is worse than with grey pictures"),
+    "wordless": ("the benchmark is not shown to need the instruction", "dense is worse than without instruction"),
 }
 Key = tuple[str, int]
 
@@ -40,9 +61,8 @@ class Line:
     name        without the number of a draw
     runs        one, or those of all draws
     success     per episode, a share of the draws
-    difference  of success, method - this arm
-    p           exact, that the method is another draw of this arm. That of random, the question of an audit, stands as
-                it is; the others are adjusted for being several (Holm)
+    difference  of success, method - this arm; of `blind` and `wordless` dense - this arm
+    p           exact, that the method (or dense) is another draw of this arm, adjusted as `_p_values` says
     """
 
     name: str
@@ -68,20 +88,37 @@ class Audit:
 
     method   its label
     episodes that all arms have
+    asked    episodes that each was asked for
     effect   what as many tokens at random lose: success of dense - random, and its p
-    share    of that effect, what the method does not lose; None where the effect is not shown
+    earned   of each episode, success of the method - random
+    lost     of each episode, success of dense - random
+    level    at which effect and share are judged; smaller where several audits stand on a page
     """
 
     method: str
     episodes: int
+    asked: int
     lines: Sequence[Line]
     effect: float
     effect_p: float
-    share: Share | None
+    earned: Sequence[float]
+    lost: Sequence[float]
+    level: float = LEVEL
+
+    @property
+    def counted(self) -> str:
+        """How many episodes it rests on, in words."""
+        return f"{self.episodes} paired episodes" + (f" of {self.asked}" if self.episodes < self.asked else "")
+
+    @property
+    def share(self) -> Share | None:
+        """What the method earns back of what is lost at random; None where that loss is not shown."""
+        shown = self.effect_p <= self.level and self.effect > 0
+        return share(self.earned, self.lost, 1 - self.level) if shown else None
 
     def line(self, name: str) -> Line:
         """The line of an arm. KeyError where it was not run."""
-        return next(one for one in self.lines if one.name == name)
+        return {one.name: one for one in self.lines}[name]
 
     @property
     def verdict(self) -> str:
@@ -92,8 +129,12 @@ class Audit:
         return "the criterion is useful" if one.difference > 0 else "the criterion is worse than chance"
 
 
-def audit(runs: Sequence[Run]) -> Audit:
-    """Joins the arms of one audit on the episodes that all have. UserError in one line where they do not fit."""
+def audit(runs: Sequence[Run], partial: bool = False, others: Sequence[Header] = ()) -> Audit:
+    """Joins the arms of one audit on the episodes that all have. UserError in one line where they do not fit.
+
+    partial  arms may lack episodes that were asked for
+    others   headers of methods that the label must tell this one from
+    """
     arms: dict[str, list[Run]] = {}
     for run in runs:
         named = arm(run)
@@ -102,52 +143,72 @@ def audit(runs: Sequence[Run]) -> Audit:
     absent = [a for a in ("own", "dense", "random") if a not in arms]
     if absent:
         raise UserError(f"no audit without its arms {', '.join(absent)}; run experiment=audit, then name its folder")
-    (own, *more), first = arms["own"], arms["own"][0]
+    (own, *more) = arms["own"]
     if more:
         raise UserError(f"{own.folder} and {more[0].folder} are both audited; name the folder of one audit")
     for run in (r for several in arms.values() for r in several):
-        if context(run) != context(first):
-            said = differences(Header(context(first), {}, {}), Header(context(run), {}, {}))
-            raise UserError(f"{run.folder} and {first.folder} differ in more than the arm ({said}); run them alike")
+        _check_arm(run, own, partial)
     keys = sorted(set.intersection(*(set(r.episodes) for several in arms.values() for r in several)))
     if len(keys) < 2:
-        raise UserError(f"the arms below {first.folder.parent} share {len(keys)} episodes; run at least two")
+        raise UserError(f"the arms below {own.folder.parent} share {len(keys)} episodes; run at least two")
     won = {name: [[r.episodes[k].success for r in several] for k in keys] for name, several in arms.items()}
-    ours = [own[0] for own in won["own"]]
     each = {name: [mean(list(map(float, draws))) for draws in rows] for name, rows in won.items()}
-    others = [name for name in SAID if name in arms and name != "own"]
-    p = {name: exchangeable(ours, won[name]) for name in others}
-    beside = [name for name in others if name != "random"]
-    p |= dict(zip(beside, stats.holm([p[name] for name in beside]), strict=True))
+    p = _p_values(won)
     lines = [Line("own", arms["own"], dict(zip(keys, each["own"], strict=True)), 0.0, 1.0)]
-    for name in others:
-        difference = mean(each["own"]) - mean(each[name])
+    for name in p:
+        difference = mean(each["dense" if name in BLINDED else "own"]) - mean(each[name])
         lines.append(Line(name, arms[name], dict(zip(keys, each[name], strict=True)), difference, p[name]))
     lost = [d - r for d, r in zip(each["dense"], each["random"], strict=True)]
     earned = [o - r for o, r in zip(each["own"], each["random"], strict=True)]
     effect_p = exchangeable([row[0] for row in won["dense"]], won["random"])
-    shown = effect_p <= LEVEL and mean(lost) > 0
-    found = share(earned, lost) if shown else None
-    method = {k: v for k, v in own.header.identity["method"].items() if k != "audit"}
-    called = label(replace(own.header, identity={**own.header.identity, "method": method}))
-    return Audit(called, len(keys), lines, mean(lost), effect_p, found)
+    asked = sum(own.header.tasks.values())
+    return Audit(label(audited(own.header), others), len(keys), asked, lines, mean(lost), effect_p, earned, lost)
+
+
+def audited(header: Header) -> Header:
+    """The header as the method's own run would have it, of no audit."""
+    method = {k: v for k, v in header.identity["method"].items() if k != "audit"}
+    return replace(header, identity={**header.identity, "method": method})
+
+
+def _check_arm(run: Run, own: Run, partial: bool) -> None:
+    """UserError where an arm is not one of this audit, or not whole."""
+    if context(run) != context(own):
+        said = differences(without(own.header, "method"), without(run.header, "method"))
+        raise UserError(f"{run.folder} and {own.folder} differ in more than the arm ({said}); run them alike")
+    if arm(run) not in WITHOUT and (said := differences(audited(own.header), audited(run.header))):
+        raise UserError(f"{run.folder} is no control of the method in {own.folder} ({said}); run them alike")
+    if run.header.tasks != own.header.tasks:
+        raise UserError(f"{run.folder} and {own.folder} were asked for different episodes; run them alike")
+    if run.missing and not partial:
+        raise UserError(
+            f"run {run.folder} lacks {len(run.missing)} of {sum(run.header.tasks.values())} episodes; finish it, or "
+            "pass --partial"
+        )
+
+
+def _p_values(won: Mapping[str, Sequence[Sequence[bool]]]) -> dict[str, float]:
+    """Of every arm but own, in the order of SAID.
+
+    The question of an audit, random, stands as it is. The other controls, and what the policy loses without eyes or
+    words, are two more families of questions, each adjusted for being several (Holm).
+    """
+    ours, dense = ([row[0] for row in won[name]] for name in ("own", "dense"))
+    p = {n: exchangeable(dense if n in BLINDED else ours, won[n]) for n in SAID if n in won and n != "own"}
+    for family in ([n for n in p if n in BLINDED], [n for n in p if n not in (*BLINDED, "random")]):
+        p |= dict(zip(family, stats.holm([p[n] for n in family]), strict=True))
+    return p
 
 
 def rows(found: Audit) -> tuple[list[str], list[list[str]]]:
     """Heads and a row for each arm."""
     body = []
     for line in found.lines:
-        own = line.name == "own"
-        beside = ["", ""] if own else [f"{100 * line.difference:+.1f}", f"{line.p:.2g}"]
+        against = " of dense" if line.name in BLINDED else ""
+        beside = ["", ""] if line.name == "own" else [f"{100 * line.difference:+.1f}{against}", f"{line.p:.2g}"]
         said = f"{SAID[line.name]} (`{line.name}`)"
         body.append([said, f"{len(line.runs)}", f"{100 * line.rate:.1f}", *beside, f"{line.kept:.1f}"])
     return ["arm", "runs", "success %", "method - arm, points", "p", "visual tokens"], body
-
-
-def markdown(found: Audit) -> str:
-    """The table and what it says, for people."""
-    title = f"Audit of {found.method}: {found.episodes} paired episodes an arm"
-    return "\n\n".join([title, lined(*rows(found)), "\n".join(f"- {s}" for s in sentences(found))])
 
 
 def sentences(found: Audit) -> list[str]:
@@ -155,8 +216,8 @@ def sentences(found: Audit) -> list[str]:
     out = [f"{found.verdict}: {100 * found.line('random').difference:+.1f} points against as many tokens at random"]
     if found.share is None:
         out.append(
-            f"as many tokens at random lose {100 * found.effect:.1f} points (p = {found.effect_p:.2g}); where that is "
-            "not shown, no criterion can show its worth: lower keep, or run more episodes"
+            f"as many tokens at random are {-100 * found.effect:+.1f} points from dense (p = {found.effect_p:.2g}); "
+            "where no loss is shown, no criterion can show its worth: lower keep, or run more episodes"
         )
     else:
         low_high = found.share.interval
@@ -165,15 +226,12 @@ def sentences(found: Audit) -> list[str]:
             f"of the {100 * found.effect:.1f} points that as many tokens at random lose, the criterion earns back "
             f"{100 * found.share.value:.0f} % {told}"
         )
-    names = [line.name for line in found.lines]
-    for name, what in (
-        ("uniform", "the method is not shown to be better than a grid, which looks at nothing"),
-        ("shuffled", "it is not shown to matter where in a picture the score is high"),
-        ("other", "the method is not shown to be better than its score of another episode, a habit of places"),
-        ("bottom", "the method is not shown to be better than its own worst tokens"),
-        ("blind", "the benchmark is not shown to need pictures"),
-        ("wordless", "the benchmark is not shown to need the instruction"),
-    ):
-        if name in names and found.line(name).p > LEVEL:
-            out.append(f"{what} (p = {found.line(name).p:.2g})")
+    for line in found.lines:
+        if line.name not in DOUBTS:
+            continue
+        doubt, worse = DOUBTS[line.name]
+        if line.p > LEVEL:
+            out.append(f"{doubt} (p = {line.p:.2g})")
+        elif line.difference < 0:
+            out.append(f"{worse}: {100 * line.difference:+.1f} points (p = {line.p:.2g})")
     return out

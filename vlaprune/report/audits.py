@@ -13,14 +13,13 @@ import pandas as pd
 
 from vlaprune.errors import UserError
 from vlaprune.records import Run
-from vlaprune.report.audit import SAID, Audit, arm, audit, rows, sentences
+from vlaprune.report.audit import BLINDED, LEVEL, SAID, WITHOUT, Audit, arm, audit, audited, rows, sentences
 from vlaprune.report.runs import context, display_name
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats.markdown import table as lined
 
 BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
-NEEDS = ("dense", "blind", "wordless")
 COLUMNS = (
     *("method", "arm", "runs", "episodes", "rate", "difference", "p", "visual"),
     *("verdict", "effect", "effect_p", "share", "share_low", "share_high"),
@@ -36,7 +35,7 @@ class Study:
     sources: Sequence[str]
 
 
-def study(runs: Sequence[Run]) -> Study:
+def study(runs: Sequence[Run], partial: bool = False) -> Study:
     """The audits among these runs, each from the folder that holds its arms.
 
     Arms without a method (`dense`, `blind`, `wordless`) may lie in a folder of their own: they then count for every
@@ -48,12 +47,13 @@ def study(runs: Sequence[Run]) -> Study:
     for run in runs:
         folders.setdefault(run.folder.parent, []).append(run)
     common = [run for own in folders.values() if "own" not in map(arm, own) for run in own]
-    audited = [own for own in folders.values() if "own" in map(arm, own)] or [common]
-    if len(places := dict.fromkeys(_place(own[0]) for own in audited if own)) > 1:
+    groups = [own for own in folders.values() if "own" in map(arm, own)] or [common]
+    if len(places := dict.fromkeys(_place(own[0]) for own in groups if own)) > 1:
         raise UserError(f"audits of {' and of '.join(places)}; make a page of each")
-    found = [audit([*own, *(run for run in common if _serves(run, own))]) for own in audited]
+    methods = [audited(run.header) for own in groups for run in own if arm(run) == "own"]
+    found = [audit([*own, *(run for run in common if _serves(run, own))], partial, methods) for own in groups]
     adjusted = stats.holm([one.line("random").p for one in found])
-    found = [_with_p(one, p) for one, p in zip(found, adjusted, strict=True)]
+    found = [_among(one, p, len(found)) for one, p in zip(found, adjusted, strict=True)]
     found.sort(key=lambda one: (-one.line("random").difference, one.method))
     return Study(f"What the criterion is worth: {next(iter(places))}", found, sources(runs))
 
@@ -64,12 +64,13 @@ def _place(run: Run) -> str:
 
 def _serves(run: Run, own: Sequence[Run]) -> bool:
     """Whether an arm without a method may stand in an audit: its very policy, and no such arm there."""
-    return context(run) == context(own[0]) and arm(run) not in map(arm, own)
+    return arm(run) in WITHOUT and context(run) == context(own[0]) and arm(run) not in map(arm, own)
 
 
-def _with_p(found: Audit, p: float) -> Audit:
-    """The same audit with another p-value of its criterion."""
-    return replace(found, lines=[replace(line, p=p) if line.name == "random" else line for line in found.lines])
+def _among(found: Audit, p: float, count: int) -> Audit:
+    """The same audit as one of several: the p-value of its criterion, and the level of effect and share."""
+    lines = [replace(line, p=p) if line.name == "random" else line for line in found.lines]
+    return replace(found, lines=lines, level=LEVEL / count)
 
 
 def table(found: Study) -> pd.DataFrame:
@@ -77,8 +78,8 @@ def table(found: Study) -> pd.DataFrame:
 
     The columns are always COLUMNS: rate, success of the arm; difference, the method's success less the arm's, and its p
     (of random adjusted over the methods, of the others over the arms; NaN for own); visual, tokens computed, mean over
-    layers and calls; and of the whole audit verdict, effect and effect_p (dense - random), and share with its 95 %
-    interval (NaN where the effect is not shown).
+    layers and calls; and of the whole audit verdict, effect and effect_p (dense - random), and share with its
+    interval at the level of the page (NaN where the effect is not shown).
     """
     out = []
     for one in found.audits:
@@ -104,19 +105,27 @@ def markdown(found: Study) -> str:
         "Each method beside other choices of as many tokens, at the same layers, in the same calls. Success in %; in "
         "brackets the method's success less that of the arm, in points, and the p-value of no difference."
     )
-    notes = (
-        f"- p of random: Holm over the {len(found.audits)} methods; p of other arms: Holm over the arms of one audit\n"
-        "- earned back: (method - random) / (dense - random) with Fieller's 95 % interval, where dense is shown to be "
-        "better than random"
-    )
-    parts = [f"# {found.title}", said, lined(*summary(found)), notes]
+    parts = [f"# {found.title}", said, lined(*summary(found)), "\n".join(f"- {note}" for note in notes(found))]
     if needed := needs(found):
-        parts += ["## What the benchmark needs", lined(["the policy sees", "success, %"], needed)]
+        parts += ["## What the benchmark needs", lined(["the policy sees", "success, %", "p"], needed)]
     for one in found.audits:
-        parts += [f"## {one.method}: {one.episodes} paired episodes an arm", lined(*rows(one))]
+        parts += [f"## {one.method}: {one.counted} an arm", lined(*rows(one))]
         parts.append("\n".join(f"- {said}" for said in sentences(one)))
     parts += ["## Made by", "\n".join(f"- {line}" for line in found.sources)]
     return "\n\n".join(parts) + "\n"
+
+
+def notes(found: Study) -> list[str]:
+    """What p-values and shares are, a line each."""
+    count = len(found.audits)
+    level = 100 * (1 - LEVEL / count)
+    return [
+        f"p: exact, of the method being one more draw of the arm; of random Holm over the {count} methods, of other "
+        "arms Holm over those of one audit",
+        f"earned back: (method - random) / (dense - random) with Fieller's interval at {level:.3g} % (95 % for all "
+        f"{count} together), where dense is shown to be better than random",
+        "blind and wordless are held against dense",
+    ]
 
 
 def summary(found: Study) -> tuple[list[str], list[list[str]]]:
@@ -140,16 +149,19 @@ def _cell(found: Audit, name: str) -> str:
 
 def _earned(found: Audit) -> str:
     if found.share is None:
-        return "random loses nothing shown"
+        return "no loss at random shown"
     ends = found.share.interval
     told = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if ends else ""
     return f"{100 * found.share.value:.0f} %{told}"
 
 
 def needs(found: Study) -> list[list[str]]:
-    """Success of the policy without a method: as it is, with grey pictures, without an instruction."""
-    known = {line.name: line.rate for one in found.audits for line in one.lines}
-    return [[SAID[name], f"{100 * known[name]:.1f}"] for name in NEEDS if name in known]
+    """Success of one policy without a method: as it is, with grey pictures, without an instruction; p against dense."""
+    seen = ({line.name: line for line in one.lines} for one in found.audits)
+    one = next((lines for lines in seen if any(name in lines for name in BLINDED)), {})
+    return [
+        [SAID[n], f"{100 * one[n].rate:.1f}", f"{one[n].p:.2g}" if n in BLINDED else ""] for n in WITHOUT if n in one
+    ]
 
 
 def write(found: Study, folder: Path, name: str = "audit") -> list[Path]:

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(*delay.write(late, args.output, args.name if args.name != "table" else "delay"), sep="\n")
         return
     if args.audit:
-        study = audits.study(find(args.runs))
+        study = audits.study(find(args.runs), args.partial)
         print(audits.markdown(study))
         print(*audits.write(study, args.output, args.name if args.name != "table" else "audit"), sep="\n")
         return

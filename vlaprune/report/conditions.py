@@ -18,6 +18,7 @@ from scipy.stats import norm
 from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences
 from vlaprune.report.grids import Shade, shade
+from vlaprune.report.notes import marks
 from vlaprune.report.runs import Arm, Comparison, Key, compare
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes
@@ -30,7 +31,7 @@ from vlaprune.stats.noise import alike
 
 PLAIN = "none"
 COLUMNS = (
-    *("condition", "method", "base", "success", "episodes", "rate", "low", "high"),
+    *("condition", "method", "marks", "base", "success", "episodes", "rate", "low", "high"),
     *("paired", "lost", "gained", "difference", "held_low", "held_high", "verdict", "more"),
     *("moved", "moved_low", "moved_high", "beyond", "beyond_low", "beyond_high"),
 )
@@ -61,7 +62,8 @@ def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = Fal
         if differing := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
             two = f"{group[0].folder} and {groups[0][0].folder}"
             raise UserError(f"{two} differ in more than method and stress ({differing}); make a report of each")
-    return [Condition(_name(group[0].header), compare(group, baseline, partial)) for group in groups]
+    every = [run.header for run in runs]
+    return [Condition(_name(group[0].header), compare(group, baseline, partial, others=every)) for group in groups]
 
 
 def _unstressed(run: Run) -> Header:
@@ -73,12 +75,12 @@ def _unstressed(run: Run) -> Header:
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
     """A row per condition and arm, the baseline of each first.
 
-    The columns are always COLUMNS, with NaN where a value is not known: condition, method, base (whether it is the
-    baseline), success, episodes, rate, low, high; against the baseline under the same condition paired, lost, gained,
-    difference, held_low, held_high (at the level of the verdict), verdict, more; moved, moved_low, moved_high: against
-    the same method without a perturbation, in success, with Tango's 95 % interval; beyond, beyond_low, beyond_high: the
-    difference to the baseline here less that without a perturbation, on the episodes that all four runs have, with a 95
-    % interval. `attrs` holds title, notes, sources.
+    The columns are always COLUMNS, with NaN where a value is not known: condition, method, marks (of missing
+    episodes and the like), base (whether it is the baseline), success, episodes, rate, low, high; against the baseline
+    under the same condition paired, lost, gained, difference, held_low, held_high (at the level of the verdict),
+    verdict, more; moved, moved_low, moved_high: against the same method without a perturbation, in success, with
+    Tango's 95 % interval; beyond, beyond_low, beyond_high: the difference to the baseline here less that without a
+    perturbation, on the episodes that all four runs have, with a 95 % interval. `attrs` holds title, notes, sources.
     """
     found = conditions(runs, baseline, partial)
     plain = next((c.comparison for c in found if c.name == PLAIN), None)
@@ -105,7 +107,7 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     out = pd.DataFrame(rows).reindex(columns=COLUMNS)
     out.attrs["title"] = f"{found[0].comparison.title}, by perturbation"
     out.attrs["sources"] = sources(runs)
-    out.attrs["notes"] = _notes(margin, len(tables), plain is not None)
+    out.attrs["notes"] = [*_notes(margin, len(tables), plain is not None), *_marks(found)]
     return out
 
 
@@ -120,13 +122,21 @@ def _notes(margin: float, count: int, plain: bool) -> list[str]:
     return out
 
 
+def _marks(found: Sequence[Condition]) -> list[str]:
+    """What the marks mean, and the conditions that nothing can be compared under."""
+    out = [f"{c.name}: {line}" for c in found for line in marks(c.comparison)]
+    lone = [c.name for c in found if c.comparison.baseline is None]
+    return [*out, *([f"Without a baseline, so not compared: {', '.join(lone)}."] if lone else [])]
+
+
 def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -> dict[str, Any]:
     won, n = sum(r.success for r in arm.episodes.values()), len(arm.episodes)
     clusters: dict[tuple[str, int], list[float]] = {}
     for (task, episode, _), record in arm.episodes.items():
         clusters.setdefault((task, episode), []).append(record.success)
     interval = rates.wilson(won, n, design=rates.design_effect(clusters.values()))
-    row: dict[str, Any] = {"condition": condition, "method": arm.marked, "base": arm is base, "success": won}
+    row: dict[str, Any] = {"condition": condition, "method": arm.label, "marks": arm.marks, "base": arm is base}
+    row["success"] = won
     row |= {"episodes": n, "rate": won / n, "low": interval.low, "high": interval.high}
     if plain is None or condition == PLAIN:
         return row
@@ -155,7 +165,11 @@ def _moved(arm: Arm, before: Arm, keys: Sequence[Key]) -> dict[str, float]:
 
 
 def _beyond(keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
-    """The mean over episodes with a 95 % interval; (task, episode) under several seeds is one cluster."""
+    """The mean over episodes with a 95 % interval; (task, episode) under several seeds is one cluster.
+
+    One episode more that changed counts in the spread, so that episodes without any change do not prove that there is
+    none.
+    """
     if len(keys) < 2:
         return {}
     clusters: dict[tuple[str, int], list[float]] = {}
@@ -163,7 +177,8 @@ def _beyond(keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
         clusters.setdefault(key[:2], []).append(values[key])
     every = np.array(list(values.values()), float)
     middle = float(every.mean())
-    error = float(np.sqrt(every.var(ddof=1) * rates.design_effect(clusters.values()) / len(every)))
+    spread = (float(((every - middle) ** 2).sum()) + 1) / (len(every) - 1)
+    error = float(np.sqrt(spread * rates.design_effect(clusters.values()) / len(every)))
     reach = float(norm.ppf(0.975)) * error
     return {"beyond": middle, "beyond_low": middle - reach, "beyond_high": middle + reach}
 
@@ -185,7 +200,7 @@ def _shade(row: Any) -> Shade:
     hue, depth = ("", 0) if pd.isna(points) else shade(points)
     words = f" {row.verdict}" if isinstance(row.verdict, str) else ""
     told = "" if pd.isna(points) else f"{points:+.1f}{words}"
-    return Shade(f"{100 * row.rate:.1f}", told, row.rate, hue, depth, row.verdict == "worse")
+    return Shade(f"{100 * row.rate:.1f}{row.marks}", told, row.rate, hue, depth, row.verdict == "worse")
 
 
 def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -200,9 +215,10 @@ def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
     body = []
     for r in rows.itertuples():
-        line = [r.condition, r.method, f"{100 * r.rate:.1f}"]
+        line = [r.condition, f"{r.method}{r.marks}", f"{100 * r.rate:.1f}"]
         if judged:
-            line += [_around(r, "difference", "held"), r.verdict if isinstance(r.verdict, str) else "baseline"]
+            alone = "baseline" if r.base else "not compared"
+            line += [_around(r, "difference", "held"), r.verdict if isinstance(r.verdict, str) else alone]
         if compared:
             line.append(_around(r, "beyond", "beyond"))
         body.append(line)

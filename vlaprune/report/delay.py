@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlaprune.records import EpisodeRecord, Run
-from vlaprune.report.runs import Arm, Comparison, compare, display_name
+from vlaprune.errors import UserError
+from vlaprune.records import EpisodeRecord, Header, Run, differences, mean, without
+from vlaprune.report.notes import marks
+from vlaprune.report.runs import Arm, Comparison, Key, compare, display_name
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes, tabulate
 from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 from vlaprune.stats.paired import tango
-from vlaprune.stats.rates import mean_interval
+from vlaprune.stats.rates import Interval, mean_interval
 
 MOTION = {
     "path_hand": "path",
@@ -36,7 +38,11 @@ JUDGED = (
     *("held_low", "held_high", "verdict", "more", "lost", "gained", "paired", "kept", "visual"),
 )  # what `tabulate` says of them
 COST = ("cost", "cost_low", "cost_high", "cost_lost", "cost_gained")  # against the same method without delay
-CHANGES = [f"{name}{end}" for name in ("sooner", *(f"{key}_change" for key in MOTION)) for end in ("", "_low", "_high")]
+LEAST = 10  # episodes that an interval of a mean is made of
+CHANGES = ["sooner_pairs"]
+CHANGES += [
+    f"{name}{end}" for name in ("sooner", *(f"{key}_change" for key in MOTION)) for end in ("", "_low", "_high")
+]
 
 
 def delayed(runs: Iterable[Run]) -> bool:
@@ -62,15 +68,25 @@ class Setting:
 
 
 def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Setting]:
-    """Runs by their delay, in the order of mode and latency. UserError as `compare` raises it."""
-    out = [_setting(group, baseline, partial) for group in alike(runs)]
+    """Runs by their delay, in the order of mode and latency.
+
+    UserError as `compare` raises it, and where runs differ in more than method, seed and delay.
+    """
+    for run in runs:
+        if differing := differences(*(without(r.header, "method", "seed", "delay") for r in (runs[0], run))):
+            two = f"{run.folder} and {runs[0].folder}"
+            raise UserError(f"{two} differ in more than method and delay ({differing}); make a report of each")
+    every = [run.header for run in runs]
+    out = [_setting(group, every, baseline, partial) for group in alike(runs)]
     return sorted(out, key=lambda s: (s.ms is None, s.mode, s.ms or 0.0, s.where))
 
 
-def _setting(group: Sequence[Run], baseline: str, partial: bool) -> Setting:
+def _setting(group: Sequence[Run], every: Sequence[Header], baseline: str, partial: bool) -> Setting:
     said: Mapping[str, Any] = group[0].header.identity.get("delay", {"mode": "wait", "ms": 0.0})
     note = str(group[0].header.provenance.get("delay", ""))
-    return Setting(said["mode"], _where(said), _number(said.get("ms")), note, compare(group, baseline, partial))
+    return Setting(
+        said["mode"], _where(said), _number(said.get("ms")), note, compare(group, baseline, partial, others=every)
+    )
 
 
 def _number(ms: Any) -> float | None:
@@ -96,8 +112,8 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     there is such a run, cost, cost_low, cost_high (Tango, 95 %), cost_lost, cost_gained; and against the baseline of
     the same setting difference, difference_low, difference_high (95 %), held_low, held_high (at the level of the
     verdict), verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method succeeds
-    sooner, mean over episodes in which both do; and for each number of motion its paired mean change with _low and
-    _high. `attrs` holds title, margin, notes (where milliseconds come from) and sources.
+    sooner, mean over the sooner_pairs episodes in which both do; and for each number of motion its paired mean change
+    with _low and _high. `attrs` holds title, margin, notes (where milliseconds come from) and sources.
     """
     found = settings(runs, baseline, partial)
     undelayed = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
@@ -118,10 +134,12 @@ def _footnotes(found: Sequence[Setting]) -> list[str]:
     margin = found[0].comparison.margin
     out = [
         "seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones",
+        f"sooner: over the episodes in which both succeed, 95 % each; no interval of fewer than {LEAST} episodes",
         "against no delay: the same method on the same episodes without any, in points, Tango's 95 % interval",
         f"verdicts: against a margin of {100 * margin:g} points by an exact test, Holm over the methods of one delay; "
         "intervals of differences are at the level of their verdict",
     ]
+    out += dict.fromkeys(f"{s.mode}, {s.where}: {line}" for s in found for line in marks(s.comparison))
     if any(s.mode != "wait" for s in found):
         out.append("held: share of steps without an action; stale: on which an older chunk went on while a call ran")
     return out
@@ -130,12 +148,14 @@ def _footnotes(found: Sequence[Setting]) -> list[str]:
 def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
     records = list(arm.episodes.values())
     steps, calls = sum(r.steps for r in records), [c for r in records for c in r.calls]
-    seconds, interval = mean_interval([_seconds(r) for r in records if r.success])
+    seconds, interval = _mean({k: _seconds(r) for k, r in arm.episodes.items() if r.success})
     out: dict[str, Any] = {
         "mode": setting.mode,
         "where": setting.where,
         "set_ms": float("nan") if setting.ms is None else setting.ms,
-        "method": arm.marked,
+        "method": arm.label,
+        "marks": arm.marks,
+        "base": arm is setting.comparison.baseline,
         "family": arm.method,
         "ms": np.mean([c.delay.get("ms", 0.0) for c in calls]),
         "late": np.mean([c.delay.get("late", 0) for c in calls]),
@@ -166,30 +186,45 @@ def _seconds(record: EpisodeRecord) -> float:
 
 def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one setting with success, verdicts and what is paired."""
-    told = tabulate(setting.comparison).set_index("method")[list(JUDGED)]
+    labels = {arm.marked: arm.label for arm in setting.comparison.arms}
+    told = tabulate(setting.comparison).set_index("method")[list(JUDGED)].rename(index=labels)
     base = setting.comparison.baseline
     rows = [_paired(arm, base) if base is not None and arm is not base else {} for arm in setting.comparison.arms]
     return frame.join(told, on="method").join(pd.DataFrame(rows, columns=CHANGES, dtype=float))
 
 
 def _paired(arm: Arm, base: Arm) -> dict[str, float]:
-    both = [(arm.episodes[key], base.episodes[key]) for key in shared_episodes(arm, base)]
-    changes = {"sooner": [_seconds(b) - _seconds(a) for a, b in both if a.success and b.success]}
-    for key in MOTION:
-        changes[f"{key}_change"] = [
-            a.motion[key] - b.motion[key] for a, b in both if key in a.motion and key in b.motion
-        ]
-    out: dict[str, float] = {}
-    for key, values in changes.items():
-        middle, interval = mean_interval(values)
-        out |= {key: middle, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    both = {key: (arm.episodes[key], base.episodes[key]) for key in shared_episodes(arm, base)}
+    changes = {"sooner": {k: _seconds(b) - _seconds(a) for k, (a, b) in both.items() if a.success and b.success}}
+    for name in MOTION:
+        changes[f"{name}_change"] = {
+            k: a.motion[name] - b.motion[name] for k, (a, b) in both.items() if name in a.motion and name in b.motion
+        }
+    out: dict[str, float] = {"sooner_pairs": len(changes["sooner"])}
+    for name, values in changes.items():
+        middle, interval = _mean(values)
+        out |= {name: middle, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return out
+
+
+def _mean(values: Mapping[Key, float]) -> tuple[float, Interval]:
+    """The mean over (task, episode), each under all its seeds together, with Student's 95 % interval.
+
+    The interval is infinite where fewer than LEAST episodes, or no spread at all, tell nothing of how sure it is.
+    """
+    each: dict[tuple[str, int], list[float]] = {}
+    for key, value in values.items():
+        each.setdefault(key[:2], []).append(value)
+    means = [mean(own) for own in each.values()]
+    middle, interval = mean_interval(means)
+    sure = len(means) >= LEAST and max(means) > min(means)
+    return middle, interval if sure or not means else Interval(-np.inf, np.inf)
 
 
 def verdict(row: Any) -> str:
     """Success and time in one: "no worse and sooner"; the baseline of a setting has none."""
     if not isinstance(row.verdict, str):
-        return "baseline"
+        return "baseline" if row.base else "not compared"
     if row.verdict != "no worse":
         return row.verdict
     if row.sooner_low > 0:
@@ -219,7 +254,7 @@ def _lines(rows: pd.DataFrame, where: str) -> str:
     heads += ["difference", "sooner, s", "verdict"] if judged else []
     body = []
     for r in rows.itertuples():
-        cells = [r.mode, r.where, r.method, f"{r.ms:.1f}", f"{r.late:.2f}"]
+        cells = [r.mode, r.where, f"{r.method}{r.marks}", f"{r.ms:.1f}", f"{r.late:.2f}"]
         cells.append(_around(100 * r.rate, 100 * r.low, 100 * r.high, ".1f") + f" of {r.episodes:.0f}")
         cells.append(_around(r.seconds, r.seconds_low, r.seconds_high, ".2f"))
         cells += [f"{r.replans:.2f}", f"{100 * r.held:.0f} %", f"{100 * r.stale:.0f} %"]

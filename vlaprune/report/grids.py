@@ -53,12 +53,15 @@ def heat(comparison: Comparison, table: pd.DataFrame) -> list[tuple[Arm, list[Sh
 def versus(comparison: Comparison) -> list[tuple[Arm, list[Shade]]]:
     """Success of the row's method less that of the column's, in points, on the episodes that both have.
 
-    `strong` where exact McNemar, Holm over all pairs of methods, finds a difference at 5 %.
+    `strong` where exact McNemar, Holm over all pairs of methods, finds a difference at 5 %. A run that a rule ended, or
+    that differs in more than the method, has no such test.
     """
     arms = comparison.arms
     keys = {(a.label, b.label): shared_episodes(a, b) for a, b in combinations(arms, 2)}
     found = {(a.label, b.label): pairs(a, b, own) for a, b in combinations(arms, 2) if (own := keys[a.label, b.label])}
-    held = dict(zip(found, holm([mcnemar_exact(pair) for pair in found.values()]), strict=True))
+    fixed = {a.label for a in arms if a.judged}
+    tested = [key for key in found if fixed.issuperset(key)]
+    held = dict(zip(tested, holm([mcnemar_exact(found[key]) for key in tested]), strict=True))
     return [(row, [_against(row, column, found, held) for column in arms]) for row in arms]
 
 
@@ -68,8 +71,11 @@ def _against(row: Arm, column: Arm, found: dict, held: dict) -> Shade:  # type: 
             pair = found[key]  # its difference is that of the first of the key
             points = 100 * sign * pair.difference
             hue, depth = shade(points)
-            told = f"{pair.n} episodes, {pair.lost + pair.gained} end otherwise, p {held[key]:.2g}"
-            return Shade(f"{points:+.1f}" if points else "0", told, points, hue, depth, held[key] <= 0.05)
+            p = held.get(key)
+            judged = "not tested" if p is None else f"p {p:.2g}"
+            told = f"{pair.n} episodes, {pair.lost + pair.gained} end otherwise, {judged}"
+            strong = p is not None and p <= 0.05
+            return Shade(f"{points:+.1f}" if points else "0", told, points, hue, depth, strong)
     return Shade("", value="")
 
 

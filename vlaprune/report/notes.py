@@ -27,7 +27,14 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             "clusters; the intervals speak of these tasks only."
         )
     out += _noise(comparison, whole)
-    out += [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
+    out += marks(comparison)
+    out += [f"¶ {a.label}: {_unproved(a, row)}" for a, row in _rows(comparison, whole) if not a.proved]
+    return out + _times(comparison, table, whole)
+
+
+def marks(comparison: Comparison) -> list[str]:
+    """What the marks behind the names of arms mean, ¶ aside."""
+    out = [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
     again = [f"{a.label} {a.repeated}" for a in comparison.arms if a.repeated]
     if again:
         out.append(f"Episodes begun more than once, since their simulator raised: {', '.join(again)}.")
@@ -43,10 +50,8 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             f"§ {', '.join(tuned)}: weights tuned from the baseline's with the method at work; policy and method are "
             "judged as one."
         )
-    out += [f"¶ {a.label}: {_unproved(a, row)}" for a, row in _rows(comparison, whole) if not a.proved]
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
-    out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
-    return out + _times(comparison, table, whole)
+    return out + [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
 
 
 def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:

@@ -34,14 +34,14 @@ def label(header: Header, others: Sequence[Header] = ()) -> str:
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
-    """Every run in or below the given folders. UserError for a folder without any."""
-    runs = []
+    """Every run in or below the given folders, once. UserError for a folder without any."""
+    runs: dict[Path, Run] = {}
     for path in paths:
         folders = sorted({p.parent for p in path.glob("**/journal*.jsonl")}) if path.is_dir() else []
         if not folders:
             raise UserError(f"{path} holds no run; give folders in which vlaprune-eval has written a journal.jsonl")
-        runs += [_named(read(folder)) for folder in folders]
-    return runs
+        runs |= {folder.resolve(): _named(read(folder)) for folder in folders if folder.resolve() not in runs}
+    return list(runs.values())
 
 
 def _named(run: Run) -> Run:
@@ -109,13 +109,15 @@ class Arm:
         return tuple(_seed(run) for run in self.runs)
 
     @property
-    def marked(self) -> str:
-        """The label, with its marks.
-
-        * for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol, ¶ without proof of pruning.
-        """
+    def marks(self) -> str:
+        """* for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol, ¶ without proof."""
         marks = {"*": self.missing, "‡": self.stopped, "§": self.tuned, "†": self.mixed, "¶": not self.proved}
-        return self.label + "".join(mark for mark, holds in marks.items() if holds)
+        return "".join(mark for mark, holds in marks.items() if holds)
+
+    @property
+    def marked(self) -> str:
+        """The label, with its marks."""
+        return self.label + self.marks
 
     @property
     def method(self) -> str:
@@ -179,13 +181,20 @@ def context(run: Run) -> Mapping[str, Any]:
     return {k: v for k, v in run.header.identity.items() if k != "method"}
 
 
-def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False, mixed: bool = False) -> Comparison:
+def compare(
+    runs: Sequence[Run],
+    baseline: str = "dense",
+    partial: bool = False,
+    mixed: bool = False,
+    others: Sequence[Header] = (),
+) -> Comparison:
     """Puts runs side by side, or says in one line why they cannot be: UserError.
 
     Runs that differ in the seed only are one row.
 
     partial  runs with episodes missing are shown, marked *
     mixed    runs of another protocol, other weights, seeds or episodes are shown, marked †
+    others   headers of runs in other comparisons of one study: one label is one method in all of them
     """
     runs = [r for r in runs if r.episodes or not partial]
     if not runs:
@@ -193,13 +202,26 @@ def compare(runs: Sequence[Run], baseline: str = "dense", partial: bool = False,
     groups = _over_seeds(runs)
     firsts = [group[0] for group in groups]
     headers = [r.header for r in firsts]
-    labels = _labels(firsts, [label(h, headers) for h in headers], mixed)
-    at = next((i for i, h in enumerate(headers) if baseline in (name(h), labels[i])), 0)
+    labels = _labels(firsts, [label(h, [*headers, *others]) for h in headers], mixed)
+    at = _baseline(baseline, [name(h) for h in headers], labels, mixed)
     arms = []
     for group, called in zip(groups, labels, strict=True):
-        arms.append(_arm(group, groups[at], called, partial, mixed))
-    base = arms[at] if baseline in (arms[at].method, arms[at].label) else None
+        arms.append(_arm(group, groups[at or 0], called, partial, mixed))
+    base = None if at is None else arms[at]
     return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
+
+
+def _baseline(wanted: str, names: Sequence[str], labels: Sequence[str], mixed: bool) -> int | None:
+    """Which arm is the baseline: of that label, else of that method. None without a dense one, if dense is wanted.
+
+    UserError where another one was asked for and is not there, or where several could be meant.
+    """
+    found = [i for i, one in enumerate(labels) if one == wanted] or [i for i, one in enumerate(names) if one == wanted]
+    if not found and wanted != "dense":
+        raise UserError(f"baseline {wanted} is none of these runs; use one of {', '.join(labels)}")
+    if len(found) > 1 and not mixed:
+        raise UserError(f"baseline {wanted} may be {' or '.join(labels[i] for i in found)}; name one with --baseline")
+    return found[0] if found else None
 
 
 def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, mixed: bool) -> Arm:

@@ -18,8 +18,6 @@ def sources(runs: Sequence[Run]) -> list[str]:
     lines = [f"command: `{command}`" for command in each("command")]
     lines += [f"commit: {', '.join(each('commit'))}"] if each("commit") else []
     for key in ("versions", "hardware"):
-        lines += [
-            f"{key}: {', '.join(f'{k} {v}' for k, v in found.items() if v is not None)}"
-            for found in [t[key] for t in told if t.get(key)][:1]
-        ]
+        said = (", ".join(f"{k} {v}" for k, v in t[key].items() if v is not None) for t in told if t.get(key))
+        lines += [f"{key}: {one}" for one in dict.fromkeys(said)]
     return [*lines, f"weights: sha256 {', '.join(sorted(weights))}"]

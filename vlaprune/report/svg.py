@@ -111,6 +111,7 @@ def _inline(svg: str, key: str, title: str, told: str, tips: Mapping[str, str]) 
     body = re.sub(r' id="(?!tip)([^"]+)"', rf' id="{key}-\1"', body)
     body = re.sub(r'(url\(|href=")#', rf"\1#{key}-", body).replace("xlink:href", "href")
     for gid, tip in tips.items():
+        assert f'<g id="{gid}">' in body, f"{gid} has a tooltip and was not painted"
         body = body.replace(f'<g id="{gid}">', f'<g class="tip"><title>{escape(tip)}</title>')
     body = re.sub(r" ?font-family: [^;\"]+;?|font: ([\d.]+px) [^;\"]+;", r"font-size: \1;", body)
     body = body.replace("font-size: ;", "")

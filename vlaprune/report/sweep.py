@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlaprune.records import Run, differences
-from vlaprune.report import audit, conditions, delay
+from vlaprune.report import audit, audits, conditions, delay
 from vlaprune.report.runs import compare
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal
@@ -19,7 +19,7 @@ def told(runs: Sequence[Run]) -> Iterator[str]:
     """
     runs = [run for run in runs if run.episodes]
     if any(map(audit.arm, runs)):
-        yield audit.markdown(audit.audit(runs))
+        yield audits.markdown(audits.study(runs))
     elif delay.delayed(runs):
         yield delay.markdown(delay.table(runs, partial=True))
     elif conditions.perturbed(runs):

@@ -54,7 +54,7 @@ def share(gained: Sequence[float], lost: Sequence[float], confidence: float = 0.
     (aa, ab), (_, bb) = np.cov(a, b) / n * float(norm.ppf((1 + confidence) / 2)) ** 2
     square, half, constant = bottom**2 - bb, top * bottom - ab, top**2 - aa
     inside = half**2 - square * constant
-    if square <= 0 or inside < 0:  # the loss may be 0: any share fits
+    if square <= 0 or inside < 0 or not aa:  # the loss may be 0, or nothing was gained anywhere: any share fits
         return Share(value, None)
     root = math.sqrt(inside)
     return Share(value, Interval((half - root) / square, (half + root) / square))

@@ -113,12 +113,18 @@ def worse(ours: Mapping[object, bool], theirs: Mapping[Key, bool], keys: Sequenc
 
 
 def front(standings: Sequence[RaceStatus]) -> list[RaceStatus]:
-    """Those in the race that no other one undercuts in cost without losing success; the cheapest first."""
+    """Those in the race that no cheaper one equals in success, on the episodes that both ran; the cheapest first."""
     out: list[RaceStatus] = []
     for one in sorted((s for s in standings if not s.out and s.success), key=lambda s: (s.entrant.cost, -s.rate)):
-        if not out or one.rate > out[-1].rate:
+        if all(_ahead(one, cheaper) > 0 for cheaper in out):
             out.append(one)
     return out
+
+
+def _ahead(one: RaceStatus, other: RaceStatus) -> float:
+    """Successes of one less those of the other, on the episodes that both ran; of rates where there is none."""
+    both = one.success.keys() & other.success.keys()
+    return sum(one.success[k] - other.success[k] for k in both) if both else one.rate - other.rate
 
 
 def _beyond(entrant: Entrant, front: Sequence[Entrant]) -> float:

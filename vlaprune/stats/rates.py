@@ -68,13 +68,15 @@ def design_effect(clusters: Iterable[Sequence[float]]) -> float:
 def mean_of_tasks(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
     """Unweighted mean over tasks of (successes, episodes), as the protocols have it, with an interval for episodes.
 
-    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates.
+    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates, each with
+    two successes and two failures more in its error (Agresti and Coull 1998): a task without a failure has a spread.
     """
     rates = [won / n for won, n in tasks]
     rate = sum(rates) / len(rates)
     if len({n for _, n in tasks}) == 1:
         return rate, wilson(sum(won for won, _ in tasks), sum(n for _, n in tasks))
-    error = math.sqrt(sum(p * (1 - p) / n for p, (_, n) in zip(rates, tasks, strict=True))) / len(rates)
+    seen = [((won + 2) / (n + 4), n) for won, n in tasks]
+    error = math.sqrt(sum(p * (1 - p) / (n + 4) for p, n in seen)) / len(rates)
     return rate, Interval(max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error))
 
 
