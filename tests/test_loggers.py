@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from doubles import Bench, play
+from doubles import Bench, Blind, play
 from omegaconf import OmegaConf
 
 from vlaprune.evaluation.film import Film
 from vlaprune.evaluation.loggers import CSV, Wandb
 from vlaprune.evaluation.rollout import Shard
+from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
+from vlaprune.methods.random import Random
 from vlaprune.records import episode_row, read
 
 
@@ -87,17 +89,26 @@ def records(path):
         time.sleep(0.05)
 
 
+def files(folder):
+    """What wandb wrote below a run's folder, in order."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def row_of(record):
+    """A row of the history."""
+    return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+
+
 def written(folder):
     """What wandb wrote below a run's folder: ids, config, history rows in order, the last summary."""
     ids, config, history, summary = set(), {}, [], {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+    for path in files(folder):
         for record in records(path):
             if record.HasField("run"):
                 ids.add(record.run.run_id)
                 config |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
             if record.HasField("history"):
-                row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                history.append(row)
+                history.append(row_of(record))
             if record.HasField("summary"):
                 summary |= {"/".join(u.nested_key) or u.key: json.loads(u.value_json) for u in record.summary.update}
     return ids, config, history, summary
@@ -138,8 +149,12 @@ def test_wandb_is_told_every_call_and_episode_though_the_run_was_stopped_and_wen
     assert said == [] and ids == {(tmp_path / "run" / "wandb-id").read_text()}
     assert config["execute"] == 1 and config["tasks"] == {"reach-red": 3, "reach-blue": 3}
     calls = [call for record in run.episodes.values() for call in record.calls]
+    each = [[row_of(r) for r in records(p) if r.HasField("history")] for p in files(tmp_path / "run")]
+    for rows in each:
+        assert len({row["_step"] for row in rows}) == len(rows) > 0  # none twice
+    assert [row["_step"] for row in each[-1]] == list(range(len(calls)))
     told = {row["_step"]: row for row in history if "call/kept" in row}
-    assert sorted(told) == list(range(len(calls)))  # one step a call, none twice, none lost
+    assert sorted(told) == list(range(len(calls)))  # one step a call, none lost
     for step, call in enumerate(calls):
         assert told[step]["call/kept"] == pytest.approx(sum(call.visual) / len(call.visual))
         assert told[step]["call/gflops"] == pytest.approx(sum(call.flops.values()) / 1e9)
@@ -158,6 +173,35 @@ def test_wandb_is_told_every_call_and_episode_though_the_run_was_stopped_and_wen
     table = json.loads(tables[-1].read_text())
     column = table["columns"].index("success")
     assert [row[column] for row in table["data"]] == [int(r.success) for r in run.episodes.values()]
+
+
+def test_wandb_sorts_runs_by_model_and_bench_and_tags_them_with_what_they_are(tmp_path, stranger):
+    play(tmp_path / "run", make=FastV, episodes=1, sinks=[Wandb()])
+    (told,) = (r.run for path in files(tmp_path / "run") for r in records(path) if r.HasField("run"))
+    assert told.run_group == "toy on toy" and set(told.tags) == {"toy", "fastv", "seed 7"}
+
+
+def test_a_mean_of_calls_takes_every_call_for_flops_and_steady_ones_for_milliseconds(tmp_path, stranger):
+    run = play(tmp_path / "run", make=Random, execute=1, sinks=[Wandb()])
+    summary = written(tmp_path / "run")[-1]
+    calls = [call for record in run.episodes.values() for call in record.calls]
+    steady = [sum(call.ms.values()) for call in calls if not call.cold]
+    flops = [sum(call.flops.values()) / 1e9 for call in calls]
+    assert 0 < len(steady) < len(calls)
+    assert summary["call/ms"] == pytest.approx(sum(steady) / len(steady))
+    assert summary["call/gflops"] == pytest.approx(sum(flops) / len(flops))
+
+
+@pytest.mark.parametrize(("base", "make", "less"), [(Dense, Blind, "lost"), (Blind, Dense, "gained")])
+def test_wandb_is_told_what_was_lost_and_gained_against_the_baseline(tmp_path, stranger, base, make, less):
+    dense, ours = (play(tmp_path / kind.__name__, make=kind) for kind in (base, make))
+    sink = Wandb(calls=False)
+    header = replace(ours.header, provenance={"baseline": str(dense.folder)})
+    sink.open(header, ours.folder, list(ours.episodes.values()))
+    sink.close()
+    summary = written(ours.folder)[-1]
+    before, now = (sum(r.success for r in run.episodes.values()) for run in (dense, ours))
+    assert summary[less] == abs(before - now) > 0 and summary["lost"] + summary["gained"] == summary[less]
 
 
 def test_wandb_is_given_films_and_may_leave_calls_out(tmp_path, stranger):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from browser import look
-from test_report import DENSE, FASTV, TASKS, write
+from test_report import DENSE, FASTV, TASKS, ten_arms, write
 
 from vlaprune import cli, report
 from vlaprune.evaluation.recorder import Recorder
@@ -100,6 +100,29 @@ def test_the_page_says_what_the_table_says(runs):
     flipped = text[text.index("What each method lost") : text.index('<form id="filters"')]
     said = " ".join(re.sub("<[^>]+>", " ", flipped).split())
     assert "Lost 2: near 3 (10 / 10 steps) , far 2 (10 / 10 steps) Gained 1: far 3 (10 / 10 steps)" in said
+
+
+def test_what_is_drawn_and_printed_is_the_interval_of_the_verdict(tmp_path):
+    """Under Holm an interval of 95 % would lie beyond the margin of a method that stays undecided."""
+    ten_arms(tmp_path)
+    row = report.summarise(report.find([tmp_path])).set_index("method").loc["random option=0"]
+    left, right, alone = (f"{100 * row[key]:+.1f}" for key in ("held_low", "held_high", "difference_high"))
+    assert right != alone and row.verdict == "undecided"
+    text = made(tmp_path).read_text()
+    assert f"random option=0: -13.8 points [{left}, {right}], undecided" in text
+    assert f"{left} to {right}" in text and f"to {alone}" not in text
+    assert "Intervals are at the level at which Holm judges each method" in text
+    assert f"-13.8 [{left}, {right}]" in report.markdown(report.summarise(report.find([tmp_path])))
+
+
+def test_the_interval_of_one_method_is_at_95_percent(tmp_path):
+    ten_arms(tmp_path)
+    two = report.find([tmp_path / "dense", tmp_path / "arm3"])
+    row = report.summarise(two).set_index("method").loc["random"]
+    left, right = (f"{100 * row[key]:+.1f}" for key in ("difference_low", "difference_high"))
+    text = made(tmp_path, report.compare(two)).read_text()
+    assert f"random: -13.8 points [{left}, {right}], worse" in text and "Intervals are at 95 %" in text
+    assert f"-13.8 [{left}, {right}]" in report.markdown(report.summarise(two))
 
 
 def test_what_comes_from_a_journal_is_text_not_markup(runs):

@@ -263,12 +263,16 @@ def test_an_arm_of_more_seeds_is_paired_on_those_that_both_have(runs):
     assert table["method"].tolist() == ["dense", "fastv keep=0.25†"]  # seed 8 of dense has no partner
 
 
-def test_verdicts_of_a_table_hold_together(tmp_path):
-    """Alone each of ten arms is worse than dense; together Holm asks more of them."""
+def ten_arms(folder):
+    """Dense, and ten that are each alone worse than it; together Holm asks more of them."""
     tasks = {"near": 40, "far": 40}
-    write(tmp_path / "dense", {t: "1" * 40 for t in tasks}, tasks=tasks)
+    write(folder / "dense", {t: "1" * 40 for t in tasks}, tasks=tasks)
     for i in range(10):
-        write(tmp_path / f"arm{i}", {"near": "1" * 40, "far": "0" * 11 + "1" * 29}, "random", tasks=tasks, option=i)
+        write(folder / f"arm{i}", {"near": "1" * 40, "far": "0" * 11 + "1" * 29}, "random", tasks=tasks, option=i)
+
+
+def test_verdicts_of_a_table_hold_together(tmp_path):
+    ten_arms(tmp_path)
     alone = report.summarise([read(tmp_path / "dense"), read(tmp_path / "arm3")])
     together = report.summarise(report.find([tmp_path]))
     assert alone["verdict"].tolist()[1:] == ["worse"] and set(together["verdict"].dropna()) == {"undecided"}

@@ -154,7 +154,7 @@ def test_every_column_of_a_comparison_by_hand():
         [called(9, 8, prompt=6.0, other=0.5), *[called(3, 2, prompt=p, method=p / 2, other=0.5)] * 2]
         for p in (1.0, 2.0)
     ]
-    dense = timed("dense", [[8.0] * 3, [100.0] * 3, [12.0] * 3], [24.0, 300.0, 36.0], slow)
+    dense = timed("dense", [[8.0] * 3, [100.0] * 3, [12.0, 12.0, 15.0]], [24.0, 300.0, 36.0], slow)
     ours = timed("ours", [[8.0, 2.0, 2.0], [10.0, 4.0, 4.0]], [12.0, 12.0], quick)
     dense.products = {"prompt": [Work(4 * 989e9, 0)]}  # 4 ms on an H100
     ours.products = {"prompt": [Work(989e9, 0), Work(0, 3.35e9)] * 2, "method": [Work(6e9, 8e9)]}  # 1 + 1 ms a call
@@ -167,7 +167,7 @@ def test_every_column_of_a_comparison_by_hand():
     flops = {"flops_vision": 1e9, "flops_prompt": 5e9, "flops_call": 6e9, "flops_cut": 0.4, "speedup_flops": 5 / 3}
     flops |= {"steady_flops": 4e9, "ms_pruned": 3, "dense_share": 1 / 3, "visual": 8, "visual_mean": 6}
     ratios = {"speedup": 3.5, "speedup_low": 3, "speedup_high": 4, "speedup_q1": 3.25, "speedup_q3": 3.75}
-    ratios |= {"speedup_busy": 2.5, "method_share": 0.05, "prompt": 5, "prompt_flops": 9 / 5, "bound": 5 / 3}
+    ratios |= {"speedup_busy": 2.5, "method_share": 0.5 / 10.5, "prompt": 5, "prompt_flops": 9 / 5, "bound": 5 / 3}
     floors = {"floor_ms": 1.5, "floor_share": 1.5 / 4, "bytes_call": 3.35e9 + 4e9, "flops_method_seen": 3e9}
     floors |= {"ceiling_H100": 2, "ceiling_H200": 2.4656, "ceiling_4090": 2.4797, "ceiling_A100": 2.6344}
     told = {"joules": 4, "mb_peak": 70, "mb_reserved": 90}
