@@ -131,14 +131,17 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
 
 
 def _footnotes(found: Sequence[Setting]) -> list[str]:
-    margin = found[0].comparison.margin
     out = [
         "seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones",
-        f"sooner: over the episodes in which both succeed, 95 % each; no interval of fewer than {LEAST} episodes",
+        f"intervals of means: 95 % each, over at least {LEAST} episodes",
         "against no delay: the same method on the same episodes without any, in points, Tango's 95 % interval",
-        f"verdicts: against a margin of {100 * margin:g} points by an exact test, Holm over the methods of one delay; "
-        "intervals of differences are at the level of their verdict",
     ]
+    if any(s.comparison.baseline is not None and s.comparison.others for s in found):
+        out += [
+            f"verdicts: against a margin of {100 * found[0].comparison.margin:g} points by an exact test, Holm over "
+            "the methods of one delay; intervals of differences are at the level of their verdict",
+            "sooner: over the episodes in which both succeed",
+        ]
     out += dict.fromkeys(f"{s.mode}, {s.where}: {line}" for s in found for line in marks(s.comparison))
     if any(s.mode != "wait" for s in found):
         out.append("held: share of steps without an action; stale: on which an older chunk went on while a call ran")
