@@ -180,10 +180,42 @@ class Lottery(Leaky):
         return Selection(torch.randperm(len(context.alive))[:16])
 
 
+class Hoarder(Leaky):
+    """Keeps what changed since the call before, of which it has no copy: a captured graph writes over it."""
+
+    def reset(self):
+        self.last = None
+
+    def select(self, context):
+        old, self.last = self.last, context.visual
+        change = torch.zeros(len(context.alive)) if old is None else (context.visual - old).norm(dim=1)
+        return Selection(change.topk(16).indices.sort().values)
+
+
+class Blurring(Leaky):
+    """Keeps the same tokens each time, and changes them by numbers that nobody seeded."""
+
+    def select(self, context):
+        return Selection(torch.arange(64), values=context.visual + torch.randn_like(context.visual))
+
+
+class Boastful(Leaky):
+    """Drops tokens before layer 2, and writes into the trace that the last layer computed all of them."""
+
+    def select(self, context):
+        return Selection(torch.arange(8))
+
+    def observe(self, trace):
+        trace.counts[-1] = trace.counts[0]
+
+
 @pytest.mark.parametrize(
     ("make", "law"),
     [
         (Leaky, "reset must forget"),
+        (Blurring, "reset must forget.*actions differ"),
+        (Hoarder, "layers run in segments changed the choice"),
+        (Boastful, "tokens came back inside a forward pass"),
         (Writer, "wrote to a tensor of its context"),
         (Global, "reset must forget|a neighbour in the pack"),
         (Wavering, "a plan is fixed"),
@@ -196,7 +228,7 @@ def test_a_method_that_breaks_a_law_is_caught(make, law):
 
 
 class Shared(Pruner):
-    """All instances write to one list."""
+    """All instances write to one list, and count what is in it."""
 
     seen: list = []  # noqa: RUF012
 
@@ -211,9 +243,32 @@ class Shared(Pruner):
         return Selection(torch.arange(1 + len(Shared.seen)))
 
 
-def test_a_method_whose_neighbour_matters_is_caught():
+class Latecomer(Shared):
+    """Is moved only by those who began before it."""
+
+    def reset(self):
+        super().reset()
+        self.before = None
+
+    def select(self, context):
+        self.before = len(Shared.seen) if self.before is None else self.before
+        Shared.seen.append(self)
+        return Selection(torch.arange(8 + self.before))
+
+
+class Jealous(Latecomer):
+    """Is moved only by those who began after it."""
+
+    def select(self, context):
+        super().select(context)
+        newest = max(Shared.seen, key=lambda one: one.before)
+        return Selection(torch.arange(8 + (newest is not self)))
+
+
+@pytest.mark.parametrize("make", [Shared, Latecomer, Jealous])
+def test_a_method_whose_neighbour_matters_is_caught(make):
     with pytest.raises(AssertionError, match="a neighbour in the pack changed the choice"):
-        check_pruner(Shared)
+        check_pruner(make)
 
 
 def test_a_budget_that_is_not_honoured_is_caught():

@@ -1,5 +1,7 @@
 """Every model keeps the laws of check_model, and a model that breaks one is caught."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.decoder import NullSession
 from vlaprune.policy import Policy
 from vlaprune.testing import check_model, random_observations
+from vlaprune.trace import QueryGroup
 
 SMALL = ("openvla_tiny", "oft_tiny", "cogact_tiny", "pi0_tiny", "pi05_tiny")
 
@@ -111,9 +114,96 @@ class Forgetful(Toy):
         return [o + 0.01 * bool(s.trace.kept) for o, s in zip(out, sessions, strict=True)]
 
 
+class Short(Toy):
+    """Leaves the last action of its chunk out."""
+
+    def predict(self, observations, sessions):
+        return [chunk[:-1] for chunk in super().predict(observations, sessions)]
+
+
+class Moody(Toy):
+    """Answers differently under another backend."""
+
+    def predict(self, observations, sessions):
+        return [o + 0.01 * (self.backend.name != "sdpa") for o in super().predict(observations, sessions)]
+
+
+class Tampering(Toy):
+    """Lets `tamper` change every call that it opens."""
+
+    def predict(self, observations, sessions):
+        for session in sessions:
+
+            def opened(*args, begin=session.begin):
+                call = begin(*args)
+                self.tamper(call)
+                return call
+
+            session.begin = opened
+        return super().predict(observations, sessions)
+
+
+class Deaf(Tampering):
+    """Asks the method, and computes all tokens whatever it answers."""
+
+    def tamper(self, call):
+        enter = call.enter
+
+        def asked(layer, tokens):
+            enter(layer, tokens)
+            return tokens
+
+        call.enter = asked
+
+
+class Autoregressive(Tampering):
+    def __init__(self):
+        super().__init__("autoregressive")
+
+
+class Sparing(Autoregressive):
+    """Records the attention of all actions but one."""
+
+    def tamper(self, call):
+        def record(layer, rows, record=call.record_attention):
+            record(layer, replace(rows, queries=rows.queries[:, 1:], index=rows.index[1:]))
+
+        call.record_attention = record
+
+
+class Loud(Autoregressive):
+    """Records twice the attention that it computed."""
+
+    def tamper(self, call):
+        def record(layer, rows):
+            call.trace.add_weights(layer, QueryGroup.ACTION, 2 * rows.weights)
+            call.charge("method", 2.0 * rows.queries.numel() * rows.keys.shape[1])
+
+        call.record_attention = record
+
+
+class Scribbling(Toy):
+    """Writes into the keys that the prompt left, which are another segment's outputs."""
+
+    def __init__(self):
+        super().__init__("autoregressive")
+
+    def decoded(self, layers, query, prompt, lengths):
+        for own in prompt:
+            for keys, _, _ in own:
+                keys.mul_(0.5)
+        return super().decoded(layers, query, prompt, lengths)
+
+
 @pytest.mark.parametrize(
     ("model", "law"),
     [
+        (Short, "a chunk has shape"),
+        (Moody, "backend graph changes the actions"),
+        (Deaf, "64 visual tokens reach the last layer, 32 were kept"),
+        (Sparing, "3 action rows are recorded of a layout with 4"),
+        (Loud, "attention rows sum to more than one"),
+        (Scribbling, "writes to its inputs"),
         (Unsegmented, "does not run its segments"),
         (Overcharging, "torch counts"),
         (Leaking, "a neighbour in the packed call"),

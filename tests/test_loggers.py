@@ -17,7 +17,7 @@ from vlaprune.evaluation.loggers import CSV, Wandb
 from vlaprune.evaluation.rollout import Shard
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
-from vlaprune.methods.random import Random
+from vlaprune.methods.vlacache import VLACache
 from vlaprune.records import episode_row, read
 
 
@@ -182,7 +182,7 @@ def test_wandb_sorts_runs_by_model_and_bench_and_tags_them_with_what_they_are(tm
 
 
 def test_a_mean_of_calls_takes_every_call_for_flops_and_steady_ones_for_milliseconds(tmp_path, stranger):
-    run = play(tmp_path / "run", make=Random, execute=1, sinks=[Wandb()])
+    run = play(tmp_path / "run", make=VLACache, execute=1, sinks=[Wandb()])
     summary = written(tmp_path / "run")[-1]
     calls = [call for record in run.episodes.values() for call in record.calls]
     steady = [sum(call.ms.values()) for call in calls if not call.cold]
