@@ -33,7 +33,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: audit tune delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: audit tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -131,6 +131,10 @@ audit: .venv/done  ## what the criteria of seven methods are worth beside chance
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
+
+stress: .venv/done  ## what pruning costs when the world changes: six methods, eight conditions of libero_object (hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval experiment=stress bench.suite=libero_object method=dense,fastv,divprune,sparsevlm,vlapruner,random $(PARALLEL)
+	$(BIN)/vlaprune-report --conditions $(LIBERO)/*bench.stress=*,bench.suite=libero_object --output results/libero/tiny --name stress
 
 tune: .venv/done  ## the front of a race over twelve settings of FastV, beside the whole grid (an hour; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m method=fastv method.layer=1,2,3,4 method.keep=0.5,0.25,0.125 episodes=25 'output="$(RACED)/grid/fastv,layer=$${method.layer},keep=$${method.keep}"' $(PARALLEL)
