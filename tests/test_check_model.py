@@ -10,6 +10,7 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.models.backends import with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
+from vlaprune.nn.backend import Backend
 from vlaprune.nn.decoder import NullSession
 from vlaprune.policy import Policy
 from vlaprune.testing import check_model, random_observations
@@ -83,6 +84,18 @@ class Unsegmented(Toy):
             return super().predict(observations, sessions)
         finally:
             self.backend = backend
+
+
+class Uncompiled(Toy):
+    """Runs its segments through its backend, which has nothing to compile or to capture in them."""
+
+    def predict(self, observations, sessions):
+        own, self.backend = self.backend, Backend()
+        try:
+            return super().predict(observations, sessions)
+        finally:
+            own.entered += self.backend.entered
+            self.backend = own
 
 
 class Overcharging(Toy):
@@ -205,6 +218,7 @@ class Scribbling(Toy):
         (Loud, "attention rows sum to more than one"),
         (Scribbling, "writes to its inputs"),
         (Unsegmented, "does not run its segments"),
+        (Uncompiled, "does not run its segments through backend graph"),
         (Overcharging, "torch counts"),
         (Leaking, "a neighbour in the packed call"),
         (Forgetful, "keeping every token changes the actions"),

@@ -23,7 +23,7 @@ from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
-from vlaprune.models.toy import STYLES
+from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.testing import scenes
@@ -185,6 +185,14 @@ def test_the_identity_of_a_run_holds_what_decides_its_numbers_and_nothing_else()
         assert identity(same) == identity()
     for other in ("seed=8", "execute=1", "method.keep=0.5", "method=random", "model.side=4"):
         assert identity(other) != identity()
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.035, 0.05])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_run_is_judged_by_the_margin_of_its_benchmark_whatever_the_model(margin, style):
+    bench = ToyBench()
+    bench.margin = margin
+    assert config.header(composed(*TOY), Toy(style), bench).identity["bench"]["margin"] == margin
 
 
 def test_training_composes_with_the_recipe_it_is_given():

@@ -48,6 +48,11 @@ def test_step_limits_are_those_of_the_protocol(protocol, spatial, goal):
         Libero(protocol="official")
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_two_points_are_no_worse_on_libero(suite):
+    assert Libero(suite).margin == 0.02
+
+
 @pytest.mark.parametrize(
     "suite, tasks, limit",
     [

@@ -68,6 +68,11 @@ def test_tasks_need_no_simulator_and_can_be_chosen():
         MovingRobosuite(max_steps=401)
 
 
+@pytest.mark.parametrize("bench", [Robosuite, MovingRobosuite])
+def test_five_points_are_no_worse_on_robosuite(bench):
+    assert bench().margin == 0.05
+
+
 @needs_robosuite
 def test_episode_alone_decides(env):
     first = fingerprint(env, 3)

@@ -153,6 +153,11 @@ def test_what_a_suite_says_of_its_robot():
     )
 
 
+@pytest.mark.parametrize(("suite", "backend"), [*((suite, "ms2") for suite in SUITES), ("widowx", "ms3")])
+def test_five_points_are_no_worse_on_simpler(suite, backend):
+    assert Simpler(suite, backend).margin == 0.05
+
+
 class Course:
     """A world that is achieved at some steps."""
 
