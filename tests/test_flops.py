@@ -195,13 +195,17 @@ def test_this_machine_is_measured_not_looked_up():
     assert mixed.single is not None and mixed.single > 1e8 and "bfloat16" in mixed.source
 
 
-def test_a_call_in_every_convention():
-    shape = DecoderConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=16, intermediate_size=96)
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(4, 16), (2, 16), (1, 24)])
+def test_a_call_in_every_convention(kv_heads, head_dim):
+    """Also where heads share keys and values, and where they are wider than the hidden states."""
+    shape = DecoderConfig(64, 2, 4, kv_heads, head_dim, intermediate_size=96)
     stages = {"vision": 5.0, "prompt": decoder_flops(shape, [(10, 10), (6, 6)]), "method": 1.0}
     said = rosetta(shape, StepRecord((10, 6), (10, 6), 8, (8, 4), 0, stages, {}))
     assert said.keys() == CONVENTIONS.keys()
     assert said["flops_call"] == sum(stages.values())
     assert said["flops_prefill"] == 2 * said["macs_prefill_paper"] == stages["prompt"]
+    q, kv = 4 * head_dim, kv_heads * head_dim  # numbers of a row's queries, and of its keys
+    assert said["macs_prefill_paper"] == 16 * (64 * (2 * q + 2 * kv) + 3 * 64 * 96) + 2 * (100 + 36) * q
     assert said["macs_prefill_paper"] - said["macs_prefill_eq9"] == 16 * 64 * 96
     assert said["visual_mean"] == 6
 
