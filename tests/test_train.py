@@ -161,6 +161,34 @@ def test_in_a_short_training_the_random_initial_weights_do_not_count(tmp_path):
     assert moved and new < old
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+def test_no_step_is_taken_with_gradients_longer_than_one(tmp_path, scale):
+    learner, lengths = model(), []
+    trainer = Trainer(learner, frames(), RECIPE, tmp_path, lambda step, *batch: scale * learner.train_loss(*batch))
+
+    def measure(*_):
+        lengths.append(float(torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None]).norm()))
+
+    trainer.optimiser.register_step_pre_hook(measure)
+    trainer.run()
+    assert len(lengths) == RECIPE.steps
+    # long ones are shortened to it, short ones stay
+    assert lengths == pytest.approx([1.0] * RECIPE.steps, abs=1e-3) if scale > 1 else 0 < max(lengths) < 1e-3
+
+
+def test_decay_shrinks_matrices_and_leaves_vectors(tmp_path):
+    """Without a gradient nothing else moves a weight."""
+    learner, after = model(), {}
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    recipe = replace(RECIPE, steps=1, lr=0.1, decay=1.0)
+    still = lambda step, *batch: 0.0 * sum(p.sum() for p in learner.parameters())  # noqa: E731
+    seen = lambda step, loss: after.update({n: p.detach().clone() for n, p in learner.named_parameters()})  # noqa: E731
+    Trainer(learner, frames(), recipe, tmp_path, still).run(seen)
+    assert {p.ndim for p in before.values()} >= {1, 2}
+    for name, old in before.items():
+        assert torch.allclose(after[name], (0.9 if old.ndim > 1 else 1.0) * old), name
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stop", [3, 7, 12])  # before the first checkpoint, between two, just before the last
 def test_a_run_that_was_stopped_equals_one_that_was_not_bit_for_bit(tmp_path, stop, bf16):

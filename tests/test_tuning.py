@@ -1,5 +1,6 @@
 """A learnt method is trained with the policy: its noise, what is trained and looked at, going on bit for bit."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -95,6 +96,29 @@ def test_the_probe_keeps_what_the_policy_keeps():
     words = " ".join(WORDS[number] for number in shown.words[0])
     policy.act({0: Observation({"a": shown.images[0, 0]}, shown.state[0].astype(float), words)})
     assert policy.sessions[0].trace.kept[0].tolist() == np.flatnonzero(kept[0]).tolist()
+
+
+@pytest.mark.parametrize("method", [LightVLA, LightVLAStar, lambda: GridS(tokens=3), ThinkProprio])
+def test_in_the_midst_of_training_the_probe_measures_what_the_policy_would_do(method):
+    """What goes on, and how far the actions are from the labels; training passes each winner once for every vote."""
+    learner, shown = student(method), frames(4)
+    shown = replace(shown, words=1 + shown.words % 4)  # no padding between words
+    learner.train()
+    learner.loss(0, *batch())
+    loss, kept = learner.probe(
+        *map(torch.from_numpy, (shown.images, shown.state, shown.words, shown.labels, shown.hints))
+    )
+    policy = Policy(learner.policy, lambda: copy.copy(learner.prototype).eval())
+    half = ((learner.policy.action_high - learner.policy.action_low) / 2).numpy()
+    wrong = []
+    for i in range(4):
+        policy.reset(0, 3)
+        words = " ".join(WORDS[number] for number in shown.words[i])
+        chunk = policy.act({0: Observation({"a": shown.images[i, 0]}, shown.state[i].astype(float), words)})[0]
+        wrong.append(np.abs((chunk - shown.labels[i]) / half).mean())
+        assert policy.sessions[0].trace.kept[0].sort().values.tolist() == np.flatnonzero(kept[i]).tolist()
+    assert loss == pytest.approx(np.mean(wrong), rel=1e-4)
+    assert learner.training and learner.policy.training
 
 
 def test_hints_are_hidden_from_the_loss():
