@@ -9,11 +9,13 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlaprune.benchmark import Observation
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, format_prompt, stand_in, weight_map
 from vlaprune.models.shared import images
+from vlaprune.models.source import read_stats
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, QueryGroup
 
@@ -280,6 +282,30 @@ def test_damaged_files_are_named(model, tmp_path, file, content, said):
 def test_statistics_of_the_wrong_length_or_not_finite_are_refused(model, tmp_path, change):
     with pytest.raises(ValueError, match=r"libero_spatial_no_noops.action.* the model needs 7 finite numbers"):
         opened(publish(model, tmp_path, statistics(**change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"std": [0.5, 0.0, 0.5]}, r"\[1\].std is \[0.5, 0.0, 0.5\]; expected 3 numbers above 0"),
+        ({"std": [0.5, -0.5, 0.5]}, r"\[1\].std is .* expected 3 numbers above 0"),
+        ({"std": [0.5, float("nan"), 0.5]}, r"\[1\].std is .*nan.* expected 3 numbers above 0"),
+        ({"std": [0.5, 0.5]}, r"\[1\].std is \[0.5, 0.5\]; expected 3 numbers above 0"),
+        ({"std": None}, r"\[1\].std is None; expected 3 numbers above 0"),
+        ({"mean": [0.5] * 4}, r"\[1\].mean is .* expected 3 finite numbers"),
+        ({"mean": [0.5, float("inf"), 0.5]}, r"\[1\].mean is .*inf.* expected 3 finite numbers"),
+        ({"mean": "0.5"}, r"\[1\].mean is 0.5; expected 3 finite numbers"),
+    ],
+)
+def test_pixels_are_not_scaled_by_statistics_that_are_none(tmp_path, change, said):
+    file, own = tmp_path / "preprocessor_config.json", {"mean": [0.0, 0.5, -0.5], "std": [0.5] * 3}
+    file.write_text(json.dumps({"tvf_normalize_params": [own, own]}))
+    assert read_stats(tmp_path) == (((0.0, 0.5, -0.5), (0.5, 0.5, 0.5)),) * 2
+    for params, where in (([own, own | change], said), ([own, None], r"\[1\].mean is None")):
+        file.write_text(json.dumps({"tvf_normalize_params": params}))
+        with pytest.raises(UserError, match=where) as caught:
+            read_stats(tmp_path)
+        assert "\n" not in str(caught.value) and str(file) in str(caught.value)
 
 
 def test_another_models_tokenizer_is_refused(model, tmp_path):

@@ -16,6 +16,7 @@ from test_pi0 import CHUNK, OPTIONS, SIZES, TOKENS, look, noise_of, played, stag
 
 from vlaprune import config
 from vlaprune.benchmark import Observation
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.vlapruner import VLAPruner
@@ -309,11 +310,16 @@ def saved(folder, model, lerobot=False, **config):
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"norm_stats": norms()}))
         return
+    processor(folder, norms())
+
+
+def processor(folder, said, state="QUANTILES"):
+    """Statistics as lerobot keeps them."""
     names = {"state": "observation.state", "actions": "action"}
-    flat = {f"{names[n]}.{k}": torch.tensor(v) for n, own in norms().items() for k, v in own.items()}
+    flat = {f"{names[n]}.{k}": torch.tensor(v) for n, own in said.items() for k, v in own.items()}
     save_file(flat, folder / "step_2.safetensors")
     step = {"registry_name": "normalizer_processor", "state_file": "step_2.safetensors"}
-    step["config"] = {"norm_map": {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "MEAN_STD"}}
+    step["config"] = {"norm_map": {"VISUAL": "IDENTITY", "STATE": state, "ACTION": "MEAN_STD"}}
     (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": [{"registry_name": "to_batch"}, step]}))
 
 
@@ -490,6 +496,32 @@ def test_half_precision_stays_near(models):
                 a.copy_(b)
         exact = played(models[name], observation)[0]
         assert (played(half, observation)[0] - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+@pytest.mark.parametrize(("lerobot", "inward", "outward"), [(False, 1e-6, 1e-6), (True, 1e-8, 0.0)])
+def test_a_number_that_never_varied_is_divided_by_the_guard_of_its_authors(tmp_path, lerobot, inward, outward):
+    """openpi adds it both ways; lerobot adds it where it divides, and gives the mean back."""
+    said = norms(8, 7)
+    for group in said.values():
+        group["std"][2] = 0.0
+
+    def read():
+        if lerobot:
+            processor(tmp_path, said, "MEAN_STD")
+        else:
+            (tmp_path / "norm_stats.json").write_text(json.dumps({"norm_stats": said}))
+        return Scaling.of(tmp_path, False, 8, 7)
+
+    scaling = read()
+    x, mean = np.arange(8.0), 2.5
+    for scale, size in ((scaling.state, 8), (scaling.action, 7)):
+        assert scale.scale(x[:size])[2] == pytest.approx((2.0 - mean) / inward, rel=1e-6)
+        assert scale.restore(np.full(size, 3.0))[2] == pytest.approx(3.0 * outward + mean, rel=1e-12)
+        assert scale.scale(x[:size])[0] == pytest.approx((0 - 0.5) / 2.0, rel=1e-6)
+    said["state"]["std"][2] = float("nan")
+    with pytest.raises(UserError, match=r"state.std is .*nan.* the model needs 8 finite numbers") as caught:
+        read()
+    assert "\n" not in str(caught.value)
 
 
 def test_scaling_is_undone_by_its_inverse_and_says_what_is_wrong(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,9 +103,27 @@ def published(weights: str | None, suite: str | None, known: Mapping[str, str], 
 
 
 def read_stats(folder: Path) -> Stats:
-    """(mean, std) of both towers from preprocessor_config.json. UserError where they are not there."""
+    """(mean, std) of both towers from preprocessor_config.json, three numbers each. UserError where they are not there.
+
+    Also for a number that is not finite, and a std that is not above 0: pixels are divided by it.
+    """
     file = folder / "preprocessor_config.json"
     params = read_json(file).get("tvf_normalize_params")
     if not isinstance(params, list) or len(params) != 2:
         raise UserError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
+    for number, own in enumerate(params):
+        for key in ("mean", "std"):
+            found = own.get(key) if isinstance(own, Mapping) else None
+            if not _three(found) or (key == "std" and min(found) <= 0):
+                need = "3 numbers above 0" if key == "std" else "3 finite numbers"
+                raise UserError(f"{file}: tvf_normalize_params[{number}].{key} is {found}; expected {need}")
     return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)
+
+
+def _three(numbers: Any) -> bool:
+    """Whether these are three finite numbers."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) == 3
+        and all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+    )
