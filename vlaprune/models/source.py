@@ -113,7 +113,7 @@ def read_stats(folder: Path) -> Stats:
         raise UserError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
     for number, own in enumerate(params):
         for key in ("mean", "std"):
-            found = own.get(key) if isinstance(own, Mapping) else None
+            found: Any = own.get(key) if isinstance(own, Mapping) else None
             if not _three(found) or (key == "std" and min(found) <= 0):
                 need = "3 numbers above 0" if key == "std" else "3 finite numbers"
                 raise UserError(f"{file}: tvf_normalize_params[{number}].{key} is {found}; expected {need}")
