@@ -89,6 +89,15 @@ def test_opening_is_watched_and_tried_once_more(tmp_path):
         env.reset(0)
 
 
+def test_what_the_user_can_mend_ends_opening_at_once(tmp_path):
+    """Another try would lack the same."""
+    log = tmp_path / "log"
+    lost = pytest.raises(errors.UserError, match="^no assets; fetch them")
+    with remote.opened(Troubled(str(log), lacks="assets"), TASK) as env, lost:
+        env.reset(0)
+    assert log.read_text().split() == ["opened"]
+
+
 def test_what_the_world_raises_is_raised_here_and_the_worker_goes_on(tmp_path):
     with remote.opened(Troubled(str(tmp_path / "log")), TASK) as env:
         with pytest.raises(ValueError, match="no such action") as caught:

@@ -13,6 +13,7 @@ import numpy as np
 from vlaprune.bench import remote
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Interface, Observation
+from vlaprune.errors import UserError
 
 MAIN = Interface("any", "any", "delta", ("main",), None)
 
@@ -59,10 +60,11 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Troubled:
-    """Opens `Trouble`; dies or hangs while opening until so many have tried."""
+    """Opens `Trouble`; dies while opening until so many have tried, or says what the user can mend."""
 
     path: str
     bad: int = 0
+    lacks: str = ""
     name: str = "troubled"
     interface: Interface = MAIN
 
@@ -72,6 +74,8 @@ class Troubled:
             file.write("opened\n")
         if Path(self.path).read_text().count("opened") <= self.bad:
             os._exit(3)
+        if self.lacks:
+            raise UserError(f"no {self.lacks}; fetch them")
         yield Trouble(self.path)
 
 

@@ -303,7 +303,8 @@ class Ending(ToyLike):
 
     kind   one of ENDS
     where  open, reset, observe, step or close
-    mark   a file; with `once`, only the first worker to come there makes it and ends badly
+    mark   a file; with `once`, only the first worker to come there makes it and ends badly. Beside it, the PIDs of all
+           workers and the tasks that they opened
     """
 
     kind: str
@@ -319,6 +320,8 @@ class Ending(ToyLike):
     def here(self, task):
         with open(f"{self.mark}.pids", "a") as file:
             file.write(f"{os.getpid()}\n")
+        with open(f"{self.mark}.opened", "a") as file:
+            file.write(f"{task.name}\n")
         self.maybe("open", task.name, None)
         try:
             with Toy().open(task) as world:
