@@ -92,7 +92,7 @@ def test_opening_is_watched_and_tried_once_more(tmp_path):
 def test_what_the_user_can_mend_ends_opening_at_once(tmp_path):
     """Another try would lack the same."""
     log = tmp_path / "log"
-    lost = pytest.raises(errors.UserError, match="^no assets; fetch them")
+    lost = pytest.raises(errors.UserError, match=r"^no assets; fetch them")
     with remote.opened(Troubled(str(log), lacks="assets"), TASK) as env, lost:
         env.reset(0)
     assert log.read_text().split() == ["opened"]
