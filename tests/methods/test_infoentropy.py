@@ -259,11 +259,23 @@ def test_time_counts_control_steps():
 
 
 def test_chunks_swap_the_quotas_by_the_steps_that_the_robot_executed():
-    """A chunk of 4 executed whole: the quotas of the third call are those of step 8."""
-    policy = Policy(Toy("parallel"), InfoEntropy)
-    for frame in scenes(0, 1, 3):
+    """A chunk of 4 executed whole: the quotas of the third call are those of step 8, half way to 16.
+
+    Nothing moves, so what is computed again is what is important.
+    """
+    policy = Policy(Toy("parallel"), lambda: InfoEntropy(k1=2, k2=20, static=64, horizon=16))
+    (frame,) = scenes(0, 1, 1)
+    for _ in range(2):
         policy.act({0: frame})
+    before = policy.trace(0)
+    probs = np.stack([before.visual(layer, QueryGroup.TEXT).numpy() for layer in range(6)])
+    policy.act({0: frame})
     assert (policy.trace(0).step, policy.trace(0).elapsed) == (2, 8)
+    pixels = before.pixels.numpy()
+    important, by_calls = (
+        sorted(reference(pixels, pixels, probs, 100 * t / 16, 2, 20, 64, "softmax")[1]) for t in (8, 2)
+    )
+    assert policy.trace(0).kept[2].tolist() == important != by_calls
 
 
 # -- degenerate input --------------------------------------------------------------------------------------------
