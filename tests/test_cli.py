@@ -265,10 +265,12 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(call, tmp_path):
 
 
 def test_a_run_that_is_asked_for_less_says_what_it_holds(call, tmp_path):
-    assert call(*TOY, "method=random", "output=run", "episodes=3")[0] == 0
-    code, out, _ = call(*TOY, "method=random", "output=run", "episodes=1")
+    few = [*TOY, "method=random", "method.keep=0.05", "output=run"]
+    assert call(*few, "episodes=3")[0] == 0
+    code, out, _ = call(*few, "episodes=1")
     won = sum(record.success for record in read(tmp_path / "run").episodes.values())
-    assert code == 0 and "run holds 4 more episodes than the 2 x 1 asked for" in out and f"success {won}/6" in out
+    assert code == 0 and "run holds 4 more episodes than the 2 x 1 asked for" in out
+    assert 0 < won < 6 and f"success {won}/6" in out
     assert len((tmp_path / "run" / "episodes.csv").read_text().splitlines()) == 1 + 6
 
 
