@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import look
 from test_page import Tags
@@ -64,6 +65,21 @@ def test_a_method_without_its_baseline_is_not_called_one():
     lone = [line for line in conditions.cells(rows)[1] if line[0] == "blur 3"]
     assert len(lone) == 1 and "not compared" in lone[0] and "baseline" not in lone[0]
     assert "Without a baseline, so not compared: blur 3." in rows.attrs["notes"]
+
+
+def test_all_perturbations_together_are_a_mean_over_them_with_episodes_as_clusters():
+    """Two perturbations that take the same 30 episodes tell as much as one; without one nothing was lost."""
+    worlds = ((None, "1" * 60), ("camera", "1" * 30 + "0" * 30), ("blur", "1" * 30 + "0" * 30))
+    both = [run(m, s, won if m == "fastv" else "1" * 60) for m in ("dense", "fastv") for s, won in worlds]
+    rows = conditions.table(both).set_index(["condition", "method"])
+    dense, fastv = (rows.loc[(conditions.ALL, m)] for m in ("dense", "fastv"))
+    assert (dense.rate, fastv.rate, fastv.episodes) == (1, 0.5, 120) and pd.isna(dense.difference)
+    assert fastv.difference == fastv.beyond == pytest.approx(-0.5) and pd.isna(fastv.verdict)
+    reach = (
+        2.0010 * ((15 + 0.25) / 59 / 60) ** 0.5
+    )  # Student's of 60 clusters, not of 120 episodes, and one change more
+    assert fastv.held_high - fastv.difference == pytest.approx(reach, rel=1e-3)
+    assert conditions.ALL not in list(conditions.table(STUDY)["condition"])  # one perturbation is not several
 
 
 def test_an_unfinished_run_stays_in_the_row_of_its_method():

@@ -6,17 +6,17 @@ paired with the baseline under the same condition, on the same episodes; verdict
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run, differences
+from vlaprune.records import Header, Run, differences, mean
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.notes import marks
 from vlaprune.report.runs import Arm, Comparison, Key, compare
@@ -29,7 +29,11 @@ from vlaprune.stats.markdown import TERMINAL, columns
 from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 
-PLAIN = "none"
+PLAIN, ALL = "none", "all perturbed"
+POOLED = (
+    f"{ALL}: mean over the perturbations, of success and of differences. Intervals are at 95 %, with the episodes of "
+    "one (task, episode) under all perturbations as one cluster. No verdict is made of it."
+)
 COLUMNS = (
     *("condition", "method", "marks", "base", "success", "episodes", "rate", "low", "high"),
     *("paired", "lost", "gained", "difference", "held_low", "held_high", "verdict", "more"),
@@ -73,7 +77,7 @@ def _unstressed(run: Run) -> Header:
 
 
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
-    """A row per condition and arm, the baseline of each first.
+    """A row per condition and arm, the baseline of each first; then, of several perturbations, all of them together.
 
     The columns are always COLUMNS, with NaN where a value is not known: condition, method, marks (of missing
     episodes and the like), base (whether it is the baseline), success, episodes, rate, low, high; against the baseline
@@ -104,10 +108,15 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
             "verdict": said.decision,
             "more": said.more,
         }
-    out = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    pooled = _pooled([c.comparison for c in found if c.name != PLAIN], plain)
+    out = pd.DataFrame([*rows, *pooled]).reindex(columns=COLUMNS)
     out.attrs["title"] = f"{found[0].comparison.title}, by perturbation"
     out.attrs["sources"] = sources(runs)
-    out.attrs["notes"] = [*_notes(margin, len(tables), plain is not None), *_marks(found)]
+    out.attrs["notes"] = [
+        *_notes(margin, len(tables), plain is not None),
+        *([POOLED] if pooled else []),
+        *_marks(found),
+    ]
     return out
 
 
@@ -145,10 +154,57 @@ def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -
         own = [key for key in arm.episodes if key in before.episodes]
         row |= _moved(arm, before, own)
         if base is not None and arm is not base and plain.baseline is not None:
-            four = [key for key in own if key in base.episodes and key in plain.baseline.episodes]
-            here = {key: _won(arm, key) - _won(base, key) for key in four}
-            row |= _beyond(four, {k: here[k] - _won(before, k) + _won(plain.baseline, k) for k in four})
+            row |= _change("beyond", "beyond", [(arm, base)], (before, plain.baseline))
     return row
+
+
+def _pooled(perturbed: Sequence[Comparison], plain: Comparison | None) -> list[dict[str, Any]]:
+    """A row per arm that every perturbation has, over all of them together; none where there are fewer than two.
+
+    A difference is the mean over perturbations. Episodes of one (task, episode) are a cluster, under whatever
+    perturbation and seed, so that its interval is Student's over as many clusters.
+    """
+    if len(perturbed) < 2 or any(c.baseline is None for c in perturbed):
+        return []
+    out = []
+    for label in [arm.label for arm in perturbed[0].arms]:
+        arms = [next((a for a in c.arms if a.label == label), None) for c in perturbed]
+        bases = [c.baseline for c in perturbed]
+        pairs_of = [(a, b) for a, b in zip(arms, bases, strict=True) if a is not None and b is not None]
+        if len(pairs_of) < len(perturbed):
+            continue
+        won = [int(r.success) for a, _ in pairs_of for r in a.episodes.values()]
+        row: dict[str, Any] = {"condition": ALL, "method": label, "base": pairs_of[0][0] is pairs_of[0][1]}
+        row |= {"marks": "".join(dict.fromkeys("".join(a.marks for a, _ in pairs_of)))}
+        row |= {"success": sum(won), "episodes": len(won), "rate": mean(won)}
+        if not row["base"]:
+            row |= _change("difference", "held", pairs_of, None)
+            before = next((a for a in plain.arms if a.label == label), None) if plain else None
+            if before is not None and plain is not None and plain.baseline is not None:
+                row |= _change("beyond", "beyond", pairs_of, (before, plain.baseline))
+        out.append(row)
+    return out
+
+
+def _change(name: str, ends: str, arms: Sequence[tuple[Arm, Arm]], less: tuple[Arm, Arm] | None) -> dict[str, float]:
+    """Mean of arm - base over pairs of arms, less that of another pair, on the episodes that all of them have.
+
+    Its 95 % interval is Student's over clusters of (task, episode). One more episode that changed under one pair counts
+    in the spread, so that episodes without any change do not prove that there is none.
+    """
+    every = [*arms, *([less] if less else [])]
+    each: dict[tuple[str, int], list[float]] = {}
+    for key in arms[0][0].episodes:
+        if all(key in one.episodes for pair in every for one in pair):
+            here = mean([_won(a, key) - _won(b, key) for a, b in arms])
+            each.setdefault(key[:2], []).append(here - (_won(less[0], key) - _won(less[1], key) if less else 0))
+    if len(each) < 2:
+        return {}
+    values = np.array([mean(own) for own in each.values()])
+    middle, n = float(values.mean()), len(values)
+    spread = (float(((values - middle) ** 2).sum()) + 1 / len(arms) ** 2) / (n - 1)
+    reach = float(t.ppf(0.975, n - 1) * np.sqrt(spread / n))
+    return {name: middle, f"{ends}_low": middle - reach, f"{ends}_high": middle + reach}
 
 
 def _won(arm: Arm, key: Key) -> int:
@@ -162,25 +218,6 @@ def _moved(arm: Arm, before: Arm, keys: Sequence[Key]) -> dict[str, float]:
     found = pairs(arm, before, keys)
     interval = stats.tango(found)
     return {"moved": found.difference, "moved_low": interval.low, "moved_high": interval.high}
-
-
-def _beyond(keys: Sequence[Key], values: Mapping[Key, int]) -> dict[str, float]:
-    """The mean over episodes with a 95 % interval; (task, episode) under several seeds is one cluster.
-
-    One episode more that changed counts in the spread, so that episodes without any change do not prove that there is
-    none.
-    """
-    if len(keys) < 2:
-        return {}
-    clusters: dict[tuple[str, int], list[float]] = {}
-    for key in keys:
-        clusters.setdefault(key[:2], []).append(values[key])
-    every = np.array(list(values.values()), float)
-    middle = float(every.mean())
-    spread = (float(((every - middle) ** 2).sum()) + 1) / (len(every) - 1)
-    error = float(np.sqrt(spread * rates.design_effect(clusters.values()) / len(every)))
-    reach = float(norm.ppf(0.975)) * error
-    return {"beyond": middle, "beyond_low": middle - reach, "beyond_high": middle + reach}
 
 
 def grid(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
@@ -217,7 +254,7 @@ def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for r in rows.itertuples():
         line = [r.condition, f"{r.method}{r.marks}", f"{100 * r.rate:.1f}"]
         if judged:
-            alone = "baseline" if r.base else "not compared"
+            alone = "baseline" if r.base else "" if r.condition == ALL else "not compared"
             line += [_around(r, "difference", "held"), r.verdict if isinstance(r.verdict, str) else alone]
         if compared:
             line.append(_around(r, "beyond", "beyond"))
