@@ -132,9 +132,11 @@ audit: .venv/done  ## what the criteria of seven methods are worth beside chance
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
 
-stress: .venv/done  ## what pruning costs when the world changes: six methods, eight conditions of libero_object (hours; goes on where it stopped)
+stress: .venv/done  ## what pruning costs when the world changes: six methods, eight conditions of libero_object, and a policy without eyes or words (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=stress bench.suite=libero_object method=dense,fastv,divprune,sparsevlm,vlapruner,random $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=audit bench=libero bench.suite=libero_object method=fastv audit.arm=blind,wordless episodes=5 output='results/runs/eyes/$${audit.arm}' $(PARALLEL)
 	$(BIN)/vlaprune-report --conditions $(LIBERO)/*bench.stress=*,bench.suite=libero_object --output results/libero/tiny --name stress
+	$(BIN)/vlaprune-report $(LIBERO)/dense,bench.stress=null,bench.suite=libero_object results/runs/eyes --tasks --untimed --output results/libero/tiny --name eyes
 
 tune: .venv/done  ## the front of a race over twelve settings of FastV, beside the whole grid (an hour; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m method=fastv method.layer=1,2,3,4 method.keep=0.5,0.25,0.125 episodes=25 'output="$(RACED)/grid/fastv,layer=$${method.layer},keep=$${method.keep}"' $(PARALLEL)

@@ -25,6 +25,7 @@ from vlaprune.methods.shared.audit import Control, at_random, in_a_grid, lowest,
 from vlaprune.methods.sparsevlm import SparseVLM
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.methods.vlaiap import VLAIAP
+from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import QUERY, RED, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, Plan, Scored, Selection
@@ -34,7 +35,7 @@ from vlaprune.report.audit import audit as report
 from vlaprune.report.audit import sentences
 from vlaprune.stats.audit import exchangeable, share
 from vlaprune.stats.paired import Pairs, mcnemar_exact
-from vlaprune.testing import check_pruner, scenes
+from vlaprune.testing import check_pruner, random_observations, scenes
 
 
 class Planted(Scored):
@@ -281,6 +282,15 @@ def test_blind_and_wordless_see_nothing_and_are_told_nothing():
     assert audit.alter_inputs(model, None) is model and audit.alter_inputs(model, "own") is model
     out = Policy(audit.alter_inputs(model, "blind"), Dense).act({0: seen})[0]
     assert np.array_equal(out, Policy(model, Dense).act({0: audit.blind(seen)})[0])
+
+
+@pytest.mark.parametrize("make", [Toy, lambda: Tiny(weights="random", device="cpu")])
+def test_a_policy_without_words_acts(make):
+    """What no benchmark may say, an audit does: there is nothing to read, and the policy acts."""
+    model = make()
+    (seen,) = random_observations(model.interface, 128, 1)
+    told, untold = (Policy(audit.alter_inputs(model, arm), Dense).act({0: seen})[0] for arm in ("own", "wordless"))
+    assert np.isfinite(untold).all() and not np.array_equal(told, untold)
 
 
 def test_what_is_refused_in_one_line(tmp_path):

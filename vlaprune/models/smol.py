@@ -123,10 +123,10 @@ class Smol(SmallPolicy):
         return self.trunk.embedding.weight[BEGIN : STOP + 1]
 
     def tokenize(self, instruction: str) -> list[int]:
-        """Token ids of an instruction. UserError if there are more than word slots."""
-        ids = self._encode(instruction)
-        if not 1 <= len(ids) <= self.text:
-            raise UserError(f"instruction {instruction!r} has {len(ids)} tokens; smol reads 1 to {self.text}")
+        """Token ids of an instruction; the first special one stands for none. UserError for more than word slots."""
+        ids = self._encode(instruction) or [BEGIN]
+        if len(ids) > self.text:
+            raise UserError(f"instruction {instruction!r} has {len(ids)} tokens; smol reads at most {self.text}")
         return ids
 
     def train_loss(

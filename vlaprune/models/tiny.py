@@ -27,11 +27,11 @@ TEXT = 12  # usual word slots
 
 
 def tokenize(instruction: str, most: int = TEXT) -> list[int]:
-    """Word numbers of an instruction; unknown words share one. UserError if it is too long."""
+    """Word numbers of an instruction; unknown words share one, and it stands for none. UserError if it is too long."""
     words = instruction.lower().replace(",", " ").replace(".", " ").split()
-    if not 1 <= len(words) <= most:
-        raise UserError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads 1 to {most}")
-    return [WORDS.index(w) if w in WORDS else 1 for w in words]
+    if len(words) > most:
+        raise UserError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads at most {most}")
+    return [WORDS.index(w) if w in WORDS else 1 for w in words] or [1]
 
 
 class Tiny(SmallPolicy):

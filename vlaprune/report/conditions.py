@@ -29,7 +29,7 @@ from vlaprune.stats.markdown import TERMINAL, columns
 from vlaprune.stats.markdown import table as lined
 from vlaprune.stats.noise import alike
 
-PLAIN, ALL = "none", "all perturbed"
+PLAIN, ALL = "none", "together"
 POOLED = (
     f"{ALL}: mean over the perturbations, of success and of differences. Intervals are at 95 %, with the episodes of "
     "one (task, episode) under all perturbations as one cluster. No verdict is made of it."
