@@ -90,6 +90,16 @@ def test_a_baseline_that_is_not_there_or_may_be_several_is_refused_in_one_line(r
     assert report.summarise(found, baseline="fastv keep=0.5")["method"].iloc[0] == "fastv keep=0.5"
 
 
+def test_a_reader_that_hangs_up_costs_no_file_and_gets_no_traceback(runs, tmp_path):
+    """`vlaprune-report RUNS | head -1`."""
+    start = "from vlaprune import cli; cli.report()"
+    command = [sys.executable, "-c", start, str(runs), "--output", str(tmp_path / "out"), "--wide"]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    assert done.stderr.read() == "" and done.wait() == 0
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".csv", ".md", ".tex"}
+
+
 def test_a_run_that_is_named_twice_counts_once(runs):
     assert len(report.find([runs, runs / "fastv", runs / "." / "dense"])) == 2
 

@@ -54,12 +54,19 @@ def doctor() -> None:
         sys.exit(print_error(error))
 
 
+def hang_up() -> None:
+    """Prints no more: whoever read the output, such as head, has closed it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def report() -> None:
     """vlaprune-report: tables from recorded runs."""
     try:
         from vlaprune.report import command
 
         command.main()
+    except BrokenPipeError:
+        hang_up()
     except Exception as error:
         sys.exit(print_error(error))
 

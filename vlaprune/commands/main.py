@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -36,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command line. Exit code 2 where there is no such command."""
     try:
         _run(argv)
-    except BrokenPipeError:  # whoever read the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        cli.hang_up()
 
 
 def _run(argv: Sequence[str] | None) -> None:

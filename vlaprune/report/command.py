@@ -63,35 +63,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table and its notes, writes the files, prints their paths."""
+    """Writes the files, prints the table and its notes, and the paths."""
     args = parser().parse_args(arguments)
+    text, paths = _made(args)
+    print(text, end="\n\n")
+    print(*paths, sep="\n", flush=True)
+
+
+def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
+    """The text of what was asked for, and its files, which are written before anything is printed."""
+    named = None if args.name == "table" else args.name
     if args.delay:
         late = delay.table(find(args.runs), args.baseline, args.partial)
-        print(delay.markdown(late))
-        print(*delay.write(late, args.output, args.name if args.name != "table" else "delay"), sep="\n")
-        return
+        return delay.markdown(late), delay.write(late, args.output, named or "delay")
     if args.audit:
         study = audits.study(find(args.runs), args.partial)
-        print(audits.markdown(study))
-        print(*audits.write(study, args.output, args.name if args.name != "table" else "audit"), sep="\n")
-        return
+        return audits.markdown(study), audits.write(study, args.output, named or "audit")
     if args.conditions:
         rows = conditions.table(find(args.runs), args.baseline, args.partial)
-        print(conditions.terminal(rows, None if args.wide else TERMINAL), end="\n\n")
-        print(*conditions.write(rows, args.output, args.name if args.name != "table" else "conditions"), sep="\n")
-        return
+        told = conditions.terminal(rows, None if args.wide else TERMINAL)
+        return told, conditions.write(rows, args.output, named or "conditions")
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
         comparison = comparison.with_noise(find(args.noise))
     table = tabulate(comparison, args.tasks, args.timed)
     if args.untimed:
         table = without_times(table)
-    print(terminal(table, args.wide, args.columns), below(table), sep="\n\n", end="\n\n")
-    for path in write(table, args.output, args.name):
-        print(path)
+    paths = [*write(table, args.output, args.name)]
     if args.html:
         from vlaprune.report import page  # draws: loaded where it is wanted
 
         room = int(1e6 * args.videos)
         text = page.page(comparison, args.html, timed=args.timed, untimed=args.untimed, videos=room)
-        print(page.write(text, args.html))
+        paths.append(page.write(text, args.html))
+    return f"{terminal(table, args.wide, args.columns)}\n\n{below(table)}", paths
