@@ -27,14 +27,10 @@ from vlaprune.stats.paired import pair, tango
 from vlaprune.stats.racing import Entrant
 from vlaprune.stats.rates import wilson
 
-LAYERS, KEEPS = (1, 2, 3, 4), (0.5, 0.25, 0.125)
 SETTINGS = [
     *("model=tiny", "bench=robosuite", "method=fastv", "episodes=25"),
-    f"method.layer={','.join(map(str, LAYERS))}",
-    f"method.keep={','.join(map(str, KEEPS))}",
+    *("method.layer=1,2,3,4", "method.keep=0.5,0.25,0.125"),
 ]
-
-
 NOTES = (
     "race: successes of the episodes that the race ran, dense's aside; differences: Tango's interval, on all episodes",
     "the grid's front is picked on the very episodes that are counted, so its success is a little too high",

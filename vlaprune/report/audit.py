@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
-from vlaprune.report.runs import context, label
+from vlaprune.report.runs import label
 from vlaprune.stats import paired as stats
 from vlaprune.stats.audit import Share, exchangeable, share
 
@@ -173,8 +173,7 @@ def audited(header: Header) -> Header:
 
 def _check_arm(run: Run, own: Run, partial: bool) -> None:
     """UserError where an arm is not one of this audit, or not whole."""
-    if context(run) != context(own):
-        said = differences(without(own.header, "method"), without(run.header, "method"))
+    if said := differences(*(without(r.header, "method") for r in (own, run))):
         raise UserError(f"{run.folder} and {own.folder} differ in more than the arm ({said}); run them alike")
     if arm(run) not in WITHOUT and (said := differences(audited(own.header), audited(run.header))):
         raise UserError(f"{run.folder} is no control of the method in {own.folder} ({said}); run them alike")

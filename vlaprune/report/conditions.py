@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import t
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run, differences, mean
+from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.notes import marks
 from vlaprune.report.runs import Arm, Comparison, Key, compare
@@ -71,7 +71,7 @@ def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = Fal
 
 
 def _unstressed(run: Run) -> Header:
-    same = {k: v for k, v in run.header.identity.items() if k not in ("method", "seed")}
+    same = without(run.header, "method", "seed").identity
     world = {k: v for k, v in same["bench"].items() if k not in ("stress", "severity")}
     return Header({**same, "bench": world}, {}, {})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run, differences
+from vlaprune.records import Header, Run, differences, without
 from vlaprune.stats.noise import lines, same_method
 from vlaprune.stats.paired import aa_noise
 from vlaprune.stats.rates import Interval
@@ -48,5 +48,5 @@ def measure_noise(repeats: Sequence[Run], baseline: Run) -> Noise:
 
 def _kind(run: Run) -> Header:
     """What a repeat must have in common; kernel and renderer are what it is made to vary."""
-    same = {k: v for k, v in run.header.identity.items() if k != "kernel"}
+    same = without(run.header, "kernel").identity
     return Header({**same, "bench": {k: v for k, v in same["bench"].items() if k != "renderer"}}, {}, {})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import UNPROVED, EpisodeRecord, Header, Run, StepRecord, differences, read
+from vlaprune.records import UNPROVED, EpisodeRecord, Header, Run, StepRecord, differences, read, without
 from vlaprune.report.noise import Noise, measure_noise
 from vlaprune.stats.anytime import said
 
@@ -178,7 +178,7 @@ def display_name(run: Run, of: str) -> str:
 
 def context(run: Run) -> Mapping[str, Any]:
     """All of a run's identity but the method: what must be equal before two runs may be compared."""
-    return {k: v for k, v in run.header.identity.items() if k != "method"}
+    return without(run.header, "method").identity
 
 
 def compare(
@@ -264,7 +264,7 @@ def _over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _but_seed(run: Run) -> Mapping[str, Any]:
-    return {k: v for k, v in run.header.identity.items() if k != "seed"}
+    return without(run.header, "seed").identity
 
 
 def _seed(run: Run) -> Any:
@@ -304,7 +304,7 @@ def _protocol(run: Run, first: Run, tuned: bool) -> str:
     """Settings of model, bench or execution that differ; weights and seeds have a line of their own."""
     if run.header.proved != first.header.proved:
         return f"differ in more than the method ({_unproved(run, first)} is {UNPROVED}: its model is not known)"
-    a, b = ({k: v for k, v in context(r).items() if k not in ("weights", "seed")} for r in (first, run))
+    a, b = (dict(without(r.header, "method", "weights", "seed").identity) for r in (first, run))
     if tuned:  # where its weights lie is then no difference of protocol
         a, b = (one | {"model": {k: v for k, v in one["model"].items() if k != "weights"}} for one in (a, b))
     return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""
