@@ -15,7 +15,7 @@ from vlaprune import config
 from vlaprune.benchmark import Observation
 from vlaprune.meter import Clock
 from vlaprune.methods.dense import Dense
-from vlaprune.models.cogact import CogACT, weight_map
+from vlaprune.models.cogact import PICTURES, CogACT, weight_map
 from vlaprune.models.prismatic import EMPTY, STOP, format_prompt
 from vlaprune.policy import Policy
 from vlaprune.session import Session
@@ -128,9 +128,9 @@ def test_the_picture_changes_the_action(model):
 def test_the_whole_frame_is_squeezed_to_a_square(model):
     image = np.zeros((48, 64, 3), np.uint8)
     image[:, 32:] = 255
-    small = model._prepare(image)
+    small = PICTURES.whole(image, model.trunk.sizes.image)
     assert small.shape == (56, 56, 3) and small[:, :26].max() == 0 and small[:, 30:].min() == 255
-    assert np.array_equal(model._prepare(small), small)
+    assert np.array_equal(PICTURES.whole(small, model.trunk.sizes.image), small)
 
 
 # -- the chunk

@@ -13,9 +13,10 @@ from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.openvla import OpenVLA
+from vlaprune.models.pictures import prepared
 from vlaprune.models.prismatic import EMPTY, Sizes, closed, decode_bins, format_prompt, stand_in, weight_map
-from vlaprune.models.shared import images
 from vlaprune.models.source import read_stats
+from vlaprune.nn.backend import EAGER
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, QueryGroup
 
@@ -83,7 +84,7 @@ def llama(model):
 def oracle(model, observation, drop=None, layer=0):
     """Token ids by transformers' Llama at full length; rows `drop` are hidden from layer `layer` on by a mask."""
     library = llama(model)
-    seen = images([observation], ("primary",), lambda i: model._prepare(i, 56), "it")
+    seen = prepared([observation], ("primary",), model._pictures, 56, "it", model.device, EAGER)
     visual = model.trunk.projector(model.trunk.vision(seen[0])[0])[0]
     ids = closed(stand_in(format_prompt(observation.instruction)))
     hidden = model.trunk.prompts(visual[None], [ids])[0].hidden[None]

@@ -88,6 +88,7 @@ class Clock:
         self.open: list[str] = []
         self.marks: list[tuple[str, int, object, object]] = []
         self._events: list[object] = []  # of spans that were read: to make new ones costs more than to record these
+        self._stream: object = None  # of the device, since the last read: to ask for it costs more than to record
 
     def now(self) -> object:
         """A point in time: seconds, or an event in the stream of the device."""
@@ -95,8 +96,10 @@ class Clock:
             return time.perf_counter()
         import torch
 
+        if self._stream is None:
+            self._stream = torch.cuda.current_stream()
         event = self._events.pop() if self._events else torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[attr-defined]
+        event.record(self._stream)  # type: ignore[attr-defined]
         return event
 
     def span(self, name: str) -> Span:
@@ -118,4 +121,5 @@ class Clock:
         if self.cuda:
             self._events += [event for _, _, *both in self.marks for event in both]
         self.marks.clear()
+        self._stream = None
         return ms

@@ -14,14 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, call_noise, stage
 from vlaprune.errors import UserError
-from vlaprune.models.images import plain
+from vlaprune.models.pictures import preparation, prepared
 from vlaprune.models.prismatic import (
     EMPTY,
     HALF,
@@ -34,7 +33,7 @@ from vlaprune.models.prismatic import (
     restore,
     stand_in,
 )
-from vlaprune.models.shared import images, precision, resolve_device
+from vlaprune.models.shared import precision, resolve_device
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.decoder import Decoder
@@ -51,6 +50,7 @@ from vlaprune.trace import Layout
 EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
 BASE = "prism-dinosiglip-224px+7b"
 TRUNK, HEADS = ("vision_backbone.", "llm_backbone.", "projector."), ("action_model.", "ema_diffusion.")
+PICTURES = preparation("plain")  # the whole frame, its aspect given up, by Pillow's bicubic filter
 ACTION, GRIPPER = 7, 6  # numbers of an action; the last is the gripper
 
 
@@ -166,8 +166,8 @@ class CogACT:
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
         with prepares_pictures(sessions):
-            pictures = images(observations, self.interface.cameras, self._prepare, self.info.name)
-        pictures = pictures.to(self.device)
+            cameras, size, name = self.interface.cameras, self.trunk.sizes.image, self.info.name
+            pictures = prepared(observations, cameras, PICTURES, size, name, self.device, self.backend)
         texts = [[*self.tokenize(format_prompt(o.instruction)), EMPTY, STOP] for o in observations]
         calls = [
             session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
@@ -191,10 +191,6 @@ class CogACT:
         unit = unit.clamp(-1, 1)
         grips = (unit[..., GRIPPER:] >= 0.5).to(unit.dtype)
         return torch.cat((unit[..., :GRIPPER], grips), -1)
-
-    def _prepare(self, image: np.ndarray) -> np.ndarray:
-        """The whole frame, its aspect given up, by PIL's bicubic filter."""
-        return plain(image, self.trunk.sizes.image)
 
 
 def checkpoint_of(path: Path) -> Path:

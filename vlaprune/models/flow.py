@@ -33,8 +33,9 @@ from vlaprune.models.family import NUMBERS, Family
 from vlaprune.models.guidance import backward_flops, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
+from vlaprune.models.pictures import prepared, squared
 from vlaprune.models.scaling import Scaling, processor_files
-from vlaprune.models.shared import images, precision, resolve_device
+from vlaprune.models.shared import precision, resolve_device
 from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
 from vlaprune.nn.backend import EAGER, Backend
@@ -111,6 +112,7 @@ class Flow(ABC):
         self.chunk, self.state_as = family.settle(chunk, state_as)
         self.resize, self.steps = resize or family.resize, steps or family.steps
         self.delta, self.room = family.delta if delta is None else delta, family.room or self.room
+        self._pictures = squared(self.resize)
         self.info = ModelInfo(self.name, own.layers, own.heads, own.width, own.head_size)
         state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
@@ -229,12 +231,12 @@ class Flow(ABC):
     ) -> Sequence[Tensor]:
         """The same; where there is a guide, the chunk goes on from the one before (models/guidance.py)."""
         with prepares_pictures(sessions):
-            pictures = images(observations, self.interface.cameras, self._prepare, self.name)
+            cameras, size = self.interface.cameras, self.net.sizes.image
+            pictures = prepared(observations, cameras, self._pictures, size, self.name, self.device, self.backend)
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
         calls = []
-        pictures = pictures.to(self.device)
         for session, own, text in zip(sessions, pictures.round().to(torch.uint8), texts, strict=True):
             calls.append(session.begin(self.layout(text), tuple(own), self.net.projector.weight))
         visual = self.net.encode_images(pictures, calls, self.backend)
@@ -318,9 +320,6 @@ class Flow(ABC):
             if state is not None:
                 row[: len(state)] = state
         return torch.from_numpy(rows).to(self.device)
-
-    def _prepare(self, image: np.ndarray) -> np.ndarray:
-        return RESIZE[self.resize](image, self.net.sizes.image)
 
     def _state(self, observation: Observation) -> np.ndarray | None:
         if not self.reads_state:

@@ -34,6 +34,11 @@ def rlds(image: np.ndarray, size: int = 224, crop: bool = True) -> np.ndarray:
     return _lanczos_crop(jpeg(image), size, CROP) if crop else lanczos(jpeg(image), size)
 
 
+def compressed(image: np.ndarray, size: int) -> np.ndarray:
+    """The part of `rlds` that is the CPU's on every device: the JPEG round trip, of an image of another size."""
+    return image if image.shape == (size, size, 3) else jpeg(image)
+
+
 def plain(image: np.ndarray, size: int = 224) -> np.ndarray:
     """[h, w, 3] uint8 to [size, size, 3] by Pillow's bicubic filter, aspect not kept: the towers' own transform."""
     from PIL import Image
@@ -89,14 +94,14 @@ def lanczos(image: np.ndarray, size: int) -> np.ndarray:
 
 def centre_crop(image: np.ndarray, area: float = CROP) -> np.ndarray:
     """The middle `area` of a square image, scaled back bilinearly from corner to corner as tf.image.crop_and_resize."""
-    size, margin = len(image), _margin(len(image), area)
+    size, margin = len(image), margin_of(len(image), area)
     bands = _crop_bands(size, area)
     return _packed(_blend(image[margin : size - margin, margin : size - margin], bands, bands))
 
 
 def _lanczos_crop(image: np.ndarray, size: int, area: float) -> np.ndarray:
     """centre_crop(lanczos(image, size), area), without the margins that the crop never reads."""
-    rows, columns = (_lanczos_bands(n, size, _margin(size, area)) for n in image.shape[:2])
+    rows, columns = (_lanczos_bands(n, size, margin_of(size, area)) for n in image.shape[:2])
     bands = _crop_bands(size, area)
     half = _turned(_levels(image), rows, "rows")  # [w, 3, n]
     whole = _whole(_summed(half, columns, "columns"))  # [n, 3, n], columns first
@@ -185,12 +190,19 @@ def _bands(weights: np.ndarray) -> tuple[Band, ...]:
 
 @lru_cache(maxsize=16)
 def _lanczos_bands(size: int, out: int, margin: int) -> tuple[Band, ...]:
-    """Each output pixel's weights on the input pixels that the kernel reaches, of sum 1; no outputs in the margins."""
+    return _bands(lanczos_weights(size, out, margin))
+
+
+def lanczos_weights(size: int, out: int, margin: int = 0) -> np.ndarray:
+    """[out - 2 * margin, size] float64: each output pixel's weights on the input pixels that the kernel reaches.
+
+    Of sum 1; the margins have no outputs.
+    """
     scale = size / out
     centre = (np.arange(margin, out - margin) + 0.5) * scale - 0.5
     u = (np.arange(size)[None] - centre[:, None]) / max(scale, 1.0)
     weights = np.where(np.abs(u) < 3, np.sinc(u) * np.sinc(u / 3), 0.0)
-    return _bands(weights / weights.sum(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
 @lru_cache(maxsize=16)
@@ -210,21 +222,25 @@ def _units(size: int, out: int) -> tuple[int, int]:
     return size // gcd(size, out), out // gcd(size, out)
 
 
-def _margin(size: int, area: float) -> int:
+def margin_of(size: int, area: float) -> int:
     """Pixels at each edge of `size` that the crop never reads."""
     return int((1 - area**0.5) / 2 * (size - 1))
 
 
 @lru_cache(maxsize=16)
 def _crop_bands(size: int, area: float) -> tuple[Band, ...]:
-    """Bilinear weights of `size` outputs on inputs without their margins, spread evenly over the middle sqrt(area).
+    return _bands(crop_weights(size, area))
+
+
+def crop_weights(size: int, area: float = CROP) -> np.ndarray:
+    """[size, size - margins] float64: bilinear weights of outputs spread evenly over the middle sqrt(area).
 
     Rows and columns together scale by 255.5 / 255: TensorFlow divides levels by 255, and multiplies by 255.5 after.
     """
-    margin = _margin(size, area)
+    margin = margin_of(size, area)
     at = np.linspace((1 - area**0.5) / 2, (1 + area**0.5) / 2, size) * (size - 1) - margin
     low = np.floor(at).astype(int)
     weights = np.zeros((size, size - 2 * margin))
     weights[np.arange(size), low] = 1 - (at - low)
     weights[np.arange(size), np.minimum(low + 1, weights.shape[1] - 1)] += at - low
-    return _bands(weights * (255.5 / 255) ** 0.5)
+    return weights * (255.5 / 255) ** 0.5

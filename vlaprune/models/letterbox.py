@@ -6,15 +6,19 @@ lerobot@7427f31:src/lerobot/policies/common/vla_utils.py (torch).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 def resize_pil(image: np.ndarray, size: int) -> np.ndarray:
     """Image [h, w, 3] uint8 to [size, size, 3] fp32, 0 to 255: bilinear by PIL, black borders, as openpi's client."""
     from PIL import Image
 
-    height, width = fitted(image, size)
+    height, width = fitted(image.shape, size)
     if (height, width) != image.shape[:2]:
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     return bordered(image.astype(np.float32), size)
@@ -22,17 +26,24 @@ def resize_pil(image: np.ndarray, size: int) -> np.ndarray:
 
 def resize_torch(image: np.ndarray, size: int) -> np.ndarray:
     """The same by torch, without antialias and without rounding, as openpi's and lerobot's models do."""
-    height, width = fitted(image, size)
-    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    if (height, width) != image.shape[:2]:
-        x = torch.nn.functional.interpolate(x, (height, width), mode="bilinear", align_corners=False).clamp(0, 255)
-    return bordered(x[0].permute(1, 2, 0).numpy(), size)
+    return letterboxed(torch.from_numpy(image)[None], size)[0].numpy()
 
 
-def fitted(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Height and width of an image that keeps its proportions and just fits into size x size."""
-    ratio = max(image.shape[0], image.shape[1]) / size
-    return int(image.shape[0] / ratio), int(image.shape[1] / ratio)
+def letterboxed(images: Tensor, size: int) -> Tensor:
+    """Images [N, h, w, 3] uint8 to [N, size, size, 3] fp32, as `resize_torch`, on their own device."""
+    height, width = fitted(images.shape[1:3], size)
+    x = images.permute(0, 3, 1, 2).float()
+    if (height, width) != images.shape[1:3]:
+        x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False).clamp(0, 255)
+    above, left = (size - height) // 2, (size - width) // 2
+    borders = (left, size - width - left, above, size - height - above)
+    return F.pad(x, borders).permute(0, 2, 3, 1).contiguous()
+
+
+def fitted(shape: Sequence[int], size: int) -> tuple[int, int]:
+    """Height and width of an image of this height and width that keeps its proportions and just fits a square."""
+    ratio = max(shape[0], shape[1]) / size
+    return int(shape[0] / ratio), int(shape[1] / ratio)
 
 
 def bordered(image: np.ndarray, size: int) -> np.ndarray:

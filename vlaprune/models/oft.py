@@ -27,7 +27,7 @@ from vlaprune.benchmark import Interface, Observation, state_size
 from vlaprune.call import Call, call_noise, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
-from vlaprune.models.images import pipeline
+from vlaprune.models.pictures import preparation, prepared
 from vlaprune.models.prismatic import (
     STOP,
     Sizes,
@@ -36,7 +36,7 @@ from vlaprune.models.prismatic import (
     format_prompt,
     restore,
 )
-from vlaprune.models.shared import images, precision, resolve_device
+from vlaprune.models.shared import precision, resolve_device
 from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ class OFT(nn.Module):
             raise UserError(f"cameras={list(cameras)}; name one to three different ones")
         own, kind = Sizes.of(sizes or {}), precision(dtype)
         self.chunk, self._action, self._head = chunk, action, head
-        self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
+        self._pictures, self._image = preparation(images or "rlds_crop"), own.image
         self.device = resolve_device(device)
         self._schedule = Schedule(steps)
         numbers = state_size(state)
@@ -175,9 +175,10 @@ class OFT(nn.Module):
     def units(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """[B, chunk, action] numbers in [-1, 1], before any unit."""
         with prepares_pictures(sessions):
-            seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "oft")
+            cameras, size = self.interface.cameras, self._image
+            seen = prepared(observations, cameras, self._pictures, size, "oft", self.device, self.backend)
         ids = [self.words(o.instruction) for o in observations]
-        return self._answer(seen.to(self.device), self._states(observations), ids, sessions)
+        return self._answer(seen, self._states(observations), ids, sessions)
 
     def words(self, instruction: str) -> list[int]:
         """Token ids of the prompt for an instruction."""
@@ -195,7 +196,7 @@ class OFT(nn.Module):
         """As `Learner` has it; hints are left. UserError for a head other than `l1`."""
         if self._head != "l1":
             raise UserError(f"oft with head={self._head} is not trained here; use model.head=l1")
-        shown = np.stack([[self._prepare(i, self._image) for i in own] for own in images.cpu().numpy()])
+        shown = np.stack([[self._pictures.whole(i, self._image) for i in own] for own in images.cpu().numpy()])
         ids = [[n for n in row if n] for row in words.tolist()]
         told = None if self._proprio is None else self._proprio.scale(state.cpu().numpy())
         unit = torch.from_numpy(self._range.scale(labels.cpu().numpy())).to(self.device, torch.float32)

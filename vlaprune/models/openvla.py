@@ -18,7 +18,7 @@ from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops
-from vlaprune.models.images import pipeline
+from vlaprune.models.pictures import preparation, prepared
 from vlaprune.models.prismatic import (
     Sizes,
     closed,
@@ -26,7 +26,7 @@ from vlaprune.models.prismatic import (
     format_prompt,
     restore,
 )
-from vlaprune.models.shared import images, precision, resolve_device
+from vlaprune.models.shared import precision, resolve_device
 from vlaprune.models.source import Source, published
 from vlaprune.models.suffix import Read, gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
@@ -81,7 +81,7 @@ class OpenVLA:
         if prompt not in PROMPTS:
             raise UserError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
         own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
-        self._prepare, self._image = pipeline(images or "rlds_crop"), own.image
+        self._pictures, self._image = preparation(images or "rlds_crop"), own.image
         self.device = resolve_device(device)
         source = Source.of(published(weights, suite, PUBLISHED, "openvla"), "openvla")
         self._tokenize = source.tokenize
@@ -118,8 +118,8 @@ class OpenVLA:
     def tokens(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """The [B, 7] token ids that are decoded."""
         with prepares_pictures(sessions):
-            seen = images(observations, self.interface.cameras, lambda i: self._prepare(i, self._image), "openvla")
-        seen = seen.to(self.device)
+            cameras, size = self.interface.cameras, self._image
+            seen = prepared(observations, cameras, self._pictures, size, "openvla", self.device, self.backend)
         ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
         calls = [
             session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)

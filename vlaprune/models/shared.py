@@ -1,16 +1,13 @@
-"""What models of several families share: the pictures of a call, device and dtype by name, sizes of smaller models."""
+"""What models of several families share: device and dtype by name, sizes of smaller models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from vlaprune.benchmark import Observation
 from vlaprune.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -28,27 +25,6 @@ class ModelSizes:
         if wrong:
             raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
         return cls(**given)
-
-
-def images(
-    observations: Sequence[Observation], cameras: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], name: str
-) -> Tensor:
-    """[B, cameras, h, w, 3] uint8 as the towers see them. UserError for a missing camera or no uint8 image."""
-    rows = []
-    for observation in observations:
-        missing = set(cameras) - set(observation.images)
-        if missing:
-            raise UserError(
-                f"observation lacks cameras {sorted(missing)} that {name} reads; it has {sorted(observation.images)}"
-            )
-        own = [observation.images[c] for c in cameras]
-        wrong = [
-            f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, own, strict=True) if i.ndim != 3 or i.dtype != np.uint8
-        ]
-        if wrong:
-            raise UserError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
-        rows.append(np.stack([prepare(i) for i in own]))
-    return torch.from_numpy(np.stack(rows))
 
 
 def resolve_device(device: str) -> torch.device:
