@@ -143,8 +143,7 @@ def test_captured_segments_act_as_the_eager_run_does(method):
 @pytest.mark.parametrize("method", ["dense", "fastv"])
 def test_captured_models_act_as_the_eager_run_does(name, method, composed):
     """Every family, its pictures resized on the device; bf16 products differ between shapes, fp32 ones hardly."""
-    model = config.build(composed(f"model={name}"))[0]
-    assert model.device.type == "cuda"
+    model = config.build(composed(f"model={name}", "model.device=cuda"))[0]
     frames = synthetic(model.interface, 96, episodes=1, steps=8)
     found = []
     for backend in ("sdpa", "graph"):

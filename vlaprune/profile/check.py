@@ -22,7 +22,7 @@ from vlaprune.profile.recording import Recording
 FULL = ("openvla", "oft", "cogact", "pi0")
 BACKENDS = ("sdpa", "compile", "graph")
 LAUNCHES = (
-    "*operators*: of a call that runs as it is, views, allocations and the preparation of pictures on the host left "
+    "*operators*: of a call that runs as it is, views, allocations and the preparation of pictures left "
     "out. *launches*: what the host launches for "
     "a call under the arm's backend. Under eager, sdpa and flash that is every operator. Under graph a captured "
     "segment is one launch and one more for each dtype and layout of the inputs that are copied into it (what another "

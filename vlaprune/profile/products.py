@@ -25,7 +25,7 @@ class Products(TorchDispatchMode):
 
     stage   says under which name; asked at every product
     found   stage -> the products, in order
-    operators  that ran; views, bare allocations and the preparation of pictures, which is the host's, left out
+    operators  that ran; views, bare allocations and the preparation of pictures left out
     outside    those of them that ran outside the segments of `Watched`
     """
 

@@ -124,7 +124,7 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
         page.text("Time of a call over that under sdpa, in turns on the same observations; below 1 is faster.")
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
-        "Mean milliseconds a call. *pictures* is preparing the cameras' pictures on the CPU; *method* is scoring, "
+        "Mean milliseconds a call. *pictures* is preparing the cameras' pictures; *method* is scoring, "
         "top-k, gathers and attention rows; *other* is bringing input to the device, actions to the host, and "
         f"bookkeeping. The sum must be at least {COMPLETE:.0%} of the call as timed from outside.",
     )
