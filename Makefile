@@ -15,6 +15,8 @@ PATIENT := bench=robosuite_moving bench.max_steps=100 episodes=50 output='$(DELA
 AUDITS := results/runs/audit/robosuite/tiny
 RACED := results/runs/tune
 AUDITED := experiment=audit episodes=25
+AUDITS_LIBERO := results/runs/audit/libero/tiny
+AUDITED_LIBERO := experiment=audit bench=libero bench.suite=libero_object episodes=10
 CHANCE := random-0,random-1,random-2,uniform
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
@@ -33,7 +35,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: audit tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -131,6 +133,13 @@ audit: .venv/done  ## what the criteria of seven methods are worth beside chance
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
+
+audit-libero: .venv/done  ## the same for three methods on libero_object (two hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval $(AUDITED_LIBERO) method=fastv audit.arm=dense output='$(AUDITS_LIBERO)/dense/$${audit.arm}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED_LIBERO) method=fastv,divprune,vlapruner audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED_LIBERO) method=fastv,divprune,vlapruner audit.arm=$(CHANCE) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED_LIBERO) method=fastv audit.arm=bottom,shuffled,other $(PARALLEL)
+	$(BIN)/vlaprune-report --audit $(AUDITS_LIBERO) --output results/audit --name libero_object
 
 stress: .venv/done  ## what pruning costs when the world changes: six methods, eight conditions of libero_object, and a policy without eyes or words (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=stress bench.suite=libero_object method=dense,fastv,divprune,sparsevlm,vlapruner,random $(PARALLEL)
