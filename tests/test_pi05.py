@@ -192,6 +192,7 @@ def test_every_input_reaches_the_actions(models, name):
     "make", [Dense, staged(), lambda: FastV(layer=2, keep=0.25), lambda: FastV(layer=1, keep=0.5, rows="text")]
 )
 def test_a_whole_call_counts_what_torch_counts(models, name, make):
+    assert models[name].constants  # charged to no call
     with flop_counter() as flops:
         _, record, _ = played(models[name], look(), make)
     assert sum(record.flops.values()) == flops.get_total_flops()

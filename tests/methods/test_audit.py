@@ -265,12 +265,45 @@ def test_scores_are_kept_and_read_again(tmp_path):
     key, record = next(iter(own.episodes.items()))
     calls = book.read(audit.episode_seed(3, *key))
     assert len(calls) == len(record.calls) and all(set(c) == {3} and c[3].shape == (64,) for c in calls)
-    donors = audit._donors(own, 3)
+    donors = audit._donors(own, 3, book)
     assert donors[audit.episode_seed(3, "reach-red", 2)] == audit.episode_seed(3, "reach-red", 0)
     other = arm(tmp_path, lambda: FastV(keep=5), "other", episodes=3)
     assert {k: r.calls[0].visual for k, r in other.episodes.items()} == {
         k: r.calls[0].visual for k, r in own.episodes.items()
     }
+
+
+class DenseInSome(FastV):
+    """Prunes in some episodes only, as SAFE in those that end before its first pruned call."""
+
+    dense = frozenset(audit.episode_seed(3, "reach-red", e) for e in (1, 2))
+
+    def select(self, context):
+        return None if context.seed in self.dense else super().select(context)
+
+    def score(self, context):
+        return None if context.seed in self.dense else super().score(context)
+
+
+def test_an_episode_without_scores_gives_none_to_another(tmp_path):
+    """`other` asks the next episode of the task that has scores; it is refused where no other one has."""
+    own = arm(tmp_path, lambda: DenseInSome(keep=5), "own", episodes=4)
+    book = audit.ScoreBook(tmp_path / "own" / "scores", 3)
+    donors = audit._donors(own, 3, book)
+    seeds = [audit.episode_seed(3, "reach-red", e) for e in range(4)]
+    assert [book.has(s) for s in seeds] == [True, False, False, True]
+    assert [donors[s] for s in seeds] == [seeds[3], seeds[3], seeds[3], seeds[0]]
+    other = arm(tmp_path, lambda: DenseInSome(keep=5), "other", episodes=4)
+    assert {k: r.calls[0].visual for k, r in other.episodes.items()} == {
+        k: r.calls[0].visual for k, r in own.episodes.items()
+    }
+    arm(tmp_path / "one", lambda: DenseInSome(keep=5), "own", episodes=2)
+    with pytest.raises(ValueError, match="gave scores in one episode of a task only; add episodes"):
+        arm(tmp_path / "one", lambda: DenseInSome(keep=5), "other", episodes=2)
+    for file in (tmp_path / "own" / "scores").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"scores holds no scores; run the arm audit\.arm=own anew"):
+        arm(tmp_path, lambda: DenseInSome(keep=5), "other", episodes=4)
 
 
 def test_blind_and_wordless_see_nothing_and_are_told_nothing():

@@ -118,12 +118,13 @@ class ScoreBook:
             np.savez_compressed(file, **kept | {"calls": np.array(len(calls))})
         path.with_suffix(".partial").replace(path)
 
+    def has(self, seed: int) -> bool:
+        """Whether the method gave a score in any call of an episode."""
+        return (self.folder / f"{seed}.npz").is_file()
+
     def read(self, seed: int) -> Sequence[Scores]:
-        """Where it was asked (layer) -> score of each call of an episode. UserError where it was not recorded."""
-        path = self.folder / f"{seed}.npz"
-        if not path.is_file():
-            raise UserError(f"{path} is not there; run the arm audit.arm=own anew, it records scores")
-        with np.load(path) as data:
+        """Where it was asked (layer) -> score of each call of an episode that has some."""
+        with np.load(self.folder / f"{seed}.npz") as data:
             calls: list[dict[int, torch.Tensor]] = [{} for _ in range(int(data["calls"]))]
             for key in data.files:
                 if key != "calls":
@@ -179,11 +180,13 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
     cache: dict[int, Sequence[Scores]] = {}
 
     def donors(episode: int) -> Sequence[Scores]:
+        if episode not in donor:
+            raise UserError(f"audit.run={folder} gave scores in one episode of a task only; add episodes")
         if episode not in cache:
             cache[episode] = book.read(donor[episode])
         return cache[episode]
 
-    donor = _donors(run, seed) if arm == "other" else {}
+    donor = _donors(run, seed, book) if arm == "other" else {}
     choices: dict[str, Choice] = {
         "uniform": in_a_grid,
         "bottom": lowest,
@@ -194,15 +197,18 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
     return lambda: Control(make(), replay, choices[arm], scores=arm in ("bottom", "shuffled"))
 
 
-def _donors(run: Run, seed: int) -> dict[int, int]:
-    """Seed of each episode -> seed of the next one of its task."""
-    out = {}
+def _donors(run: Run, seed: int, book: ScoreBook) -> dict[int, int]:
+    """Seed of each episode -> seed of the next one of its task in which the method gave a score, if there is one."""
+    if not any(book.has(episode_seed(seed, *key)) for key in run.episodes):
+        raise UserError(f"{book.folder} holds no scores; run the arm audit.arm=own anew, it records them")
+    out: dict[int, int] = {}
     for task in run.header.tasks:
-        own = sorted(e for t, e in run.episodes if t == task)
+        own = [episode_seed(seed, task, e) for e in sorted(e for t, e in run.episodes if t == task)]
         if len(own) < 2:
             raise UserError(f"audit.arm=other needs two episodes of {task}; add episodes")
-        for one, other in zip(own, [*own[1:], own[0]], strict=True):
-            out[episode_seed(seed, task, one)] = episode_seed(seed, task, other)
+        for i, one in enumerate(own):
+            later = [other for other in (*own[i + 1 :], *own[:i]) if book.has(other)]
+            out |= {one: later[0]} if later else {}
     return out
 
 

@@ -13,13 +13,13 @@ import io
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import gcd, prod
+from math import prod
 
 import numpy as np
 
 from vlaprune.errors import UserError
+from vlaprune.models import filters
 
-CROP = 0.9  # area of the centre crop: training with random crops saw nine tenths of an image
 BAND = 16  # output pixels in one matrix product: fewer are slower, more multiply more zeros
 
 
@@ -31,7 +31,7 @@ def rlds(image: np.ndarray, size: int = 224, crop: bool = True) -> np.ndarray:
     """
     if image.shape == (size, size, 3):
         return centre_crop(image) if crop else image
-    return _lanczos_crop(jpeg(image), size, CROP) if crop else lanczos(jpeg(image), size)
+    return _lanczos_crop(jpeg(image), size, filters.CROP) if crop else lanczos(jpeg(image), size)
 
 
 def compressed(image: np.ndarray, size: int) -> np.ndarray:
@@ -51,13 +51,18 @@ def area(image: np.ndarray, size: int = 224) -> np.ndarray:
 
     What DelinQu/SimplerEnv-OpenVLA@ccfe380 shows OpenVLA. UserError for an image smaller than `size`.
     """
-    if min(image.shape[:2]) < size:
-        raise UserError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
+    check_larger(image, size)
     rows, columns = (_area_bands(n, size) for n in image.shape[:2])
     sums = _blend(image, rows, columns)
-    covered = _units(image.shape[0], size)[0] * _units(image.shape[1], size)[0]
-    sums /= np.float32(covered)
+    sums /= np.float32(filters.covered(image.shape, size))
     return _packed(np.rint(sums, out=sums))
+
+
+def check_larger(image: np.ndarray, size: int) -> np.ndarray:
+    """The image. UserError for one that `area` would have to enlarge."""
+    if min(image.shape[:2]) < size:
+        raise UserError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
+    return image
 
 
 PIPELINES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -92,16 +97,16 @@ def lanczos(image: np.ndarray, size: int) -> np.ndarray:
     return _packed(_whole(_blend(image, rows, columns)))
 
 
-def centre_crop(image: np.ndarray, area: float = CROP) -> np.ndarray:
+def centre_crop(image: np.ndarray, area: float = filters.CROP) -> np.ndarray:
     """The middle `area` of a square image, scaled back bilinearly from corner to corner as tf.image.crop_and_resize."""
-    size, margin = len(image), margin_of(len(image), area)
+    size, margin = len(image), filters.margin(len(image), area)
     bands = _crop_bands(size, area)
     return _packed(_blend(image[margin : size - margin, margin : size - margin], bands, bands))
 
 
 def _lanczos_crop(image: np.ndarray, size: int, area: float) -> np.ndarray:
     """centre_crop(lanczos(image, size), area), without the margins that the crop never reads."""
-    rows, columns = (_lanczos_bands(n, size, margin_of(size, area)) for n in image.shape[:2])
+    rows, columns = (_lanczos_bands(n, size, filters.margin(size, area)) for n in image.shape[:2])
     bands = _crop_bands(size, area)
     half = _turned(_levels(image), rows, "rows")  # [w, 3, n]
     whole = _whole(_summed(half, columns, "columns"))  # [n, 3, n], columns first
@@ -190,57 +195,14 @@ def _bands(weights: np.ndarray) -> tuple[Band, ...]:
 
 @lru_cache(maxsize=16)
 def _lanczos_bands(size: int, out: int, margin: int) -> tuple[Band, ...]:
-    return _bands(lanczos_weights(size, out, margin))
-
-
-def lanczos_weights(size: int, out: int, margin: int = 0) -> np.ndarray:
-    """[out - 2 * margin, size] float64: each output pixel's weights on the input pixels that the kernel reaches.
-
-    Of sum 1; the margins have no outputs.
-    """
-    scale = size / out
-    centre = (np.arange(margin, out - margin) + 0.5) * scale - 0.5
-    u = (np.arange(size)[None] - centre[:, None]) / max(scale, 1.0)
-    weights = np.where(np.abs(u) < 3, np.sinc(u) * np.sinc(u / 3), 0.0)
-    return weights / weights.sum(1, keepdims=True)
+    return _bands(filters.lanczos(size, out, margin))
 
 
 @lru_cache(maxsize=16)
 def _area_bands(size: int, out: int) -> tuple[Band, ...]:
-    """How much of each input pixel an output pixel covers, in units of which both are whole numbers (`_units`).
-
-    So sums are exact, and a mean half way between two levels is rounded to the even one on every machine.
-    """
-    wide, narrow = _units(size, out)
-    edges, starts = np.arange(out + 1) * wide, np.arange(size) * narrow
-    overlap = np.minimum(edges[1:, None], starts + narrow) - np.maximum(edges[:-1, None], starts)
-    return _bands(overlap.clip(0, None))
-
-
-def _units(size: int, out: int) -> tuple[int, int]:
-    """The lengths of an output pixel and of an input pixel in the largest unit that divides both."""
-    return size // gcd(size, out), out // gcd(size, out)
-
-
-def margin_of(size: int, area: float) -> int:
-    """Pixels at each edge of `size` that the crop never reads."""
-    return int((1 - area**0.5) / 2 * (size - 1))
+    return _bands(filters.area(size, out))
 
 
 @lru_cache(maxsize=16)
 def _crop_bands(size: int, area: float) -> tuple[Band, ...]:
-    return _bands(crop_weights(size, area))
-
-
-def crop_weights(size: int, area: float = CROP) -> np.ndarray:
-    """[size, size - margins] float64: bilinear weights of outputs spread evenly over the middle sqrt(area).
-
-    Rows and columns together scale by 255.5 / 255: TensorFlow divides levels by 255, and multiplies by 255.5 after.
-    """
-    margin = margin_of(size, area)
-    at = np.linspace((1 - area**0.5) / 2, (1 + area**0.5) / 2, size) * (size - 1) - margin
-    low = np.floor(at).astype(int)
-    weights = np.zeros((size, size - 2 * margin))
-    weights[np.arange(size), low] = 1 - (at - low)
-    weights[np.arange(size), np.minimum(low + 1, weights.shape[1] - 1)] += at - low
-    return weights * (255.5 / 255) ** 0.5
+    return _bands(filters.crop(size, area))

@@ -35,6 +35,12 @@ def letterboxed(images: Tensor, size: int) -> Tensor:
     x = images.permute(0, 3, 1, 2).float()
     if (height, width) != images.shape[1:3]:
         x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False).clamp(0, 255)
+    return bordered_planes(x, size)
+
+
+def bordered_planes(x: Tensor, size: int) -> Tensor:
+    """Images [N, 3, h, w] within black borders, as `bordered`: [N, size, size, 3]."""
+    height, width = x.shape[2:]
     above, left = (size - height) // 2, (size - width) // 2
     borders = (left, size - width - left, above, size - height - above)
     return F.pad(x, borders).permute(0, 2, 3, 1).contiguous()
