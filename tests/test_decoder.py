@@ -1,11 +1,13 @@
 """The decoder against transformers' Llama and Gemma with the same random weights, and packing against single runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from doubles import filled
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
-from vlaprune.nn.block import DecoderConfig
+from vlaprune.nn.block import DecoderConfig, _rotate, rope, rotate_by_row
 from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens
 from vlaprune.nn.extend import Suffix
 from vlaprune.trace import attention_rows
@@ -171,3 +173,13 @@ def test_reused_columns_of_an_unchanged_prompt_change_nothing():
 def test_an_activation_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="hidden_act=relu; use one of silu, gelu_tanh"):
         DecoderConfig(8, 1, 1, 1, 8, 8, hidden_act="relu")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_rotation_by_row_gives_the_same_numbers_in_another_order_of_memory(share):
+    config = replace(SHAPE, partial_rotary_factor=share)
+    cos, sin = rope(config, torch.tensor([0, 3, 4, 9, 20]), torch.float32)
+    heads = torch.randn(5, 6, 16).transpose(0, 1)
+    plain, by_row = _rotate(heads, cos, sin), rotate_by_row(heads, cos, sin)
+    assert torch.equal(plain, by_row)
+    assert plain.is_contiguous() and by_row.transpose(0, 1).is_contiguous()

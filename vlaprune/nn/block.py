@@ -133,14 +133,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (torch.cat((b, a), -1) * sin).add_(x * cos)  # each product is rounded, as upstream
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same. Compiled, the heads of a row stay beside each other in memory, as flash attention's output then does.
+def rotate_by_row(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same numbers; the heads of a row stay beside each other in memory, as flash attention's output then does.
 
     So that output need not be copied for the product behind it.
     """
-    if torch.compiler.is_compiling():
-        return _rotate(x.transpose(0, 1), cos[:, None], sin[:, None]).transpose(0, 1)
-    return _rotate(x, cos, sin)
+    return _rotate(x.transpose(0, 1), cos[:, None], sin[:, None]).transpose(0, 1)
 
 
 def rope(config: DecoderConfig, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -188,7 +186,10 @@ class Block(nn.Module):
         both = heads[: -c.num_kv_heads]
         if self.norm_q is not None and self.norm_k is not None:
             both = torch.cat((self.norm_q(both[: c.num_heads]), self.norm_k(both[c.num_heads :])))
-        q, k = (_rotated(both, *rope) if self.rotates else both).split((c.num_heads, c.num_kv_heads))
+        if self.rotates:
+            compiled = torch.compiler.is_compiling() and x.device.type != "cpu"
+            both = rotate_by_row(both, *rope) if compiled else _rotate(both, *rope)
+        q, k = both.split((c.num_heads, c.num_kv_heads))
         return q, k, heads[-c.num_kv_heads :]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
