@@ -20,7 +20,11 @@ REAL = ("path_real", "jerk_real")  # of an episode in a world that tells where t
 DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
 UNPROVED = "without proof of pruning"  # what every table says of a run whose layers nobody saw
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
-TIMED = ("pictures", *STAGES, "other")  # parts of its time; preparing pictures and the rest cost no FLOPs
+TIMED = (
+    "pictures",
+    *STAGES,
+    "other",
+)  # parts of its time; FLOPs of pictures and of the rest are not counted
 
 
 @dataclass(frozen=True)

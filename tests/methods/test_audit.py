@@ -298,7 +298,7 @@ def test_an_episode_without_scores_gives_none_to_another(tmp_path):
         k: r.calls[0].visual for k, r in own.episodes.items()
     }
     arm(tmp_path / "one", lambda: DenseInSome(keep=5), "own", episodes=2)
-    with pytest.raises(ValueError, match="gave scores in one episode of a task only; add episodes"):
+    with pytest.raises(ValueError, match="only one episode of reach-red gave scores"):
         arm(tmp_path / "one", lambda: DenseInSome(keep=5), "other", episodes=2)
     for file in (tmp_path / "own" / "scores").iterdir():
         file.unlink()

@@ -181,7 +181,7 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
 
     def donors(episode: int) -> Sequence[Scores]:
         if episode not in donor:
-            raise UserError(f"audit.run={folder} gave scores in one episode of a task only; add episodes")
+            raise UserError(f"audit.run={folder} has no other episode of this task with scores; add episodes")
         if episode not in cache:
             cache[episode] = book.read(donor[episode])
         return cache[episode]
@@ -208,6 +208,8 @@ def _donors(run: Run, seed: int, book: ScoreBook) -> dict[int, int]:
             raise UserError(f"audit.arm=other needs two episodes of {task}; add episodes")
         for i, one in enumerate(own):
             later = [other for other in (*own[i + 1 :], *own[:i]) if book.has(other)]
+            if book.has(one) and not later:
+                raise UserError(f"only one episode of {task} gave scores; audit.arm=other needs two: add episodes")
             out |= {one: later[0]} if later else {}
     return out
 

@@ -41,9 +41,20 @@ def compressed(image: np.ndarray, size: int) -> np.ndarray:
 
 def plain(image: np.ndarray, size: int = 224) -> np.ndarray:
     """[h, w, 3] uint8 to [size, size, 3] by Pillow's bicubic filter, aspect not kept: the towers' own transform."""
+    return pillow(image, size, size, bicubic=True)
+
+
+def pillow(image: np.ndarray, height: int, width: int, bicubic: bool) -> np.ndarray:
+    """[h, w, 3] uint8 to [height, width, 3] by Pillow's bicubic or bilinear filter.
+
+    First the width, then the height, as upstream's Pillow does it in one call; Pillow 13 takes the height of some tall
+    images first, which gives other levels.
+    """
     from PIL import Image
 
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    way = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    narrow = Image.fromarray(image).resize((width, image.shape[0]), way)
+    return np.asarray(narrow.resize((width, height), way))
 
 
 def area(image: np.ndarray, size: int = 224) -> np.ndarray:

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlaprune.models.images import pillow
+
 
 def resize_pil(image: np.ndarray, size: int) -> np.ndarray:
     """Image [h, w, 3] uint8 to [size, size, 3] fp32, 0 to 255: bilinear by PIL, black borders, as openpi's client."""
-    from PIL import Image
-
     height, width = fitted(image.shape, size)
     if (height, width) != image.shape[:2]:
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        image = pillow(image, height, width, bicubic=False)
     return bordered(image.astype(np.float32), size)
 
 

@@ -7,8 +7,8 @@ VLA-Pruner and SAFE-Pruner read the attention of these rows. Kim et al., arXiv:2
 moojink/openvla-oft@213c5ff:prismatic/extern/hf/modeling_prismatic.py (predict_action). FiLM (OFT+) is not
 implemented: its weights are refused.
 Deliberate differences: the noise of the diffusion variant comes from the episode's seed and the number of the call, and
-its later passes repeat what the method selected in the first. Training sees the pictures that acting sees, without
-random crops and colours.
+its later passes repeat what the method selected in the first. Training sees the pictures that acting sees on a CPU,
+without random crops and colours.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """The cameras' pictures of a call, from the benchmark to what the vision towers see.
 
 On a CPU all of it is numpy (models/images.py, models/letterbox.py). With an accelerator the host is what a captured
-call waits for, so there resizing and cropping are a segment of the model: the same sums, in float64. Levels are the
-same, save where an exact sum of Lanczos' or the crop's lies at the edge between two levels (tests/test_pictures.py).
+call waits for, so there resizing and cropping are a segment of the model. Pillow's filters and area means give the same
+levels; Lanczos and the crop are summed in float64 and differ by one level where an exact sum lies at the edge between
+two; pi0's letterbox is torch's on either device (tests/test_pictures.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from vlaprune.benchmark import Observation
 from vlaprune.errors import UserError
 from vlaprune.models import filters, images, letterbox
-from vlaprune.nn.backend import Backend
+from vlaprune.nn.backend import PICTURES, Backend
 
 Host = Callable[[np.ndarray, int], np.ndarray]  # an image [h, w, 3] uint8 and the size in px
 Device = Callable[[Tensor, int], Tensor]  # images [B, h, w, 3] and the size in px
@@ -69,10 +70,19 @@ def prepared(
     if device.type in ("cpu", "meta"):
         whole = np.stack([np.stack([way.whole(image, size) for image in own]) for own in seen])
         return torch.from_numpy(whole).to(device)
-    views = zip(*seen, strict=True)
-    uploaded = [torch.from_numpy(np.stack([way.host(i, size) for i in view])).to(device) for view in views]
-    out = backend.run(("pictures",), partial(resized, way.device, size), uploaded)
+    uploaded = [[upload(group, way, size, device) for group in alike(view)] for view in zip(*seen, strict=True)]
+    out = backend.run(PICTURES, partial(resized, way.device, size), uploaded)
     return out.clone() if backend.static else out  # a method may look at them in a later call
+
+
+def alike(view: Sequence[np.ndarray]) -> Sequence[Sequence[np.ndarray]]:
+    """The images of one camera in one group if they have one size, else each alone."""
+    return [view] if len({image.shape for image in view}) == 1 else [[image] for image in view]
+
+
+def upload(group: Sequence[np.ndarray], way: Preparation, size: int, device: torch.device) -> Tensor:
+    """[n, h, w, 3] uint8 on the device, after the host's part."""
+    return torch.from_numpy(np.stack([way.host(image, size) for image in group])).to(device)
 
 
 def look(observation: Observation, cameras: Sequence[str], name: str) -> list[np.ndarray]:
@@ -91,9 +101,9 @@ def look(observation: Observation, cameras: Sequence[str], name: str) -> list[np
     return own
 
 
-def resized(way: Device, size: int, views: Sequence[Tensor]) -> Tensor:
-    """Segment: [B, cameras, size, size, 3] of the images [B, h, w, 3] of every camera."""
-    return torch.stack([way(view, size) for view in views], 1)
+def resized(way: Device, size: int, views: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Segment: [B, cameras, size, size, 3] of every camera's images [n, h, w, 3], in groups of one size."""
+    return torch.stack([torch.cat([way(group, size) for group in view]) for view in views], 1)
 
 
 def rlds(shown: Tensor, size: int, crop: bool = True) -> Tensor:
@@ -119,8 +129,9 @@ def plain(shown: Tensor, size: int) -> Tensor:
 def area(shown: Tensor, size: int) -> Tensor:
     """`images.area`: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
     rows, columns = (on(shown.device, filters.area, n, size) for n in shown.shape[1:3])
-    sums = rows @ channels_first(shown) @ columns.mT
-    return channels_last((sums.float() / filters.covered(shown.shape[1:3], size)).round_())
+    sums = (rows @ channels_first(shown) @ columns.mT).float()
+    covered = torch.full_like(sums, filters.covered(shown.shape[1:3], size))
+    return channels_last((sums / covered).round_())  # by a number, CUDA would multiply with its rounded inverse
 
 
 def letterboxed_pil(shown: Tensor, size: int) -> Tensor:
@@ -131,14 +142,8 @@ def letterboxed_pil(shown: Tensor, size: int) -> Tensor:
 
 
 def _pillow(x: Tensor, height: int, width: int, kernel: Callable[[np.ndarray], np.ndarray], radius: int) -> Tensor:
-    """[B, 3, h, w] to [B, 3, height, width] as Pillow 13 does it. Every sum is a whole number, so all are equal.
-
-    A row or column is rounded before the other axis is summed: rows are summed last, or first where the height shrinks
-    by more than twice what the width does.
-    """
-    taller, wider = x.shape[2] - height, x.shape[3] - width
-    for axis in (2, 3) if taller > max(0, 2 * wider) else (3, 2):
-        out = width if axis == 3 else height
+    """`images.pillow`: [B, 3, h, w] to [B, 3, height, width]. Every sum is a whole number, so all levels are equal."""
+    for axis, out in ((3, width), (2, height)):
         if x.shape[axis] != out:
             weights = on(x.device, filters.pillow, x.shape[axis], out, kernel, radius)
             sums = x @ weights.mT if axis == 3 else weights @ x
@@ -156,7 +161,7 @@ def channels_last(levels: Tensor) -> Tensor:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-@lru_cache(maxsize=16)
+@cache  # never dropped: a captured graph reads them where they lie
 def on(device: torch.device, weights: Callable[..., np.ndarray], *options: object) -> Tensor:
     """Weights of a filter, kept on a device. Do not write to them."""
     with torch.inference_mode(False):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 REPEATS = 3  # runs of a segment with the same shapes before it is captured
+PICTURES = ("pictures",)  # key of the segment that resizes pictures: no part of the network, so it is counted nowhere
 FREE = 0.2  # share of the device's memory that captured graphs leave free
 
 Function = Callable[..., Any]
@@ -34,7 +35,7 @@ class Backend:
     static   whether outputs of a segment are overwritten by its next run
     compiled how often a unit was compiled
     captured how often a segment was captured
-    entered  how often a segment was run; 0 after a call means that the model bypasses its backend
+    entered  how often a segment of the network was run; 0 after a call means that the model bypasses its backend
     replayed how often one of these runs was a replay of its graph
     launched what these replays launched: the graph itself, and the copies of its inputs
     """
@@ -70,8 +71,15 @@ class Backend:
 
         A segment writes to none of its inputs.
         """
-        self.entered += 1
+        self.note(key)
         return segment(*inputs)
+
+    def note(self, key: Hashable, replayed: bool = False, launched: int = 0) -> None:
+        """Counts a run of a segment, and what its replay launched."""
+        if key != PICTURES:
+            self.entered += 1
+            self.replayed += replayed
+            self.launched += launched
 
     def together(self, *parts: Callable[[], Any]) -> list[Any]:
         """The results of parts of a segment that do not need each other, one after the other."""
@@ -207,9 +215,7 @@ class Captured(Compiled):
             outputs = [t for t in pytree.tree_leaves(found.outputs) if isinstance(t, Tensor)]
             self._outputs |= {id(t) for t in outputs}
             self._written |= {t.data_ptr() for t in outputs}
-        self.entered += 1
-        self.replayed += 1
-        self.launched += found.replay([x for x in leaves if isinstance(x, Tensor)])
+        self.note(key, True, found.replay([x for x in leaves if isinstance(x, Tensor)]))
         return found.outputs
 
     def together(self, *parts: Callable[[], Any]) -> list[Any]:

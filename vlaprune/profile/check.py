@@ -23,7 +23,7 @@ FULL = ("openvla", "oft", "cogact", "pi0")
 BACKENDS = ("sdpa", "compile", "graph")
 LAUNCHES = (
     "*operators*: of a call that runs as it is, views, allocations and the preparation of pictures left "
-    "out. *launches*: what the host launches for "
+    "out, here and in what follows. *launches*: what the host launches for "
     "a call under the arm's backend. Under eager, sdpa and flash that is every operator. Under graph a captured "
     "segment is one launch and one more for each dtype and layout of the inputs that are copied into it (what another "
     "graph wrote is read where it lies); operators outside segments are added. A segment that runs compiled launches "

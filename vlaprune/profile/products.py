@@ -24,7 +24,7 @@ class Products(TorchDispatchMode):
     """Notes matrix products, convolutions and fused attentions while its `with` block runs.
 
     stage   says under which name; asked at every product
-    found   stage -> the products, in order
+    found   stage -> the products, in order; those of preparing pictures left out
     operators  that ran; views, bare allocations and the preparation of pictures left out
     outside    those of them that ran outside the segments of `Watched`
     """
@@ -39,6 +39,8 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.stage() == "pictures":
+            return func(*args, **kwargs)
         packet = func._overloadpacket
         if packet not in flop_registry and packet is not _CPU_ATTENTION:
             with self:
@@ -60,8 +62,6 @@ class Products(TorchDispatchMode):
         return out
 
     def _count(self) -> None:
-        if self.stage() == "pictures":
-            return
         self.operators += 1
         self.outside += not self.depth
 

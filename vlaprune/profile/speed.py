@@ -125,8 +125,8 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
     page.table("Stages", [_stages(r) for r in rows])
     page.text(
         "Mean milliseconds a call. *pictures* is preparing the cameras' pictures; *method* is scoring, "
-        "top-k, gathers and attention rows; *other* is bringing input to the device, actions to the host, and "
-        f"bookkeeping. The sum must be at least {COMPLETE:.0%} of the call as timed from outside.",
+        "top-k, gathers and attention rows; *other* is bringing other input to the device, actions to the host, "
+        f"and bookkeeping. The sum must be at least {COMPLETE:.0%} of the call as timed from outside.",
     )
     page.table("Counted", [_flops(r) for r in rows])
     page.text(*(f"- {name}: {text}" for name, text in CONVENTIONS.items()))
