@@ -66,6 +66,17 @@ def test_promising_are_those_that_nobody_undercuts():
     assert [e.name for e in promising(some)] == ["a", "c", "e"]
 
 
+def test_a_setting_is_left_out_only_where_the_recorded_episodes_are_sure():
+    """Of two that cost alike, one strays less: in all four episodes, or by the luck of one of them."""
+    far = Entrant("far", 2, 0.5, ((0.2, 0.3), (0.25,), (0.2, 0.2), (0.3,)))
+    near = Entrant("near", 1, 0.4, ((0.1, 0.2), (0.2,), (0.1, 0.1), (0.2,)))
+    lucky = Entrant("lucky", 1, 0.4, ((0.25, 0.35), (0.3,), (0.0, 0.0), (0.35,)))
+    assert near.strays_less(far) and not far.strays_less(near) and near.strays_less(near)
+    assert lucky.prior < far.prior and not lucky.strays_less(far) and not far.strays_less(lucky)
+    assert [e.name for e in promising([far, near])] == ["near"]
+    assert [e.name for e in promising([far, lucky])] == ["lucky", "far"]
+
+
 def test_equal_settings_are_rarely_called_worse():
     """An e-process looked at after every batch errs in at most alpha of all courses."""
     rng, wrong = np.random.default_rng(0), 0

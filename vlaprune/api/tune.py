@@ -47,7 +47,7 @@ class Tuned:
         rows = [["dense", f"{self.dense[0]:.3g}", "0", "", f"{100 * self.dense[1]:.1f}", "baseline"]]
         for one in sorted(self.entrants, key=lambda e: (e.cost, e.name)):
             standing, counted, rate = ran.get(one.name), "", ""
-            said = "not run: another one costs no more and strays less"
+            said = "not run: another one costs no more and surely strays less"
             if standing is not None:
                 won, n = sum(standing.success.values()), len(standing.success)
                 interval = wilson(won, n)
@@ -152,6 +152,6 @@ def _entrants(
         out = []
         for name, make in ready(methods, model, recording, cfg.seed, Path(scratch)):
             own = replay(Policy(model, make), recording, cfg.seed)
-            strays = score(recording, model.interface, dense, own).rmse
-            out.append(Entrant(name, paid(own), strays))
+            found = score(recording, model.interface, dense, own)
+            out.append(Entrant(name, paid(own), found.rmse, found.errors))
         return out, paid(dense)

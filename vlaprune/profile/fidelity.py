@@ -53,6 +53,7 @@ class Fidelity:
     agreement      share of the calls of an episode before the first that differs by more than the tolerance, mean over
                 episodes: 1 is an episode without any
     steady      overlap (intersection over union) of the tokens kept in one call and in the next
+    errors      the squares that rmse is the root of the mean of: of every call, by episode
     phases      the rmse by phase of the task
     """
 
@@ -61,6 +62,7 @@ class Fidelity:
     flips: float
     agreement: float
     steady: float
+    errors: tuple[tuple[float, ...], ...]
     phases: Mapping[str, float]
 
 
@@ -110,6 +112,7 @@ def score(
         flips=float((same != other).mean()),
         agreement=float(np.mean([_before(c > tolerance) for c in np.split(calls, np.flatnonzero(starts)[1:])])),
         steady=overlap(method.kept[1:][follows], method.kept[:-1][follows]) if follows.any() else float("nan"),
+        errors=tuple(tuple(own.tolist()) for own in np.split(calls**2, np.flatnonzero(starts)[1:])),
         phases={p: float(np.sqrt((calls[phase == p] ** 2).mean())) for p in PHASES if (phase == p).any()},
     )
 

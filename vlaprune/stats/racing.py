@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from vlaprune.errors import UserError
 from vlaprune.stats.paired import EProcess, Key
+
+DRAWS, SURE = 2000, 0.95  # of a bootstrap; share of it that must agree
 
 
 @dataclass(frozen=True)
 class Entrant:
     """One setting before it has run an episode.
 
-    cost   of a call, in any unit; less is better
-    prior  how far its actions stray from dense ones on recorded observations; less is better
+    cost    of a call, in any unit; less is better
+    prior   how far its actions stray from dense ones on recorded observations, rmse; less is better
+    errors  the squares that it is the mean of: of every call, by recorded episode. Empty where they are not known
     """
 
     name: str
     cost: float
     prior: float
+    errors: tuple[tuple[float, ...], ...] = ()
+
+    def strays_less(self, other: Entrant) -> bool:
+        """Whether it strays no further than another one on most draws of the recorded episodes, not by their luck."""
+        if not self.errors or len(self.errors) != len(other.errors):
+            return self.prior <= other.prior
+        drawn = np.random.default_rng(0).multinomial(len(self.errors), [1 / len(self.errors)] * len(self.errors), DRAWS)
+        ours, theirs = (drawn @ np.array([sum(own) for own in one.errors]) for one in (self, other))
+        return bool((ours <= theirs).mean() >= SURE)
 
 
 @dataclass
@@ -37,10 +51,13 @@ class RaceStatus:
 
 
 def promising(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Those that no other one undercuts in cost without straying further; the cheapest first."""
+    """Those that no other one undercuts in cost without straying further; the cheapest first.
+
+    A setting is left out only where the recorded episodes are sure of it: what a few of them do not tell apart, runs.
+    """
     out: list[Entrant] = []
     for one in sorted(entrants, key=lambda e: (e.cost, e.prior, e.name)):
-        if not out or one.prior < out[-1].prior:
+        if not any(cheaper.strays_less(one) for cheaper in out):
             out.append(one)
     return out
 
