@@ -30,7 +30,7 @@ from vlaprune.models.toy import QUERY, RED, Toy
 from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, Plan, Scored, Selection
 from vlaprune.records import Header, read
-from vlaprune.report import audits
+from vlaprune.report import audits, compare, pretty, tabulate
 from vlaprune.report.audit import audit as report
 from vlaprune.report.audit import sentences
 from vlaprune.stats.audit import exchangeable, share
@@ -120,6 +120,23 @@ def test_audits_of_several_methods_stand_on_one_page(several):
     assert rows[rows["arm"] == "dense"]["rate"].nunique() == 1 and rows[rows["arm"] == "own"]["p"].isna().all()
     said = audits.markdown(found)
     assert "## What the benchmark needs" in said and said.count("paired episodes an arm") == 3
+
+
+def test_a_table_says_which_of_its_methods_were_shown_to_beat_chance(several):
+    """Only rows of the very settings that were audited; no table is made where none is."""
+    plain = [replace(r, header=audits.audited(r.header)) for r in several if r.folder.name == "own"]
+    dense = next(r for r in several if r.folder.name == "dense")
+    plain.append(changed(dense, method={"name": "dense"}))
+    other = changed(plain[0], method=plain[0].header.identity["method"] | {"name": "third"})
+    table = tabulate(audits.beside(compare([*plain, other]), several)).set_index("method")
+    assert table["criterion_verdict"].to_dict()["oracle keep=6"] == "the criterion is useful"
+    assert table["criterion"].notna().sum() == 3 and table.loc[["dense", "third keep=6"], "criterion"].isna().all()
+    found = {one.method: one.line("random") for one in audits.study(several).audits}
+    assert all(table.loc[name, "criterion"] == line.difference for name, line in found.items())
+    shown = pretty(table.reset_index())["against random"]
+    assert sum("the criterion is useful" in cell for cell in shown) == 1 and (shown == "").sum() == 2
+    with pytest.raises(ValueError, match="no method here was audited with the same settings; the audits are of"):
+        audits.beside(compare([plain[-1], other]), several)
 
 
 def changed(run, episodes=None, **identity):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from vlaprune.errors import UserError
-from vlaprune.records import Run
+from vlaprune.records import Run, differences, without
 from vlaprune.report.audit import BLINDED, LEVEL, SAID, WITHOUT, Audit, arm, audit, audited, rows, sentences
-from vlaprune.report.runs import context, display_name
+from vlaprune.report.runs import Comparison, Criterion, context, display_name
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats.markdown import table as lined
@@ -71,6 +71,22 @@ def _among(found: Audit, p: float, count: int) -> Audit:
     """The same audit as one of several: the p-value of its criterion, and the level of effect and share."""
     lines = [replace(line, p=p) if line.name == "random" else line for line in found.lines]
     return replace(found, lines=lines, level=LEVEL / count)
+
+
+def beside(comparison: Comparison, runs: Sequence[Run]) -> Comparison:
+    """The comparison, with what audits in these runs say of its arms. UserError where they are of none of them."""
+    found = study(runs).audits
+    criteria = {}
+    for one in found:
+        line, own = one.line("random"), audited(one.line("own").runs[0].header)
+        for row in comparison.arms:
+            if not differences(*(without(header, "seed") for header in (own, row.run.header))):
+                criteria[row.label] = Criterion(line.difference, line.p, one.verdict, len(found))
+    if not criteria:
+        raise UserError(
+            f"no method here was audited with the same settings; the audits are of {', '.join(a.method for a in found)}"
+        )
+    return replace(comparison, criteria=criteria)
 
 
 def table(found: Study) -> pd.DataFrame:

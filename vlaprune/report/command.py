@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
         help="runs of the baseline again (experiment=aa): how often a repeat alone ends an episode otherwise",
     )
     out.add_argument(
+        "--criteria",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="audits (experiment=audit) of methods in the table: whether each chooses better than chance",
+    )
+    out.add_argument(
         "--conditions",
         action="store_true",
         help="runs under several perturbations (experiment=stress): method by perturbation; NAME.{csv,md,html}",
@@ -86,6 +93,8 @@ def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
         comparison = comparison.with_noise(find(args.noise))
+    if args.criteria:
+        comparison = audits.beside(comparison, find(args.criteria))
     table = tabulate(comparison, args.tasks, args.timed)
     if args.untimed:
         table = without_times(table)

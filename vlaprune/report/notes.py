@@ -27,6 +27,12 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             "clusters; the intervals speak of these tasks only."
         )
     out += _noise(comparison, whole)
+    if comparison.criteria:
+        audited = next(iter(comparison.criteria.values())).audited
+        out.append(
+            "Against random: success less that of as many tokens drawn at random at the same layers and calls, in "
+            f"points (experiment=audit); exact p, Holm over the {audited} methods audited; empty where not audited."
+        )
     out += marks(comparison)
     out += [f"¶ {a.label}: {_unproved(a, row)}" for a, row in _rows(comparison, whole) if not a.proved]
     return out + _times(comparison, table, whole)

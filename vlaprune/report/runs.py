@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,33 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """What an audit says of a method's criterion.
+
+    difference  of success, the method's less that of as many tokens at random
+    p           that the method is one more random draw; adjusted over all methods that were audited together
+    verdict     in words
+    audited     how many methods that were
+    """
+
+    difference: float
+    p: float
+    verdict: str
+    audited: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Arms that stand in one report, the baseline first where there is one.
 
-    noise  how often the baseline alone ends an episode otherwise when it is run again; None where not measured
+    noise     how often the baseline alone ends an episode otherwise when it is run again; None where not measured
+    criteria  by label, of the arms that were audited
     """
 
     arms: tuple[Arm, ...]
     baseline: Arm | None
     noise: Noise | None = None
+    criteria: Mapping[str, Criterion] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:

@@ -26,6 +26,7 @@ COLUMNS = (
     *("verdict", "paired", "both", "lost", "gained", "neither", "otherwise", "times_noise"),
     *("difference", "difference_low", "difference_high", "held_low", "held_high", "difference_clustered"),
     *("mcnemar_p", "holm_p", "more", "flops_cut", "speedup", "impossible"),
+    *("criterion", "criterion_p", "criterion_verdict"),
 )
 
 
@@ -49,9 +50,10 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     gained, neither, otherwise (the share lost or gained) and times_noise (that in units of what a repeat of the
     baseline does), difference with Tango's interval (difference_low, difference_high), the interval at the level of its
     verdict (held_low, held_high) and its standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup,
-    impossible (whether the speed-up is above what the FLOPs allow). All times are NaN where the runs did not have their
-    machine to themselves, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the footnotes),
-    shared (why milliseconds do not compare, if they do not) and times (the counts of calls in words).
+    impossible (whether the speed-up is above what the FLOPs allow); of an audited method criterion, its success less
+    that of as many tokens at random, with criterion_p and criterion_verdict. All times are NaN where the runs did not
+    have their machine to themselves, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the
+    footnotes), shared (why milliseconds do not compare, if they do not) and times (the counts of calls in words).
     """
     frames = {a.label: _frame(a) for a in comparison.arms}
     rows = []
@@ -59,6 +61,10 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         here = [a for a in comparison.arms if task is None or any(k[0] == task for k in a.episodes)]
         found = {a.label: _row(a, frames[a.label], task) for a in here}
         _judge(comparison, here, task, found)
+        if task is None:
+            for one, said in comparison.criteria.items():
+                words = {"criterion": said.difference, "criterion_p": said.p, "criterion_verdict": said.verdict}
+                found[one] |= words
         rows += list(found.values())
     table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "enough"])
     table[WHOLE] = table[WHOLE].astype("Int64")

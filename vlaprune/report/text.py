@@ -39,6 +39,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         if table["difference_clustered"].notna().any():
             out["s.e. over tasks"] = cells(lambda r: f"{100 * r.difference_clustered:.1f}", "difference_clustered")
         out["verdict"] = [_words(r) for r in rows]
+        if table["criterion"].notna().any():
+            out["against random"] = cells(_criterion, "criterion")
     if not table["proved"].all():
         out["pruning"] = ["" if r.proved else UNPROVED for r in rows]
     out["visual tokens"] = cells(lambda r: f"{r.kept:.1f} of {r.visual}", "kept")
@@ -59,6 +61,10 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
 def _difference(row: Any) -> str:
     low, high = 100 * row.held_low, 100 * row.held_high
     return f"{100 * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _criterion(row: Any) -> str:
+    return f"{100 * row.criterion:+.1f}, p {row.criterion_p:.2g}: {row.criterion_verdict}"
 
 
 def _words(row: Any) -> str:
