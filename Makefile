@@ -17,6 +17,9 @@ RACED := results/runs/tune
 AUDITED := experiment=audit episodes=25
 AUDITS_LIBERO := results/runs/audit/libero/tiny
 AUDITED_LIBERO := experiment=audit bench=libero bench.suite=libero_object episodes=10
+# Every method that needs no training, as its configuration has it.
+EVERY := adp,bottomk,cdpruner,dart,divprune,dtp,efficientvla,fastv,flashvla,infoentropy,prumerge,random,safe,sparsevlm,specprune,spvla,teamvla,ties,tome,ttfvla,uniform,visionzip,vlacache,vlaiap,vlapruner
+ALL := results/runs/robosuite/all
 CHANCE := random-0,random-1,random-2,uniform
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
@@ -35,7 +38,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -110,6 +113,11 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(RUNS)/dense --tasks --output results/robosuite/tiny --name dense
 	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
+
+sweep-all: .venv/done  ## every method as it is configured, 100 paired episodes on robosuite, beside what make audit found (an hour; goes on where it stopped)
+	$(BIN)/vlaprune-eval -m method=dense,$(EVERY) episodes=25 output='$(ALL)/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) episodes=25 logger=csv output=$(ALL)/lightvla
+	$(BIN)/vlaprune-report $(ALL) --criteria $(AUDITS) --output results/robosuite/tiny --name all --html results/robosuite/tiny/all.html
 
 delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
