@@ -140,6 +140,7 @@ class Run:
     """A recorded run as read back from its folder.
 
     stopped  why and when a rule ended it early (`anytime`), unless more episodes were run since; else None
+    headers  of every start of the run: of another commit or machine, where it went on there
     """
 
     folder: Path
@@ -147,6 +148,7 @@ class Run:
     episodes: dict[tuple[str, int], EpisodeRecord] = field(default_factory=dict)
     errors: list[Mapping[str, Any]] = field(default_factory=list)
     stopped: Mapping[str, Any] | None = None
+    headers: list[Header] = field(default_factory=list)
 
     @property
     def missing(self) -> list[tuple[str, int]]:
@@ -210,6 +212,7 @@ def read(folder: Path | str) -> Run:
                     run = Run(folder, said)
                 elif sum(said.tasks.values()) > sum(run.header.tasks.values()):
                     run.header = said
+                run.headers.append(said)
             elif run is None:
                 raise UserError(f"{path} has no header line; it is no journal of vlaprune")
             elif kind == "episode":

@@ -33,7 +33,8 @@ from vlaprune.records import Header, read
 from vlaprune.report import audits, compare, pretty, tabulate
 from vlaprune.report.audit import audit as report
 from vlaprune.report.audit import sentences
-from vlaprune.stats.audit import exchangeable, share
+from vlaprune.report.sources import sources
+from vlaprune.stats.audit import exchangeable, mean_interval, share
 from vlaprune.stats.paired import Pairs, mcnemar_exact
 from vlaprune.testing import check_pruner, random_observations, scenes
 
@@ -187,6 +188,40 @@ def test_a_method_that_is_worse_than_a_grid_is_said_to_be(several):
     found = audits.study(several).audits[0]
     lines = [replace(line, difference=-0.3, p=1e-6) if line.name == "uniform" else line for line in found.lines]
     assert any(said.startswith("the method is worse than a grid") for said in sentences(replace(found, lines=lines)))
+
+
+def test_a_control_that_the_method_beats_is_named_and_qualifies_the_verdict(several):
+    """Better than its own worst tokens, but not than chance: something is known of the ranking, and it is said."""
+    noise = next(one for one in audits.study(several).audits if one.method.startswith("noise"))
+    worst = replace(noise.line("uniform"), name="bottom", difference=0.14, p=0.03)
+    found = replace(noise, lines=[*noise.lines, worst])
+    assert found.verdict == "not shown to beat random, though it beats its worst tokens"
+    assert "the method is better than its own worst tokens: +14.0 points (p = 0.03)" in sentences(found)
+    other = replace(noise, lines=[*noise.lines, replace(worst, difference=-0.14)])
+    assert other.verdict == noise.verdict == "no evidence that the criterion matters"
+
+
+def test_only_episodes_that_ended_otherwise_decide(several):
+    for one in audits.study(several).audits:
+        own, draws = one.line("own").success, one.line("random").runs
+        differ = [k for k in own if {bool(own[k])} != {r.episodes[k].success for r in draws}]
+        assert one.decisive == len(differ) and one.pruned == 1.0
+        assert one.interval.low <= one.line("random").difference <= one.interval.high
+        assert one.raw <= one.line("random").p
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = [mean_interval(rng.choice([-1, 0, 0, 1, 1 / 3], 100)) for _ in range(600)]
+    assert 0.92 < np.mean([i.low <= 1 / 15 <= i.high for i in held]) < 0.98
+
+
+def test_a_page_names_every_commit_that_its_episodes_came_from(several):
+    """A run that went on after a change has two headers."""
+    run = next(r for r in several if r.folder.name == "own")
+    first, later = (replace(run.header, provenance={"commit": c}) for c in ("aaa", "bbb"))
+    assert "commit: aaa, bbb" in sources([replace(run, header=first, headers=[first, later])])
+    assert run.headers == [read(run.folder).header]
 
 
 def test_a_page_of_audits_is_written(several, tmp_path):

@@ -9,9 +9,11 @@ from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.runs import label
 from vlaprune.stats import paired as stats
-from vlaprune.stats.audit import Share, exchangeable, share
+from vlaprune.stats.audit import Share, exchangeable, mean_interval, share
+from vlaprune.stats.rates import Interval
 
 LEVEL = 0.05
+NO_EVIDENCE = "no evidence that the criterion matters"
 SAID = {
     "own": "the method",
     "dense": "every token",
@@ -25,26 +27,39 @@ SAID = {
 }
 WITHOUT = ("dense", "blind", "wordless")  # arms of the policy without any method
 BLINDED = ("blind", "wordless")  # held against dense: what the benchmark needs
-DOUBTS = {  # what is said where an arm is not shown to do worse, and where it is shown to do better
+CONTROLS = {  # what is said where an arm is not shown to do worse, where it is shown to, and where it does better
     "uniform": (
         "the method is not shown to be better than a grid, which looks at nothing",
+        "the method is better than a grid",
         "the method is worse than a grid, which looks at nothing",
     ),
     "shuffled": (
         "it is not shown to matter where in a picture the score is high",
+        "it matters where in a picture the score is high",
         "the method is worse than its score shuffled within each camera",
     ),
     "other": (
         "the method is not shown to be better than its score of another episode, a habit of places",
+        "the method is better than its score of another episode",
         "the method is worse than its score of another episode",
     ),
     "bottom": (
         "the method is not shown to be better than its own worst tokens",
+        "the method is better than its own worst tokens",
         "the method is worse than its own worst tokens",
     ),
-    "blind": ("the benchmark is not shown to need pictures", "dense is worse than with grey pictures"),
-    "wordless": ("the benchmark is not shown to need the instruction", "dense is worse than without instruction"),
+    "blind": (
+        "the benchmark is not shown to need pictures",
+        "the benchmark needs pictures",
+        "dense is worse than with grey pictures",
+    ),
+    "wordless": (
+        "the benchmark is not shown to need the instruction",
+        "the benchmark needs the instruction",
+        "dense is worse than without instruction",
+    ),
 }
+FAMILIES = (BLINDED, ("uniform", "bottom", "shuffled", "other"))  # asked about together; random and dense stand alone
 Key = tuple[str, int]
 
 
@@ -92,7 +107,8 @@ class Audit:
     effect   what as many tokens at random lose: success of dense - random, and its p
     earned   of each episode, success of the method - random
     lost     of each episode, success of dense - random
-    level    at which effect and share are judged; smaller where several audits stand on a page
+    raw      p of the method being another random draw, adjusted for nothing
+    level    at which effect, share and intervals are judged; smaller where several audits stand on a page
     """
 
     method: str
@@ -103,12 +119,29 @@ class Audit:
     effect_p: float
     earned: Sequence[float]
     lost: Sequence[float]
+    raw: float
     level: float = LEVEL
 
     @property
     def counted(self) -> str:
         """How many episodes it rests on, in words."""
         return f"{self.episodes} paired episodes" + (f" of {self.asked}" if self.episodes < self.asked else "")
+
+    @property
+    def interval(self) -> Interval:
+        """Of success, method - random."""
+        return mean_interval(self.earned, 1 - self.level)
+
+    @property
+    def decisive(self) -> int:
+        """Episodes that the method and the random draws did not all end alike: no other one says anything."""
+        return sum(e != 0 for e in self.earned)
+
+    @property
+    def pruned(self) -> float:
+        """Share of the method's calls that dropped tokens."""
+        calls = [c for r in self.line("own").runs for e in r.episodes.values() for c in e.calls]
+        return mean([float(min(c.visual) < c.total) for c in calls])
 
     @property
     def share(self) -> Share | None:
@@ -125,7 +158,9 @@ class Audit:
         """What may be said of the criterion."""
         one = self.line("random")
         if one.p > LEVEL:
-            return "no evidence that the criterion matters"
+            worst = next((line for line in self.lines if line.name == "bottom"), None)
+            ranks = worst is not None and worst.p <= LEVEL and worst.difference > 0
+            return "not shown to beat random, though it beats its worst tokens" if ranks else NO_EVIDENCE
         return "the criterion is useful" if one.difference > 0 else "the criterion is worse than chance"
 
 
@@ -162,7 +197,8 @@ def audit(runs: Sequence[Run], partial: bool = False, others: Sequence[Header] =
     earned = [o - r for o, r in zip(each["own"], each["random"], strict=True)]
     effect_p = exchangeable([row[0] for row in won["dense"]], won["random"])
     asked = sum(own.header.tasks.values())
-    return Audit(label(audited(own.header), others), len(keys), asked, lines, mean(lost), effect_p, earned, lost)
+    named = label(audited(own.header), others)
+    return Audit(named, len(keys), asked, lines, mean(lost), effect_p, earned, lost, p["random"])
 
 
 def audited(header: Header) -> Header:
@@ -189,12 +225,12 @@ def _check_arm(run: Run, own: Run, partial: bool) -> None:
 def _p_values(won: Mapping[str, Sequence[Sequence[bool]]]) -> dict[str, float]:
     """Of every arm but own, in the order of SAID.
 
-    The question of an audit, random, stands as it is. The other controls, and what the policy loses without eyes or
-    words, are two more families of questions, each adjusted for being several (Holm).
+    Random, the question of an audit, and dense stand as they are. The other controls, and what the policy loses without
+    eyes or words, are two families of questions, each adjusted for being several (Holm).
     """
     ours, dense = ([row[0] for row in won[name]] for name in ("own", "dense"))
     p = {n: exchangeable(dense if n in BLINDED else ours, won[n]) for n in SAID if n in won and n != "own"}
-    for family in ([n for n in p if n in BLINDED], [n for n in p if n not in (*BLINDED, "random")]):
+    for family in ([n for n in names if n in p] for names in FAMILIES):
         p |= dict(zip(family, stats.holm([p[n] for n in family]), strict=True))
     return p
 
@@ -212,12 +248,22 @@ def rows(found: Audit) -> tuple[list[str], list[list[str]]]:
 
 def sentences(found: Audit) -> list[str]:
     """What the audit says, one sentence each."""
-    out = [f"{found.verdict}: {100 * found.line('random').difference:+.1f} points against as many tokens at random"]
+    ends, drawn = found.interval, found.line("random")
+    adjusted = "" if drawn.p == found.raw else f", {drawn.p:.2g} adjusted"
+    around = f"[{100 * ends.low:+.1f}, {100 * ends.high:+.1f}]"
+    out = [
+        f"{found.verdict}: {100 * drawn.difference:+.1f} points {around} against as many tokens at random "
+        f"(p = {found.raw:.2g}{adjusted}); {found.decisive} of {found.episodes} episodes "
+        "ended otherwise in one of them",
+        f"{100 * found.pruned:.0f} % of its calls dropped tokens",
+    ]
     if found.share is None:
-        out.append(
-            f"as many tokens at random are {-100 * found.effect:+.1f} points from dense (p = {found.effect_p:.2g}); "
-            "where no loss is shown, no criterion can show its worth: lower keep, or run more episodes"
+        none = (
+            f"as many tokens at random are {-100 * found.effect:+.1f} points from dense (p = {found.effect_p:.2g}, "
+            f"judged at {found.level:.2g}): no loss is shown, and no share is given"
         )
+        hopeless = drawn.p > LEVEL
+        out.append(none + ("; no criterion can beat what loses nothing: lower keep, or run more" if hopeless else ""))
     else:
         low_high = found.share.interval
         told = f"[{100 * low_high.low:.0f}, {100 * low_high.high:.0f}]" if low_high else "without a finite interval"
@@ -226,11 +272,12 @@ def sentences(found: Audit) -> list[str]:
             f"{100 * found.share.value:.0f} % {told}"
         )
     for line in found.lines:
-        if line.name not in DOUBTS:
+        if line.name not in CONTROLS:
             continue
-        doubt, worse = DOUBTS[line.name]
+        unknown, better, worse = CONTROLS[line.name]
         if line.p > LEVEL:
-            out.append(f"{doubt} (p = {line.p:.2g})")
-        elif line.difference < 0:
-            out.append(f"{worse}: {100 * line.difference:+.1f} points (p = {line.p:.2g})")
+            out.append(f"{unknown} (p = {line.p:.2g})")
+        else:
+            said = better if line.difference > 0 else worse
+            out.append(f"{said}: {100 * line.difference:+.1f} points (p = {line.p:.2g})")
     return out

@@ -6,7 +6,7 @@ The criteria of a page are asked about together: their p-values are adjusted for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,8 @@ from vlaprune.stats.markdown import table as lined
 BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
 COLUMNS = (
     *("method", "arm", "runs", "episodes", "rate", "difference", "p", "visual"),
-    *("verdict", "effect", "effect_p", "share", "share_low", "share_high"),
+    *("verdict", "low", "high", "raw_p", "decisive", "pruned"),
+    *("effect", "effect_p", "share", "share_low", "share_high"),
 )
 
 
@@ -92,16 +93,22 @@ def beside(comparison: Comparison, runs: Sequence[Run]) -> Comparison:
 def table(found: Study) -> pd.DataFrame:
     """A row for each method and arm.
 
-    The columns are always COLUMNS: rate, success of the arm; difference, the method's success less the arm's, and its p
-    (of random adjusted over the methods, of the others over the arms; NaN for own); visual, tokens computed, mean over
-    layers and calls; and of the whole audit verdict, effect and effect_p (dense - random), and share with its
-    interval at the level of the page (NaN where the effect is not shown).
+    The columns are always COLUMNS: rate, success of the arm; difference, the method's success less the arm's (of blind
+    and wordless: dense's), and its p (of random adjusted over the methods, of dense not at all, of the others over the
+    arms; NaN for own); visual, tokens computed, mean over layers and calls; and of the whole audit verdict, low and
+    high (the interval of method - random), raw_p (of random, not adjusted), decisive (episodes that the method and the
+    draws did not all end alike), pruned (share of calls that dropped tokens), effect and effect_p (dense - random), and
+    share with its interval (NaN where the effect is not shown). Intervals are at the level of the page.
     """
     out = []
     for one in found.audits:
         interval = one.share.interval if one.share else None
         whole = {
             "verdict": one.verdict,
+            **asdict(one.interval),
+            "raw_p": one.raw,
+            "decisive": one.decisive,
+            "pruned": one.pruned,
             "effect": one.effect,
             "effect_p": one.effect_p,
             "share": one.share.value if one.share else None,
@@ -119,7 +126,7 @@ def markdown(found: Study) -> str:
     """All methods in one table, what the benchmark needs, each audit alone, and what made them."""
     said = (
         "Each method beside other choices of as many tokens, at the same layers, in the same calls. Success in %; in "
-        "brackets the method's success less that of the arm, in points, and the p-value of no difference."
+        "brackets the method's success less that of the arm, in points, and the p-value of its being one more such arm."
     )
     parts = [f"# {found.title}", said, lined(*summary(found)), "\n".join(f"- {note}" for note in notes(found))]
     if needed := needs(found):
@@ -134,12 +141,16 @@ def markdown(found: Study) -> str:
 def notes(found: Study) -> list[str]:
     """What p-values and shares are, a line each."""
     count = len(found.audits)
-    level = 100 * (1 - LEVEL / count)
+    level = f"{100 * (1 - LEVEL / count):.3g} %" + (f" (95 % for all {count} together)" if count > 1 else "")
+    holm = f"; of random adjusted (Holm) over the {count} methods" if count > 1 else ""
     return [
-        f"p: exact, of the method being one more draw of the arm; of random Holm over the {count} methods, of other "
-        "arms Holm over those of one audit",
-        f"earned back: (method - random) / (dense - random) with Fieller's interval at {level:.3g} % (95 % for all "
-        f"{count} together), where dense is shown to be better than random",
+        f"p: exact, two-sided{holm}; of uniform, bottom, shuffled and other adjusted over those of one audit",
+        f"interval of the difference to random: normal, over episodes, at {level}; too narrow where few decide",
+        "decide: episodes that the method and the random draws did not all end alike; no other one says anything",
+        "calls pruned: of the method; in the other calls every arm is dense. Arms whose episodes last longer may have "
+        "another mean number of tokens; call by call it is the same",
+        f"earned back: (method - random) / (dense - random) with Fieller's interval at {level}, where dense is shown "
+        "to be better than random at that level",
         "blind and wordless are held against dense",
     ]
 
@@ -147,13 +158,21 @@ def notes(found: Study) -> list[str]:
 def summary(found: Study) -> tuple[list[str], list[list[str]]]:
     """Heads and a row for each method."""
     beside = [name for name in BESIDE if any(line.name == name for one in found.audits for line in one.lines)]
-    heads = ["method", "visual tokens", "success", "random", "verdict", "earned back", *beside]
+    heads = ["method", "visual tokens", "calls pruned", "success", "random", "decide", "verdict", "earned back"]
     body = []
     for one in found.audits:
         own = one.line("own")
-        line = [one.method, f"{own.kept:.1f}", f"{100 * own.rate:.1f}", _cell(one, "random"), one.verdict, _earned(one)]
+        line = [one.method, f"{own.kept:.1f}", f"{100 * one.pruned:.0f} %", f"{100 * own.rate:.1f}", _random(one)]
+        line += [f"{one.decisive} of {one.episodes}", one.verdict, _earned(one)]
         body.append([*line, *(_cell(one, name) for name in beside)])
-    return heads, body
+    return [*heads, *beside], body
+
+
+def _random(found: Audit) -> str:
+    line, ends = found.line("random"), found.interval
+    adjusted = "" if line.p == found.raw else f", adjusted {line.p:.2g}"
+    told = f"{100 * line.difference:+.1f} [{100 * ends.low:+.1f}, {100 * ends.high:+.1f}]"
+    return f"{100 * line.rate:.1f} ({told}, p {found.raw:.2g}{adjusted})"
 
 
 def _cell(found: Audit, name: str) -> str:

@@ -9,7 +9,7 @@ from vlaprune.records import Run
 
 def sources(runs: Sequence[Run]) -> list[str]:
     """What made some runs, a line each: commands, commits, versions, hardware, weights."""
-    told = [r.header.provenance for r in runs]
+    told = [header.provenance for r in runs for header in (r.headers or [r.header])]
 
     def each(key: str) -> list[str]:
         return sorted({str(t[key]) for t in told if t.get(key)})

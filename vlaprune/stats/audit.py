@@ -33,6 +33,13 @@ def exchangeable(one: Sequence[bool], others: Sequence[Sequence[bool]]) -> float
     return float(min(1.0, 2 * min(chance[: total + 1].sum(), chance[total:].sum())))
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The normal interval of a mean over episodes; too narrow where only a handful of them is not zero."""
+    all_ = np.array(values, float)
+    half = float(norm.ppf((1 + confidence) / 2) * all_.std(ddof=1) / math.sqrt(len(all_)))
+    return Interval(float(all_.mean()) - half, float(all_.mean()) + half)
+
+
 @dataclass(frozen=True)
 class Share:
     """A ratio of two mean differences over the same episodes; the interval is None where its lower part may be 0."""
