@@ -73,7 +73,8 @@ def test_two_instructions_and_two_states_give_two_actions():
 
 
 def test_events_of_a_call_are_used_again_after_they_are_read(monkeypatch):
-    made = []
+    """All are recorded in the stream that was current when the outermost span began; also after a call that raised."""
+    made, asked, used = [], [], []
 
     class Event:
         """Takes a millisecond."""
@@ -81,8 +82,9 @@ def test_events_of_a_call_are_used_again_after_they_are_read(monkeypatch):
         def __init__(self, enable_timing):
             made.append(self)
 
-        def record(self):
+        def record(self, stream):
             self.at = next(times)
+            used.append(stream)
 
         def elapsed_time(self, end):
             return end.at - self.at
@@ -90,6 +92,7 @@ def test_events_of_a_call_are_used_again_after_they_are_read(monkeypatch):
     times = iter(range(100))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: asked.append(len(asked)) or asked[-1])
     clock, found = Clock("cuda"), []
     for _ in range(3):
         with clock.span("outer"):  # 0 .. 5
@@ -100,3 +103,9 @@ def test_events_of_a_call_are_used_again_after_they_are_read(monkeypatch):
         found.append(clock.read())
     assert found == [{"inner": 2, "outer": 3}] * 3
     assert len(made) == 6
+    assert asked == [0, 1, 2] and used == [0] * 6 + [1] * 6 + [2] * 6
+    with pytest.raises(ValueError, match="lost"), clock.span("outer"):
+        raise ValueError("lost")
+    with clock.span("outer"):
+        pass
+    assert used[-4:] == [3, 3, 4, 4]

@@ -65,6 +65,8 @@ class Span:
 
     def __enter__(self) -> None:
         self._clock.open.append(self._name)
+        if len(self._clock.open) == 1:
+            self._clock.stream = None
         self._start = self._clock.now()
 
     def __exit__(self, *_: object) -> None:
@@ -79,16 +81,17 @@ class Clock:
 
     Spans may nest: a span's time excludes the spans inside it, so the parts add up to the whole.
 
-    open   names of the spans that are running, outermost first
-    marks  finished spans: name, depth, start, end
+    open    names of the spans that are running, outermost first
+    marks   finished spans: name, depth, start, end
+    stream  of the device, since the outermost span began: to ask for it costs more than to record an event
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.cuda = device.startswith("cuda")
         self.open: list[str] = []
         self.marks: list[tuple[str, int, object, object]] = []
+        self.stream: object = None
         self._events: list[object] = []  # of spans that were read: to make new ones costs more than to record these
-        self._stream: object = None  # of the device, since the last read: to ask for it costs more than to record
 
     def now(self) -> object:
         """A point in time: seconds, or an event in the stream of the device."""
@@ -96,10 +99,10 @@ class Clock:
             return time.perf_counter()
         import torch
 
-        if self._stream is None:
-            self._stream = torch.cuda.current_stream()
+        if self.stream is None:
+            self.stream = torch.cuda.current_stream()
         event = self._events.pop() if self._events else torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)  # type: ignore[attr-defined]
+        event.record(self.stream)  # type: ignore[attr-defined]
         return event
 
     def span(self, name: str) -> Span:
@@ -121,5 +124,4 @@ class Clock:
         if self.cuda:
             self._events += [event for _, _, *both in self.marks for event in both]
         self.marks.clear()
-        self._stream = None
         return ms
