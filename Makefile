@@ -15,8 +15,6 @@ PATIENT := bench=robosuite_moving bench.max_steps=100 episodes=50 output='$(DELA
 AUDITS := results/runs/audit/robosuite/tiny
 RACED := results/runs/tune
 AUDITED := experiment=audit episodes=25
-# A budget at which there is something to lose: at FastV's own layer a quarter of the tokens, at random, lose nothing here.
-TIGHT := method=fastv method.layer=1 method.keep=0.125
 AUDITS_LIBERO := results/runs/audit/libero/tiny
 AUDITED_LIBERO := experiment=audit bench=libero bench.suite=libero_object episodes=10
 # Every method that needs no training, as its configuration has it.
@@ -142,8 +140,6 @@ audit: .venv/done  ## what the criteria of seven methods are worth beside chance
 	$(BIN)/vlaprune-eval $(AUDITED) method=divprune,vlapruner,vlacache audit.arm=$(CHANCE) $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) $(TIGHT) audit.arm=own $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) $(TIGHT) audit.arm=$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
 
 audit-libero: .venv/done  ## the same for three methods on libero_object (two hours; goes on where it stopped)
