@@ -20,11 +20,7 @@ REAL = ("path_real", "jerk_real")  # of an episode in a world that tells where t
 DELAY = ("late", "held", "stale", "dropped")  # control steps of a call
 UNPROVED = "without proof of pruning"  # what every table says of a run whose layers nobody saw
 STAGES = ("vision", "projector", "prompt", "decode", "head", "method")  # of a model call
-TIMED = (
-    "pictures",
-    *STAGES,
-    "other",
-)  # parts of its time; FLOPs of pictures and of the rest are not counted
+TIMED = ("pictures", *STAGES, "other")  # parts of its time; FLOPs of the first and last are not counted
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,11 @@ class StepRecord:
     def counted(self) -> bool:
         """Whether its tokens were counted; not those of a black box."""
         return bool(self.rows)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether visual tokens were dropped or reused at some layer. ValueError where they were not counted."""
+        return min(self.visual) < self.total
 
 
 @dataclass(frozen=True)

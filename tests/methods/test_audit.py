@@ -34,7 +34,7 @@ from vlaprune.report import audits, compare, pretty, tabulate
 from vlaprune.report.audit import audit as report
 from vlaprune.report.audit import sentences
 from vlaprune.report.sources import sources
-from vlaprune.stats.audit import exchangeable, mean_interval, share
+from vlaprune.stats.audit import exchangeable, normal_interval, share
 from vlaprune.stats.paired import Pairs, mcnemar_exact
 from vlaprune.testing import check_pruner, random_observations, scenes
 
@@ -212,7 +212,7 @@ def test_only_episodes_that_ended_otherwise_decide(several):
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    held = [mean_interval(rng.choice([-1, 0, 0, 1, 1 / 3], 100)) for _ in range(600)]
+    held = [normal_interval(rng.choice([-1, 0, 0, 1, 1 / 3], 100)) for _ in range(600)]
     assert 0.92 < np.mean([i.low <= 1 / 15 <= i.high for i in held]) < 0.98
 
 

@@ -21,7 +21,7 @@ def resize_pil(image: np.ndarray, size: int) -> np.ndarray:
     height, width = fitted(image.shape, size)
     if (height, width) != image.shape[:2]:
         image = pillow(image, height, width, bicubic=False)
-    return bordered(image.astype(np.float32), size)
+    return bordered(torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None], size)[0].numpy()
 
 
 def resize_torch(image: np.ndarray, size: int) -> np.ndarray:
@@ -35,11 +35,14 @@ def letterboxed(images: Tensor, size: int) -> Tensor:
     x = images.permute(0, 3, 1, 2).float()
     if (height, width) != images.shape[1:3]:
         x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False).clamp(0, 255)
-    return bordered_planes(x, size)
+    return bordered(x, size)
 
 
-def bordered_planes(x: Tensor, size: int) -> Tensor:
-    """Images [N, 3, h, w] within black borders, as `bordered`: [N, size, size, 3]."""
+def bordered(x: Tensor, size: int) -> Tensor:
+    """Images [N, 3, h, w] to [N, size, size, 3], half of the black borders on each side.
+
+    Of an odd number the larger half is below and to the right.
+    """
     height, width = x.shape[2:]
     above, left = (size - height) // 2, (size - width) // 2
     borders = (left, size - width - left, above, size - height - above)
@@ -50,14 +53,6 @@ def fitted(shape: Sequence[int], size: int) -> tuple[int, int]:
     """Height and width of an image of this height and width that keeps its proportions and just fits a square."""
     ratio = max(shape[0], shape[1]) / size
     return int(shape[0] / ratio), int(shape[1] / ratio)
-
-
-def bordered(image: np.ndarray, size: int) -> np.ndarray:
-    """Black borders around an image, half on each side; of an odd number the larger half is below and to the right."""
-    above, left = ((size - n) // 2 for n in image.shape[:2])
-    out = np.zeros((size, size, 3), np.float32)
-    out[above : above + image.shape[0], left : left + image.shape[1]] = image
-    return out
 
 
 RESIZE = {"torch": resize_torch, "pil": resize_pil}

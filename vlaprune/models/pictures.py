@@ -138,7 +138,7 @@ def letterboxed_pil(shown: Tensor, size: int) -> Tensor:
     """`letterbox.resize_pil`: [B, h, w, 3] uint8 to [B, size, size, 3] fp32."""
     height, width = letterbox.fitted(shown.shape[1:3], size)
     x = _pillow(channels_first(shown), height, width, filters.triangle, 1)
-    return letterbox.bordered_planes(x.float(), size)
+    return letterbox.bordered(x.float(), size)
 
 
 def _pillow(x: Tensor, height: int, width: int, kernel: Callable[[np.ndarray], np.ndarray], radius: int) -> Tensor:

@@ -27,14 +27,14 @@ def mean(records: Sequence[StepRecord], stage: str) -> float:
 
 def dense_share(records: Sequence[StepRecord]) -> float:
     """Share of calls that computed every visual token in every layer: warm-up, key and refresh calls."""
-    return float(np.mean([min(r.visual) == r.total for r in records]))
+    return float(np.mean([not r.pruned for r in records]))
 
 
 def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     """What one arm alone shows: tokens, FLOPs in every convention, milliseconds, memory, floors."""
     ms, records = arm.ms, arm.records
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
-    pruned = [r for r in records if min(r.visual) < r.total]
+    pruned = [r for r in records if r.pruned]
     counted = {k: sum(w.flops for w in v) / arm.counted for k, v in arm.products.items()}
     row: dict[str, Any] = {
         "model": model.info.name,
@@ -51,7 +51,7 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     row |= {f"flops_{s}": mean(records, s) for s in STAGES}
     row |= {k: float(np.mean([rosetta(model.decoder.config, r)[k] for r in records])) for k in CONVENTIONS}
     row["steady_flops"] = float(np.mean([sum(r.flops.values()) for r in pruned])) if pruned else row["flops_call"]
-    row["ms_pruned"] = float(np.median([t for t, r in zip(ms, records, strict=True) if min(r.visual) < r.total] or ms))
+    row["ms_pruned"] = float(np.median([t for t, r in zip(ms, records, strict=True) if r.pruned] or ms))
     row |= {"visual": records[0].total, "flops_method_seen": counted.get("method", 0.0)}
     row["bytes_call"] = sum(w.bytes for v in arm.products.values() for w in v) / arm.counted
     row["floor_ms"] = floor(here, arm)

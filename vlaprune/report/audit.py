@@ -9,7 +9,7 @@ from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.runs import label
 from vlaprune.stats import paired as stats
-from vlaprune.stats.audit import Share, exchangeable, mean_interval, share
+from vlaprune.stats.audit import Share, exchangeable, normal_interval, share
 from vlaprune.stats.rates import Interval
 
 LEVEL = 0.05
@@ -59,7 +59,8 @@ CONTROLS = {  # what is said where an arm is not shown to do worse, where it is 
         "dense is worse than without instruction",
     ),
 }
-FAMILIES = (BLINDED, ("uniform", "bottom", "shuffled", "other"))  # asked about together; random and dense stand alone
+BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
+FAMILIES = (BLINDED, BESIDE)  # asked about together; random and dense stand alone
 Key = tuple[str, int]
 
 
@@ -130,7 +131,7 @@ class Audit:
     @property
     def interval(self) -> Interval:
         """Of success, method - random."""
-        return mean_interval(self.earned, 1 - self.level)
+        return normal_interval(self.earned, 1 - self.level)
 
     @property
     def decisive(self) -> int:
@@ -141,7 +142,7 @@ class Audit:
     def pruned(self) -> float:
         """Share of the method's calls that dropped tokens."""
         calls = [c for r in self.line("own").runs for e in r.episodes.values() for c in e.calls]
-        return mean([float(min(c.visual) < c.total) for c in calls])
+        return mean([float(c.pruned) for c in calls])
 
     @property
     def share(self) -> Share | None:

@@ -13,13 +13,12 @@ import pandas as pd
 
 from vlaprune.errors import UserError
 from vlaprune.records import Run, differences, without
-from vlaprune.report.audit import BLINDED, LEVEL, SAID, WITHOUT, Audit, arm, audit, audited, rows, sentences
+from vlaprune.report.audit import BESIDE, BLINDED, LEVEL, SAID, WITHOUT, Audit, arm, audit, audited, rows, sentences
 from vlaprune.report.runs import Comparison, Criterion, context, display_name
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats.markdown import table as lined
 
-BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
 COLUMNS = (
     *("method", "arm", "runs", "episodes", "rate", "difference", "p", "visual"),
     *("verdict", "low", "high", "raw_p", "decisive", "pruned"),

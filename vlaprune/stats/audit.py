@@ -33,11 +33,11 @@ def exchangeable(one: Sequence[bool], others: Sequence[Sequence[bool]]) -> float
     return float(min(1.0, 2 * min(chance[: total + 1].sum(), chance[total:].sum())))
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The normal interval of a mean over episodes; too narrow where only a handful of them is not zero."""
-    all_ = np.array(values, float)
-    half = float(norm.ppf((1 + confidence) / 2) * all_.std(ddof=1) / math.sqrt(len(all_)))
-    return Interval(float(all_.mean()) - half, float(all_.mean()) + half)
+def normal_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The normal interval of a mean over episodes, as `share` has it. Too narrow where few of them are not zero."""
+    every = np.array(values, float)
+    half = float(norm.ppf((1 + confidence) / 2) * every.std(ddof=1) / math.sqrt(len(every)))
+    return Interval(float(every.mean()) - half, float(every.mean()) + half)
 
 
 @dataclass(frozen=True)
