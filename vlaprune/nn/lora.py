@@ -38,10 +38,10 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        low = F.linear(x.to(self.a.dtype), self.a).chunk(len(self.b), -1)
+        low = F.linear(x.to(self.a.dtype), self.scale * self.a).chunk(len(self.b), -1)
         beside = torch.cat([F.linear(part, b) for part, b in zip(low, self.b, strict=True)], -1)
         y: Tensor = self.layer(x)
-        return y + (self.scale * beside).to(y.dtype)
+        return y + beside.to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
