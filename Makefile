@@ -19,7 +19,7 @@ AUDITS_LIBERO := results/runs/audit/libero/tiny
 AUDITED_LIBERO := experiment=audit bench=libero bench.suite=libero_object episodes=10
 # Every method that needs no training, as its configuration has it.
 EVERY := adp,bottomk,cdpruner,dart,divprune,dtp,efficientvla,fastv,flashvla,infoentropy,prumerge,random,safe,sparsevlm,specprune,spvla,teamvla,ties,tome,ttfvla,uniform,visionzip,vlacache,vlaiap,vlapruner
-ALL := results/runs/robosuite/all
+ALL := results/runs/all
 CHANCE := random-0,random-1,random-2,uniform
 SIMPLER ?= .simpler
 # A policy this small is fastest on one thread, and two processes then fill two cores.
@@ -114,10 +114,12 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(RUNS)/dense $(RUNS)/*method.keep=* --output results/robosuite/tiny --name sweep --html results/robosuite/tiny/sweep.html
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
 
-sweep-all: .venv/done  ## every method as it is configured, 100 paired episodes on robosuite, beside what make audit found (an hour; goes on where it stopped)
-	$(BIN)/vlaprune-eval -m method=dense,$(EVERY) episodes=25 output='$(ALL)/$${hydra:runtime.choices.method}' $(PARALLEL)
-	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) episodes=25 logger=csv output=$(ALL)/lightvla
-	$(BIN)/vlaprune-report $(ALL) --criteria $(AUDITS) --output results/robosuite/tiny --name all --html results/robosuite/tiny/all.html
+sweep-all: .venv/done  ## every method as it is configured on robosuite and libero_object, beside what make audit audit-libero found (two hours; goes on where it stopped)
+	$(BIN)/vlaprune-eval -m method=dense,$(EVERY) episodes=25 output='$(ALL)/robosuite/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) episodes=25 logger=csv output=$(ALL)/robosuite/lightvla
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object method=dense,$(EVERY) episodes=10 output='$(ALL)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-report $(ALL)/robosuite --criteria $(AUDITS) --output results/robosuite/tiny --name all --html results/robosuite/tiny/all.html
+	$(BIN)/vlaprune-report $(ALL) --suites --criteria $(AUDITS) $(AUDITS_LIBERO) --output results/all --name tiny
 
 delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlaprune.report import audits, conditions, delay
+from vlaprune.report import audits, conditions, delay, suites
 from vlaprune.report.runs import compare, find
 from vlaprune.report.tables import tabulate, without_times
 from vlaprune.report.text import below, terminal, write
@@ -56,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         help="runs under several perturbations (experiment=stress): method by perturbation; NAME.{csv,md,html}",
     )
     out.add_argument(
+        "--suites",
+        action="store_true",
+        help="runs on several suites or benchmarks: method by suite, and the mean; NAME.{csv,md,tex,html}",
+    )
+    out.add_argument(
         "--delay",
         action="store_true",
         help="runs of worlds that do not wait (experiment=delay): success by delay, break-even; NAME.{md,csv,html}",
@@ -90,6 +95,12 @@ def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
         rows = conditions.table(find(args.runs), args.baseline, args.partial)
         told = conditions.terminal(rows, None if args.wide else TERMINAL)
         return told, conditions.write(rows, args.output, named or "conditions")
+    if args.suites:
+        audited = find(args.criteria) if args.criteria else []
+        every = suites.study(find(args.runs), args.baseline, args.partial, args.mixed, audited, args.timed)
+        every = suites.untimed(every) if args.untimed else every
+        told = suites.terminal(every, None if args.wide else TERMINAL)
+        return told, suites.write(every, args.output, named or "suites")
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
         comparison = comparison.with_noise(find(args.noise))

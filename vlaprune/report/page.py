@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.records import UNPROVED, Run
-from vlaprune.report import conditions, plots
+from vlaprune.report import conditions, plots, suites
 from vlaprune.report.episodes import browser, films
 from vlaprune.report.flips import flips, place_videos
-from vlaprune.report.grids import heat, ordered, versus
+from vlaprune.report.grids import Shade, heat, ordered, versus
 from vlaprune.report.html import template
 from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
@@ -103,21 +103,40 @@ def _hue(number: int) -> int:
 
 def conditions_page(rows: pd.DataFrame) -> str:
     """The page of `conditions.table`: the grid in colours, the long table, notes."""
-    names, found = conditions.grid(rows)
-    families = dict.fromkeys(method.split()[0] for method in rows[~rows["base"]]["method"])
-    numbers = {family: i for i, family in enumerate(families, 1)}
     base = set(rows[rows["base"]]["method"])
-    heads, body = conditions.cells(rows)
-    return template("conditions.html").render(
-        title=rows.attrs["title"],
-        names=names,
-        rows=found,
-        colours={method: 0 if method in base else numbers[method.split()[0]] for method, _ in found},
+    told = (rows.attrs["title"], rows.attrs["notes"], rows.attrs["sources"])
+    return _grid_page("conditions.html", conditions.grid(rows), conditions.cells(rows), base, *told)
+
+
+def suites_page(found: suites.Study) -> str:
+    """The page of `suites.study`: the grid in colours, the table of each suite, notes."""
+    base = {one.comparison.baseline.label for one in found.suites if one.comparison.baseline}
+    told = (found.title, found.notes, found.sources)
+    return _grid_page("suites.html", suites.grid(found), suites.cells(found), base, *told)
+
+
+def _grid_page(
+    name: str,
+    grid: tuple[Sequence[str], Sequence[tuple[str, Sequence[Shade]]]],
+    cells: tuple[Sequence[str], Sequence[Sequence[str]]],
+    base: Collection[str],
+    title: str,
+    notes: Sequence[str],
+    made: Sequence[str],
+) -> str:
+    """A page of a grid (heads, rows by method) and a long table (heads, rows); methods of one family in one colour."""
+    families = dict.fromkeys(method.split()[0] for method, _ in grid[1] if method not in base)
+    numbers = {family: i for i, family in enumerate(families, 1)}
+    return template(name).render(
+        title=title,
+        names=grid[0],
+        rows=grid[1],
+        colours={method: 0 if method in base else numbers[method.split()[0]] for method, _ in grid[1]},
         hue=_hue,
-        heads=heads,
-        body=body,
-        notes=rows.attrs["notes"],
-        made=rows.attrs["sources"],
+        heads=cells[0],
+        body=cells[1],
+        notes=notes,
+        made=made,
     )
 
 

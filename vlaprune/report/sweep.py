@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlaprune.records import Run, differences
-from vlaprune.report import audit, audits, conditions, delay
+from vlaprune.report import audit, audits, conditions, delay, suites
 from vlaprune.report.runs import compare
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal
@@ -13,9 +13,10 @@ from vlaprune.stats import noise
 
 
 def told(runs: Sequence[Run]) -> Iterator[str]:
-    """Paragraphs. Runs that differ in more than method and seed have a table each: one for each suite or model.
+    """Paragraphs.
 
-    UserError where they cannot stand in a table.
+    Runs that differ in more than method and seed have a table each: one for each suite or model. Those of one model on
+    several suites then have a table of the suites. UserError where they cannot stand in a table.
     """
     runs = [run for run in runs if run.episodes]
     if any(map(audit.arm, runs)):
@@ -35,3 +36,5 @@ def told(runs: Sequence[Run]) -> Iterator[str]:
             table = tabulate(compare(group, partial=True))
             yield terminal(table)
             yield below(table)
+        if suites.several(runs) and len(groups) == len(set(map(suites.suite_of, runs))):
+            yield suites.terminal(suites.study(runs, partial=True))

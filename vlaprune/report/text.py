@@ -118,6 +118,13 @@ def markdown(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """The same as a LaTeX tabular with booktabs rules."""
+    shown = pretty(table)
+    rows = list(shown.itertuples(index=False))
+    return latex_of(table.attrs["title"], list(shown.columns), rows, table.attrs.get("notes", []))
+
+
+def latex_of(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """Rows as a LaTeX tabular with booktabs rules, title and notes as comments."""
     special = {c: f"\\{c}" for c in "%_&#"} | {
         "¶": "\\P{}",
         "†": "\\textdagger{}",
@@ -125,21 +132,18 @@ def latex(table: pd.DataFrame) -> str:
         "§": "\\S{}",
     }
 
-    def clean(text: str) -> str:
-        return "".join(special.get(c, c) for c in text)
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(special.get(c, c) for c in cell) for cell in cells) + " \\\\"
 
-    shown = pretty(table)
-    rows = [" & ".join(clean(v) for v in cells) + " \\\\" for cells in shown.itertuples(index=False)]
-    head = " & ".join(clean(c) for c in shown.columns) + " \\\\"
     return "\n".join(
         [
-            f"% {table.attrs['title']}",
-            *(f"% {note}" for note in table.attrs.get("notes", [])),
-            f"\\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
+            f"% {title}",
+            *(f"% {note}" for note in notes),
+            f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             "\\toprule",
-            head,
+            line(heads),
             "\\midrule",
-            *rows,
+            *map(line, rows),
             "\\bottomrule",
             "\\end{tabular}",
             "",

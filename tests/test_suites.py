@@ -1,0 +1,132 @@
+"""Method by suite: whose verdict stands where, what the mean is of, what is shown."""
+
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import look
+from test_conditions import run
+from test_page import Tags
+
+from vlaprune import cli
+from vlaprune.report import suites, sweep
+from vlaprune.report.runs import compare
+from vlaprune.report.tables import tabulate
+
+
+def on(suite, method, won, **more):
+    """A run on a suite whose episode i succeeds if won[i] is "1"."""
+    return run(method, None, won, suite=suite, **more)
+
+
+# fastv loses 30 of 60 on `far`, and gains 2 of 40 on `near`; divprune was run on one of them
+STUDY = [
+    *(on("near", method, won) for method, won in (("dense", "1" * 38 + "00"), ("fastv", "1" * 40))),
+    *(on("far", method, won) for method, won in (("dense", "1" * 60), ("fastv", "1" * 30 + "0" * 30))),
+    on("far", "divprune", "1" * 58 + "00"),
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return suites.study(STUDY)
+
+
+def test_a_suite_says_what_its_own_table_says(found):
+    assert [one.name for one in found.suites] == ["near", "far"]
+    whole = found.table[found.table["suite"] == "far"].set_index("method")
+    alone = tabulate(compare(STUDY[2:])).set_index("method")
+    for key in ("rate", "lost", "gained", "difference", "held_low", "held_high", "verdict", "visual"):
+        assert list(whole[key].astype(object).fillna("")) == list(alone[key].astype(object).fillna("")), key
+    assert whole.loc["fastv", "verdict"] == "worse" and whole.loc["fastv", "lost"] == 30
+
+
+def test_the_mean_is_over_suites_and_not_over_episodes(found):
+    means = found.table[found.table["suite"] == suites.MEAN].set_index("method")
+    assert list(means.index) == ["dense", "fastv"]  # not divprune, which one suite lacks
+    assert means.loc["dense", "rate"] == pytest.approx((38 / 40 + 1) / 2)
+    assert means.loc["fastv", "rate"] == pytest.approx((1 + 0.5) / 2)
+    assert means.loc["fastv", "difference"] == pytest.approx((2 / 40 - 30 / 60) / 2)
+    assert pd.isna(means.loc["dense", "difference"]) and pd.isna(means.loc["fastv", "verdict"])
+
+
+def test_the_interval_of_the_mean_holds_what_it_says():
+    """Over drawn studies the true mean difference lies in 95 % of the intervals, or more."""
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(200):
+        runs = []
+        for suite, n, loses in (("a", 60, 0.3), ("b", 100, 0.1), ("c", 80, 0.0)):
+            fate = rng.random(n)
+            runs += [on(suite, "dense", "1" * n), on(suite, "fastv", "".join("10"[int(x < loses)] for x in fate))]
+        row = suites.study(runs).means.set_index("method").loc["fastv"]
+        inside += row["difference_low"] <= -0.4 / 3 <= row["difference_high"]
+    assert inside >= 0.93 * 200  # two standard errors below 95 %
+
+
+def test_no_change_in_any_episode_does_not_prove_that_there_is_none():
+    still = suites.study([on(suite, m, "1" * 40) for suite in "ab" for m in ("dense", "fastv")])
+    row = still.means.set_index("method").loc["fastv"]
+    assert row["difference"] == 0 and row["difference_low"] < -0.02 and row["difference_high"] > 0.02
+
+
+def test_one_suite_or_several_models_are_refused():
+    with pytest.raises(ValueError, match="all of these runs are on far; --suites needs several"):
+        suites.study(STUDY[2:])
+    other = on("far", "dense", "1" * 60)
+    other.header.identity["model"]["name"] = "smol"
+    with pytest.raises(ValueError, match="runs of the models smol, toy; make a report of each"):
+        suites.study([*STUDY[:2], other])
+
+
+def test_runs_of_one_suite_that_do_not_compare_are_refused():
+    with pytest.raises(ValueError, match="differ in more than the method"):
+        suites.study([*STUDY, on("near", "random", "1" * 40, severity=1)])
+
+
+def test_an_unfinished_run_stays_in_the_row_of_its_method():
+    found = suites.study([*STUDY[:3], on("far", "fastv", "1" * 30, asked=60)], partial=True)
+    _, rows = suites.grid(found)
+    assert [method for method, _ in rows] == ["dense", "fastv"]
+    assert rows[1][1][1].text == "100.0*" and "far: * fastv: 30 episodes missing." in found.notes
+
+
+def test_what_is_shown_fits_and_says_the_same_everywhere(found):
+    told = suites.terminal(found)
+    assert max(map(len, told.splitlines())) <= 80 and "50.0 -50.0 <" in told
+    text = suites.markdown(found)
+    assert re.search(r"\| dense +\| 95.0 +\| 100.0", text) and "50.0 (-50.0 worse)" in text
+    assert list(sweep.told(STUDY))[-1] == told
+    heads, rows = suites.grid(found)
+    assert heads == ["near", "far", "mean", "visual tokens", "FLOPs cut"]
+    assert [method for method, _ in rows] == ["dense", "fastv", "divprune"] and rows[2][1][0].text == ""
+
+
+def test_the_page_shows_the_grid_in_a_browser(found, tmp_path):
+    *_, tex, page = suites.write(found, tmp_path)
+    assert "50.0 (-50.0 worse)" in tex.read_text() and "FLOPs cut" in tex.read_text()
+    Tags(page.read_text())
+    seen, console = look(
+        page,
+        """(() => ({
+          wide: document.documentElement.scrollWidth - innerWidth,
+          cells: [...document.querySelectorAll(".grid tbody tr:nth-child(2) td")].map((c) => c.className),
+        }))()""",
+        390,
+    )
+    assert console == [] and seen["wide"] <= 0
+    assert seen["cells"] == ["good", "bad strong", "bad", "", ""]
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    from test_report import write
+
+    for suite in ("near", "far"):
+        for method in ("dense", "fastv"):
+            folder = tmp_path / "runs" / suite / method
+            write(folder, {suite: "1" * 6}, method, tasks={suite: 6}, bench=suite)
+    said = ["vlaprune-report", str(tmp_path / "runs"), "--suites", "--untimed", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", said)
+    cli.report()
+    assert "mean" in capsys.readouterr().out and (tmp_path / "out" / "suites.tex").exists()
