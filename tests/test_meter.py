@@ -73,15 +73,23 @@ def test_attention_rows_read_for_a_method_are_charged_to_it(tiny):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(("group", "rows"), [("LAST", 1), ("TEXT", 4), ("VISUAL", 64), ("ACTION", 4)])
-def test_every_attention_row_read_is_charged_its_product_with_all_keys(style, group, rows):
-    """Rows of the prompt and, in a policy that decodes, those behind it, which also see each other."""
+@pytest.mark.parametrize("looks", [True, False])
+def test_every_attention_row_looked_at_is_charged_its_product_with_all_keys(style, group, rows, looks):
+    """Rows of the prompt and, in a policy that decodes, those behind it, which also see each other. Others are free."""
+
+    class Looks(Scripted):
+        def observe(self, trace):
+            if looks:
+                trace.received(1, QueryGroup[group])
+                trace.rows(1, QueryGroup[group])  # looked at twice, computed once
+
     model = Toy(style)
-    policy = Policy(model, lambda: Scripted(Plan((), {1: QueryGroup[group]})))
+    policy = Policy(model, lambda: Looks(Plan((), {1: QueryGroup[group]})))
     policy.act({0: scenes(0, 1, 1)[0]})
     (record,), config = policy.drain(0), model.decoder.config
     behind = model.chunk if group == "ACTION" and style == "autoregressive" else 0
     columns = record.columns[1] + behind
-    assert record.flops["method"] == 2 * config.num_heads * config.head_dim * rows * columns
+    assert record.flops["method"] == looks * 2 * config.num_heads * config.head_dim * rows * columns
 
 
 @pytest.mark.parametrize("style", STYLES)

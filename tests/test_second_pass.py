@@ -34,6 +34,7 @@ class Twice(Pruner):
         return self.again
 
     def select(self, context):
+        assert context.attention(1, QueryGroup.LAST).shape[1] == 1  # looked at in both passes, so charged in both
         if self.again and not context.second_pass:
             return Selection.all(context, {})  # the budget is held against the second pass only
         assert not self.again or torch.allclose(context.outputs(1), self.first)  # layer 1 sees the same rows again
@@ -95,7 +96,8 @@ def test_the_second_pass_begins_with_all_tokens_and_both_are_charged(backend):
     record = session.finish()
     assert record.first_rows == (12,) * 4 and record.rows == (12, 12, 9, 9) and record.visual == (8, 8, 5, 5)
     both = decoder_flops(ours.config, [(12, 12)] * 4), decoder_flops(ours.config, [(12, 12)] * 2 + [(9, 9)] * 2)
-    assert record.flops["prompt"] == sum(both) and record.flops["method"] > 0
+    assert record.flops["prompt"] == sum(both)
+    assert record.flops["method"] == 2 * (2 * 12 * ours.config.num_heads * ours.config.head_dim)  # a row in each pass
     kept = session.trace.kept[2]
     gone = sorted(set(range(8)) - set(kept.tolist()))
     llama, _ = pair()

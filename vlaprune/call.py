@@ -123,10 +123,8 @@ class Call:
         return wanted is not None and QueryGroup.ACTION in wanted
 
     def record_attention(self, layer: int, rows: AttentionRows) -> None:
-        """Takes the action rows of a layer that are computed behind the prompt. Charges their attention."""
-        count = rows.queries.shape[1]
-        self.trace.add(layer, rows, {QueryGroup.ACTION: (0, count)})
-        self.charge("method", 2.0 * rows.queries.numel() * rows.keys.shape[1])
+        """Takes the action rows of a layer that are computed behind the prompt."""
+        self.trace.add(layer, rows, {QueryGroup.ACTION: (0, rows.queries.shape[1])})
 
     def record_passes(self, columns: Sequence[Sequence[int]]) -> None:
         """Notes passes behind the prompt: for each, the columns attended to at each layer."""
@@ -242,8 +240,6 @@ class Call:
             index = tokens.index[run.start : run.stop] if self.config.causal else None
             rows = AttentionRows(queries[:, run.start : run.stop], kv.keys, columns, index, tokens.bias)
             self.trace.add(layer, rows, spans)
-            heads, _, size = queries.shape
-            self.flops["method"] += 2.0 * heads * size * kv.keys.shape[1] * len(run)
 
     def _context(self, layer: int, hidden: Tensor) -> PruneContext:
         visual, text = self._span(QueryGroup.VISUAL), self._span(QueryGroup.TEXT)

@@ -128,6 +128,10 @@ class PruneContext:
     second_pass: bool = False
     run: Callable[..., Any] = run_plainly
 
+    def charge(self, rows: int, columns: int, depth: int) -> None:
+        """Counts a matrix product of the method's own, see `Trace.charge`."""
+        self.trace.charge(rows, columns, depth)
+
     @property
     def step(self) -> int:
         """Model calls since the episode began."""

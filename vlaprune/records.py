@@ -32,8 +32,8 @@ class StepRecord:
     total          V, the visual tokens that came from the projector
     visual         visual tokens computed at each layer
     decoded        decode passes after the prompt
-    flops          by stage: vision, projector, prompt, decode, head, method (attention rows read); 2 per
-                   multiply-accumulate
+    flops          by stage: vision, projector, prompt, decode, head, method (attention rows that it
+                   looks at, and products of its own: `Trace.charge`); 2 per multiply-accumulate
     ms             milliseconds by stage, the names of TIMED; of the whole packed call where `packed` > 1
     packed         sequences in the model call that this one was part of; 1 where it was alone
     cold           why the time is not that of a steady state: "compile", "capture", "allocate", or "first" for a black

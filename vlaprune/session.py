@@ -115,6 +115,7 @@ class Session:
         with self.arm.clock.span("method"):
             self.pruner.observe(trace)
         assert self._cached is not None
+        flops["method"] += trace.method_flops  # now that the method has looked at all it will look at
         others = layout.length - layout.total
         visual = tuple(rows - others for rows, _ in trace.counts)
         for promise in call.promises:

@@ -139,8 +139,8 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
 
     A plan is fixed; select writes to nothing; dropped tokens never come back within a call; reset forgets the episode;
     several episodes in different phases, packed into one call, choose what each chooses alone; the fast path, running
-    layers in segments, chooses what the layer loop chooses. All of this also where it reads attention outputs or asks
-    for a second pass.
+    layers in segments, chooses what the layer loop chooses; the FLOPs that are charged are those that torch counts. All
+    of this also where it reads attention outputs or asks for a second pass.
     """
     for style in styles:
         first, second = scenes(0, 1), scenes(1, 2)
@@ -152,6 +152,21 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
         packed = _run(make, style, [first, second], lag=2)
         _same(packed[0], alone_first[0], f"{style}: a neighbour in the pack changed the choice")
         _same(packed[1], alone_second[0], f"{style}: a neighbour in the pack changed the choice")
+        _check_charges(make, style, first)
+
+
+def _check_charges(make: Callable[[], Pruner], style: str, episode: Sequence[Observation]) -> None:
+    """Charges of every call against torch's counter."""
+    policy = Policy(Toy(style), make)
+    for frame in episode:
+        with flop_counter() as counter:
+            policy.act({0: frame})
+        flops = policy.drain(0)[-1].flops
+        own = counter.get_total_flops() - (sum(flops.values()) - flops["method"])
+        assert flops["method"] == own, (
+            f"{style}: the method is charged {flops['method']:.0f} FLOPs in a call, torch counts {own:.0f}; tell "
+            "context.charge of every matrix product, and of no other"
+        )
 
 
 Outcome = tuple[list[tuple[tuple[int, tuple[int, ...]], ...]], list[np.ndarray]]

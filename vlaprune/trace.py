@@ -178,6 +178,11 @@ class AttentionRows:
         """Whether the weights are still to be computed."""
         return "weights" not in vars(self)
 
+    @property
+    def flops(self) -> float:
+        """Of the product of queries and keys; 0 while nobody has looked at the weights, or where they were known."""
+        return 0.0 if self.pending else 2.0 * self.queries.numel() * self.keys.shape[1]
+
     def _visible(self) -> Tensor | None:
         if self.index is None:
             return None
@@ -259,6 +264,8 @@ class Trace:
     passes: list[list[int]] = field(default_factory=list)
     vision_attention: Tensor | None = None
     _read: dict[tuple[int, QueryGroup], list[RowSlice]] = field(default_factory=dict, repr=False)
+    _added: list[AttentionRows] = field(default_factory=list, repr=False)
+    _products: float = field(default=0.0, repr=False)
     _outputs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -274,8 +281,22 @@ class Trace:
 
     def add(self, layer: int, rows: AttentionRows, spans: Spans) -> None:
         """Takes attention rows of a layer, and where in them each query group is."""
+        self._added.append(rows)
         for group, (start, stop) in spans.items():
             self._read.setdefault((layer, group), []).append(RowSlice(rows, start, stop))
+
+    def charge(self, rows: int, columns: int, depth: int) -> None:
+        """Counts a product [rows, depth] x [depth, columns] of the method's own: 2 rows columns depth FLOPs.
+
+        The attention rows of this trace are counted when they are looked at. Products of a matrix and a vector, sums
+        and sorts are not counted.
+        """
+        self._products += 2.0 * rows * columns * depth
+
+    @property
+    def method_flops(self) -> float:
+        """FLOPs of the method so far: attention rows that were looked at, and products of its own."""
+        return self._products + sum(rows.flops for rows in self._added)
 
     def add_outputs(self, layer: int, alive: Tensor, outputs: Tensor) -> None:
         """Takes the attention outputs [n, d] of a layer for visual tokens with the numbers `alive` [n], ascending."""
@@ -321,7 +342,7 @@ class Trace:
     def received(self, layer: int, groups: QueryGroup) -> Tensor:
         """[V] mean over heads and query rows of what `visual` gives, in fp32."""
         found = self._slices([layer], groups)
-        count = sum(s.stop - s.start for s in found) * found[0].weights.shape[0]
+        count = sum(s.stop - s.start for s in found) * found[0].rows.queries.shape[0]
         return self._total(found, (0, 1, 2)) / count
 
     def per_row(self, layers: Iterable[int], group: QueryGroup) -> Tensor:
@@ -330,7 +351,7 @@ class Trace:
         KeyError names what was not read.
         """
         found = self._slices(layers, group)
-        return self._total(found, (0, 1)) / (len(found) * found[0].weights.shape[0])
+        return self._total(found, (0, 1)) / (len(found) * found[0].rows.queries.shape[0])
 
     def per_head(self, layers: Sequence[int], group: QueryGroup) -> Tensor:
         """[L, H, V] weights of one query group on all visual tokens, mean over its rows, in fp32.

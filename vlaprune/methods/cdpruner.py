@@ -64,6 +64,7 @@ class CDPruner(Pruner):
 
     def select(self, context: PruneContext) -> Selection:
         """The greedy most probable subset."""
+        context.charge(context.total, *context.visual.shape)
         unit = F.normalize(context.visual.float(), dim=-1).nan_to_num(0.0)
         words = F.normalize(context.text.float(), dim=-1)
         relevance = SIGNS[self.relevance] * (unit @ words.mean(0)).nan_to_num(0.0)

@@ -47,7 +47,9 @@ class DART(Pruner):
         count = self.budget.count(context.total)
         chosen = top(context.visual.float().abs().sum(1), min(self.pivots, count))
         words = top(context.text.float().abs().sum(1), min(self.text_pivots, context.text.shape[0]))
-        unlike = -cosine(context.visual, torch.cat((context.visual[chosen], context.text[words]))).nan_to_num(2.0)
+        pivots = torch.cat((context.visual[chosen], context.text[words]))
+        context.charge(pivots.shape[0], *context.visual.shape)
+        unlike = -cosine(context.visual, pivots).nan_to_num(2.0)
         unlike[chosen] = float("-inf")
         room = count - chosen.shape[0]
         share = -(-room // unlike.shape[1])

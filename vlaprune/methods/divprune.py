@@ -32,4 +32,5 @@ class DivPrune(Pruner):
 
     def select(self, context: PruneContext) -> Selection:
         """The diverse subset."""
+        context.charge(context.total, *context.visual.shape)
         return Selection(context.run(farthest_points, context.visual, self.budget.count(context.total)))

@@ -138,8 +138,12 @@ class DTP(Pruner):
         if not layout.text:
             return torch.zeros(layout.total, dtype=torch.bool, device=trace.rows(0, rows).device)
         relevance = trace.per_row(self._relevant, QueryGroup.TEXT).mean(0)
+        for view in layout.views:
+            trace.charge(view.height, view.width, view.height)
+            trace.charge(view.height, view.width, view.width)
         smoothed = smooth(relevance.nan_to_num(0.0), layout, self.sigma, self.corners)
         important = top_mask(smoothed, layout, self.budget.count(layout.total))
         each = torch.stack([trace.visual(n, rows)[:, 0].mean(0) for n in range(self._depth)])  # [L, V]
+        trace.charge(1, layout.total, self._depth)
         pattern = (each.sum(1) / each.sum() @ each).nan_to_num(0.0)
         return distracting(important, pattern, self.tau)

@@ -52,6 +52,7 @@ class EfficientVLA(Pruner):
         relevant = key + int(self.alpha * (count - key) + 1e-9)
         score = context.attention(self.layer - 1, QueryGroup.TEXT).mean(dim=(0, 1))
         chosen = top(score, relevant)
+        context.charge(key, *context.visual.shape)
         unit = F.normalize(context.visual.float(), dim=-1)
         distance = 1 - (unit @ unit[top(score, key)].T).max(dim=1).values
         distance = distance.nan_to_num(nan=-1.0).index_fill(0, chosen, float("-inf"))

@@ -6,7 +6,7 @@ whose action would repeat the last; that part is left out here, so its speed-ups
 
 T [n, d] is the attention output of the visual tokens, T = U S V' its singular value decomposition; the information
 contribution of token x is the sum over the r singular values of |U_xi S_i|. The highest stay, after the first two
-layers (secondary). It needs no attention map.
+layers (secondary). It needs no attention map. Of its FLOPs the Gram matrix is counted, its eigenvectors are not.
 Inferred: T is taken after the output projection of layer - 1; r is the numerical rank; keep; one budget
 for all cameras.
 """
@@ -51,7 +51,9 @@ class FlashVLA(Scored):
 
     def score(self, context: PruneContext) -> Tensor:
         """[n] the contribution of each token."""
-        return contribution(context.outputs(self.layer - 1).nan_to_num(0.0))
+        outputs = context.outputs(self.layer - 1)
+        context.charge(outputs.shape[0], *outputs.shape)
+        return contribution(outputs.nan_to_num(0.0))
 
     def select(self, context: PruneContext) -> Selection | None:
         """The tokens that contribute most."""

@@ -114,6 +114,14 @@ class GridS(nn.Module, Pruner):
             self._there = [p.detach().to(device) for p in self.parameters()]
         return self._there
 
+    def _charge(self, context: PruneContext, samples: int) -> None:
+        """Both MLPs for one camera, whose mean token decides about so many samples."""
+        width = context.visual.shape[1]
+        context.charge(1, 512, width)
+        context.charge(1, 2 * self.tokens, 512)
+        context.charge(samples, 256, 2)
+        context.charge(samples, width, 256)
+
     def select(self, context: PruneContext) -> Selection:
         """The samples of every camera."""
         keep, values = [], []
@@ -121,6 +129,7 @@ class GridS(nn.Module, Pruner):
             for view in context.layout.views:
                 own = context.visual[view.start : view.tokens.stop]
                 rows, found = self.sampled(own, view.height, view.width)
+                self._charge(context, rows.shape[0])
                 keep.append(rows + view.start)
                 values.append(found)
         return Selection(torch.cat(keep), values=torch.cat(values).to(context.visual))

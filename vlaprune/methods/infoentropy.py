@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.patches import Patches, grey_entropy, static_patches
+from vlaprune.methods.shared.patches import Patches, grey_entropy, grey_product, static_patches
 from vlaprune.methods.shared.scoring import blend_quotas, check_option, check_range, focus, text_scores
 from vlaprune.methods.shared.selecting import split_mask, top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection, ranking
@@ -79,6 +79,7 @@ class InfoEntropy(Pruner):
         self._now = Patches.of(context.trace.pixels)
         if not self._prunes and (before is None or not before.alike(self._now)):
             return None
+        context.charge(*grey_product(self._now))
         favoured = grey_entropy(self._now, self.levels)
         score = text_scores(context.trace, self._layers) if self._prunes else self._score
         time = context.trace.elapsed if self.clock == "control_step" else context.step

@@ -97,10 +97,22 @@ class LightVLA(nn.Module, Scored):
         """[n] how many rows ask for each; those without a single one are dropped."""
         return row_winners(self._asked(context)).bincount(minlength=context.visual.shape[0])
 
+    def _charge(self, context: PruneContext) -> None:
+        """The products of `scores`."""
+        (n, d), text = context.visual.shape, self._looks_at(context).shape[0]
+        context.charge(n, text, d)
+        context.charge(n, d, text)
+        context.charge(n, n, d)
+
+    def _looks_at(self, context: PruneContext) -> Tensor:
+        """[t, d] the rows that each token looks at before it asks."""
+        return context.task if self.queries == "task" else context.text
+
     def _asked(self, context: PruneContext) -> Tensor:
         """[n, n] scores in fp32."""
+        self._charge(context)
         with torch.autocast(context.visual.device.type, enabled=False):
-            return self.scores(context.visual, context.task if self.queries == "task" else context.text)
+            return self.scores(context.visual, self._looks_at(context))
 
     def _varied(self, picks: Tensor, total: int, seed: int) -> Tensor:
         """The picks [k] of `total` rows, save for what the paper's ablations add and take away."""

@@ -16,7 +16,7 @@ from vlaprune.errors import UserError
 from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.scoring import rms
 from vlaprune.nn.load import fill, read, save
-from vlaprune.pruner import ModelInfo, Plan
+from vlaprune.pruner import ModelInfo, Plan, PruneContext
 
 
 class LightVLAStar(LightVLA):
@@ -64,6 +64,10 @@ class LightVLAStar(LightVLA):
     def save(self, path: str) -> None:
         """Writes the queries where `weights` can load them."""
         save(path, self, {"method": "lightvla_star", "size": self.size, "layer": self.layer})
+
+    def _charge(self, context: PruneContext) -> None:
+        """The product of `scores`."""
+        context.charge(self.size, *context.visual.shape)
 
     def scores(self, visual: Tensor, text: Tensor | None = None) -> Tensor:
         """[size, n] how much each query asks for each visual row, whatever the text."""

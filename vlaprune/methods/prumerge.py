@@ -53,12 +53,12 @@ class PruMerge(Pruner):
         keep, values, score = [], [], context.vision_attention.float().nan_to_num(0.0)
         for view in context.layout.views:
             own = slice(view.start, view.tokens.stop)
-            rows, new = self._merge(context.visual[own].float(), score[own])
+            rows, new = self._merge(context, context.visual[own].float(), score[own])
             keep.append(rows + view.start)
             values.append(new)
         return Selection(torch.cat(keep), values=torch.cat(values).to(context.visual))
 
-    def _merge(self, features: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    def _merge(self, context: PruneContext, features: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Rows kept of features [n, d] and their new values."""
         n, order, count = features.shape[0], ranking(score), max(1, outliers(score))
         keep = torch.zeros_like(score, dtype=torch.bool)
@@ -67,12 +67,15 @@ class PruMerge(Pruner):
             keep[:: max(1, n // count // 3)] = True
         rows = keep.nonzero()[:, 0]
         rest = order[keep[order].to(torch.uint8).sort(stable=True).indices[: n - rows.shape[0]]]
+        context.charge(rows.shape[0], *features.shape)
         near = cosine(features[rows], features).nan_to_num(0.0)
         near[torch.arange(rows.shape[0], device=rows.device), rows] = float("-inf")
         near = near.sort(dim=1, descending=True, stable=True).indices[:, : min(self.neighbours, n - 1)]
         weight = score.new_zeros((rows.shape[0], n)).scatter(1, near, score[near])
+        context.charge(rows.shape[0], features.shape[1], n)
         values = features[rows] + weight @ features
         if not rest.shape[0]:
             return rows, values
+        context.charge(1, features.shape[1], rest.shape[0])
         extra = score[rest] @ features[rest]
         return torch.cat((rows, rest[:1])), torch.cat((values, extra[None]))

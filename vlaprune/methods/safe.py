@@ -109,6 +109,7 @@ class SAFE(Scored):
         if self._layout != context.layout or (self.interval and context.step - self._step >= self.interval):
             return True
         camera = cameras(context.layout, context.alive.device) if self.within_camera else None
+        context.charge(self._then[0].shape[0], *self._now[0].shape)
         self._match: torch.Tensor = nearest_rows(self._now[0], self._then[0], camera)
         agree = F.cosine_similarity(
             mean_attention(context.trace, 0, QueryGroup.LAST), self._maps[0][self._match], dim=0

@@ -81,8 +81,10 @@ class SparseVLM(Pruner):
     def select(self, context: PruneContext) -> Selection | None:
         """Raters at the input; then the best by their vote, and the recycled ones."""
         if context.layer == 0:
+            context.charge(context.text.shape[0], *context.visual.shape)
             self.weights = raters(context.visual, context.text)
             return None
+        context.charge(1, context.alive.shape[0], self.weights.shape[0])
         score = self.weights @ context.attention(context.layer - 1, QueryGroup.TEXT).mean(0)
         order = ranking(score)
         best = self.budgets[self.prune_layers.index(context.layer)].count(context.total)
@@ -92,6 +94,7 @@ class SparseVLM(Pruner):
         spare = order[best : best + min(gone, int(gone * self.recycle + 1e-9) + 1)]
         rows = context.visual[spare]
         centres, label = density_peaks(rows, spare.shape[0] // 10 + 1)
+        context.charge(centres.shape[0], rows.shape[1], rows.shape[0])
         merged = group_mean(rows, label, centres.shape[0]).to(context.visual)
         values = torch.cat((context.visual[order[:best]], merged))
         return Selection(torch.cat((order[:best], spare[centres])), values=values)

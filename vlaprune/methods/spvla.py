@@ -60,6 +60,8 @@ class SPVLA(Scored):
             return None
         stay = top_mask(context.vision_attention, context.layout, count)
         if self.edges:
+            for image in context.trace.images:
+                context.charge(image.shape[0] * image.shape[1], 2, 9)  # Sobel's masks
             stay |= edge_patches(context.trace.images, context.layout)
         return Selection(stay.nonzero()[:, 0])
 

@@ -89,8 +89,10 @@ class TEAMVLA(Pruner):
             reads = {self._layer - 1: action_group(context.layout)}
             if not context.text.shape[0]:  # nothing is named
                 return Selection.all(context, reads)
+            context.charge(context.text.shape[0], *context.visual.shape)
             near = cosine(context.text, context.visual).nan_to_num(-2.0).argmax(1)
             seeds = torch.zeros_like(context.reusable).index_fill(0, near, True)
+            context.charge(context.total, 1, self.window**2)
             stay = dilate(seeds, context.layout, self.window, self.tau)
             stay |= random_mask(~stay, self.context, context.seed * 100_003 + context.step)
             return Selection(stay.nonzero()[:, 0], reads=reads)
@@ -99,5 +101,7 @@ class TEAMVLA(Pruner):
             return None
         score = mean_attention(context.trace, self._layer - 1, action_group(context.layout))[context.alive]
         anchors = top(score, count)
+        context.charge(count, *context.visual.shape)
+        context.charge(count, *context.visual.T.shape)
         values, size = merge_tokens(context.visual, anchors)
         return Selection(anchors, values=values.to(context.visual), multiplicity=size if self.proportional else None)

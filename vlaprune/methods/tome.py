@@ -57,5 +57,8 @@ class ToMe(Pruner):
         values, rows = context.visual.float(), torch.arange(context.visual.shape[0], device=context.visual.device)
         sizes, count = torch.ones_like(values[:, 0]), self.budget.count(context.total)
         while (n := rows.shape[0]) > count:
-            values, sizes, rows = merge(values, sizes, rows, min(n - count, n // 2))
+            gone, width = min(n - count, n // 2), values.shape[1]
+            context.charge(n - n // 2, n // 2, width)
+            context.charge(n // 2, width + 1, gone)
+            values, sizes, rows = merge(values, sizes, rows, gone)
         return Selection(rows, values=values.to(context.visual), multiplicity=sizes if self.proportional else None)

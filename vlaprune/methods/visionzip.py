@@ -65,6 +65,9 @@ class VisionZip(Scored):
         for view, k in zip(views, split_budget(self.budget.count(context.total), context.layout.sizes), strict=True):
             own = slice(view.start, view.tokens.stop)
             merged = round(self.contextual * k)
+            others, width = len(view.tokens) - k, context.visual.shape[1]
+            context.charge(others, merged, width)
+            context.charge(merged, width, others)
             picks, new = zipped(context.visual[own], score[own], k - merged, merged)
             rows.append(picks + view.start)
             values.append(new)

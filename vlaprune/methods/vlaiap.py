@@ -122,6 +122,9 @@ class VLAIAP(Scored):
     def _priors(self, context: PruneContext) -> Tensor:
         """[3, V] semantic, motion and geometric prior, each from 0 to 1 within a camera; 0 where it tells nothing."""
         layout, levels = context.layout, self._frames[-1]
+        context.charge(context.text.shape[0], *context.visual.shape)
+        for level in levels:
+            context.charge(level.numel(), 2, 9)  # Sobel's masks
         semantic = cosine(context.visual, context.text).nan_to_num(-1.0).sum(1)  # over words: 0 where there are none
         slopes = zip(layout.views, levels, strict=True)
         edges = torch.cat([by_patch(sobel(level).abs().sum(0), view).mean(1) for view, level in slopes])

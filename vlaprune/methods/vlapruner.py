@@ -99,6 +99,7 @@ class VLAPruner(Pruner):
         union = top_mask(torch.stack((semantic, action)), layout, count).any(0)
         counts = split_budget(count, layout.sizes)
         features, among = by_camera(self._features, layout), by_camera(union, layout)
+        context.charge(features.shape[0] * features.shape[1], *features.shape[1:])
         picks = context.run(farthest_points_within, features, max(counts), among)
         return Selection(torch.cat([p[:k] + v.start for p, k, v in zip(picks, counts, layout.views, strict=True)]))
 

@@ -69,14 +69,20 @@ def static_patches(now: Patches, before: Patches, threshold: float, layout: Layo
     return top_mask(near, layout, count) & (near >= threshold)
 
 
+def grey_product(patches: Patches) -> tuple[int, int, int]:
+    """Rows, columns and depth of the product by which `grey_entropy` makes pixels grey, some neighbours at a time."""
+    side = math.gcd(patches.values[0].numel() // 3, 16)
+    return patches.values.numel() // (3 * side), side, 3 * side
+
+
 def grey_entropy(patches: Patches, levels: int) -> Tensor:
     """[V] entropy of the grey levels of patches, over log2(levels): 0 if flat.
 
     Grey is ITU-R 601 luma in 65536ths, exact in fp32, so every machine counts the same histogram.
     """
     count, device = patches.values[0].numel() // 3, patches.values.device
-    side = math.gcd(count, 16)
-    grey = (patches.values.view(-1, 3 * side) @ _luma(side, device)).add_(0.5).long().view(-1, count)
+    _, side, depth = grey_product(patches)
+    grey = (patches.values.view(-1, depth) @ _luma(side, device)).add_(0.5).long().view(-1, count)
     bins = grey if levels == 256 else grey * levels >> 8
     ones = torch.ones_like(bins, dtype=torch.int32)
     counts = torch.zeros(bins.shape[0], levels, dtype=torch.int32, device=device).scatter_add_(1, bins, ones)
