@@ -75,9 +75,7 @@ def test_all_perturbations_together_are_a_mean_over_them_with_episodes_as_cluste
     dense, fastv = (rows.loc[(conditions.ALL, m)] for m in ("dense", "fastv"))
     assert (dense.rate, fastv.rate, fastv.episodes) == (1, 0.5, 120) and pd.isna(dense.difference)
     assert fastv.difference == fastv.beyond == pytest.approx(-0.5) and pd.isna(fastv.verdict)
-    reach = (
-        2.0010 * ((15 + 0.25) / 59 / 60) ** 0.5
-    )  # Student's of 60 clusters, not of 120 episodes, and one change more
+    reach = 2.0010 * ((15 + 3) / 59 / 60) ** 0.5  # Student's of 60 clusters, not of 120 episodes; three changes more
     assert fastv.held_high - fastv.difference == pytest.approx(reach, rel=1e-3)
     assert conditions.ALL not in list(conditions.table(STUDY)["condition"])  # one perturbation is not several
 
@@ -124,6 +122,32 @@ def test_runs_that_differ_in_more_than_the_perturbation_are_refused():
     said = r"differ in more than method and stress \(bench.suite None -> b\); make a report"
     with pytest.raises(ValueError, match=said):
         conditions.table([*STUDY, run("dense", "blur", "1" * 60, suite="b")])
+
+
+def test_two_groups_of_one_condition_are_refused():
+    """The severity of no perturbation means nothing; still, which of two such groups is "none" must be said."""
+    twice = [run("dense", None, "1" * 20, severity=1), run("dense", None, "1" * 20, severity=3)]
+    with pytest.raises(ValueError, match=r"both of the condition none, with other settings \(bench.severity 1 -> 3"):
+        conditions.table([*twice, run("dense", "blur", "1" * 20)])
+
+
+def test_conditions_with_other_episodes_are_refused():
+    """Else a mean over perturbations would be one over the episodes of the longest."""
+    with pytest.raises(ValueError, match="were asked for different episodes"):
+        conditions.table([run("dense", "blur", "1" * 20), run("dense", "camera", "1" * 30)])
+
+
+def test_a_mean_over_perturbations_weighs_them_alike_where_episodes_are_missing():
+    whole = [run("dense", "blur", "1" * 60), run("dense", "camera", "0" * 20, asked=60)]
+    found = conditions.table(whole, partial=True).set_index("condition").loc[conditions.ALL]
+    assert found["rate"] == 0.5 and found["marks"] == "*"
+
+
+def test_marks_and_pooled_seeds_are_told_below(rows):
+    again = [run(m, s, "1" * 60, 8, v) for m in ("dense", "fastv") for s, v in ((None, 1), ("camera", 3))]
+    notes = "\n".join(conditions.table([*STUDY, *again]).attrs["notes"])
+    assert "Seeds 7, 8 are pooled" in notes or "Seeds 8, 7 are pooled" in notes
+    assert "pooled" not in "\n".join(rows.attrs["notes"])
 
 
 def test_what_is_shown_fits_and_says_the_same_everywhere(rows):

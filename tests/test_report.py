@@ -13,6 +13,7 @@ import pytest
 from vlaprune import cli, report
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, read
+from vlaprune.report import command as report_command
 from vlaprune.report import times
 from vlaprune.report.machines import shared
 from vlaprune.report.sources import sources
@@ -98,6 +99,46 @@ def test_a_reader_that_hangs_up_costs_no_file_and_gets_no_traceback(runs, tmp_pa
     done.stdout.close()
     assert done.stderr.read() == "" and done.wait() == 0
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".csv", ".md", ".tex"}
+
+
+def test_a_stopped_seed_does_not_hide_what_another_one_lacks(tmp_path):
+    """A run that a rule ended is whole; one that was interrupted is not."""
+    for seed, won in ((7, "1" * 4), (8, "1" * 3 + "-" * 9)):
+        write(tmp_path / f"dense{seed}", {"near": won}, tasks={"near": 12}, seed=seed)
+    runs = report.find([tmp_path])
+    ended = {"after": 4, "of": 12, "verdict": "worse", "baseline": "dense", "lost": 4, "gained": 0, "alpha": 0.05}
+    next(one for one in runs if len(one.episodes) == 4).stopped = ended
+    with pytest.raises(ValueError, match="lacks 9 of 12 episodes"):
+        report.summarise(runs)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--suites", "--tasks"], "--tasks does nothing with --suites; leave it out"),
+        (["--conditions", "--criteria", "x"], "--criteria does nothing with --conditions"),
+        (["--delay", "--html", "x.html"], "--html does nothing with --delay"),
+        (["--audit", "--columns", "a,b"], r"--columns does nothing with --audit; leave it out \(it has --partial\)"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(runs, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        report_command.main([str(runs), *options, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [["--suites", "--delay"], ["--timed", "--untimed"]])
+def test_options_that_exclude_each_other_end_in_a_line(runs, options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        report_command.main([str(runs), *options])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_untimed_leaves_no_trace_of_times(runs):
+    table = report.tabulate(report.compare(report.find([runs])), untimed=True)
+    assert table[["ms", "ms_method", "speedup", "ms_answer", "answers"]].isna().all().all()
+    assert not table["impossible"].any()
+    assert not any(word in note for note in table.attrs["notes"] for word in ("Times", "speed", "ms"))
 
 
 def test_a_run_that_is_named_twice_counts_once(runs):
@@ -345,10 +386,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path, runs):
 
 def test_a_run_without_a_finished_episode_is_refused(tmp_path):
     write(tmp_path, {})
-    with pytest.raises(ValueError, match=r"lacks 12 of 12|no finished episode"):
-        report.summarise(report.find([tmp_path]))
-    with pytest.raises(ValueError, match="none of these runs has a finished episode"):
-        report.summarise(report.find([tmp_path]), partial=True)
+    for partial in (False, True):
+        with pytest.raises(ValueError, match=rf"none of these runs has a finished episode: {tmp_path}; finish one"):
+            report.summarise(report.find([tmp_path]), partial=partial)
     assert "no finished episode" in report.summary(read(tmp_path))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
 from scipy.optimize import minimize_scalar
+from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -518,3 +519,20 @@ def test_an_undecided_interval_is_at_the_level_that_holm_asks_of_it():
 
 def test_seeds_that_balance_each_other_count_no_more_than_in_full():
     assert rates.design_effect([[1.0, 0.0]] * 30) == 1
+
+
+@pytest.mark.parametrize("n", [20, 50, 100, 200, 500])
+def test_the_interval_of_a_mean_change_holds_for_rare_losses(n):
+    """Exactly, by the binomial distribution: the true loss lies in it in 94 % of studies or more, rare or not."""
+    found = [rates.mean_change([[-1.0] * k + [0.0] * (n - k)])[1] for k in range(n + 1)]
+    for loss in [*np.linspace(0.1 / n, 12 / n, 120), *np.linspace(0.02, 0.5, 40)]:
+        chance = binom.pmf(range(n + 1), n, loss)
+        assert sum(p for p, one in zip(chance, found, strict=True) if one.low <= -loss <= one.high) > 0.94
+
+
+def test_the_mean_change_of_strata_weighs_them_alike_and_knows_when_it_knows_nothing():
+    middle, interval = rates.mean_change([[1.0] * 10, [0.0] * 1000])
+    assert middle == 0.5 and interval.low < 0.5 < interval.high
+    assert rates.mean_change([[1.0], [0.0] * 10])[1].high == np.inf
+    one, more = (rates.mean_change([[0.0, -1.0] * n])[1] for n in (20, 40))
+    assert one.high - one.low > more.high - more.low

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,81 @@ def test_the_interval_of_the_mean_holds_what_it_says():
         row = suites.study(runs).means.set_index("method").loc["fastv"]
         inside += row["difference_low"] <= -0.4 / 3 <= row["difference_high"]
     assert inside >= 0.93 * 200  # two standard errors below 95 %
+
+
+def test_more_than_the_suite_differs_is_refused_or_said():
+    """Another control, seed, perturbation: no difference of suites."""
+    near, far = STUDY[:2], [on("far", m, "1" * 60) for m in ("dense", "fastv")]
+    for key, value in (("execute", 1), ("seed", 3)):
+        other = [replace(r, header=replace(r.header, identity=r.header.identity | {key: value})) for r in far]
+        with pytest.raises(ValueError, match=rf"differ in more than suite and method \({key} .*--mixed to look"):
+            suites.study([*near, *other])
+        assert f"differ in more than suite and method ({key}" in suites.study([*near, *other], mixed=True).notes[0]
+    with pytest.raises(ValueError, match=r"bench.stress None -> camera"):
+        suites.study([*near, *(run(m, "camera", "1" * 60, suite="far") for m in ("dense", "fastv"))])
+
+
+def test_a_tuned_policy_on_one_suite_is_no_mean_with_an_untuned_one(tmp_path):
+    near, far = STUDY[:2], [on("far", m, "1" * 60) for m in ("dense", "fastv")]
+    for one, weights in ((far[0], "a"), (far[1], "b")):
+        one.header.identity["weights"] = weights
+    far[1].header.provenance["tuned_from"] = "a"
+    found = suites.study([*near, *far])
+    assert list(found.means["method"]) == ["dense"]
+    assert any(note.startswith("far: § fastv") for note in found.notes)
+
+
+def test_two_baselines_are_refused():
+    runs = [on(s, "fastv", "1" * 20, layer=n) for s, n in (("a", 2), ("b", 3))]
+    runs += [on(s, "dense", "1" * 20) for s in "ab"]
+    with pytest.raises(ValueError, match=r"fastv is fastv layer=2 \(on a\) and fastv layer=3 \(on b\); name one"):
+        suites.study(runs, baseline="fastv")
+
+
+def test_a_suite_without_a_baseline_is_compared_with_nothing():
+    found = suites.study([*STUDY[:2], on("far", "divprune", "1" * 20)])
+    (lone,) = [line for line in suites.cells(found)[1] if line[0] == "far"]
+    assert "not compared" in lone and "baseline" not in lone
+    assert "Without a baseline, so not compared: far." in found.notes
+
+
+def test_a_suite_of_unequal_tasks_shows_the_mean_of_tasks_as_its_papers_do():
+    found = suites.study([*STUDY[:2], *map(uneven, ("dense", "fastv"))])
+    heads, rows = suites.grid(found)
+    assert rows[0][1][heads.index("far")].text == "50.0"
+    assert found.means.set_index("method").loc["dense", "rate"] == pytest.approx((38 / 40 + 0.5) / 2)
+    assert any("success is the mean over tasks" in note for note in found.notes)
+
+
+def uneven(method):
+    """300 of 300 on one task, 0 of 100 on another."""
+    one = on("far", method, "1" * 300)
+    record = one.episodes["t", 0]
+    one.episodes.update({("u", i): replace(record, task="u", episode=i, success=False) for i in range(100)})
+    one.header.tasks["u"] = 100
+    return one
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_runs_on_one_machine_at_one_time_show_no_times(apart):
+    """Whichever of the suites they are on."""
+    runs = [timed(on(s, m, "1" * 40), at) for at, (s, m) in enumerate((s, m) for s in "ab" for m in ("dense", "fastv"))]
+    if not apart:
+        runs[2:] = [timed(on("b", "dense", "1" * 40), 0.5), timed(on("b", "fastv", "1" * 40), 2)]
+    found = suites.study(runs)
+    assert found.table[found.table["suite"] != suites.MEAN]["ms"].notna().all() == apart
+    assert any("No times" in note for note in found.notes) != apart
+    assert suites.study(runs, untimed=True).table["ms"].isna().all()
+    assert suites.study(runs, timed=True).table["ms"].notna().any()
+
+
+def timed(one, hour):
+    """The run with times, made from that hour on, an episode a minute, on one machine."""
+    calls = tuple(replace(call, ms={"prompt": 2.0}) for call in one.episodes["t", 0].calls)
+    for i, (key, record) in enumerate(one.episodes.items()):
+        one.episodes[key] = replace(record, calls=calls, ended=1e9 + 3600 * hour + 60 * (i + 1), seconds=60.0)
+    one.header.provenance.update({"host": "here", "boot": "b", "hardware": {"device": "cpu"}})
+    return one
 
 
 def test_no_change_in_any_episode_does_not_prove_that_there_is_none():

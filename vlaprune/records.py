@@ -56,6 +56,11 @@ class StepRecord:
     delay: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def steady(self) -> bool:
+        """Whether its time is that of a steady state: timed, alone on the device, nothing compiled or allocated."""
+        return bool(self.ms) and self.packed == 1 and not self.cold
+
+    @property
     def counted(self) -> bool:
         """Whether its tokens were counted; not those of a black box."""
         return bool(self.rows)
@@ -396,7 +401,7 @@ def episode_row(record: EpisodeRecord) -> dict[str, Any]:
         "calls": len(calls) or "",
     }
     row |= _counts(calls) if record.counted else dict.fromkeys(COUNTS, "")
-    timed = [c.ms for c in calls if c.ms and c.packed == 1 and not c.cold]
+    timed = [c.ms for c in calls if c.steady]
     row["ms"] = mean([sum(ms.values()) for ms in timed]) if timed else ""
     named = timed and record.counted  # a black box has one time, of no stage
     row |= {f"ms_{s}": mean([ms.get(s, 0.0) for ms in timed]) if named else "" for s in TIMED}

@@ -140,6 +140,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     from vlaprune.evaluation.rollout import Watcher
     from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
+    from vlaprune.report.audit import WITHOUT
 
     config.check(cfg)
     if config.is_black_box(cfg):
@@ -158,7 +159,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     header = config.header(cfg, model, bench, delay)
     model, control = audit.alter_inputs(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
     folder, watchers = Path(cfg.output), list[Watcher]()
-    if arm not in audit.WITHOUT:
+    if arm not in WITHOUT:
         known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # a calibration, too, is the method's
         make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, known, cfg.seed)
     if arm is not None:

@@ -32,13 +32,13 @@ from vlaprune.methods.shared.audit import (
 from vlaprune.policy import VLA, episode_seed
 from vlaprune.pruner import Pruner
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
+from vlaprune.report.audit import WITHOUT
 from vlaprune.session import Session
 from vlaprune.trace import Trace
 
 DRAWS = 3  # of the random control
 RANDOM = tuple(f"random-{i}" for i in range(DRAWS))
 SCORED = ("bottom", "shuffled", "other")
-WITHOUT = ("dense", "blind", "wordless")  # arms of the policy without any method
 ARMS = ("own", *WITHOUT, *RANDOM, "uniform", *SCORED)
 GREY = 128
 

@@ -123,7 +123,7 @@ class Wandb:
     def _means(self) -> dict[str, float]:
         """Means over all model calls (milliseconds over steady ones), and each task's success rate."""
         calls = [call for record in self._records for call in record.calls]
-        steady = [sum(call.ms.values()) for call in calls if call.ms and not call.cold and call.packed == 1]
+        steady = [sum(call.ms.values()) for call in calls if call.steady]
         out: dict[str, float] = {"episodes_repeated": sum(record.attempts > 1 for record in self._records)}
         if self._header.proved:
             out["call/kept"] = mean([mean(call.visual) for call in calls])
@@ -160,7 +160,7 @@ class Wandb:
         if call.counted:
             row |= {"call/kept": mean(call.visual), "call/visual": call.total}
             row["call/gflops"] = sum(call.flops.values()) / 1e9
-        return row | ({"call/ms": sum(call.ms.values())} if call.packed == 1 and not call.cold else {})
+        return row | ({"call/ms": sum(call.ms.values())} if call.steady else {})
 
     def _standing(self) -> dict[str, float]:
         won, n = sum(row["success"] for row in self._rows), len(self._rows)

@@ -172,9 +172,13 @@ def audit(runs: Sequence[Run], partial: bool = False, others: Sequence[Header] =
     others   headers of methods that the label must tell this one from
     """
     arms: dict[str, list[Run]] = {}
+    drawn: dict[str, Run] = {}  # by full name; a copy of a draw is no other draw
     for run in runs:
         named = arm(run)
         if named is not None:
+            if named in drawn and named != "own":
+                raise UserError(f"{run.folder} and {drawn[named].folder} are both the arm {named}; name one of them")
+            drawn[named] = run
             arms.setdefault(named.partition("-")[0], []).append(run)
     absent = [a for a in ("own", "dense", "random") if a not in arms]
     if absent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +55,10 @@ def study(runs: Sequence[Run], partial: bool = False) -> Study:
     found = [audit([*own, *(run for run in common if _serves(run, own))], partial, methods) for own in groups]
     adjusted = stats.holm([one.line("random").p for one in found])
     found = [_among(one, p, len(found)) for one, p in zip(found, adjusted, strict=True)]
+    owns = [one.line("own").runs[0] for one in found]
+    for a, b in combinations(owns, 2):
+        if not differences(*(without(run.header, "seed") for run in (a, b))):
+            raise UserError(f"{a.folder} and {b.folder} audit one method, under other seeds; make a page of each")
     found.sort(key=lambda one: (-one.line("random").difference, one.method))
     return Study(f"What the criterion is worth: {next(iter(places))}", found, sources(runs))
 
@@ -73,9 +78,9 @@ def _among(found: Audit, p: float, count: int) -> Audit:
     return replace(found, lines=lines, level=LEVEL / count)
 
 
-def beside(comparison: Comparison, runs: Sequence[Run]) -> Comparison:
+def beside(comparison: Comparison, runs: Sequence[Run], partial: bool = False) -> Comparison:
     """The comparison, with what audits in these runs say of its arms. UserError where they are of none of them."""
-    found = study(runs).audits
+    found = study(runs, partial).audits
     criteria = {}
     for one in found:
         line, own = one.line("random"), audited(one.line("own").runs[0].header)

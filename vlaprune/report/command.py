@@ -6,11 +6,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlaprune.errors import UserError
 from vlaprune.report import audits, conditions, delay, suites
 from vlaprune.report.runs import compare, find
-from vlaprune.report.tables import tabulate, without_times
+from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write
 from vlaprune.stats.markdown import TERMINAL
+
+STUDIES = {  # another report than the table of methods, and the options that it has
+    "audit": ("partial",),
+    "conditions": ("baseline", "partial", "wide"),
+    "suites": ("baseline", "partial", "mixed", "criteria", "timed", "untimed", "wide"),
+    "delay": ("baseline", "partial"),
+}
+ALWAYS = ("runs", "output", "name", *STUDIES)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,9 +27,6 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="vlaprune-report", description="Side-by-side tables from recorded runs.")
     out.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
     out.add_argument("--baseline", default="dense", help="label of the arm that others are paired with")
-    out.add_argument(
-        "--audit", action="store_true", help="what criteria are worth (experiment=audit); NAME.{md,csv,html}"
-    )
     out.add_argument("--tasks", action="store_true", help="one row per task as well")
     out.add_argument("--wide", action="store_true", help="every column, however long the lines become")
     out.add_argument(
@@ -30,8 +36,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="these columns of --wide",
     )
-    out.add_argument("--untimed", action="store_true", help="no milliseconds")
-    out.add_argument("--timed", action="store_true", help="milliseconds even of runs that shared their machine")
+    times = out.add_mutually_exclusive_group()
+    times.add_argument("--untimed", action="store_true", help="no milliseconds")
+    times.add_argument("--timed", action="store_true", help="milliseconds even of runs that shared their machine")
     out.add_argument("--partial", action="store_true", help="show runs with episodes missing, marked with *")
     out.add_argument(
         "--mixed", action="store_true", help="show runs of other protocols, weights, seeds or episodes, marked with †"
@@ -50,17 +57,21 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="audits (experiment=audit) of methods in the table: whether each chooses better than chance",
     )
-    out.add_argument(
+    study = out.add_mutually_exclusive_group()
+    study.add_argument(
+        "--audit", action="store_true", help="what criteria are worth (experiment=audit); NAME.{md,csv,html}"
+    )
+    study.add_argument(
         "--conditions",
         action="store_true",
         help="runs under several perturbations (experiment=stress): method by perturbation; NAME.{csv,md,html}",
     )
-    out.add_argument(
+    study.add_argument(
         "--suites",
         action="store_true",
         help="runs on several suites or benchmarks: method by suite, and the mean; NAME.{csv,md,tex,html}",
     )
-    out.add_argument(
+    study.add_argument(
         "--delay",
         action="store_true",
         help="runs of worlds that do not wait (experiment=delay): success by delay, break-even; NAME.{md,csv,html}",
@@ -70,8 +81,20 @@ def parser() -> argparse.ArgumentParser:
         "--videos", type=float, default=20, metavar="MB", help="megabytes of films in the page; others are linked"
     )
     out.add_argument("--output", type=Path, default=Path("results/tables"), help="folder for NAME.{csv,md,tex}")
-    out.add_argument("--name", default="table", help="name of the files (default: table)")
+    out.add_argument("--name", help="name of the files (default: table, or that of the study)")
     return out
+
+
+def _study(args: argparse.Namespace) -> str | None:
+    """The study that was asked for. UserError for an option that it does not have."""
+    study = next((name for name in STUDIES if getattr(args, name)), None)
+    if study is None:
+        return None
+    for name, given in vars(args).items():
+        if name not in (*ALWAYS, *STUDIES[study]) and given != parser().get_default(name):
+            known = ", ".join(f"--{option}" for option in STUDIES[study])
+            raise UserError(f"--{name} does nothing with --{study}; leave it out (it has {known})")
+    return study
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,32 +107,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
     """The text of what was asked for, and its files, which are written before anything is printed."""
-    named = None if args.name == "table" else args.name
+    study = _study(args)
+    named = args.name or study or "table"
     if args.delay:
         late = delay.table(find(args.runs), args.baseline, args.partial)
-        return delay.markdown(late), delay.write(late, args.output, named or "delay")
+        return delay.markdown(late), delay.write(late, args.output, named)
     if args.audit:
-        study = audits.study(find(args.runs), args.partial)
-        return audits.markdown(study), audits.write(study, args.output, named or "audit")
+        audited = audits.study(find(args.runs), args.partial)
+        return audits.markdown(audited), audits.write(audited, args.output, named)
     if args.conditions:
         rows = conditions.table(find(args.runs), args.baseline, args.partial)
         told = conditions.terminal(rows, None if args.wide else TERMINAL)
-        return told, conditions.write(rows, args.output, named or "conditions")
+        return told, conditions.write(rows, args.output, named)
     if args.suites:
-        audited = find(args.criteria) if args.criteria else []
-        every = suites.study(find(args.runs), args.baseline, args.partial, args.mixed, audited, args.timed)
-        every = suites.untimed(every) if args.untimed else every
+        beside = find(args.criteria) if args.criteria else []
+        every = suites.study(find(args.runs), args.baseline, args.partial, args.mixed, beside, args.timed, args.untimed)
         told = suites.terminal(every, None if args.wide else TERMINAL)
-        return told, suites.write(every, args.output, named or "suites")
+        return told, suites.write(every, args.output, named)
     comparison = compare(find(args.runs), args.baseline, args.partial, args.mixed)
     if args.noise:
         comparison = comparison.with_noise(find(args.noise))
     if args.criteria:
-        comparison = audits.beside(comparison, find(args.criteria))
-    table = tabulate(comparison, args.tasks, args.timed)
-    if args.untimed:
-        table = without_times(table)
-    paths = [*write(table, args.output, args.name)]
+        comparison = audits.beside(comparison, find(args.criteria), args.partial)
+    table = tabulate(comparison, args.tasks, args.timed, args.untimed)
+    paths = [*write(table, args.output, named)]
     if args.html:
         from vlaprune.report import page  # draws: loaded where it is wanted
 

@@ -11,28 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.notes import marks
-from vlaprune.report.runs import Arm, Comparison, Key, compare
+from vlaprune.report.runs import Arm, Comparison, Key, begun, compare
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes
 from vlaprune.report.text import short_notes
+from vlaprune.stats import noise, rates
 from vlaprune.stats import paired as stats
-from vlaprune.stats import rates
 from vlaprune.stats.markdown import TERMINAL, columns
 from vlaprune.stats.markdown import table as lined
-from vlaprune.stats.noise import alike
 
 PLAIN, ALL = "none", "together"
 POOLED = (
-    f"{ALL}: mean over the perturbations, of success and of differences. Intervals are at 95 %, with the episodes of "
-    "one (task, episode) under all perturbations as one cluster. No verdict is made of it."
+    f"{ALL}: mean over the perturbations, of success and of differences, the latter on the episodes that all of them "
+    "have. Intervals are at 95 %, with the episodes of one (task, episode) under all perturbations as one cluster. No "
+    "verdict is made of it."
 )
 COLUMNS = (
     *("condition", "method", "marks", "base", "success", "episodes", "rate", "low", "high"),
@@ -61,11 +59,21 @@ def _name(header: Header) -> str:
 
 def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Condition]:
     """Runs by their perturbation, the unperturbed ones first. UserError where they differ in anything else."""
-    groups = sorted(alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
+    runs = begun(runs, partial)
+    groups = sorted(noise.alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
+    first = {_name(group[0].header): group[0] for group in reversed(groups)}
     for group in groups:
-        if differing := differences(_unstressed(groups[0][0]), _unstressed(group[0])):
-            two = f"{group[0].folder} and {groups[0][0].folder}"
+        one = group[0]
+        two = f"{one.folder} and {groups[0][0].folder}"
+        if differing := differences(_unstressed(groups[0][0]), _unstressed(one)):
             raise UserError(f"{two} differ in more than method and stress ({differing}); make a report of each")
+        if one.header.tasks != groups[0][0].header.tasks:
+            raise UserError(f"{two} were asked for different episodes; make a report of each")
+        if (twin := first[_name(one.header)]) is not one:
+            raise UserError(
+                f"{one.folder} and {twin.folder} are both of the condition {_name(one.header)}, with other settings "
+                f"({differences(noise.conditions(twin.header), noise.conditions(one.header))}); make a report of each"
+            )
     every = [run.header for run in runs]
     return [Condition(_name(group[0].header), compare(group, baseline, partial, others=every)) for group in groups]
 
@@ -176,7 +184,8 @@ def _pooled(perturbed: Sequence[Comparison], plain: Comparison | None) -> list[d
         won = [int(r.success) for a, _ in pairs_of for r in a.episodes.values()]
         row: dict[str, Any] = {"condition": ALL, "method": label, "base": pairs_of[0][0] is pairs_of[0][1]}
         row |= {"marks": "".join(dict.fromkeys("".join(a.marks for a, _ in pairs_of)))}
-        row |= {"success": sum(won), "episodes": len(won), "rate": mean(won)}
+        rates_of = [mean([int(r.success) for r in a.episodes.values()]) for a, _ in pairs_of]
+        row |= {"success": sum(won), "episodes": len(won), "rate": mean(rates_of)}
         if not row["base"]:
             row |= _change("difference", "held", pairs_of, None)
             before = next((a for a in plain.arms if a.label == label), None) if plain else None
@@ -189,8 +198,7 @@ def _pooled(perturbed: Sequence[Comparison], plain: Comparison | None) -> list[d
 def _change(name: str, ends: str, arms: Sequence[tuple[Arm, Arm]], less: tuple[Arm, Arm] | None) -> dict[str, float]:
     """Mean of arm - base over pairs of arms, less that of another pair, on the episodes that all of them have.
 
-    Its 95 % interval is Student's over clusters of (task, episode). One more episode that changed under one pair counts
-    in the spread, so that episodes without any change do not prove that there is none.
+    With its 95 % interval over clusters of (task, episode), see `rates.mean_change`.
     """
     every = [*arms, *([less] if less else [])]
     each: dict[tuple[str, int], list[float]] = {}
@@ -200,11 +208,8 @@ def _change(name: str, ends: str, arms: Sequence[tuple[Arm, Arm]], less: tuple[A
             each.setdefault(key[:2], []).append(here - (_won(less[0], key) - _won(less[1], key) if less else 0))
     if len(each) < 2:
         return {}
-    values = np.array([mean(own) for own in each.values()])
-    middle, n = float(values.mean()), len(values)
-    spread = (float(((values - middle) ** 2).sum()) + 1 / len(arms) ** 2) / (n - 1)
-    reach = float(t.ppf(0.975, n - 1) * np.sqrt(spread / n))
-    return {name: middle, f"{ends}_low": middle - reach, f"{ends}_high": middle + reach}
+    middle, interval = rates.mean_change([[mean(own) for own in each.values()]])
+    return {name: middle, f"{ends}_low": interval.low, f"{ends}_high": interval.high}
 
 
 def _won(arm: Arm, key: Key) -> int:

@@ -17,7 +17,7 @@ import pandas as pd
 from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Header, Run, differences, mean, without
 from vlaprune.report.notes import marks
-from vlaprune.report.runs import Arm, Comparison, Key, compare, display_name
+from vlaprune.report.runs import Arm, Comparison, Key, begun, compare, display_name
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes, tabulate
 from vlaprune.stats.markdown import table as lined
@@ -72,6 +72,7 @@ def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False
 
     UserError as `compare` raises it, and where runs differ in more than method, seed and delay.
     """
+    runs = begun(runs, partial)
     for run in runs:
         if differing := differences(*(without(r.header, "method", "seed", "delay") for r in (runs[0], run))):
             two = f"{run.folder} and {runs[0].folder}"

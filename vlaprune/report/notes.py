@@ -34,12 +34,12 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
             f"points (experiment=audit); exact p, Holm over the {audited} methods audited; empty where not audited."
         )
     out += marks(comparison)
-    out += [f"¶ {a.label}: {_unproved(a, row)}" for a, row in _rows(comparison, whole) if not a.proved]
+    out += [_answers(a, row) for a, row in _rows(comparison, whole) if not a.proved and pd.notna(row.ms_answer)]
     return out + _times(comparison, table, whole)
 
 
 def marks(comparison: Comparison) -> list[str]:
-    """What the marks behind the names of arms mean, ¶ aside."""
+    """What the marks behind the names of arms mean, and what was pooled in them."""
     out = [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
     again = [f"{a.label} {a.repeated}" for a in comparison.arms if a.repeated]
     if again:
@@ -57,7 +57,9 @@ def marks(comparison: Comparison) -> list[str]:
             "judged as one."
         )
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
-    return out + [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
+    out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
+    out += [f"¶ {a.label}: {_unproved(a)}" for a in comparison.arms if not a.proved]
+    return out + _pooled(comparison)
 
 
 def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:
@@ -66,15 +68,15 @@ def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:
     return [(arm, found[arm.marked]) for arm in comparison.arms]
 
 
-def _unproved(arm: Arm, row: Any) -> str:
-    """Where a run without proof comes from, and what is known of its time."""
+def _unproved(arm: Arm) -> str:
+    """Where a run without proof comes from."""
     source = arm.run.header.provenance.get("source", "another harness")
-    known = "success and time" if pd.notna(row.ms_answer) else "success"
-    time = f" An answer takes {row.ms_answer:.2f} ms, mean of {row.answers:.0f}, the network included."
-    return (
-        f"{UNPROVED}: {source}. Its {known} {'are' if ' and ' in known else 'is'} known; what it computes is not, so "
-        f"tokens and FLOPs are left empty.{time if pd.notna(row.ms_answer) else ''}"
-    )
+    return f"{UNPROVED}: {source}. What it computes is not known, so tokens and FLOPs are left empty."
+
+
+def _answers(arm: Arm, row: Any) -> str:
+    """What is known of the time of a black box."""
+    return f"{arm.label}: an answer takes {row.ms_answer:.2f} ms, mean of {row.answers:.0f}, the network included."
 
 
 def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
@@ -146,7 +148,6 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
         f"exact unconditional test at alpha 0.05{several}; worse also needs exact McNemar.",
         f"Intervals of differences are Tango's at {at}; their end stands at the margin where the exact test is "
         "stricter, so that they lie beside the margin exactly where there is a verdict.",
-        *_pooled(comparison),
         f"Power: {detectable_loss(n, flipped, len(judged))}.",
     ]
 

@@ -21,7 +21,7 @@ from vlaprune.report.html import template
 from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.runs import Arm, Comparison, context
 from vlaprune.report.svg import METHODS, Chart
-from vlaprune.report.tables import tabulate, without_times
+from vlaprune.report.tables import tabulate
 
 MATRIX = 40  # arms up to which every one is held against every other
 VIDEOS = 20_000_000  # bytes of film that a page holds as base64; the rest is linked
@@ -85,11 +85,9 @@ def _tables(
     comparison: Comparison, colours: Mapping[str, int], timed: bool, untimed: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of `tabulate` by task with family and colour, and its rows of all tasks in the order of the page."""
-    table = tabulate(comparison, by_task=True, timed=timed)
+    table = tabulate(comparison, by_task=True, timed=timed, untimed=untimed)
     table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
     table["colour"] = table["method"].map(colours)
-    if untimed:
-        table = without_times(table)
     whole = table[table["task"] == "all"].set_index("method", drop=False).rename_axis(None)
     whole = whole.loc[ordered(whole)]
     whole.attrs = table.attrs

@@ -214,9 +214,7 @@ def compare(
     mixed    runs of another protocol, other weights, seeds or episodes are shown, marked †
     others   headers of runs in other comparisons of one study: one label is one method in all of them
     """
-    runs = [r for r in runs if r.episodes or not partial]
-    if not runs:
-        raise UserError("none of these runs has a finished episode")
+    runs = begun(runs, partial)
     groups = _over_seeds(runs)
     firsts = [group[0] for group in groups]
     headers = [r.header for r in firsts]
@@ -227,6 +225,14 @@ def compare(
         arms.append(_arm(group, groups[at or 0], called, partial, mixed))
     base = None if at is None else arms[at]
     return Comparison(tuple(sorted(arms, key=lambda a: (a is not base, a.label))), base)
+
+
+def begun(runs: Sequence[Run], partial: bool) -> list[Run]:
+    """The runs, with `partial` without those that have no finished episode. UserError where none has one."""
+    if not any(r.episodes for r in runs):
+        named = ", ".join(str(r.folder) for r in runs[:2]) + (", ..." if len(runs) > 2 else "")
+        raise UserError(f"none of these runs has a finished episode: {named}; finish one, or leave them out")
+    return [r for r in runs if r.episodes or not partial]
 
 
 def _baseline(wanted: str, names: Sequence[str], labels: Sequence[str], mixed: bool) -> int | None:
@@ -257,9 +263,10 @@ def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, 
             "look anyway"
         )
     stopped = "; ".join(said(one.stopped) for one in group if one.stopped)
-    missing = 0 if stopped else sum(len(one.missing) for one in group)
+    lacks = [one for one in group if one.missing and not one.stopped]
+    missing = sum(len(one.missing) for one in lacks)
     if missing and not partial:
-        lacking = next(one for one in group if one.missing)
+        lacking = lacks[0]
         raise UserError(
             f"run {lacking.folder} lacks {len(lacking.missing)} of {sum(lacking.header.tasks.values())} episodes; "
             "finish it, or pass --partial"

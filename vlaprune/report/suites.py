@@ -7,30 +7,29 @@ Every method is paired with the baseline of the same suite; its verdict there is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from vlaprune.errors import UserError
-from vlaprune.records import Run, mean
+from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report import audits, tables
 from vlaprune.report.grids import Shade, shade
-from vlaprune.report.notes import marks
-from vlaprune.report.runs import Arm, Comparison, compare, short_name
+from vlaprune.report.runs import Arm, Comparison, begun, compare, short_name
 from vlaprune.report.sources import sources
-from vlaprune.report.tables import tabulate, without_times
+from vlaprune.report.tables import tabulate
 from vlaprune.report.text import latex_of, pretty, short_notes
+from vlaprune.stats import rates
 from vlaprune.stats.markdown import TERMINAL, columns
 from vlaprune.stats.markdown import table as lined
 
 MEAN = "mean"
 COLUMNS = ("suite", *tables.COLUMNS)
-LEAD = "Success in %; below it or in brackets the difference to the baseline on the same episodes, in points."
+LEAD = "Success in %; in brackets the difference to the baseline on the same episodes, in points."
+APART = ("suite", "label", "only", "names")  # of a benchmark: what may differ from suite to suite
 
 
 @dataclass(frozen=True)
@@ -79,46 +78,78 @@ def study(
     mixed: bool = False,
     audited: Sequence[Run] = (),
     timed: bool = False,
+    untimed: bool = False,
 ) -> Study:
     """The suites among these runs. UserError where `compare` raises it, for several models, or for one suite.
 
+    mixed    also runs of which more differs from suite to suite than the benchmark and the weights; it is then said
     audited  runs of audits, of some methods on some of the suites
-    timed    milliseconds even of runs that shared their machine
+    timed    milliseconds even of runs that shared their machine; untimed: none at all
     """
+    runs = begun(runs, partial)
     if len(models := sorted({short_name(run, "model") for run in runs})) > 1:
         raise UserError(f"runs of the models {', '.join(models)}; make a report of each")
-    names = list(dict.fromkeys(map(suite_of, runs)))
-    if len(names) < 2:
-        raise UserError(f"all of these runs are on {names[0]}; --suites needs several suites or benchmarks")
-    every, found = [run.header for run in runs], []
-    for one in names:
-        comparison = compare([run for run in runs if suite_of(run) == one], baseline, partial, mixed, every)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(suite_of(run), []).append(run)
+    if len(groups) < 2:
+        raise UserError(f"all of these runs are on {', '.join(groups)}; --suites needs several suites or benchmarks")
+    if lost := sorted({suite_of(run) for run in audited} - set(groups)):
+        raise UserError(f"audits are of {', '.join(lost)}, which no run here is on; there are {', '.join(groups)}")
+    every, apart = [run.header for run in runs], _apart(groups)
+    if apart and not mixed:
+        raise UserError(f"{next(iter(apart.values()))}; make a report of each, or pass --mixed to look anyway")
+    found = []
+    for one, group in groups.items():
+        comparison = compare(group, baseline, partial, mixed, every)
         if own := [run for run in audited if suite_of(run) == one]:
-            comparison = audits.beside(comparison, own)
-        found.append(Suite(one, comparison, tabulate(comparison, timed=timed)))
-    if lost := sorted({suite_of(run) for run in audited} - set(names)):
-        raise UserError(f"audits are of {', '.join(lost)}, which no run here is on; there are {', '.join(names)}")
-    return Study(f"{models[0]} on {', '.join(names)}", found, _means(found), _notes(found), sources(runs))
+            comparison = audits.beside(comparison, own, partial)
+        found.append(Suite(one, comparison, tabulate(comparison, timed=timed, untimed=untimed, beside=runs)))
+    bases = {one.comparison.baseline.label: one.name for one in found if one.comparison.baseline}
+    if len(bases) > 1:
+        said = " and ".join(f"{label} (on {suite})" for label, suite in bases.items())
+        raise UserError(f"baseline {baseline} is {said}; name one with --baseline")
+    notes = [*apart.values(), *_notes(found)]
+    return Study(f"{models[0]} on {', '.join(groups)}", found, _means(found), notes, sources(runs))
 
 
-def untimed(found: Study) -> Study:
-    """The same without milliseconds."""
-    suites = [Suite(s.name, s.comparison, without_times(s.table)) for s in found.suites]
-    return Study(found.title, suites, found.means, found.notes, found.sources)
+def _apart(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    """By suite, in what more than suite, weights and method its runs differ from those of the first suite."""
+    first = next(iter(groups.values()))[0]
+    out = {}
+    for name, runs in groups.items():
+        same = short_name(runs[0], "bench") == short_name(first, "bench")
+        a, b = (_common(run.header, same) for run in (first, runs[0]))
+        if differing := differences(a, b):
+            out[name] = f"{runs[0].folder} and {first.folder} differ in more than suite and method ({differing})"
+    return out
+
+
+def _common(header: Header, whole: bool) -> Header:
+    """What must be equal in all suites; of a benchmark of another kind only how its world is perturbed."""
+    same = dict(without(header, "method", "weights").identity)
+    same["model"] = {k: v for k, v in same["model"].items() if k != "weights"}
+    bench = same.pop("bench")
+    stress = {"stress": bench.get("stress")} | ({"severity": bench["severity"]} if bench.get("stress") else {})
+    rest = {k: v for k, v in bench.items() if whole and k not in (*APART, "severity")}
+    return Header({**same, "bench": {**rest, **stress}}, {}, {})
 
 
 def _means(found: Sequence[Suite]) -> pd.DataFrame:
-    """A row for each method that every suite has: unweighted means over the suites, as papers have them."""
+    """A row for each method that every suite has: unweighted means over the suites, as papers have them.
+
+    A policy that was tuned with its method on one suite and not on another is no one method.
+    """
     rows = []
     for label in [arm.label for arm in found[0].comparison.arms]:
-        arms = [next((a for a in s.comparison.arms if a.label == label), None) for s in found]
-        if None in arms:
+        own = [a for s in found for a in s.comparison.arms if a.label == label]
+        if len(own) < len(found) or len({a.tuned for a in own}) > 1:
             continue
-        own = [a for a in arms if a is not None]
         each = [s.table[s.table["method"] == a.marked].iloc[0] for s, a in zip(found, own, strict=True)]
-        marked = label + "".join(dict.fromkeys("".join(a.marks for a in own)))
-        row: dict[str, Any] = {"suite": MEAN, "method": marked, "task": "all", "proved": all(a.proved for a in own)}
-        row |= {key: mean([float(one[key]) for one in each]) for key in ("rate", "kept", "gflops", "flops_cut")}
+        marks = "".join(dict.fromkeys("".join(a.marks for a in own)))
+        row: dict[str, Any] = {"suite": MEAN, "method": label + marks, "task": "all"}
+        row |= {"proved": all(a.proved for a in own), "rate": mean([_success(one) for one in each])}
+        row |= {key: mean([float(one[key]) for one in each]) for key in ("kept", "gflops", "flops_cut")}
         bases = [s.comparison.baseline for s in found]
         pairs = [(a, b) for a, b in zip(own, bases, strict=True) if b is not None and a is not b]
         if len(pairs) == len(found):
@@ -127,41 +158,46 @@ def _means(found: Sequence[Suite]) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _difference(pairs: Sequence[tuple[Arm, Arm]]) -> dict[str, float]:
-    """Mean over suites of method - baseline, with a 95 % interval; nothing where a suite has too few episodes for it.
+def _success(row: Any) -> float:
+    """Success as the suite's own papers have it: the mean of tasks where their numbers of episodes differ."""
+    return float(row["rate"] if pd.isna(row["average"]) else row["average"])
 
-    The suites are independent strata with (task, episode) as clusters: variances of their means add up, and Welch's
-    degrees of freedom belong to the sum. One more episode that changed counts in every spread (as in `conditions`).
+
+def _difference(pairs: Sequence[tuple[Arm, Arm]]) -> dict[str, float]:
+    """Mean over suites of method - baseline with its 95 % interval, see `rates.mean_change`.
+
+    Suites are strata, and a (task, episode) under all its seeds is a cluster. Nothing where one has no common episode.
     """
-    middles, squares, freedoms = [], [], []
+    strata = []
     for arm, base in pairs:
         each: dict[tuple[str, int], list[int]] = {}
         for key in tables.shared_episodes(arm, base):
             each.setdefault(key[:2], []).append(arm.episodes[key].success - base.episodes[key].success)
-        if len(each) < 2:
-            return {}
-        values = np.array([mean(own) for own in each.values()])
-        n = len(values)
-        middles.append(float(values.mean()))
-        squares.append((float(((values - values.mean()) ** 2).sum()) + 1) / (n - 1) / n)
-        freedoms.append(n - 1)
-    total = sum(squares)
-    freedom = total**2 / sum(s**2 / f for s, f in zip(squares, freedoms, strict=True))
-    reach = float(t.ppf(0.975, freedom)) * math.sqrt(total) / len(pairs)
-    middle = mean(middles)
-    return {"difference": middle, "difference_low": middle - reach, "difference_high": middle + reach}
+        strata.append([mean(own) for own in each.values()])
+    if not all(strata):
+        return {}
+    middle, interval = rates.mean_change(strata)
+    return {"difference": middle, "difference_low": interval.low, "difference_high": interval.high}
 
 
 def _notes(found: Sequence[Suite]) -> list[str]:
-    out = [f"{one.name}: {note}" for one in found for note in one.table.attrs["notes"] if note.startswith("Verdict")]
+    """The footnotes of every suite's table, each once, and what the mean is."""
+    told: dict[str, list[str]] = {}
+    for one in found:
+        for note in one.table.attrs["notes"]:
+            told.setdefault(note, []).append(one.name)
+    out = [note if len(names) == len(found) else f"{', '.join(names)}: {note}" for note, names in told.items()]
     out.append(
         f"{MEAN}: unweighted, over the suites, of methods that all of them have. The interval of its difference is at "
         "95 %, with the episodes of one (task, episode) as one cluster. No verdict is made of it."
     )
-    for start in ("Against random", "No times", "~ Times"):
-        said = [(one.name, n) for one in found for n in one.table.attrs["notes"] if n.startswith(start)]
-        out += [f"{suite}: {note}" for suite, note in said]
-    return [*out, *(f"{one.name}: {line}" for one in found for line in marks(one.comparison))]
+    if any(one.table["average"].notna().any() for one in found):
+        out.append(
+            "Where tasks have unequal numbers of episodes, success is the mean over tasks; differences are of all "
+            "paired episodes."
+        )
+    lone = [one.name for one in found if one.comparison.baseline is None]
+    return [*out, *([f"Without a baseline, so not compared: {', '.join(lone)}."] if lone else [])]
 
 
 def _order(found: Study) -> list[str]:
@@ -179,7 +215,7 @@ def _unmarked(label: str) -> str:
 def grid(found: Study) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
     """Heads and a row for each method: success on each suite, its mean, mean of visual tokens, mean of FLOPs cut.
 
-    The colour is the difference to the baseline of the suite.
+    The colour is the difference to the baseline of the suite. Costs are of methods that every suite has.
     """
     heads = [*(one.name for one in found.suites), MEAN, "visual tokens", "FLOPs cut"]
     rows = found.table.assign(label=lambda r: r["method"].map(_unmarked))
@@ -187,24 +223,29 @@ def grid(found: Study) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
     out = []
     for label in _order(found):
         own = [cells.get((suite, label)) for suite in (*(s.name for s in found.suites), MEAN)]
-        costs = own[-1] or next(r for r in own if r is not None)
-        kept = Shade("" if pd.isna(costs.kept) else f"{costs.kept:.1f}", value=float(costs.kept))
-        cut = Shade("" if pd.isna(costs.flops_cut) else f"{100 * costs.flops_cut:.1f}%", value=float(costs.flops_cut))
-        out.append((label, [*map(_shade, own), kept, cut]))
+        costs = [
+            _cost(getattr(own[-1], key, math.nan), form) for key, form in (("kept", "{:.1f}"), ("flops_cut", "{:.1%}"))
+        ]
+        out.append((label, [*map(_shade, own), *costs]))
     return heads, out
+
+
+def _cost(value: float, form: str) -> Shade:
+    return Shade("" if pd.isna(value) else form.format(value), value=-1.0 if pd.isna(value) else float(value))
 
 
 def _shade(row: Any) -> Shade:
     if row is None:
         return Shade("", value=-1.0)
-    hue, depth, told = "", 0, ""
+    hue, depth, told, success = "", 0, "", _success(row._asdict())
     if pd.notna(row.difference):
         points = 100 * row.difference
         hue, depth = shade(points)
-        around = f" [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]" if row.suite == MEAN else ""
-        told = f"{points:+.1f}{around}" + (f" {row.verdict}" if isinstance(row.verdict, str) else "")
-    marked = row.method[len(_unmarked(row.method)) :] if row.suite != MEAN else ""
-    return Shade(f"{100 * row.rate:.1f}{marked}", told, row.rate, hue, depth, row.verdict == "worse")
+        told = f"{points:+.1f}" + (f" {row.verdict}" if isinstance(row.verdict, str) else "")
+        if row.suite == MEAN and math.isfinite(row.difference_low):
+            told += f" [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
+    marks = row.method[len(_unmarked(row.method)) :]
+    return Shade(f"{100 * success:.1f}{marks}", told, success, hue, depth, row.verdict == "worse")
 
 
 def flat(found: Study) -> tuple[list[str], list[list[str]]]:
@@ -223,7 +264,11 @@ def flat(found: Study) -> tuple[list[str], list[list[str]]]:
 
 def cells(found: Study) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of all numbers, suite by suite, as the table of each has them."""
-    rows = pd.concat([one.table.assign(suite=one.name) for one in found.suites], ignore_index=True)
+    parts = []
+    for one in found.suites:
+        alone = {} if one.comparison.baseline else {"verdict": "not compared"}
+        parts.append(one.table.assign(suite=one.name, **alone))
+    rows = pd.concat(parts, ignore_index=True)
     shown = pretty(rows)
     shown.insert(0, "suite", list(rows["suite"]))
     return list(shown.columns), [[str(cell) for cell in line] for line in shown.itertuples(index=False)]

@@ -37,7 +37,13 @@ def summarise(
     return tabulate(compare(runs, baseline, partial, mixed), by_task)
 
 
-def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False) -> pd.DataFrame:
+def tabulate(
+    comparison: Comparison,
+    by_task: bool = False,
+    timed: bool = False,
+    untimed: bool = False,
+    beside: Sequence[Run] = (),
+) -> pd.DataFrame:
     """One row per arm (and per task), the baseline first.
 
     The columns are always COLUMNS, with NaN where a value is not known: proved, False where nobody saw the layers (a
@@ -51,9 +57,10 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     baseline does), difference with Tango's interval (difference_low, difference_high), the interval at the level of its
     verdict (held_low, held_high) and its standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup,
     impossible (whether the speed-up is above what the FLOPs allow); of an audited method criterion, its success less
-    that of as many tokens at random, with criterion_p and criterion_verdict. All times are NaN where the runs did not
-    have their machine to themselves, unless `timed` says to look anyway. `attrs` holds title, sources, notes (the
-    footnotes), shared (why milliseconds do not compare, if they do not) and times (the counts of calls in words).
+    that of as many tokens at random, with criterion_p and criterion_verdict. All times are NaN with `untimed`, and
+    where the runs and those `beside` them did not have their machine to themselves, unless `timed` says to look anyway.
+    `attrs` holds title, sources, notes (the footnotes), shared (why milliseconds do not compare, if they do not) and
+    times (the counts of calls in words).
     """
     frames = {a.label: _frame(a) for a in comparison.arms}
     rows = []
@@ -68,10 +75,12 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
         rows += list(found.values())
     table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "enough"])
     table[WHOLE] = table[WHOLE].astype("Int64")
-    timed_runs = [run for a in comparison.arms if a.proved for run in a.runs]
-    reason = shared(timed_runs) if table["ms"].notna().any() else ""
-    if reason and not timed:
+    timed_runs = [run for run in {id(r): r for r in (*_runs(comparison), *beside)}.values() if run.header.proved]
+    reason = shared(timed_runs) if table["ms"].notna().any() and not untimed else ""
+    if untimed or (reason and not timed):
         table = without_times(table)
+    if untimed:
+        table = table.assign(ms_answer=math.nan, answers=pd.NA).astype({"answers": "Int64"})
     if comparison.baseline is not None:
         dense = table[table["method"] == comparison.baseline.marked].set_index("task")
         table["flops_cut"] = 1 - table["gflops"] / table["task"].map(dense["gflops"])
@@ -80,10 +89,14 @@ def tabulate(comparison: Comparison, by_task: bool = False, timed: bool = False)
     table["impossible"] = list(map(impossible, table["speedup"], table["flops_cut"]))
     table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
-    table.attrs["sources"] = sources([run for a in comparison.arms for run in a.runs])
+    table.attrs["sources"] = sources(_runs(comparison))
     table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms if a.proved}
     table.attrs["notes"] = footnotes(comparison, table)
     return table.drop(columns=["enough"])
+
+
+def _runs(comparison: Comparison) -> list[Run]:
+    return [run for a in comparison.arms for run in a.runs]
 
 
 def without_times(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +113,7 @@ def _counted(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
     """Tokens, FLOPs and times of an arm's calls; of a black box the milliseconds of an answer alone."""
     calls = [call for key, record in arm.episodes.items() if task in (None, key[0]) for call in record.calls]
     if not arm.proved:
-        alone = [sum(call.ms.values()) for call in calls if call.packed == 1 and not call.cold]
+        alone = [sum(call.ms.values()) for call in calls if call.steady]
         none = dict.fromkeys(("kept", "gflops", "ms", "ms_method"), math.nan)
         counts = dict.fromkeys(("visual", "steady", "cold", "packed", "untimed"))
         return {**none, **counts, "ms_answer": mean(alone), "answers": len(alone), "enough": False}
