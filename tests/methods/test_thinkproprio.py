@@ -10,12 +10,12 @@ from vlaprune.testing import check_pruner
 
 def reference(visual, queries):
     """The vote, row by row, in float64: tokens with at least one vote."""
-    v, q = (x.double().numpy() for x in (visual, queries))
-    v, q = (x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6) for x in (v, q))
+    v, values = (x.double().numpy() for x in (visual, queries))
+    v, q = (x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6) for x in (v, values))
     out = set()
     for row in v:
         weights = np.exp(q @ row / np.sqrt(len(row)))
-        looked = weights / weights.sum() @ q
+        looked = weights / weights.sum() @ values
         looked /= np.sqrt((looked**2).mean() + 1e-6)
         out.add(int(np.argmax(v @ looked)))
     return sorted(out)
@@ -27,12 +27,22 @@ def test_the_winners_of_the_vote_and_the_mean_of_all(seed):
     visual, guidance = torch.randn(15, 16, generator=generator), torch.randn(5, 16, generator=generator)
     at = prune_context(visual, guidance, cameras=((3, 5),))
     won = reference(visual, guidance)
-    assert kept(ThinkProprio(mean=False), at) == won == kept(LightVLA(), at) and 1 <= len(won) < 15
+    assert kept(ThinkProprio(mean=False), at) == won and 1 <= len(won) < 15
     values = merged(ThinkProprio(), at)
     (extra,) = set(values) - set(won)
     assert extra == min(set(range(15)) - set(won))
     assert torch.allclose(values[extra], visual.mean(0), atol=1e-6)
     assert all(torch.equal(values[i], visual[i]) for i in won)
+
+
+def test_a_loud_word_counts_for_more_than_a_quiet_one_which_lightvla_does_not_hear():
+    """What is looked at has its own length; only the weights are of words of one length."""
+    generator = torch.Generator().manual_seed(3)
+    visual, guidance = torch.randn(64, 16, generator=generator), torch.randn(5, 16, generator=generator)
+    loud = guidance * torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0])[:, None]
+    even, uneven = (prune_context(visual, g, cameras=((8, 8),)) for g in (guidance, loud))
+    assert kept(LightVLA(), even) == kept(LightVLA(), uneven)
+    assert kept(ThinkProprio(mean=False), uneven) == reference(visual, loud) != reference(visual, guidance)
 
 
 def test_the_order_of_the_guidance_does_not_matter():

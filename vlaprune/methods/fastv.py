@@ -6,7 +6,8 @@ Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", arXiv:2403.06764; aut
 Differences: tokens are really removed (the authors' evaluation masks them, which saves nothing); positions stay as they
 were. The paper's text averages over all query tokens, the authors' code reads the last one; `rows` offers both
 (`text` is the mean over the instruction, `action` the rows that emit the action). The prune layer is 3, as in the
-ports to VLAs, not LLaVA's 2. One budget for all cameras together, as in the ports.
+ports to VLAs, not LLaVA's 2. One budget for all cameras together, as in most ports; VLA-Pruner's
+for OFT gives each camera its share, which is not offered.
 """
 
 from dataclasses import dataclass

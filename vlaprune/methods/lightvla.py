@@ -6,8 +6,9 @@ it. On weights not trained so this is the "zero-shot LightVLA rule", not the pap
 
 As in the code, not the paper: weightless RMS norms; uniform noise (the paper says Gumbel, offered as `gumbel`).
 Differences: scores stay in fp32; one sequence at a time, so counts may differ within a batch; a floor
-`min_keep`. Authors' defects not copied: padding among the queries, a slice of the action states two tokens off, gathers
-that need equal counts. In training a token asked for often is there often, and weighs more in attention than at test;
+`min_keep`. Authors' defects not copied: a slice of the action states two tokens off, gathers that need equal counts.
+Padding is among the queries, as theirs, where a prompt has a fixed length (tiny, smol); `queries=instruction` leaves it
+out. In training a token asked for often is there often, and weighs more in attention than at test;
 the authors leave this gap, and so does the default. `multiplicity_bias` closes it.
 """
 

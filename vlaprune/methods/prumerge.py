@@ -7,7 +7,8 @@ Shang et al., "LLaVA-PruMerge", arXiv:2403.15388, sections on adaptive selection
 As in the code: a kept token is itself plus the attention-weighted sum of its nearest neighbours, kept ones included and
 not normalised; one more token is the weighted sum of all dropped ones.
 Differences: attention received, mean over queries, where the tower has no CLS token; neighbours by projected features
-(theirs: keys); the extra token takes the position of the best dropped token; images one by one, so counts may differ.
+(theirs: keys), and it merges behind the projector (theirs: before it, so that the projector sees the sums); the extra
+token takes the position of the best dropped token; images one by one, so counts may differ.
 Defects not copied: an image without outliers divides by zero (here its best token stays); the even grid skips the last
 token and breaks where more than a third are outliers.
 """

@@ -1,5 +1,7 @@
 """Random: the control that every method must beat. Uniform without replacement, drawn anew at every call.
 
+All cameras are one pool: few tokens may all fall on one of them. `uniform` is the control with a share for each camera.
+
 A draw is a function of (run seed, task, episode, call) alone, so it is the same on every machine and in every order.
 """
 

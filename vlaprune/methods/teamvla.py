@@ -10,7 +10,8 @@ of each camera; patches that see `tau` of them or more stay. 3. Context: a rando
 shared out over them by W_ji = softmax_i(rms(t_j) . rms(a_i) / sqrt(d)), and a_i becomes (a_i + sum_j W_ji t_j) /
 (1 + sum_j W_ji).
 Secondary: K 3, tau 1, context 0.25 (0.35 elsewhere), M 80 of 256, layer 16 of 32. Inferred: which rows guide the merge
-(those of the prompt that emit the action, one layer before), one M for all cameras together.
+(those of the prompt that emit the action, one layer before), that M is a share of all cameras' tokens, so with two
+cameras 160 of 512 (`keep=80` is 80 in all).
 Differences: the context is drawn from the episode's seed; the ports threshold the cosine at mean + sd, not here.
 `proportional` (ours, off) adds log(1 + sum W) to an anchor's key logit, as ToMe does for merged tokens.
 """

@@ -4,17 +4,20 @@
 section 3 (secondary). It is trained with the policy (vlaprune-train method=thinkproprio tuning.schedule=cosine); on
 weights not trained for it, it is a rule without a meaning of its own.
 
-As told: Q = softmax(v q' / sqrt(d)) q on tokens of root mean square 1, where q are the instruction and the state; token
-i votes for the token j of highest rms(Q_i) v_j; every token with a vote goes on, and one more that is the mean of all.
-Gumbel noise in training, whose scale falls as a cosine from 1 to 0.01.
+As told: Q = softmax(rms(v) rms(q)' / sqrt(d)) q, where q are the instruction and the state; token i votes for the token
+j of highest rms(Q_i) rms(v_j); every token with a vote goes on, and one more that is the mean of all. Gumbel noise in
+training, whose scale falls as a cosine from 1 to 0.01.
 Differences: the authors write each number of the state as a word of 256 levels; here the state is looked at as the
-model puts it into its prompt, behind the visual tokens. The mean takes the place of the first token without a vote;
-where every token has one, there is none. Version 2 adds a diversity loss whose form was not found.
+model puts it into its prompt, behind the visual tokens; OpenVLA, CogACT and pi0 put none there, so that on them the
+rule looks at the instruction alone. The mean takes the place of the first token without a vote; where every token has
+one, there is none. Version 2 adds a diversity loss whose form was not found.
 """
 
 import torch
+from torch import Tensor
 
 from vlaprune.methods.lightvla import LightVLA
+from vlaprune.methods.shared.scoring import rms
 from vlaprune.pruner import PruneContext, Selection, ranking
 
 
@@ -32,6 +35,13 @@ class ThinkProprio(LightVLA):
     def __init__(self, noise: str = "gumbel", min_keep: int = 1, queries: str = "task", mean: bool = True) -> None:
         super().__init__(noise, min_keep, queries=queries)
         self.mean = mean
+
+    def scores(self, visual: Tensor, text: Tensor) -> Tensor:
+        """[n, n] how much each visual row, having looked at the text, votes for each visual row."""
+        unit = rms(visual)
+        queries = (unit @ rms(text).T * visual.shape[1] ** -0.5).softmax(1) @ text.float()
+        score: Tensor = rms(queries) @ unit.T
+        return score
 
     def select(self, context: PruneContext) -> Selection:
         """The winners, and a mean of all tokens where a place is free."""

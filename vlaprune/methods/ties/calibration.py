@@ -111,16 +111,17 @@ class Calibration:
 
 
 def weight(tau: float, known: Sequence[float], how: str, threshold: float | None = None) -> float:
-    """From 1 for an unusually low tau to 0 for a high one, 1/2 at the median of the `known` taus; NaN is the median.
+    """From 1 for an unusually low tau to 0 for a high one, 1/2 at the median of the `known` taus and for NaN.
 
     quantiles  straight lines through (5 %, 1), (50 %, 1/2), (95 %, 0)
     linear     one line through the median, as steep as from 5 % to 95 %
     ecdf       the share of known taus above it, ties half
     hard       1 up to `threshold` (None: the median), else 0
     """
+    if isnan(tau):
+        return 0.5
     taus = torch.tensor(known, dtype=torch.float64)
     low, median, high = map(float, taus.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)))
-    tau = median if isnan(tau) else tau
     if how == "hard":
         return float(tau <= (median if threshold is None else threshold))
     if how == "ecdf":
