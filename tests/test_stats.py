@@ -536,3 +536,9 @@ def test_the_mean_change_of_strata_weighs_them_alike_and_knows_when_it_knows_not
     assert rates.mean_change([[1.0], [0.0] * 10])[1].high == np.inf
     one, more = (rates.mean_change([[0.0, -1.0] * n])[1] for n in (20, 40))
     assert one.high - one.low > more.high - more.low
+
+
+def test_an_unseen_change_is_as_large_as_those_seen():
+    """Means over seven perturbations change by sevenths; a whole change that nobody saw would drown them."""
+    small, large = (rates.mean_change([[-size] * 5 + [0.0] * 45])[1] for size in (1 / 7, 1.0))
+    assert (small.high - small.low) * 7 == pytest.approx(large.high - large.low)

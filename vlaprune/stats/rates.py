@@ -100,14 +100,17 @@ def mean_change(strata: Sequence[Sequence[float]]) -> tuple[float, Interval]:
     strata  of each the changes of its clusters, every one from -1 to 1 (differences of differences: from -2 to 2)
 
     Student's interval with Welch's degrees of freedom. The spread has three more changes than were seen: where changes
-    are rare, few or none show, and the spread of those that do is too small. With none in n clusters the interval
-    reaches 3.5 / n instead of nowhere. It is infinite where a stratum has fewer than two clusters.
+    are rare, few or none show, and the spread of those that do is too small. Unseen ones are taken to be as large as
+    those seen (root mean square), and 1 where none is: with none in n clusters the interval reaches 3.5 / n instead of
+    nowhere. It is infinite where a stratum has fewer than two clusters.
     """
     middle = float(np.mean([np.mean(own) for own in strata]))
     if min(map(len, strata)) < 2:
         return middle, Interval(-np.inf, np.inf)
     sizes = np.array([len(own) for own in strata])
-    spread = np.array([float(((np.asarray(own) - np.mean(own)) ** 2).sum()) for own in strata]) + RARE / len(strata)
+    seen = np.array([value for own in strata for value in own if value])
+    unseen = RARE * (float((seen**2).mean()) if len(seen) else 1.0) / len(strata)
+    spread = np.array([float(((np.asarray(own) - np.mean(own)) ** 2).sum()) for own in strata]) + unseen
     squares = spread / (sizes - 1) / sizes
     freedom = squares.sum() ** 2 / (squares**2 / (sizes - 1)).sum()
     reach = float(t.ppf(0.975, freedom) * np.sqrt(squares.sum()) / len(strata))
