@@ -204,7 +204,9 @@ def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path):
     trainer(tmp_path).run(lambda *_: None)
     model, _ = tuned()
     student = Student(model, LightVLA(), Tuning(), STEPS.steps, 7)
-    with pytest.raises(ValueError, match="began with weights these, now they are those; use the same") as error:
+    with pytest.raises(
+        ValueError, match="training that began with these; now it is those; use the same settings"
+    ) as error:
         Trainer(student, frames(model), STEPS, tmp_path, student.loss, "those")
     assert "\n" not in str(error.value)
 

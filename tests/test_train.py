@@ -21,6 +21,7 @@ from vlaprune.pruner import Plan
 from vlaprune.training import demos
 from vlaprune.training.cloning import Teaching, record_corrections
 from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
+from vlaprune.training.trainer import frames as frames_of
 
 RECIPE = Recipe(steps=12, batch=4, lr=3e-3, shift=2, bf16=False, save_every=5)
 
@@ -132,7 +133,8 @@ def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tm
     for seed in (7, 8):
         seeds = drawn.setdefault(seed, [])
         pruner = Scripted(Plan((0,)), lambda context, seeds=seeds: seeds.append(context.seed))
-        record_corrections(bench, teaching, tmp_path / str(seed), Policy(ToyModel(), lambda p=pruner: p), 1, seed)
+        policy = Policy(ToyModel(), lambda p=pruner: p)
+        record_corrections(bench, teaching, tmp_path / str(seed), policy, 1, seed, f"policy {seed}")
     expected = [episode_seed(7, task.name, episode) for task in bench.tasks() for episode in (101, 102)]
     assert list(dict.fromkeys(drawn[7])) == expected and not {*drawn[7]} & {*drawn[8]}
 
@@ -386,3 +388,28 @@ def test_weights_of_another_shape_are_refused_with_what_is_wrong(tmp_path):
         ValueError, match=r"has foreign \['decoder.blocks.1.*has wrong shapes \['slot \(2, 32\) instead of"
     ):
         fill(model(layers=1, chunk=3), state, "it")
+
+
+def test_demonstrations_of_another_style_or_policy_are_not_taken_for_these(tmp_path):
+    """Else a policy would learn from what its card does not name."""
+    world, how = Taught(), {"every": 5, "chunk": 4, "rewind": False}
+    task = world.tasks()[0]
+    before = demos.record(world, task, [100], tmp_path, **how)
+    assert demos.record(world, task, [100], tmp_path, **how) == before
+    for other in ({"every": 3}, {"noise": 0.1}, {"chunk": 8}, {"beta": 0.5}, {"by": "policy abc"}):
+        with pytest.raises(
+            UserError, match=r"was recorded with every 5, chunk 4, .* by the expert, now .*another data="
+        ):
+            demos.record(world, task, [100], tmp_path, **{**how, **other})
+
+
+def test_training_that_began_otherwise_is_not_gone_on_with(tmp_path):
+    Trainer(model(), frames(), replace(RECIPE, steps=2), tmp_path, origin="tower A").run()
+    with pytest.raises(UserError, match="training that began with tower A; now it is tower B; use the same settings"):
+        Trainer(model(), frames(), replace(RECIPE, steps=2), tmp_path, origin="tower B")
+
+
+def test_tasks_that_are_not_there_are_named(tmp_path):
+    arrays = {"task": np.array(["Lift", "Stack"])}
+    with pytest.raises(UserError, match=r"demonstrations of \['Stack'\], which are no tasks here \(\['Lift'\]\)"):
+        frames_of(arrays, {"Lift": "lift"}, lambda words: [1])

@@ -27,7 +27,12 @@ KINDS = {  # where the value in the file does not say it: null, or a whole numbe
     **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),
     "tune": bool,
 }
-LEAST = {"time_limit": 0, "warmup": 0, "calls": 0, "block": 1, "seconds": 0, "video_megabytes": 0}
+LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0}
+LEAST |= dict.fromkeys(
+    ("block", "calls", "threads", "record", "rounds", "slots", "teaching.workers", "teaching.every"), 1
+)
+LEAST |= dict.fromkeys(("recipe.steps", "recipe.batch", "recipe.save_every", "tuning.probe"), 1)
+LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.load import fill, read
-from vlaprune.nn.lora import add_adapters, merge
+from vlaprune.nn.lora import add_adapters, identity, merge
 from vlaprune.nn.vision import ViT
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
@@ -105,7 +106,9 @@ class Smol(SmallPolicy):
             merge(self.trunk)
         self._merged = merged
         both = f"{origin['backbone']} {card['sha256']}"
-        self.card = {**self.card, **card, "weights": str(path), "sha256": hashlib.sha256(both.encode()).hexdigest()}
+        own = {"lora": origin["lora"], "weights": str(path), "sha256": hashlib.sha256(both.encode()).hexdigest()}
+        self.card = {**self.card, **card, **own}
+        self.info = replace(self.info, weights=identity(self.card))
 
     @property
     def decoder(self) -> Decoder:  # type: ignore[override]

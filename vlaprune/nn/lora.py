@@ -100,4 +100,5 @@ def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str,
     fill(policy, state, path)
     merge(trunk)
     both = f"{identity(card)} {said['sha256']}"
-    card |= {"adapter": str(Path(path)), "sha256": hashlib.sha256(both.encode()).hexdigest()}
+    made = {key: said[key] for key in ("tuning", "method") if key in said} | {"from": dict(card)}
+    card |= {"adapter": str(Path(path)), "sha256": hashlib.sha256(both.encode()).hexdigest(), **made}

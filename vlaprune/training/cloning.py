@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from vlaprune.nn.load import save
 from vlaprune.policy import Policy, TrainableFromScratch
 from vlaprune.pruner import Pruner
 from vlaprune.training import demos
+from vlaprune.training.datasets import load as datasets
 from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
 
 
@@ -81,6 +84,8 @@ TURN = 25  # episodes of a task that are recorded one after the other
 
 def teaching(cfg: Any) -> Teaching:
     """The section `teaching` of a configuration."""
+    if not cfg.teaching.noises:
+        raise UserError("teaching.noises is empty; use [0.0] for none")
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises), "weights": dict(cfg.teaching.weights)})
 
 
@@ -89,6 +94,8 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) 
     teaches = isinstance(bench, SupportsExpert)  # a name of its own: mypy would narrow `bench` to it
     if not teaches:
         raise UserError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
+    if unknown := sorted(set(plan.weights) - {t.name for t in bench.tasks()}):
+        raise UserError(f"teaching.weights of {unknown}; bench {bench.name} has {[t.name for t in bench.tasks()]}")
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
         raise UserError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     jobs = [
@@ -101,10 +108,13 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) 
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
 
 
-def record_corrections(bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int) -> None:
+def record_corrections(
+    bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int, by: str
+) -> None:
     """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept.
 
     seed  of the run, which with task and episode fixes what the policy draws
+    by    what tells the policy from others
     """
 
     def act(observation: Observation) -> np.ndarray:
@@ -126,6 +136,7 @@ def record_corrections(bench: Any, teaching: Teaching, folder: Path, policy: Pol
             policy=act,
             beta=teaching.beta,
             rewind=teaching.rewind,
+            by=by,
         )
 
 
@@ -138,20 +149,25 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     trainable = isinstance(model, TrainableFromScratch)
     if not trainable:
         raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
+    if datasets.files(data):
+        raise UserError(f"{data} holds published demonstrations, of which only fine-tuning learns; use another data=")
     shown = [data / "demos"]
     record_demonstrations(bench, plan, shown[0], model.chunk)
     losses: list[float] = []
+    origin = json.dumps([model.card, asdict(plan), asdict(replace(recipe, save_every=0))], sort_keys=True, default=str)
+    by = f"policy {hashlib.sha256(origin.encode()).hexdigest()[:12]}"
     for number in range(1 + plan.rounds):
         if number:
             shown.append(data / f"corrections{number}")
-            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number, recipe.seed)
-        arrays = demos.load(*shown)
+            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number, recipe.seed, by)
+        arrays = match_interface(demos.load(*shown), bench.interface, model.interface)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:
             model.normalise(quantiles(learnt.state), quantiles(learnt.labels.reshape(-1, learnt.labels.shape[-1])))
         steps = recipe.steps if number == plan.rounds else plan.steps or recipe.steps
-        losses += _run(Trainer(model, learnt, replace(recipe, steps=steps), folder / f"round{number}"))
-    (folder / "curve.csv").write_text("step,l1\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
+        trainer = Trainer(model, learnt, replace(recipe, steps=steps), folder / f"round{number}", origin=origin)
+        losses += _run(trainer)
+    (folder / "curve.csv").write_text("step,loss\n" + "".join(f"{i + 1},{x:.6f}\n" for i, x in enumerate(losses)))
     card = {
         "model": model.info.name,
         "from": model.card,
@@ -160,7 +176,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         "frames": len(learnt.images),
         "recipe": asdict(recipe),
         "teaching": asdict(plan),
-        "l1": float(np.mean(losses[-100:])),
+        "loss": float(np.mean(losses[-100:])),
     }
     path = folder / f"{model.info.name}-{bench.name}.safetensors"
     save(path, model, card, torch.float16)
@@ -171,7 +187,7 @@ def _run(trainer: Trainer) -> list[float]:
     with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
 
         def progress(step: int, loss: float) -> None:
-            bar.set_postfix_str(f"L1 {np.mean(trainer.losses[-100:]):.4f}")
+            bar.set_postfix_str(f"loss {np.mean(trainer.losses[-100:]):.4f}")
             bar.update()
 
         trainer.run(progress)

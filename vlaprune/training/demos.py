@@ -19,6 +19,7 @@ from vlaprune.training.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
+MADE = "made"  # how an episode was recorded; files of early versions do not say it
 Policy = Callable[[Observation], np.ndarray]
 
 
@@ -31,12 +32,18 @@ class Job(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How episodes are recorded: `every`, `chunk`, `rewind` and `beta` as `record` has them."""
+    """How episodes are recorded: `every`, `chunk`, `rewind`, `beta` and `by` as `record` has them."""
 
     every: int = 3
     chunk: int = 8
     rewind: bool = True
     beta: float = 0.0
+    by: str = "the expert"
+
+    def made(self, noise: float) -> str:
+        """What a file of an episode says of how it was recorded."""
+        how = f"every {self.every}, chunk {self.chunk}, rewind {self.rewind}, beta {self.beta:g}, noise {noise:g}"
+        return f"{how}, by {self.by}"
 
 
 STYLE = Style()
@@ -54,6 +61,7 @@ def record(
     policy: Policy | None = None,
     beta: float = 0.0,
     rewind: bool = True,
+    by: str = "the expert",
 ) -> list[bool]:
     """Records episodes of one task, one .npz file each, and returns which ended in success.
 
@@ -62,9 +70,9 @@ def record(
     noise; without `rewind`, which an environment that cannot go back needs, it is what the expert would have done at
     each of the states that came next. With a `policy`, its [k, actions] chunks are executed, save that with probability
     `beta` the expert takes a turn of `chunk` steps; without one the expert acts throughout. A file that exists is left
-    as it is.
+    as it is; UserError where it was recorded in another way, or by another one than `by` says.
     """
-    style = Style(every, chunk, rewind, beta)
+    style = Style(every, chunk, rewind, beta, by)
     bench = in_process(bench)
     with bench.open(task) as env:
         _check(bench, env, style)
@@ -124,6 +132,11 @@ def _episode(
     name, episode, noise = job
     path = _path(out_dir, job)
     if path.exists():
+        if (made := _made(path)) not in (None, style.made(noise)):
+            raise UserError(
+                f"{path} was recorded with {made}, now it is {style.made(noise)}; use the same settings, or another "
+                "data="
+            )
         return bool(_read(path, "success")["success"])
     rng = np.random.default_rng([episode, 7])
     env.reset(episode)
@@ -153,7 +166,7 @@ def _episode(
     arrays = dict(zip(FRAMES, (np.stack(part) for part in zip(*frames, strict=True)), strict=True))
     if not style.rewind:
         arrays["labels"] = _visited(env, expert, told, style, phase, len(frames))
-    _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)))
+    _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)) | {MADE: style.made(noise)})
     return done
 
 
@@ -196,6 +209,15 @@ def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
         with np.load(path) as data:
             return {key: data[key] for key in keys}
     except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
+        raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
+
+
+def _made(path: Path) -> str | None:
+    """How the episode in a file was recorded; None where the file does not say it."""
+    try:
+        with np.load(path) as data:
+            return str(data[MADE]) if MADE in data.files else None
+    except Exception as error:
         raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 

@@ -147,8 +147,8 @@ class Trainer:
             )
         if saved.get("origin", self.origin) != self.origin:
             raise UserError(
-                f"checkpoint {self.path} began with weights {saved['origin']}, now they are {self.origin}; "
-                "use the same, or another output="
+                f"checkpoint {self.path} is of training that began with {saved['origin']}; now it is {self.origin}; "
+                "use the same settings, or another output="
             )
         if saved["frames"] != len(self.frames.images):
             raise UserError(
@@ -222,6 +222,10 @@ def frames(
     words         turns an instruction into its padded word numbers
     weights       task name -> weight of its share of a batch; 1 for a task not named
     """
+    if foreign := sorted(set(map(str, arrays["task"])) - set(instructions)):
+        raise UserError(
+            f"demonstrations of {foreign}, which are no tasks here ({sorted(instructions)}); use another data="
+        )
     names = [name for name in instructions if (arrays["task"] == name).any()]
     task = np.array([names.index(str(n)) for n in arrays["task"]])
     rows = [words(instructions[n]) for n in names]

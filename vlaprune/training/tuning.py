@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from vlaprune.errors import UserError
 from vlaprune.meter import Clock
 from vlaprune.nn.load import save
 from vlaprune.nn.lora import add_adapters, identity
-from vlaprune.policy import Trainable
+from vlaprune.policy import Trainable, TrainableFromScratch
 from vlaprune.session import Session
 from vlaprune.training import demos
 from vlaprune.training.cloning import match_interface, record_demonstrations, teaching
@@ -212,7 +213,7 @@ def load_demonstrations(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np
         record_demonstrations(bench, plan, data / "demos", policy.chunk)
         arrays = demos.load(data / "demos", *sorted(data.glob("corrections*")))
     arrays = match_interface(arrays, bench.interface, policy.interface)
-    return arrays, frames(arrays, instructions, policy.words)
+    return arrays, frames(arrays, instructions, policy.words, plan.weights)
 
 
 def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Callable[[], Any]) -> None:
@@ -225,12 +226,22 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     trainable = isinstance(policy, Trainable)
     if not trainable:
         raise UserError(f"model {policy.info.name} cannot be trained; use model=tiny")
+    whole = isinstance(policy, TrainableFromScratch)
+    if whole == bool(tuning.lora["rank"]):
+        said = (
+            "has no adapters to load (or its own): set tuning.lora.rank=0"
+            if whole
+            else ("loads adapters, and whole weights only as a checkpoint's folder: set tuning.lora.rank=32")
+        )
+        raise UserError(f"model {policy.info.name} {said}")
     arrays, shown = load_demonstrations(cfg, bench, policy)
-    origin, lora = identity(policy.card), None
+    learning = {k: v for k, v in asdict(tuning).items() if k not in ("probe", "recipe")}
+    origin = json.dumps([identity(policy.card), learning, dict(cfg.method)], sort_keys=True, default=str)
+    lora = None
     if tuning.lora["rank"]:
         lora = add_lora(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
     student = Student(policy, method, tuning, recipe.steps, recipe.seed)
-    trainer = Trainer(student, shown, recipe, folder, student.loss, f"{origin}, LoRA {lora and dict(tuning.lora)}")
+    trainer = Trainer(student, shown, recipe, folder, student.loss, origin)
     look = min(128, 4 * recipe.batch)
     probe = [t.to(policy.device) for t in shown.batch(np.random.default_rng(0), look, 0)]
     tune(trainer, student, Curve(folder / "curve.csv", trainer.step), probe)
@@ -244,7 +255,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
         "recipe": asdict(recipe),
         "tuning": {**asdict(tuning), "lora": dict(tuning.lora), "recipe": dict(tuning.recipe)},
         **({"lora": lora} if lora else {}),
-        "l1": float(np.mean(trainer.losses[-100:])),
+        "loss": float(np.mean(trainer.losses[-100:])),
     }
     path = folder / ("adapter.safetensors" if lora else "policy.safetensors")
     save(path, policy, card, torch.float32 if lora else torch.float16)
