@@ -360,6 +360,29 @@ def test_a_recording_of_other_cameras_is_refused(tmp_path, monkeypatch, capsys, 
     assert "seen.npz has cameras ['a', 'b'], toy reads ['main']; delete it" in capsys.readouterr().err
 
 
+def test_a_recording_of_other_tasks_or_episodes_is_refused(tmp_path):
+    """A file of another suite has the same cameras; a larger `record` was ignored."""
+    bench = ToyBench()
+    seen = record(Policy(Toy(), Dense), bench, 1, seed=7)
+    seen.check(tmp_path / "seen.npz", bench, 1, 7)
+    for episodes, seed, said in ((2, 7, "recorded with episodes 1, now it is 2"), (1, 8, "with seed 7, now it is 8")):
+        with pytest.raises(ValueError, match=f"{said}; delete it to record anew"):
+            seen.check(tmp_path / "seen.npz", bench, episodes, seed)
+    (first, *_) = bench.tasks()
+    part = replace(seen, frames=[f for f in seen.frames if f.task == first.name])
+    with pytest.raises(ValueError, match=r"has tasks \['reach-[a-z]+'\], bench toy has \['reach-blue', 'reach-red'\]"):
+        part.check(tmp_path / "seen.npz", bench, 1, 7)
+
+
+@pytest.mark.parametrize("execute", [None, 1, 3])
+def test_methods_are_told_in_a_replay_what_the_robot_executes_in_evaluation(execute):
+    told = []
+    seen = replace(synthetic(Toy().interface, 64, 1, 3), execute=execute)
+    policy = seen.policy(Toy(), lambda: Scripted(Plan((0,)), lambda c: told.append(c.trace.executed.shape[0])))
+    actions(policy, seen.episodes[0], 7)
+    assert told == [0, *2 * [execute or Toy().chunk]]
+
+
 def test_a_page_is_written_with_what_made_it(tmp_path):
     page = Page("title")
     page.table("numbers", [{"a": "1", "b": "2"}])

@@ -113,6 +113,22 @@ def test_merged_adapters_are_not_trained_on(model):
         model.train_loss(*frames(model).batch(np.random.default_rng(0), 2, 0))
 
 
+def test_a_policy_trained_further_keeps_the_adapters_it_has(tmp_path):
+    """Whatever rank and alpha the one who loads it would give to new ones."""
+    new = Smol("random", **{**SMALL, "rank": 3, "alpha": 32.0})
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            if ".b." in name:
+                parameter.normal_()
+    save(tmp_path / "a.safetensors", new, {"model": "smol", "from": new.card})
+    further = Smol(str(tmp_path / "a.safetensors"), **SMALL, merged=False)
+    save(tmp_path / "b.safetensors", further, {"model": "smol", "from": further.card})
+    one, two = (Smol(str(tmp_path / f"{name}.safetensors"), **SMALL) for name in "ab")
+    chunks = [Policy(m, Dense).act({0: look()})[0] for m in (one, two)]
+    assert np.array_equal(*chunks) and further.card["lora"] == {"rank": 3, "alpha": 32.0}
+    assert one.info.weights == one.card["sha256"] != "none"
+
+
 def test_a_new_policy_begins_with_the_tower_of_a_trained_one(tmp_path):
     tiny = Tiny("random", ("a", "b"), width=32, layers=1, heads=2, vision_width=64, image=64, chunk=5, device="cpu")
     save(tmp_path / "tiny.safetensors", tiny, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -145,13 +145,16 @@ def _entrants(
     with config.with_objects([*rest, *next(iter(names.values()))], {}) as cfg, TemporaryDirectory() as scratch:
         model, _, bench = config.build(cfg)
         model = with_backend(model, cfg.kernel)
+        control = config.control(cfg, bench)
         if not seen.is_file():
-            recorded(Policy(model, Dense, control=config.control(cfg, bench)), bench, record, cfg.seed).save(seen)
+            recorded(Policy(model, Dense, control=control), bench, record, cfg.seed).save(seen)
         recording = Recording.load(seen)
-        dense = replay(Policy(model, Dense), recording, cfg.seed)
+        recording.check(seen, bench, record, cfg.seed)
+        recording = replace(recording, execute=control.actions_per_call(model.chunk))
+        dense = replay(recording.policy(model, Dense), recording, cfg.seed)
         out = []
         for name, make in ready(methods, model, recording, cfg.seed, Path(scratch)):
-            own = replay(Policy(model, make), recording, cfg.seed)
+            own = replay(recording.policy(model, make), recording, cfg.seed)
             found = score(recording, model.interface, dense, own)
             out.append(Entrant(name, paid(own), found.rmse, found.errors))
         return out, paid(dense)

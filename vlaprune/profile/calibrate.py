@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from vlaprune.evaluation.calibrate import CALLS, FILE, with_calibration
-from vlaprune.policy import VLA, Policy
+from vlaprune.policy import VLA
 from vlaprune.profile.measured import Methods
 from vlaprune.profile.recording import Recording, actions
 from vlaprune.pruner import Calibrated, Probe, Pruner
@@ -36,7 +36,7 @@ def of_run(make: Callable[[], Pruner], folder: Path) -> Callable[[], Pruner]:
 
 def probed(probe: Probe, model: VLA, recording: Recording, seed: int, calls: int) -> Probe:
     """The probe, after whole recorded episodes until `calls` are measured, or all."""
-    policy = Policy(model, partial(iter([probe]).__next__))
+    policy = recording.policy(model, partial(iter([probe]).__next__))
     for episode in recording.episodes:
         if probe.calls < calls:
             actions(policy, episode, seed)

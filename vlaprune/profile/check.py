@@ -60,7 +60,7 @@ def one(
 
 def rows_of(found: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """The rows of all models, by the names of their configurations."""
-    return [{**row, "model": name} for name, own in found.items() for row in own.rows]
+    return [{**row, "model": name, "refusal": own.refusal or ""} for name, own in found.items() for row in own.rows]
 
 
 def page_of(found: Mapping[str, Measured]) -> Page:
@@ -91,7 +91,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "peak MB": f"{r['mb_peak']:.0f}",
             "floor ms": f"{r['floor_ms']:.2f}",
             "share of floor": speed.floor_share(r),
-            "speed-up [95 %]": speed.speedup(r),
+            "speed-up [95 %]": "none" if r["refusal"] else speed.speedup(r),
         }
         for r in rows
     ]

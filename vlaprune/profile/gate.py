@@ -12,7 +12,7 @@ import numpy as np
 from vlaprune import report
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
-from vlaprune.policy import VLA, Policy
+from vlaprune.policy import VLA
 from vlaprune.profile.fidelity import Fidelity, LossCorrelation, Replay, correlate_losses, overlap, replay, score
 from vlaprune.profile.micro import AGAIN
 from vlaprune.profile.page import Page, percent
@@ -47,7 +47,7 @@ class Judged:
 def draws_noise(model: VLA, recording: Recording, seed: int) -> bool:
     """Whether another seed changes the dense actions of the first call, as where a flow turns noise into actions."""
     first = replace(recording, frames=recording.frames[:1])
-    one, other = (replay(Policy(model, Dense), first, own).chunks for own in (seed, seed + 1))
+    one, other = (replay(recording.policy(model, Dense), first, own).chunks for own in (seed, seed + 1))
     return not np.array_equal(one, other)
 
 
@@ -63,12 +63,12 @@ def judge(
 
     reseed  also dense under another seed: what the policy's own noise changes
     """
-    dense = replay(Policy(model, Dense), recording, seed)
+    dense = replay(recording.policy(model, Dense), recording, seed)
     own = [(AGAIN, Dense, seed), *([(RESEEDED, Dense, seed + 1)] if reseed else [])]
     out = []
     for label, make, drawn in [*own, *((label, make, seed) for label, make in methods)]:
         tell(label)
-        answers = replay(Policy(model, make), recording, drawn)
+        answers = replay(recording.policy(model, make), recording, drawn)
         out.append(Judged(label, answers, score(recording, model.interface, dense, answers)))
     return out
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vlaprune.benchmark import Observation
+from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, Policy, episode_seed
@@ -61,13 +62,16 @@ class Search:
     count   tokens kept
     trials  sets tried for each observation and direction, beside one for each token
     scale   [action_dim - 1] standard deviation of the motion numbers, in which errors are measured
+    execute actions of each chunk that are executed and count; None for all
     """
 
-    def __init__(self, model: VLA, layer: int, count: int, trials: int, scale: np.ndarray) -> None:
+    def __init__(
+        self, model: VLA, layer: int, count: int, trials: int, scale: np.ndarray, execute: int | None = None
+    ) -> None:
         if trials < 1:
             raise UserError(f"trials={trials}; use at least 1")
         self._tellers: list[FixedTokens] = []
-        self.policy = Policy(model, lambda: self._teller(layer), slots=PACK)
+        self.policy = Policy(model, lambda: self._teller(layer), PACK, Control(execute=execute))
         self.count, self.trials, self.scale = count, trials, scale
 
     def _teller(self, layer: int) -> FixedTokens:
@@ -139,7 +143,7 @@ def bounds(
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Replay]:
     """Replays of a recording in which every call keeps what the search found: `nearest` and `farthest`."""
-    search = Search(model, layer, count, trials, scale)
+    search = Search(model, layer, count, trials, scale, recording.execute)
     out = {}
     for name in ("nearest", "farthest"):
         chunks, kept, visual = [], [], []
@@ -158,7 +162,7 @@ def bounds(
 
 def alone(model: VLA, recording: Recording, seed: int) -> Replay:
     """The dense replay in which every call is the first of an episode, as the search has them."""
-    policy, chunks, kept = Policy(model, Dense), [], []
+    policy, chunks, kept = recording.policy(model, Dense), [], []
     for frame in recording.frames:
         policy.reset(0, episode_seed(seed, frame.task, frame.episode))
         chunks.append(policy.act({0: frame.observation})[0])

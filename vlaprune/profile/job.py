@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ class Setting:
                 f"{path} has cameras {sorted(has)}, {model.info.name} reads {sorted(model.interface.cameras)}; "
                 "delete it to record anew, or name another file with observations="
             )
-        return recording
+        recording.check(path, self.bench, cfg.record, cfg.seed)
+        return replace(recording, execute=self.control().actions_per_call(model.chunk))
 
     def ready(self, methods: Methods, model: VLA, recording: Recording) -> Methods:
         """The methods, with a calibration from these frames where they need one."""

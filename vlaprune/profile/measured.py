@@ -10,7 +10,7 @@ from typing import Any
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.backends import missing, order, with_backend
-from vlaprune.policy import VLA, Policy
+from vlaprune.policy import VLA
 from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
 from vlaprune.profile.recording import Recording
@@ -53,7 +53,7 @@ def measure(
     here = roofline.measure(model.device, next(matrices).dtype)
     skipped = {f"dense under {backend}": why for backend in backends if (why := missing(backend, model.device))}
     here_too = [backend for backend in backends if not missing(backend, model.device)]
-    dense = [micro.Arm("dense", Policy(with_backend(model, backend), Dense), backend) for backend in here_too]
+    dense = [micro.Arm("dense", recording.policy(with_backend(model, backend), Dense), backend) for backend in here_too]
     if not dense:
         raise UserError(f"backends={list(backends)} has no backend that runs on {model.device}")
     best = micro.fastest_backend(dense, recording.episodes, quick or rules, watch)
@@ -74,21 +74,21 @@ def measure(
         return Measured(rows, _notes(best, recording, rules, watch, skipped | why, idle), watch.refusal, here)
 
     save(found([]))
-    arms = _arms(best.policy.model, methods, best.backend, skipped)
+    arms = _arms(best.policy.model, methods, recording, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell, lambda pairs: save(found(pairs)))
     for arm in (best, *arms):
         micro.energy(arm, recording.episodes, rules, nvml)
     return found(pairs)
 
 
-def _arms(model: VLA, methods: Methods, backend: str, skipped: dict[str, str]) -> list[micro.Arm]:
+def _arms(model: VLA, methods: Methods, recording: Recording, backend: str, skipped: dict[str, str]) -> list[micro.Arm]:
     """An arm per method that this model can have."""
     arms = []
     for label, make in methods:
         try:
             own = copy.copy(model)
             own.backend = model.backend.fork()
-            arms.append(micro.Arm(label, Policy(own, make), backend))
+            arms.append(micro.Arm(label, recording.policy(own, make), backend))
         except UserError as error:
             skipped[label] = str(error)
     return arms

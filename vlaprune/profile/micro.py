@@ -164,7 +164,7 @@ class Arm:
             if not rules.look:
                 return
             forget_peak(device)
-            block = next(blocks)[:8]
+            block = next(blocks)
             backend = self.policy.model.backend
             before = backend.entered, backend.replayed, backend.launched
             _, records = self.replay(block, rules.seed)

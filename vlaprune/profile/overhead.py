@@ -17,7 +17,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens
 from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
-from vlaprune.policy import VLA, Policy
+from vlaprune.policy import VLA
 from vlaprune.profile import micro
 from vlaprune.profile.machine import Nvml, Watch
 from vlaprune.profile.measured import Methods
@@ -181,9 +181,12 @@ def methods(
 ) -> list[dict[str, Any]]:
     """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
     watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
-    base = micro.Arm("dense", Policy(model, Dense), "sdpa")
-    again = micro.Arm(micro.AGAIN, Policy(model, Dense), "sdpa")
-    arms = [again, *(micro.Arm(label, Policy(model, make), "sdpa") for label, make in kept(every, model.info))]
+    base = micro.Arm("dense", recording.policy(model, Dense), "sdpa")
+    again = micro.Arm(micro.AGAIN, recording.policy(model, Dense), "sdpa")
+    arms = [
+        again,
+        *(micro.Arm(label, recording.policy(model, make), "sdpa") for label, make in kept(every, model.info)),
+    ]
     base.warm(rules.blocks(recording.episodes), rules)
     rows: list[dict[str, Any]] = []
     refused: list[str] = []

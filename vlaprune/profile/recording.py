@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,8 +14,10 @@ import numpy as np
 
 from vlaprune.bench.episodes import Episodes, Outcome
 from vlaprune.benchmark import Benchmark, Gripper, Interface, Observation
+from vlaprune.control import Control
 from vlaprune.errors import UserError
-from vlaprune.policy import Policy, episode_seed
+from vlaprune.policy import VLA, Policy, episode_seed
+from vlaprune.pruner import Pruner
 
 PHASES = ("approach", "switch", "carry", "after")
 COARSE = 12  # side of the noise that synthetic pictures enlarge
@@ -38,10 +40,32 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Frames in the order seen, and what made them."""
+    """Frames in the order seen, and what made them.
+
+    execute  actions of each chunk that the robot executes before the next call, for methods that look at them; None
+             for all
+    """
 
     frames: Sequence[Frame]
     card: dict[str, Any]
+    execute: int | None = None
+
+    def policy(self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1) -> Policy:
+        """A policy to replay these frames, whose methods are told that as many actions are executed as in evaluation.
+
+        Its answers are the model's own actions, in no robot's conventions.
+        """
+        return Policy(model, make_pruner, slots, Control(execute=self.execute))
+
+    def check(self, path: Path, bench: Benchmark, episodes: int, seed: int) -> None:
+        """UserError where a file holds other tasks, or episodes of another number or seed, than asked for."""
+        remedy = "delete it to record anew, or name another file"
+        there, asked = sorted({f.task for f in self.frames}), sorted(t.name for t in bench.tasks())
+        if there != asked:
+            raise UserError(f"{path} has tasks {there}, bench {bench.name} has {asked}; {remedy}")
+        for key, wanted in (("episodes", episodes), ("seed", seed)):
+            if self.card.get(key, wanted) != wanted:
+                raise UserError(f"{path} was recorded with {key} {self.card[key]}, now it is {wanted}; {remedy}")
 
     @property
     def episodes(self) -> list[list[Frame]]:
