@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -100,6 +101,11 @@ def test_options_that_are_paths_or_dataclasses_tell_runs_apart():
     assert one["budget"] == {"amount": 0.5} and one["file"] == "a" and one != other
 
 
+def test_a_number_of_numpy_is_a_number():
+    """`for keep in np.linspace(0.25, 1, 4)`."""
+    assert described("method", FirstHalf(np.float64(0.5))) == described("method", FirstHalf(0.5))
+
+
 def test_the_weights_of_a_module_are_recorded():
     class Wrapped(torch.nn.Module):
         def __init__(self):
@@ -135,7 +141,17 @@ def test_compare_gives_verdicts(runs):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0.5, "0.5"), (None, "null"), (True, "true"), ("a b", '"a b"'), ([1, 2], "[1,2]"), ({"a": 1}, "{a: 1}")],
+    [
+        (np.float64(0.5), "0.5"),
+        (np.int64(3), "3"),
+        (np.bool_(True), "true"),
+        (0.5, "0.5"),
+        (None, "null"),
+        (True, "true"),
+        ("a b", '"a b"'),
+        ([1, 2], "[1,2]"),
+        ({"a": 1}, "{a: 1}"),
+    ],
 )
 def test_values_are_written_as_hydra_reads_them(value, text):
     assert setting("method__keep", value) == f"method.keep={text}"

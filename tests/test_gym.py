@@ -62,6 +62,26 @@ def test_success_is_what_the_environment_says():
     assert not env.step(np.full(7, 5.0))
 
 
+@pytest.mark.parametrize("how", ["terminated", "truncated"])
+@pytest.mark.parametrize("won", [True, False])
+def test_an_environment_that_has_ended_is_not_stepped_again(how, won):
+    """What it would say later is of no episode."""
+
+    class Ending(Pushing):
+        steps = 0
+
+        def step(self, action):
+            self.steps += 1
+            ended = self.steps == 2
+            return None, 0.0, how == "terminated" and ended, how == "truncated" and ended, {"is_success": won == ended}
+
+    env = GymEnv(Ending(), "push", lambda seen, env: ({}, None))
+    for _ in range(2):
+        env.reset(0)
+        env.env.steps = 0
+        assert [env.step(np.zeros(7)) for _ in range(5)] == [not won, won, won, won, won] and env.env.steps == 2
+
+
 def test_an_environment_that_does_not_tell_success_is_refused_with_its_keys():
     env = GymEnv(Pushing(), "push", lambda seen, env: ({}, None), success="success")
     env.reset(0)

@@ -192,6 +192,13 @@ def _serve(cfg: DictConfig) -> None:
     servers = {"openpi": Server, "vla_eval": VlaEvalServer}
     if cfg.protocol not in servers:
         raise errors.UserError(f"protocol={cfg.protocol}; use one of {', '.join(servers)}")
+    token: Any = cfg.token
+    if token is not None and (type(token) is not str or not token):
+        raise errors.UserError(
+            "token (or VLAPRUNE_TOKEN) is empty or no text; give one, in quotes if it is a number, or none"
+        )
+    if not 0 <= cfg.port <= 65535:
+        raise errors.UserError(f"port={cfg.port}; use 0 (any that is free) to 65535")
     model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)
@@ -209,7 +216,7 @@ def _serve(cfg: DictConfig) -> None:
             print("anyone who reaches this machine can use the policy: set VLAPRUNE_TOKEN", flush=True)
 
     own: Any = client
-    options = {"idle": float(cfg.idle), "token": cfg.token, "origins": list(cfg.origins)}
+    options: dict[str, Any] = {"idle": float(cfg.idle), "token": token, "origins": list(cfg.origins)}
     asyncio.run(servers[cfg.protocol](policy, own, about, cfg.seed, **options).run(cfg.host, cfg.port, ready))
 
 

@@ -10,6 +10,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlaprune.errors import UserError
 from vlaprune.records import Run, read
 
@@ -70,6 +72,8 @@ def setting(key: str, value: Any) -> str:
 def _written(key: str, value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
@@ -106,6 +110,7 @@ def _options(part: Any) -> dict[str, Any]:
         return {}
     values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
     values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
+    values |= {key: value.item() for key, value in values.items() if isinstance(value, np.generic)}
     values |= {key: _options(value) for key, value in values.items() if is_dataclass(value)}
     return {key: value for key, value in values.items() if _plain(value)}
 

@@ -42,7 +42,7 @@ class Episodes:
 
     def advance(self, actions: np.ndarray) -> Observation | Outcome:
         """Executes [n, action_dim] actions, one a control step, then looks; or the outcome, once it is decided."""
-        for action in actions:
+        for action in np.asarray(actions, np.float64):
             self._success = check_bool(self._env.step(action))
             self._steps += 1
             self._follow()

@@ -48,9 +48,12 @@ class GymEnv:
     success: str = "is_success"
     first_seed: int = 0
     _last: Any = field(default=None, init=False, repr=False)
+    _ended: bool = field(default=False, init=False, repr=False)  # terminated or truncated
+    _success: Any = field(default=False, init=False, repr=False)  # of the last step
 
     def reset(self, episode: int) -> None:
         """Initial state `episode`."""
+        self._ended, self._success = False, False
         self._last, _ = self.env.reset(seed=self.first_seed + episode)
 
     def observe(self) -> Observation:
@@ -61,10 +64,14 @@ class GymEnv:
     def step(self, action: np.ndarray) -> bool:
         """Applies one action; True while the task is achieved. UserError where the environment does not say.
 
+        An environment that has ended (terminated or truncated) is not stepped again: what it said last stands.
         The numbers 0 and 1, which some environments say, count as False and True. Anything else is returned as it is,
         for the gate (`vlaprune.bench.gate`) to refuse.
         """
-        self._last, _, _, _, info = self.env.step(np.asarray(action, np.float32))
+        if self._ended:
+            return bool(self._success)
+        self._last, _, terminated, truncated, info = self.env.step(np.asarray(action, np.float32))
+        self._ended = bool(terminated or truncated)
         if self.success not in info:
             raise UserError(
                 f"this environment's step information has {sorted(info)}, not {self.success!r}; "
@@ -72,4 +79,5 @@ class GymEnv:
             )
         said = info[self.success]
         success: bool = bool(said) if np.isscalar(said) and said in (0, 1) else said
+        self._success = success
         return success

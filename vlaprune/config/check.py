@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,9 +29,7 @@ KINDS = {  # where the value in the file does not say it: null, or a whole numbe
     "tune": bool,
 }
 LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0}
-LEAST |= dict.fromkeys(
-    ("block", "calls", "threads", "record", "rounds", "slots", "teaching.workers", "teaching.every"), 1
-)
+LEAST |= dict.fromkeys(("block", "calls", "threads", "record", "rounds", "teaching.workers", "teaching.every"), 1)
 LEAST |= dict.fromkeys(("recipe.steps", "recipe.batch", "recipe.save_every", "tuning.probe"), 1)
 LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}
@@ -46,6 +45,10 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
     typed = HydraConfig.get().overrides.task
     added = {override.lstrip("+").partition("=")[0].split(".")[0] for override in typed if override.startswith("+")}
     own = {key: value for key, value in given.items() if key not in (*known, *added)}  # of the chosen experiment's file
+    written = OmegaConf.to_yaml(cfg, resolve=False)
+    if idle := [key for key in own if not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", written)]:
+        near = did_you_mean(idle[0], known)
+        raise UserError(f"{idle[0]}={own[idle[0]]}: there is no such setting, and nothing refers to it{near}")
     _compare(known | own, given, "")
     for group in GROUPS:
         if group != "bench" or name != "serve":

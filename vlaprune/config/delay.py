@@ -73,5 +73,5 @@ def delay_identity(cfg: DictConfig) -> dict[str, Any]:
     if keys["mode"] != "rtc":
         keys.pop("beta", None)
     if "table" in keys:
-        keys["table"] = digest(Path(keys["table"]))
+        keys["table"] = digest(Path(str(keys["table"])))
     return keys

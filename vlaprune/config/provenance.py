@@ -31,7 +31,12 @@ WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which i
 
 
 def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
-    """Task name -> episodes asked for. UserError outside 1 .. what the protocol has."""
+    """Task name -> episodes asked for. UserError outside 1 .. what the protocol has, for no task or one task twice."""
+    names = [task.name for task in bench.tasks()]
+    if not names:
+        raise UserError(f"bench {bench.name} is left with no tasks; leave the option that chooses them out for all")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"bench {bench.name} has {', '.join(twice)} more than once; name every task once")
     for task in bench.tasks():
         if episodes is not None and not 1 <= episodes <= task.episodes:
             raise UserError(f"episodes={episodes}; {bench.name} {task.name} has 1..{task.episodes}")

@@ -11,7 +11,7 @@ from vlaprune.records import EpisodeRecord, Run, film_name
 
 def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
     """Recorded episodes named as ["Lift:3", "Stack:7"], or all `lost` ones. UserError for one that is not there."""
-    if isinstance(only, str):
+    if isinstance(only, str) or not isinstance(only, Sequence):
         if only != "lost":
             raise UserError(f"only={only}; use lost, or a list such as only=[{next(iter(run.episodes))[0]}:0]")
         return {key for key, record in run.episodes.items() if not record.success}
@@ -53,6 +53,7 @@ class Replay:
         name = f"{record.task} {record.episode}"
         ends = [f"{'achieved' if r.success else 'lost'} after {r.steps} steps" for r in (record, then)]
         if ends[0] == ends[1]:
+            self.other = [one for one in self.other if one != name]  # it had raised before
             self._say(f"{name}: {ends[0]}, as recorded")
             return
         self.other.append(name)

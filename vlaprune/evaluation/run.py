@@ -102,7 +102,8 @@ def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Sh
         raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
     replay = Replay(run, chosen(run, cfg.only), say)
     with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
-        rollout(policy, bench, replay, shard, RolloutConfig(cfg.seed, cfg.time_limit), films)
+        rules = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
+        rollout(policy, bench, replay, shard, rules, films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
         raise UserError(

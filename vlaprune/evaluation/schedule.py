@@ -10,10 +10,11 @@ Key = tuple[str, int]  # task and episode
 class Queue:
     """The episodes of a run that wait for a slot, over all tasks.
 
-    ordered  strictly in the given order. Otherwise a slot stays with the task whose simulator it has open, a free one
-             goes to the first task where no slot is, then to the one with the most episodes left for each slot.
+    ordered  strictly in the given order, and one that raised comes next. Otherwise a slot stays with the task whose
+             simulator it has open, a free one goes to the first task where no slot is, then to the one with the most
+             episodes left for each slot.
 
-    Episodes that raised wait until everything else is under way, and are handed out once more.
+    An episode that raised is handed out once more: if not ordered, when everything else is under way.
     """
 
     def __init__(self, todo: Sequence[Key], ordered: bool = False) -> None:
@@ -26,7 +27,7 @@ class Queue:
 
     def take(self, task: str | None, others: Collection[str] = ()) -> Key | None:
         """The next episode for a slot that has `task` open, None for none, while other slots have `others` open."""
-        waiting = self._todo or self._again
+        waiting = (self._again or self._todo) if self._ordered else (self._todo or self._again)
         if not waiting:
             return None
         key = waiting[0] if self._ordered else next(k for k in waiting if k[0] == self._task(waiting, task, others))

@@ -279,7 +279,7 @@ def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
     if table is None:
         share = _number("share", settings.get("share", SHARE))
         return Modelled(timed, str(on), share, guided=settings["mode"] == "rtc")
-    found = Table(Path(table), timed, method, scaled=settings.get("model") is not None and timed != model)
+    found = Table(Path(str(table)), timed, method, scaled=settings.get("model") is not None and timed != model)
     if found.scaled and timed not in MODELS:
         raise UserError(f"delay.model={timed} has no full-size counts here; there are {', '.join(MODELS)}")
     assert found.arms

@@ -74,6 +74,10 @@ class Libero:
         """Refuses unknown suites, tasks and renderers before anything is started."""
         if self.protocol not in PROTOCOLS:
             raise UserError(f"bench.protocol={self.protocol}; use one of {', '.join(PROTOCOLS)}")
+        if self.only is not None and (
+            not isinstance(self.only, Sequence) or any(type(n) is not int for n in self.only)
+        ):
+            raise UserError(f"bench.only={self.only}; use a list of task numbers, as [0,3]")
         count = len(files.suite(self.suite))
         if unknown := [n for n in self.only or () if n not in range(count)]:
             raise UserError(f"no tasks {unknown} in {self.suite}; use 0..{count - 1}")
@@ -116,14 +120,14 @@ class Libero:
             files.assets()
 
     def provenance(self) -> dict[str, Any]:
-        """The package's version, and which assets these are: LIBERO's pictures are only as true as its meshes."""
+        """The source of the instructions, the package's version, and which assets these are.
+
+        LIBERO's pictures are only as true as its meshes. Those of another Python are not known here.
+        """
+        prompt = {"prompt": files.prompt_source(self.suite)}
         if self.python is not None:
-            return {}
-        return {
-            "simulator": {files.DIST: version(files.DIST)},
-            "assets": files.fingerprint(),
-            "prompt": files.prompt_source(self.suite),
-        }
+            return prompt
+        return {"simulator": {files.DIST: version(files.DIST)}, "assets": files.fingerprint(), **prompt}
 
     def findings(self) -> Iterator[Finding]:
         """Whether the package, MuJoCo's version, the assets and every initial state are here."""

@@ -125,7 +125,7 @@ class Simpler:
         rows = SUITES[self.suite]
         return tuple(
             Task(n, rows[n].instruction, self.limit or rows[n].limit, len(rows[n].starts()), self.success == "stop")
-            for n in self.names or rows
+            for n in (rows if self.names is None else self.names)
         )
 
     def starts(self, task: Task) -> Sequence[Start]:
