@@ -73,7 +73,7 @@ def test_an_unknown_key_is_named(call):
 
 def test_a_misspelt_setting_of_an_experiment_is_named_and_one_that_others_refer_to_is_not(call, tmp_path):
     (tmp_path / "experiment").mkdir()
-    for said, expected in (("episodess: 3", 2), ("count: 1\nepisodes: ${count}", 0)):
+    for said, expected in (("episodess: 3", 2), ("count: 7\nseed: ${count}", 0)):
         (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{said}\n")
         code, _, errors = call("--config-dir", str(tmp_path), "experiment=mine", *TOY, "method=dense", "output=run")
         assert code == expected
