@@ -2,8 +2,8 @@
 
     python scripts/worse.py [n ...]      default 20 200 500 2000
 
-5 % of the episodes end otherwise by chance, half of them lost; the loss comes on top. "Worse" by drawing 1,000 tables for
-each loss, in steps of half a point.
+5 % of the episodes end otherwise by chance, half of them lost; the loss comes on top. "Worse" by drawing 1,000 tables
+for each loss, in steps of half a point.
 """
 
 from __future__ import annotations
