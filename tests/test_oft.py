@@ -297,7 +297,10 @@ def test_missing_or_double_extras_are_named_before_the_weights_are_read(model, t
         ({"cameras": ["primary", "primary"]}, "name one to three different ones"),
         ({"state": "joints7"}, r"proprio.q01 is .* the model needs 7 finite numbers"),
         ({"unnorm": "bridge_orig"}, r"bridge_orig.proprio lacks q01/q99; it has None"),
-        ({"action": 14}, "the model needs 14 finite numbers"),
+        ({"action": 14}, r"action=14: such checkpoints \(ALOHA's\) scale actions by min and max"),
+        ({"chunk": 0}, "chunk=0 action=7; use at least 1 of each"),
+        ({"state": "eef"}, "state=eef names no sizes; use a name such as"),
+        ({"device": "cud"}, "model.device=cud is no device; use auto, cpu, cuda"),
     ],
 )
 def test_options_that_do_not_fit_are_named(model, tmp_path, options, said):

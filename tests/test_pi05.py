@@ -390,7 +390,10 @@ def test_lerobots_versions_are_told_apart_by_their_keys(tmp_path, models, config
         with pytest.raises(ValueError, match=r"does not say whether .* set model.state_as=padded for .*v0\.4\.4"):
             Pi05(**options)
     for given in (None, "padded", "text"):
-        if given or state:
+        if state is not None and given not in (None, state):
+            with pytest.raises(ValueError, match=f"state_as={given}, but .* says {state}; leave it out"):
+                Pi05(**options, state_as=given)
+        elif given or state:
             model = Pi05(**options, state_as=given)
             assert model.state_as == (given or state)
             assert (model.chunk, model.resize, model.delta) == (CHUNK, "torch", False)

@@ -1,5 +1,7 @@
 """What a session does to a model call: original positions, caches, reuse, replacement, reads, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -475,3 +477,43 @@ def test_a_trace_tells_what_the_robot_did_since_the_call_before():
             assert trace.executed.shape == ((3, 7) if step else (0, 0))
             assert not step or torch.equal(trace.executed, sent)
             sent = torch.from_numpy(actions)
+
+
+def test_a_call_is_finished_once():
+    """A model that opens no new call repeats the old one's numbers; counted again, they would pass for new ones."""
+    model, seen = Toy(), scenes(0, 1, 2)
+    policy = Policy(model, Dense)
+    first = policy.act({0: seen[0]})[0]
+    (record,) = policy.drain(0)
+    before = dict(record.flops)
+    model.predict = lambda observations, sessions: [torch.from_numpy(first)]
+    with pytest.raises(ValueError, match=r"toy opened no new call: predict must call Session\.begin"):
+        policy.act({0: seen[1]})
+    assert record.flops == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"last": 20}, "last ends at 21"),
+        ({"text": range(17, 30)}, "text ends at 30"),
+        ({"length": 9}, "visual ends at"),
+    ],
+)
+def test_a_layout_that_leaves_its_prompt_is_refused(changes, said):
+    views = (View("a", 0, 4, 4),)
+    fits = {"length": 20, "visual": range(1, 17), "text": range(17, 20), "action": range(20, 24), "last": 19}
+    with pytest.raises(ValueError, match=said):
+        Layout(**{**fits, **changes}, views=views)
+
+
+def test_a_layout_longer_than_the_prompt_is_named():
+    """Else a visual token would be missing at every layer, without a word."""
+
+    class Longer(Toy):
+        def layout(self, *args):
+            right = super().layout(*args)
+            return replace(right, length=right.length + 1)
+
+    with pytest.raises(ValueError, match=r"computed \d+ rows at layer 0, but its layout says"):
+        Policy(Longer(), Dense).act({0: scenes(0, 1, 1)[0]})

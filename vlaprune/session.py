@@ -46,6 +46,7 @@ class Session:
         self._store = Cache(config)
         self._layout: Layout | None = None
         self._call: Call | None = None
+        self._finished = False
         self.reset(0)
 
     @property
@@ -100,7 +101,7 @@ class Session:
         if cache is not None:
             cache.reserve(layout.length, like)
         trace = Trace(layout, images, self._step, self._state, self._executed, self._elapsed)
-        self._call = Call(self.arm, trace, self.seed, like, cache, self._cached)
+        self._call, self._finished = Call(self.arm, trace, self.seed, like, cache, self._cached), False
         return self._call
 
     def finish(self) -> StepRecord:
@@ -109,7 +110,12 @@ class Session:
         Errors: UserError where the model bypassed the call's hooks, where a method named rows that are not there, or
         where it broke its own budget. These checks are made when the call is over, so that no call waits for them.
         """
-        call, self._step = self._opened(), self._step + 1
+        call = self._opened()
+        if self._finished:
+            raise UserError(
+                f"{self.arm.info.name} opened no new call: predict must call Session.begin for every observation"
+            )
+        self._step, self._finished = self._step + 1, True
         trace, layout, flops = call.trace, call.trace.layout, call.flops
         self._check_reached(call)
         with self.arm.clock.span("method"):
@@ -143,6 +149,13 @@ class Session:
             raise UserError(
                 f"{model.name} ran {layers} of its {model.num_layers} layers through the hooks of this call; pass the "
                 "call that Session.begin returns to the decoder, or no pruning is possible and nothing is counted"
+            )
+        kept = call.trace.kept.get(0)
+        expected = call.trace.layout.length - (0 if kept is None else call.trace.layout.total - kept.shape[0])
+        if (rows := call.trace.counts[0][0]) != expected:
+            raise UserError(
+                f"{model.name} computed {rows} rows at layer 0, but its layout says {expected} (length "
+                f"{call.trace.layout.length}); the layout must be that of the prompt"
             )
         missed = sorted(set(self.arm.plan.layers) - call.entered)
         if missed:

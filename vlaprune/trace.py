@@ -64,7 +64,7 @@ class Layout:
     Two layouts are equal if cameras and instruction have the same positions. The rest of a prompt (pi0.5's state as
     text) may change its length from call to call, and a method can still compare or reuse tokens of earlier calls.
 
-    Errors: UserError if the views do not cover the visual tokens exactly once.
+    Errors: UserError if the views do not cover the visual tokens exactly once, or something lies outside the prompt.
     """
 
     length: int = field(compare=False)
@@ -75,7 +75,10 @@ class Layout:
     views: tuple[View, ...]
 
     def __post_init__(self) -> None:
-        """Checks that the views tile the visual tokens."""
+        """Checks that the views tile the visual tokens, and that all but the action lies within the prompt."""
+        parts = {"visual": self.visual.stop, "text": self.text.stop, "last": self.last + 1}
+        if outside := [f"{name} ends at {end}" for name, end in parts.items() if end > self.length]:
+            raise UserError(f"a layout of {self.length} positions, but {', '.join(outside)}")
         tiles = [view.tokens for view in self.views]
         ends = [0, *(tile.stop for tile in tiles)]
         if [tile.start for tile in tiles] != ends[:-1] or ends[-1] != len(self.visual):

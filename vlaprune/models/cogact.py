@@ -98,6 +98,8 @@ class CogACT:
             del self.trunk.head
             shape = DiTShape(*SIZES[head], condition=own.width, chunk=chunk, action=ACTION)
             self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
+        if chunk < 1:
+            raise UserError(f"chunk={chunk}; use at least 1")
         self.device, self.chunk = resolve_device(device), chunk
         self.info = own.info("cogact")
         self.backend: Backend = EAGER

@@ -97,7 +97,7 @@ class Family:
         if wrong:
             raise UserError(f"{file} has {', '.join(wrong)}, which is not computed here; merge adapters (LoRA) first")
         if kind == "openpi":
-            chunk = int(said["action_horizon"])
+            chunk = _whole(file, said, "action_horizon")
             if not adaptive:
                 return cls("openpi", chunk, ("row",), "row", delta=True, resize="pil")
             # pi05_libero; pi05_base and others have the state in their text
@@ -108,10 +108,12 @@ class Family:
                 "LIBERO; set it to false and model.delta=true if they are the first six"
             )
         states, state = (("text", "padded"), _padding(said, weights)) if adaptive else (("row",), "row")
-        image = (said.get("image_resolution") or [None])[0]
-        room, steps = said.get("tokenizer_max_length"), int(said.get("num_inference_steps") or 10)
+        sides = said.get("image_resolution") or [None]
+        if not isinstance(sides, list) or not all(type(side) in (int, type(None)) for side in sides):
+            raise UserError(f"{file} has image_resolution={sides}; it must be a list of pixels, as [224, 224]")
+        image, room = sides[0], said.get("tokenizer_max_length")
         name = "lerobot" if "type" in said else "transformers"
-        chunk = int(said.get("chunk_size") or 50)
+        steps, chunk = _whole(file, said, "num_inference_steps", 10), _whole(file, said, "chunk_size", 50)
         return cls(name, chunk, states, state, steps=steps, room=room, image=image, added=False)
 
     def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
@@ -122,12 +124,25 @@ class Family:
             )
         if state_as is None and self.state_as is None:
             raise UserError(f"the checkpoint's config.json ({self.name}) does not say {ASK[self.name]}")
+        said = self.state_as if self.name in ("lerobot", "transformers") else None  # openpi's file has but the chunk
+        if state_as in self.states and said not in (None, state_as):
+            raise UserError(
+                f"model.state_as={state_as}, but the checkpoint's config.json ({self.name}) says {said}; leave it out"
+            )
         if state_as not in (None, *self.states):
             raise UserError(
                 f"model.state_as={state_as}, but weights of this kind ({self.name}) read it as "
                 + " or ".join(self.states)
             )
         return chunk or self.chunk, state_as or self.state_as or ""
+
+
+def _whole(file: Path, said: Mapping[str, Any], key: str, otherwise: int | None = None) -> int:
+    """A whole number above 0 in a configuration. UserError for anything else."""
+    value = said.get(key) or otherwise
+    if type(value) is not int or value < 1:
+        raise UserError(f"{file} has {key}={said.get(key)}; it must be a whole number above 0")
+    return value
 
 
 ASK = {

@@ -99,6 +99,10 @@ class OFT(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise UserError(f"head={head}; use one of {', '.join(HEADS)}")
+        if chunk < 1 or action < 1:
+            raise UserError(f"chunk={chunk} action={action}; use at least 1 of each")
+        if state is not None and not state_size(state):
+            raise UserError(f"state={state} names no sizes; use a name such as eef_pos3_axisangle3_gripper2, or null")
         if not cameras or len(set(cameras)) != len(cameras):
             raise UserError(f"cameras={list(cameras)}; name one to three different ones")
         own, kind = Sizes.of(sizes or {}), precision(dtype)
@@ -111,6 +115,10 @@ class OFT(nn.Module):
             extras = self._extras(own.width, numbers)
         reads = [f"{name}--*_checkpoint.pt" for name in extras]
         source = Source.of(published(weights, suite, PUBLISHED, "oft"), "oft", reads)
+        if source.folder is not None and action != 7:
+            raise UserError(
+                f"action={action}: such checkpoints (ALOHA's) scale actions by min and max, not computed here"
+            )
         self._tokenize = source.tokenize
         self._range = source.range("action", action, unnorm or suite, EPS)
         self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None

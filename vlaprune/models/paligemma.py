@@ -1,8 +1,8 @@
 """What pi0 and pi0.5 are made of: PaliGemma (SigLIP, a linear projector, Gemma-2B) and the 300M action expert.
 
 Source: openpi@15a9616:src/openpi/models_pytorch/{pi0_pytorch,gemma_pytorch}.py. Image features enter the decoder as
-they are, text embeddings times the square root of their width. With half-precision weights, norms of decoder and expert
-and all projections of states, times and actions stay in fp32, as there.
+they are, text embeddings times the square root of their width. With half-precision weights, norms of decoder and
+expert, patch and position embeddings and all projections of states, times and actions stay in fp32, as there.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ class PaliGemma(nn.Module):
         self.to(dtype)
         small = (self.state, self.action_in, self.action_out, self.time_in, self.time_out)
         norms = [m for part in (self.decoder, self.expert) for m in part.modules() if isinstance(m, RMSNorm | AdaNorm)]
-        for module in (*small, *norms):
+        for module in (*small, *norms, self.tower.embed):
             if module is not None:
                 module.float()
+        self.tower.position.data = self.tower.position.data.float()
         return self
 
     # -- the prompt --------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ class PaliGemma(nn.Module):
 
 def vision_segment(net: PaliGemma, reads: bool, backend: Backend, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Segment: features [N, t, dv] of images [N, h, w, 3] from 0 to 255, with `reads` the attention [N, t] received."""
-    pixels = backend.unit(unit_pixels)(images, net.projector.weight.dtype)
+    pixels = backend.unit(unit_pixels)(images, net.tower.embed.weight.dtype)
     features, (q, k) = net.tower(pixels, backend)
     return features, backend.unit(Tower.received)(net.tower, q, k) if reads else None
 

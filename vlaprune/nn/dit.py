@@ -1,8 +1,8 @@
 """CogACT's action head: a diffusion transformer on action chunks, conditioned on one cognition feature.
 
 Source: microsoft/CogACT@b174a1b:action_model/{models,action_model,gaussian_diffusion,respace}.py. Parameter names are
-the checkpoint's. Differences: the embeddings of all sampling steps are computed in one product, and a step's
-coefficients are numbers of the host instead of tensors, so that sampling never waits for the device.
+the checkpoint's. Differences: the embeddings of all sampling steps are computed in one product, and the coefficients of
+all steps are one tensor on the device, so that sampling never waits for it.
 """
 
 from __future__ import annotations

@@ -95,6 +95,11 @@ class Tower(nn.Module):
         return received(queries, keys)[..., self.shape.prefix :]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the blocks; patch and position embeddings may be in a wider one."""
+        return next(self.blocks.parameters()).dtype
+
+    @property
     def flops(self) -> float:
         """Of one image."""
         s, tokens = self.shape, self.side**2 + self.shape.prefix
@@ -104,8 +109,8 @@ class Tower(nn.Module):
 
 
 def embed_patches(tower: Tower, pixels: Tensor) -> Tensor:
-    """Unit: normalised pixels [B, 3, h, w] to tokens [B, prefix + side * side, d]."""
-    x = tower.embed(pixels).flatten(2).transpose(1, 2) + tower.position
+    """Unit: normalised pixels [B, 3, h, w] to tokens [B, prefix + side * side, d] in the dtype of the blocks."""
+    x = (tower.embed(pixels).flatten(2).transpose(1, 2) + tower.position).to(tower.dtype)
     if tower.prefix is not None:
         x = torch.cat((tower.prefix.expand(x.shape[0], -1, -1), x), 1)
     return x
