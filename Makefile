@@ -38,7 +38,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-moving bench-simpler clean
+.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-smol train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -227,6 +227,9 @@ bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a ta
 
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
 	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
+
+train-smol: .venv/done  ## trains smol, on a pretrained language model, on libero_object (two hours; 6 GB of memory)
+	$(ROOMY) $(BIN)/vlaprune-train model=smol bench=libero bench.suite=libero_object bench.worker=false model.tower=libero_object data=data/libero_object output=data/libero_object/smol teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 $(TAUGHT_libero_object) recipe.steps=1000 recipe.batch=32 recipe.lr=8e-4 recipe.ema_decay=0.99 recipe.save_every=100
 
 train-moving: .venv/done  ## trains tiny on worlds that move: demonstrations, cloning, one round of corrections (40 minutes)
 	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving model.weights=robosuite output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4

@@ -78,6 +78,22 @@ def test_more_than_the_suite_differs_is_refused_or_said():
         suites.study([*near, *(run(m, "camera", "1" * 60, suite="far") for m in ("dense", "fastv"))])
 
 
+def test_another_benchmark_may_ask_a_model_for_other_options_but_not_be_perturbed_otherwise():
+    """A robot has its own control and prompt; a seed or a perturbation is no robot's."""
+    other = [run(m, None, "1" * 40, name="arm") for m in ("dense", "fastv")]
+    other = [
+        replace(
+            r,
+            header=replace(r.header, identity=r.header.identity | {"execute": 4, "model": {"name": "toy", "text": 9}}),
+        )
+        for r in other
+    ]
+    assert [one.name for one in suites.study([*STUDY[:2], *other]).suites] == ["near", "arm"]
+    blurred = [run(m, "blur", "1" * 40, name="arm") for m in ("dense", "fastv")]
+    with pytest.raises(ValueError, match=r"bench.stress None -> blur"):
+        suites.study([*STUDY[:2], *blurred])
+
+
 def test_a_tuned_policy_on_one_suite_is_no_mean_with_an_untuned_one(tmp_path):
     near, far = STUDY[:2], [on("far", m, "1" * 60) for m in ("dense", "fastv")]
     for one, weights in ((far[0], "a"), (far[1], "b")):

@@ -125,14 +125,19 @@ def _apart(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     return out
 
 
-def _common(header: Header, whole: bool) -> Header:
-    """What must be equal in all suites; of a benchmark of another kind only how its world is perturbed."""
+def _common(header: Header, alike: bool) -> Header:
+    """What must be equal in all suites.
+
+    alike  they are of one kind of benchmark. If not, a model has other options, and a robot another control: equal must
+           be seed, kernel and delay, and how the world is perturbed
+    """
     same = dict(without(header, "method", "weights").identity)
-    same["model"] = {k: v for k, v in same["model"].items() if k != "weights"}
-    bench = same.pop("bench")
+    bench, model = same.pop("bench"), {k: v for k, v in same.pop("model").items() if k != "weights"}
     stress = {"stress": bench.get("stress")} | ({"severity": bench["severity"]} if bench.get("stress") else {})
-    rest = {k: v for k, v in bench.items() if whole and k not in (*APART, "severity")}
-    return Header({**same, "bench": {**rest, **stress}}, {}, {})
+    if not alike:
+        return Header({key: same.get(key) for key in ("seed", "kernel", "delay")} | {"bench": stress}, {}, {})
+    rest = {k: v for k, v in bench.items() if k not in (*APART, "severity")}
+    return Header({**same, "model": model, "bench": {**rest, **stress}}, {}, {})
 
 
 def _means(found: Sequence[Suite]) -> pd.DataFrame:
