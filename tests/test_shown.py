@@ -22,7 +22,7 @@ from vlaprune.report import command as report
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMPOSED = ("eval", "profile", "train", "serve", "doctor", "tune")  # what takes KEY=VALUE
-ELSEWHERE = {"cd", "docker", "git", "sudo", "eval", "pytest"}  # other people's programs
+ELSEWHERE = {"cd", "docker", "git", "source", "sudo", "eval", "pytest"}  # other people's programs
 WRITTEN = {"mine", "my_bench"}  # packages that a guide writes: `make fresh` does so
 CLUSTER = "hydra/launcher=ray_cluster"  # its plugin is an extra of its own
 
