@@ -116,11 +116,8 @@ class GridS(nn.Module, Pruner):
 
     def _charge(self, context: PruneContext, samples: int) -> None:
         """Both MLPs for one camera, whose mean token decides about so many samples."""
-        width = context.visual.shape[1]
-        context.charge(1, 512, width)
-        context.charge(1, 2 * self.tokens, 512)
-        context.charge(samples, 256, 2)
-        context.charge(samples, width, 256)
+        for rows, weight in zip((1, 1, samples, samples), self._weights(context.visual.device)[::2], strict=True):
+            context.charge(rows, *weight.shape)
 
     def select(self, context: PruneContext) -> Selection:
         """The samples of every camera."""

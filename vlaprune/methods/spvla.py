@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.patches import edge_patches
+from vlaprune.methods.shared.patches import edge_patches, sobel_product
 from vlaprune.methods.shared.scoring import check_range
 from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
@@ -62,7 +62,7 @@ class SPVLA(Scored):
         stay = top_mask(context.vision_attention, context.layout, count)
         if self.edges:
             for image in context.trace.images:
-                context.charge(image.shape[0] * image.shape[1], 2, 9)  # Sobel's masks
+                context.charge(*sobel_product(image))
             stay |= edge_patches(context.trace.images, context.layout)
         return Selection(stay.nonzero()[:, 0])
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.patches import by_patch, grey_levels, sobel
+from vlaprune.methods.shared.patches import by_patch, grey_levels, sobel, sobel_product
 from vlaprune.methods.shared.scoring import check_range, cosine, scaled
 from vlaprune.methods.shared.selecting import top_mask
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
@@ -124,7 +124,7 @@ class VLAIAP(Scored):
         layout, levels = context.layout, self._frames[-1]
         context.charge(context.text.shape[0], *context.visual.shape)
         for level in levels:
-            context.charge(level.numel(), 2, 9)  # Sobel's masks
+            context.charge(*sobel_product(level))
         semantic = cosine(context.visual, context.text).nan_to_num(-1.0).sum(1)  # over words: 0 where there are none
         slopes = zip(layout.views, levels, strict=True)
         edges = torch.cat([by_patch(sobel(level).abs().sum(0), view).mean(1) for view, level in slopes])

@@ -17,7 +17,7 @@ from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report.grids import Shade, shade
 from vlaprune.report.notes import marks
-from vlaprune.report.runs import Arm, Comparison, Key, begun, compare
+from vlaprune.report.runs import Arm, Comparison, Key, begun, by_episode, compare
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes
 from vlaprune.report.text import short_notes
@@ -148,10 +148,8 @@ def _marks(found: Sequence[Condition]) -> list[str]:
 
 def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -> dict[str, Any]:
     won, n = sum(r.success for r in arm.episodes.values()), len(arm.episodes)
-    clusters: dict[tuple[str, int], list[float]] = {}
-    for (task, episode, _), record in arm.episodes.items():
-        clusters.setdefault((task, episode), []).append(record.success)
-    interval = rates.wilson(won, n, design=rates.design_effect(clusters.values()))
+    clusters = by_episode({key: record.success for key, record in arm.episodes.items()})
+    interval = rates.wilson(won, n, design=rates.design_effect(clusters))
     row: dict[str, Any] = {"condition": condition, "method": arm.label, "marks": arm.marks, "base": arm is base}
     row["success"] = won
     row |= {"episodes": n, "rate": won / n, "low": interval.low, "high": interval.high}
@@ -201,14 +199,15 @@ def _change(name: str, ends: str, arms: Sequence[tuple[Arm, Arm]], less: tuple[A
     With its 95 % interval over clusters of (task, episode), see `rates.mean_change`.
     """
     every = [*arms, *([less] if less else [])]
-    each: dict[tuple[str, int], list[float]] = {}
+    changes = {}
     for key in arms[0][0].episodes:
         if all(key in one.episodes for pair in every for one in pair):
             here = mean([_won(a, key) - _won(b, key) for a, b in arms])
-            each.setdefault(key[:2], []).append(here - (_won(less[0], key) - _won(less[1], key) if less else 0))
-    if len(each) < 2:
+            changes[key] = here - (_won(less[0], key) - _won(less[1], key) if less else 0)
+    clusters = by_episode(changes)
+    if len(clusters) < 2:
         return {}
-    middle, interval = rates.mean_change([[mean(own) for own in each.values()]])
+    middle, interval = rates.mean_change([list(map(mean, clusters))])
     return {name: middle, f"{ends}_low": interval.low, f"{ends}_high": interval.high}
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from vlaprune.errors import UserError
 from vlaprune.records import EpisodeRecord, Header, Run, differences, mean, without
 from vlaprune.report.notes import marks
-from vlaprune.report.runs import Arm, Comparison, Key, begun, compare, display_name
+from vlaprune.report.runs import Arm, Comparison, Key, begun, by_episode, compare, display_name
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import pairs, shared_episodes, tabulate
 from vlaprune.stats.markdown import table as lined
@@ -216,10 +216,7 @@ def _mean(values: Mapping[Key, float]) -> tuple[float, Interval]:
 
     The interval is infinite where fewer than LEAST episodes, or no spread at all, tell nothing of how sure it is.
     """
-    each: dict[tuple[str, int], list[float]] = {}
-    for key, value in values.items():
-        each.setdefault(key[:2], []).append(value)
-    means = [mean(own) for own in each.values()]
+    means = list(map(mean, by_episode(values)))
     middle, interval = mean_interval(means)
     sure = len(means) >= LEAST and max(means) > min(means)
     return middle, interval if sure or not means else Interval(-np.inf, np.inf)

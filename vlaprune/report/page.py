@@ -77,7 +77,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
         unshelved=sum(not v.embedded for v in places.values()),
         protocol=list(_flat(context(comparison.arms[0].run))),
         arms=[_card(a) for a in comparison.arms],
-        provenance=_provenance([run for a in comparison.arms for run in a.runs]),
+        provenance=_provenance(comparison.runs),
     )
 
 

@@ -56,6 +56,14 @@ def _named(run: Run) -> Run:
 Key = tuple[str, int, Any]  # of an episode in a report: task, episode, seed
 
 
+def by_episode(values: Mapping[Key, float]) -> list[list[float]]:
+    """Values in groups, one for each (task, episode): all that an episode has under its seeds."""
+    groups: dict[tuple[str, int], list[float]] = {}
+    for (task, episode, _), value in values.items():
+        groups.setdefault((task, episode), []).append(value)
+    return list(groups.values())
+
+
 @dataclass(frozen=True)
 class Arm:
     """Runs that are one row of a report: one method under one or several seeds.
@@ -153,6 +161,11 @@ class Comparison:
     baseline: Arm | None
     noise: Noise | None = None
     criteria: Mapping[str, Criterion] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all arms, under every seed."""
+        return [run for arm in self.arms for run in arm.runs]
 
     @property
     def margin(self) -> float:

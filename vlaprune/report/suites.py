@@ -18,7 +18,7 @@ from vlaprune.errors import UserError
 from vlaprune.records import Header, Run, differences, mean, without
 from vlaprune.report import audits, tables
 from vlaprune.report.grids import Shade, shade
-from vlaprune.report.runs import Arm, Comparison, begun, compare, short_name
+from vlaprune.report.runs import Arm, Comparison, begun, by_episode, compare, short_name
 from vlaprune.report.sources import sources
 from vlaprune.report.tables import tabulate
 from vlaprune.report.text import latex_of, pretty, short_notes
@@ -175,10 +175,9 @@ def _difference(pairs: Sequence[tuple[Arm, Arm]]) -> dict[str, float]:
     """
     strata = []
     for arm, base in pairs:
-        each: dict[tuple[str, int], list[int]] = {}
-        for key in tables.shared_episodes(arm, base):
-            each.setdefault(key[:2], []).append(arm.episodes[key].success - base.episodes[key].success)
-        strata.append([mean(own) for own in each.values()])
+        both = tables.shared_episodes(arm, base)
+        changes = {key: arm.episodes[key].success - base.episodes[key].success for key in both}
+        strata.append(list(map(mean, by_episode(changes))))
     if not all(strata):
         return {}
     middle, interval = rates.mean_change(strata)

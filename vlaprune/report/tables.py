@@ -75,10 +75,10 @@ def tabulate(
         rows += list(found.values())
     table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "enough"])
     table[WHOLE] = table[WHOLE].astype("Int64")
-    timed_runs = [run for run in {id(r): r for r in (*_runs(comparison), *beside)}.values() if run.header.proved]
+    timed_runs = [run for run in {id(r): r for r in (*comparison.runs, *beside)}.values() if run.header.proved]
     reason = shared(timed_runs) if table["ms"].notna().any() and not untimed else ""
     if untimed or (reason and not timed):
-        table = without_times(table)
+        table = table.assign(ms=math.nan, ms_method=math.nan, speedup=math.nan)
     if untimed:
         table = table.assign(ms_answer=math.nan, answers=pd.NA).astype({"answers": "Int64"})
     if comparison.baseline is not None:
@@ -89,19 +89,10 @@ def tabulate(
     table["impossible"] = list(map(impossible, table["speedup"], table["flops_cut"]))
     table.attrs["shared"] = reason
     table.attrs["title"] = comparison.title
-    table.attrs["sources"] = sources(_runs(comparison))
+    table.attrs["sources"] = sources(comparison.runs)
     table.attrs["times"] = {a.marked: times(a.calls).told for a in comparison.arms if a.proved}
     table.attrs["notes"] = footnotes(comparison, table)
     return table.drop(columns=["enough"])
-
-
-def _runs(comparison: Comparison) -> list[Run]:
-    return [run for a in comparison.arms for run in a.runs]
-
-
-def without_times(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with no milliseconds and no speed-up known."""
-    return table.assign(ms=math.nan, ms_method=math.nan, speedup=math.nan)
 
 
 def _frame(arm: Arm) -> pd.DataFrame:

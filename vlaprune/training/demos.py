@@ -132,12 +132,12 @@ def _episode(
     name, episode, noise = job
     path = _path(out_dir, job)
     if path.exists():
-        if (made := _made(path)) not in (None, style.made(noise)):
+        said, how = _read(path, "success", known=[MADE]), style.made(noise)
+        if (made := str(said.get(MADE, how))) != how:
             raise UserError(
-                f"{path} was recorded with {made}, now it is {style.made(noise)}; use the same settings, or another "
-                "data="
+                f"{path} was recorded with {made}, now it is {how}; use the same settings, or another data="
             )
-        return bool(_read(path, "success")["success"])
+        return bool(said["success"])
     rng = np.random.default_rng([episode, 7])
     env.reset(episode)
     expert = bench.expert(env)
@@ -203,21 +203,12 @@ def _write(path: Path, data: dict[str, Any]) -> None:
         np.savez(file, **data)
 
 
-def _read(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """Some arrays of one file, or UserError that names it."""
+def _read(path: Path, *keys: str, known: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Some arrays of one file, and those of `known` that it has; or UserError that names the file."""
     try:
         with np.load(path) as data:
-            return {key: data[key] for key in keys}
+            return {key: data[key] for key in (*keys, *(k for k in known if k in data.files))}
     except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
-        raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
-
-
-def _made(path: Path) -> str | None:
-    """How the episode in a file was recorded; None where the file does not say it."""
-    try:
-        with np.load(path) as data:
-            return str(data[MADE]) if MADE in data.files else None
-    except Exception as error:
         raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 

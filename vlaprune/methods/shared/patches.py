@@ -117,6 +117,11 @@ def sobel(level: Tensor) -> Tensor:
     return slopes
 
 
+def sobel_product(plane: Tensor) -> tuple[int, int, int]:
+    """Rows, columns and depth of the product that `sobel` is on a plane [h, w, ...]: two masks of 3 x 3 a pixel."""
+    return plane.shape[0] * plane.shape[1], 2, 9
+
+
 def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
     """[h, w] bool edges of an image [h, w, 3] uint8: Canny 1986 with 3 x 3 Sobel masks, gradients by L1, no blur.
 
