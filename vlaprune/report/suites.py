@@ -208,8 +208,9 @@ def _order(found: Study) -> list[str]:
     """Labels without marks: the baselines first, then by mean difference, then those that not every suite has."""
     labels = list(dict.fromkeys(arm.label for one in found.suites for arm in one.comparison.arms))
     bases = {one.comparison.baseline.label for one in found.suites if one.comparison.baseline}
-    known = dict(zip(map(_unmarked, found.means["method"]), found.means["difference"], strict=True))
-    return sorted(labels, key=lambda one: (one not in bases, -known.get(one, -9.0) if pd.notna(known.get(one)) else 9))
+    judged = found.means.dropna(subset=["difference"])
+    known = dict(zip(map(_unmarked, judged["method"]), judged["difference"], strict=True))
+    return sorted(labels, key=lambda one: (one not in bases, -known.get(one, -9.0)))
 
 
 def _unmarked(label: str) -> str:
