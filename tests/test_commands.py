@@ -155,3 +155,12 @@ def test_watch_says_what_is_left():
 def test_watch_names_a_folder_without_runs(capsys, tmp_path):
     code, text = said(capsys, "watch", str(tmp_path))
     assert code == 2 and "no run" in text
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"]])
+def test_a_reader_that_hangs_up_is_no_error(words):
+    """`vlaprune list | grep -q fastv`, which stops reading at the first line that it finds."""
+    start = f"from vlaprune.commands import main; main.main({words})"
+    done = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    assert done.stderr.read() == "" and done.wait() == 0

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(argv: Sequence[str] | None) -> None:
     first, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if first in ("-h", "--help", "help"):
-        print(text())
+        print(text(), flush=True)
     elif first in ("-V", "--version"):
         print(f"vlaprune {vlaprune.__version__}")
     elif first in SCRIPTS:
@@ -60,7 +60,9 @@ def _run(argv: Sequence[str] | None) -> None:
 def _exit_code(command: Callable[[Sequence[str]], int], rest: Sequence[str]) -> int:
     """Runs a command: its exit code, 2 with one line for what the user can mend, 1 for a bug."""
     try:
-        return command(rest)
+        code = command(rest)
+        sys.stdout.flush()  # here, where a reader that has gone is noticed, and not as the interpreter ends
+        return code
     except BrokenPipeError:
         raise
     except Exception as error:
