@@ -1,5 +1,6 @@
 """The command `vlaprune`: help from comments, lists, watching, and packages that it writes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_watch_names_a_folder_without_runs(capsys, tmp_path):
 def test_a_reader_that_hangs_up_is_no_error(words):
     """`vlaprune list | grep -q fastv`, which stops reading at the first line that it finds."""
     start = f"from vlaprune.commands import main; main.main({words})"
-    done = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", start]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered)
     done.stdout.close()
     assert done.stderr.read() == "" and done.wait() == 0
