@@ -392,6 +392,9 @@ def test_a_run_is_ended_by_rule_and_stands_so_in_the_table(call, tmp_path):
         code, _, errors = call(*toy, "method=random", "output=runs/random", *rest)
         assert code == 2 and not (tmp_path / "runs" / "random" / "journal.jsonl").exists()
         one_line(errors, shown)
+    code, _, errors = call(*toy, "method=random", "output=runs/random", "baseline=runs/dens")  # without a rule too
+    assert code == 2 and not (tmp_path / "runs" / "random").exists()
+    one_line(errors, "baseline: runs/dens holds no run")
     rule = ["stop=anytime", "baseline=runs/dense", "method._target_=doubles.Blind", "output=runs/blind"]
     code, out, errors = call(*toy, "method=dense", *rule)
     run = read(tmp_path / "runs" / "blind")

@@ -209,6 +209,9 @@ def test_pruned_calls_arrive_sooner_on_the_device(tmp_path, monkeypatch):
         (["delay.mode=hold"], "needs one of delay.ms"),
         (["delay.mode=hold", "delay.ms=measured", "slots=2"], "needs slots=1"),
         (["delay.mode=hold", "delay.device=thor"], "model toy has none"),
+        (["delay.mode=hold", "delay.ms=100", "delay.share=0.5"], "delay.share=0.5 is read with delay.device alone"),
+        (["delay.share=0.5"], "delay.share=0.5 is read with delay.device alone"),
+        (["delay.mode=hold", "delay.ms=100", "delay.beta=1"], "delay.beta=1 is read by delay.mode=rtc alone"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_runs(tmp_path, monkeypatch, capfd, argv, said):

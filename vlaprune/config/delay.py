@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +38,27 @@ def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
     if mode == "wait":
         if given:
             raise UserError(f"{' '.join(given)} with delay.mode=wait, where the world waits; choose another mode")
+        _check_read(keys)
         return None
     if not isinstance(bench, SupportsHold):
         raise UserError(f"bench {bench.name} does not say what its robot does while it has no action; add `hold` to it")
     if keys["ms"] == "measured" and cfg.slots != 1:
         raise UserError(f"delay.ms=measured with slots={cfg.slots}; a call's own time needs slots=1")
+    _check_read(keys)
     latency = source(keys, model.info.name, named(HydraConfig.get())["method"])
     if mode == "rtc":
         _check_rtc(cfg, bench, model)
     execute = control(cfg, bench).actions_per_call(model.chunk, model.info.name)
     check_chunk(mode, steps_late(latency.expected, bench.control_hz), execute, model.chunk)
     return Delay(mode, latency, bench.control_hz, bench.hold, keys["beta"])
+
+
+def _check_read(keys: Mapping[str, Any]) -> None:
+    typed = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if "delay.share" in typed and (keys["device"] is None or keys["table"] is not None):
+        raise UserError(f"delay.share={keys['share']} is read with delay.device alone; name a device, or leave it out")
+    if "delay.beta" in typed and keys["mode"] != "rtc":
+        raise UserError(f"delay.beta={keys['beta']} is read by delay.mode=rtc alone; choose it, or leave it out")
 
 
 def _check_rtc(cfg: DictConfig, bench: Benchmark, model: VLA) -> None:

@@ -35,6 +35,8 @@ def main(
     if cfg.only is not None:
         _again(cfg, policy, bench, header, shard)
         return
+    if cfg.baseline is not None:
+        _check_baseline(cfg.baseline, job)
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
@@ -66,6 +68,16 @@ def main(
         recorder.close()
         bar.close(whole)
     _finish(cfg, header, recorder, lost, alone=job is None)
+
+
+def _check_baseline(folder: str, job: Job | None) -> None:
+    """Before hours of episodes, is there a baseline? In a sweep, one of its own jobs may still make it."""
+    try:
+        read(folder)
+    except UserError as error:
+        if job is None:
+            raise UserError(f"baseline: {error}") from None
+        once(f"baseline={folder} holds no run yet; there has to be one when this sweep ends")
 
 
 def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[EpisodeRecord]) -> RunStatus:
