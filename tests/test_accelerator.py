@@ -24,7 +24,7 @@ ANSWER = {"nn/resident.py:to_host", "models/flow.py:predict_guided", "policy.py:
 PROOF = {"selection.py:verify"}  # behind the actions: the rows that the method named
 SHARED = "methods/shared/"
 WAITS = {  # how many rows go on depends on what is seen, or the whole call does; each place is one number or one list
-    "adp": {"methods/adp.py:select", "methods/adp.py:_is_open"},
+    "adp": {"methods/adp.py:select", "methods/adp.py:_motion"},
     "dtp": {"methods/dtp.py:select", "methods/dtp.py:wants_second_pass"},
     "infoentropy": {SHARED + "selecting.py:split_mask"},
     "lightvla": {SHARED + "selecting.py:distinct_winners"},

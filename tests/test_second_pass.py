@@ -26,7 +26,7 @@ class Twice(Pruner):
 
     def plan(self, info):
         budget = {2: Budget(5)} if self.again else {}
-        return Plan((2,), {1: QueryGroup.LAST}, budget, outputs=frozenset({1}))
+        return Plan((2,), {1: QueryGroup.LAST}, budget, outputs=frozenset({1}), second_pass=True)
 
     def wants_second_pass(self, context):
         assert context.layer == 4 or context.layer == 6
@@ -134,12 +134,22 @@ def test_outputs_and_second_passes_keep_every_law():
     check_pruner(lambda: Twice(again=False))
 
 
+def test_a_second_pass_that_the_plan_does_not_announce_breaks_a_law():
+    class Silent(Twice):
+        def plan(self, info):
+            return replace(super().plan(info), second_pass=False)
+
+    with pytest.raises(AssertionError, match="wants_second_pass says True, but the plan has second_pass=False"):
+        check_pruner(Silent)
+
+
 def test_what_is_not_asked_for_is_neither_kept_nor_charged():
     class Plain(Twice):
-        wants_second_pass = Pruner.wants_second_pass
-
         def plan(self, info):
-            return replace(super().plan(info), budget={}, outputs=frozenset())
+            return replace(super().plan(info), budget={}, outputs=frozenset(), second_pass=False)
+
+        def wants_second_pass(self, context):
+            raise AssertionError("asked without Plan.second_pass")
 
         def select(self, context):
             with pytest.raises(KeyError, match="outputs of layer 1"):

@@ -60,7 +60,8 @@ class Call:
         self._selections: dict[int, Selection | None] = {}
         self._kv: dict[int, LayerKV] = {}
         self._repeats = False
-        self._asked, self._second = type(arm.pruner).wants_second_pass is Pruner.wants_second_pass, False
+        self._may_repeat = arm.plan.second_pass
+        self._second = False
 
     # -- the model's side ------------------------------------------------------------------------------------
 
@@ -179,9 +180,9 @@ class Call:
 
     def begin_second_pass(self, hidden: Tensor) -> bool:
         """Asks the method once a call whether the prompt is to be computed again; if so, opens that pass."""
-        if self._asked:
+        if not self._may_repeat:
             return False
-        self._asked = True
+        self._may_repeat = False
         layers = self.arm.info.num_layers
         with self.clock.span("method"):
             context = self._context(layers, hidden)

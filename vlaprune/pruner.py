@@ -67,6 +67,7 @@ class Plan:
     budget  layer -> visual tokens that go on computing whenever the method selects there; the observed number is
             held against it. A layer without an entry has a data-dependent count
     outputs  layers whose attention output `PruneContext.outputs` gives, from the next layer on
+    second_pass  `Pruner.wants_second_pass` is asked, once a call
     reuses  the method names reused rows, so keys and values are kept from call to call
     vision_attention  it reads PruneContext.vision_attention, the attention inside the vision tower
     """
@@ -77,6 +78,7 @@ class Plan:
     reuses: bool = False
     vision_attention: bool = False
     outputs: frozenset[int] = frozenset()
+    second_pass: bool = False
 
     def check(self, info: ModelInfo, method: str) -> None:
         """UserError that names the first thing the model cannot give."""
@@ -213,11 +215,12 @@ def top(score: Tensor, count: int) -> Tensor:
 
 
 class Pruner(ABC):
-    """A way to compute fewer visual tokens. Two methods to write, two to override when it remembers.
+    """A way to compute fewer visual tokens.
 
-    The same four calls serve pruning once, at a layer, in stages, reuse across calls, feedback and training;
-    a pruner with parameters is also an nn.Module. One instance serves one sequence at a time and keeps all its
-    state in itself: never on the model, never in module globals. Several instances may share parameters.
+    Write `plan` and `select`. Override `reset` and `observe` if the method remembers, `wants_second_pass` if it looks
+    twice. These five serve pruning once, at a layer, in stages, reuse across calls, feedback and training; a pruner
+    with parameters is also an nn.Module. One instance serves one sequence at a time and keeps all its state in itself:
+    never on the model, never in module globals. Several instances may share parameters.
     """
 
     @abstractmethod
@@ -231,10 +234,10 @@ class Pruner(ABC):
     def wants_second_pass(self, context: PruneContext) -> bool:
         """Whether the decoder computes the prompt of this call once more, from the same embeddings.
 
-        Asked once a call, when all layers are computed: `context` has the final rows, and as its layer the number of
-        layers. In the second pass `select` is asked at every planned layer again, with `context.second_pass`. What a
-        layer reads there replaces what it read in the first pass. Both passes are charged and timed; the budget of the
-        plan is held against the second.
+        Asked only where `Plan.second_pass` says so, once a call, when all layers are computed: `context` has the final
+        rows, and as its layer the number of layers. In the second pass `select` is asked at every planned layer again,
+        with `context.second_pass`. What a layer reads there replaces what it read in the first pass. Both passes are
+        charged and timed; the budget of the plan is held against the second.
         """
         return False
 
@@ -243,6 +246,33 @@ class Pruner(ABC):
 
     def observe(self, trace: Trace) -> None:  # noqa: B027
         """A model call is over, actions included. Keep what the next call needs."""
+
+
+class PrunerWrapper(Pruner):
+    """Forwards everything to another pruner; override what is to differ."""
+
+    def __init__(self, inner: Pruner) -> None:
+        self.inner = inner
+
+    def plan(self, info: ModelInfo) -> Plan:
+        """The inner plan."""
+        return self.inner.plan(info)
+
+    def select(self, context: PruneContext) -> Selection | None:
+        """The inner selection."""
+        return self.inner.select(context)
+
+    def wants_second_pass(self, context: PruneContext) -> bool:
+        """The inner wish."""
+        return self.inner.wants_second_pass(context)
+
+    def reset(self) -> None:
+        """A new episode."""
+        self.inner.reset()
+
+    def observe(self, trace: Trace) -> None:
+        """A model call is over."""
+        self.inner.observe(trace)
 
 
 class Scored(Pruner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.backend import Backend, Compiled
 from vlaprune.policy import VLA, Policy
-from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, PrunerWrapper, Selection
 from vlaprune.trace import QueryGroup, Trace
 
 
@@ -74,28 +75,31 @@ def with_segments(model: Model, backend: Backend) -> Model:
     return twin
 
 
-class Watched(Pruner):
+class Watched(PrunerWrapper):
     """Forwards to a pruner, notes which tokens it keeps, and catches it writing to what it was lent."""
 
     def __init__(self, inner: Pruner) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.kept: list[tuple[tuple[int, tuple[int, ...]], ...]] = []
         self.outputs: frozenset[int] = frozenset()
+        self.says_twice = False
 
     def plan(self, info: ModelInfo) -> Plan:
         """The inner plan, asked for twice: it must not change."""
         first, second = self.inner.plan(info), self.inner.plan(info)
         assert first == second, f"plan() answers {first}, then {second}; a plan is fixed"
-        self.outputs = first.outputs
-        return first
+        self.outputs, self.says_twice = first.outputs, first.second_pass
+        return replace(first, second_pass=True)  # so that a wish which the plan does not announce is noticed
 
     def select(self, context: PruneContext) -> Selection | None:
         """The inner selection."""
         return self._unwritten(context, self.inner.select)
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """The inner wish."""
-        return self._unwritten(context, self.inner.wants_second_pass)
+        """The inner wish, which its plan must announce."""
+        again = self._unwritten(context, self.inner.wants_second_pass)
+        assert not again or self.says_twice, "wants_second_pass says True, but the plan has second_pass=False"
+        return again
 
     def _unwritten(self, context: PruneContext, ask: Callable[[PruneContext], Answer]) -> Answer:
         """The answer of the inner pruner, which must leave its context as it is."""
@@ -106,10 +110,6 @@ class Watched(Pruner):
         for old, new in zip(before, shown, strict=True):
             assert torch.equal(old, new), f"{type(self.inner).__name__} wrote to a tensor of its context"
         return answer
-
-    def reset(self) -> None:
-        """A new episode."""
-        self.inner.reset()
 
     def observe(self, trace: Trace) -> None:
         """Notes what was kept at every planned layer of the call."""

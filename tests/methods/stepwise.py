@@ -71,7 +71,8 @@ class Episode:
         self.trace = Trace(layout, images, self.number, executed=done, vision_attention=tower)
         self.reads, self.values = dict(self.plan.reads), []
         chosen, alive = self._pass(attention, visual, text, False)
-        if self.pruner.wants_second_pass(self._context(self.info.num_layers, visual, text, alive, False)):
+        end = self._context(self.info.num_layers, visual, text, alive, False)
+        if self.plan.second_pass and self.pruner.wants_second_pass(end):
             self.trace.kept.clear()
             self.reads, self.values = dict(self.plan.reads), []
             chosen, alive = self._pass(attention, visual, text, True)

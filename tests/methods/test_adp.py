@@ -14,18 +14,20 @@ from vlaprune.trace import QueryGroup
 
 
 def course(pruner, motion, attention=None, layout=None):
-    """What is kept at site 1 on calls whose pictures change by `motion` grey levels each."""
+    """What is kept before layer 1 on calls whose pictures change by `motion` grey levels each, the hand by as much."""
     layout = layout or prompt()
     episode, level, kept = Episode(pruner, layout), 0, []
     for change in motion:
         level += change
         images = [torch.full((8, 8, 3), level % 256, dtype=torch.uint8) for _ in layout.views]
-        kept.append(episode.call(attention or attend(0, layout.total), images=images)[1])
+        there_and_back = torch.tensor([[0.0, change + 9, 0, 5], [0, -9, 0, 5]], dtype=torch.float64)
+        done = there_and_back if kept else None
+        kept.append(episode.call(attention or attend(0, layout.total), images=images, executed=done)[1])
     return kept
 
 
-def prunes(motion, **options):
-    return [k is not None for k in course(ADP(**options), motion)]
+def prunes(moved, **options):
+    return [k is not None for k in course(ADP(**options), moved)]
 
 
 def gate(motion, streak=3):
@@ -41,9 +43,13 @@ def gate(motion, streak=3):
 
 
 @settings(max_examples=60, deadline=None)
-@given(motion=st.lists(st.integers(0, 12), min_size=1, max_size=12), streak=st.integers(1, 4))
-def test_gate_agrees_with_the_reference(motion, streak):
-    assert prunes(motion, streak=streak) == gate(motion, streak)
+@given(
+    motion=st.lists(st.integers(0, 12), min_size=1, max_size=12),
+    streak=st.integers(1, 4),
+    by=st.sampled_from(["executed", "pixels"]),
+)
+def test_gate_agrees_with_the_reference(motion, streak, by):
+    assert prunes(motion, streak=streak, motion=by) == gate(motion, streak)
 
 
 def test_gate():
@@ -118,17 +124,24 @@ def test_extreme_budgets_and_no_text():
         course(ADP(gate="always"), [0], None, prompt(words=0))
 
 
-def test_reset_and_another_layout_start_cold():
+@pytest.mark.parametrize("by", ["executed", "pixels"])
+def test_reset_and_another_layout_start_cold(by):
     def image(step):
         return [torch.full((8, 8, 3), step * (step + 1), dtype=torch.uint8)]
 
-    episode = Episode(ADP(), prompt())
+    def moved(step):
+        return torch.tensor([[float(step), 0, 0]], dtype=torch.float64)
+
+    episode = Episode(ADP(motion=by), prompt())
     for again in (episode.reset, lambda: None):
-        pruned = [episode.call(attend(0, 16), images=image(i))[1] is not None for i in range(5)]
+        pruned = [episode.call(attend(0, 16), images=image(i), executed=moved(i))[1] is not None for i in range(5)]
         assert pruned == [False] * 3 + [True] * 2
         again()
         longer = prompt(words=5)
-        other = [episode.call(attend(0, 16), images=image(i), layout=longer)[1] is not None for i in range(4)]
+        other = [
+            episode.call(attend(0, 16), images=image(i), layout=longer, executed=moved(i))[1] is not None
+            for i in range(4)
+        ]
         assert other == [False] * 3 + [True]
 
 
@@ -143,13 +156,13 @@ def test_text_rows_are_read_only_when_the_gate_is_open():
 def test_laws_and_the_toy(style):
     check_pruner(ADP, [style])
     check_pruner(lambda: ADP(keep=0.3, gate="always", streak=0), [style])
-    check_pruner(lambda: ADP(gate="mean", streak=1), [style])
+    check_pruner(lambda: ADP(gate="mean", streak=1, motion="pixels"), [style])
     _, dense = play(Dense, style)
     _, all_kept = play(lambda: ADP(keep=1.0, gate="always"), style)
     assert all(np.array_equal(a, b) for a, b in zip(dense, all_kept, strict=True))
 
 
-@pytest.mark.parametrize("bad", [{"keep": -1}, {"weights": [0.0, 1.0]}, {"gate": "x"}, {"streak": -1}])
+@pytest.mark.parametrize("bad", [{"keep": -1}, {"weights": [0.0, 1.0]}, {"gate": "x"}, {"motion": "x"}, {"streak": -1}])
 def test_bad_parameters(bad):
     with pytest.raises(ValueError, match=next(iter(bad))) as error:
         ADP(**bad)

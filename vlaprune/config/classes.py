@@ -21,7 +21,7 @@ from vlaprune.errors import UserError
 
 ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
     "model": ("predict",),
-    "method": ("plan", "select", "reset", "observe"),
+    "method": ("plan", "select", "wants_second_pass", "reset", "observe"),
     "bench": ("tasks", "open"),
     "client": ("read",),
     "logger": ("open", "episode", "close"),

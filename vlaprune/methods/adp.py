@@ -3,12 +3,12 @@
 arXiv:2509.22093 (ICLR 2026), sections on text-driven pruning and the action-aware gate; authors' code TerryPei/VLA-ADP,
 `prismatic/extern/hf/modeling_prismatic.py`, `_compute_qk_importance_generic` (the gate's script is not in it any more).
 
-Differences: a method sees no robot state, so the gate measures motion by the mean change of the pictures since the last
-call, where the authors take the end-effector's net displacement (inferred: the two rise and fall together). Importance
-is the mean over heads and rows of the logarithm of layer 0's attention, which ranks tokens as the authors' mean of
-query-key products does, but with rotary phases; so tokens go on entry to layer 1, not before layer 0. Text rows are the
-instruction alone. Positions stay as they were (the authors renumber), kept tokens stay in order (theirs are in score
-order with one camera).
+Differences: the gate measures the end-effector's net displacement since the last call by the sum of the translations
+that the executed actions commanded, where the authors read it from the robot (`motion=pixels` takes the mean change of
+the pictures instead). Importance is the mean over heads and rows of the logarithm of layer 0's attention, which ranks
+tokens as the authors' mean of query-key products does, but with rotary phases; so tokens go on entry to layer 1, not
+before layer 0. Text rows are the instruction alone. Positions stay as they were (the authors renumber), kept tokens
+stay in order (theirs are in score order with one camera).
 Defects not copied: an extra forward pass for the scores; errors printed and answered by a dense call; what one camera
 cannot take is lost (here the others take it). Their default keep is 0.75, and 0.3 to 0.7 in the tables.
 """
@@ -34,17 +34,20 @@ class ADP(Scored):
     weights  share of each camera, any scale; empty for equal shares (an older script: 0.4 and 0.6)
     gate     open while motion is at least the lower of the last two (`window`), their running mean (`mean`), `always`
     streak   pruned calls in a row before one must be dense; 0 for no such rule
+    motion   measured by the `executed` actions or by the change of the `pixels`
     """
 
     keep: float = 0.75
     weights: Sequence[float] = ()
     gate: str = "window"
     streak: int = 3
+    motion: str = "executed"
 
     def __post_init__(self) -> None:
         """UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_option("adp gate", self.gate, ("window", "mean", "always"))
+        check_option("adp motion", self.motion, ("executed", "pixels"))
         if self.streak < 0 or not all(0 < w < float("inf") for w in self.weights):
             raise UserError(f"adp streak={self.streak} weights={list(self.weights)}; use 0 or more, weights above 0")
         self.reset()
@@ -88,9 +91,8 @@ class ADP(Scored):
         if context.layout != self._layout:
             self.reset()
         ready, fast = len(self._past) == 2, True
-        if self._frames:
-            pairs = zip(context.trace.images, self._frames, strict=True)
-            motion = float(sum((new.float() - old.float()).abs().mean() for new, old in pairs))
+        motion = self._motion(context)
+        if motion is not None:
             fast = ready and motion >= (self._mean if self.gate == "mean" else min(self._past))
             self._mean = (self._mean + motion) / 2 if self._past else motion
             self._past.append(motion)
@@ -99,6 +101,17 @@ class ADP(Scored):
         self._run = self._run + 1 if prune else 0
         return prune
 
+    def _motion(self, context: PruneContext) -> float | None:
+        """Since the call before; None where there is none of this layout."""
+        if self._layout is None:
+            return None
+        if self.motion == "executed":
+            return float(context.trace.executed[:, :3].sum(0).norm())
+        pairs = zip(context.trace.images, self._frames, strict=True)
+        return float(sum((new.float() - old.float()).abs().mean() for new, old in pairs))
+
     def observe(self, trace: Trace) -> None:
-        """Keeps the frames."""
-        self._frames, self._layout = [image.clone() for image in trace.images], trace.layout
+        """Keeps what the next motion is measured from."""
+        self._layout = trace.layout
+        if self.motion == "pixels":
+            self._frames = [image.clone() for image in trace.images]

@@ -102,7 +102,7 @@ class DTP(Pruner):
         depth = info.num_layers
         named = sorted({min(-(-n * depth // 26), depth - 1) for n in (4, 6)}) if self.layers is None else self.layers
         self._relevant, self._depth = resolve_layers("dtp layers", named, depth), depth
-        return Plan((0,))
+        return Plan((0,), second_pass=self.mode == "second_pass")
 
     def select(self, context: PruneContext) -> Selection | None:
         """On a clean pass everything, and what there is to read; else what does not distract."""

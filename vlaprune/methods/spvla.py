@@ -7,10 +7,9 @@ out here, so its speed-ups do not carry over.
 As told: kept are the patches with Canny edges (the authors: without them success falls from 75 to 24 %) and those of
 highest attention in the vision tower, in their order, before the decoder. The share kept by attention is 1 at low speed
 and falls in a straight line to a least share. Not found, hence inferred: every number of that line; that speed is the
-mean length of the executed translations, over that of the fastest call of the episode so far (worlds differ in units);
-(so a call faster than all before keeps the least share);
-that attention takes a share, not a threshold; Canny's thresholds 100 and 200 on the picture that the model sees.
-The first call, when nothing was executed, keeps every token.
+mean length of the executed translations, over that of the fastest call of the episode so far (worlds differ in units),
+so that a call faster than all before keeps the least share; that attention takes a share, not a threshold; Canny's
+thresholds 100 and 200 on the picture that the model sees. The first call, when nothing was executed, keeps every token.
 """
 
 from dataclasses import dataclass

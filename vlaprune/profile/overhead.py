@@ -23,18 +23,14 @@ from vlaprune.profile.machine import Nvml, Watch
 from vlaprune.profile.measured import Methods
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.recording import Recording
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, PrunerWrapper, Selection
 from vlaprune.stats.measured import median_interval
-from vlaprune.trace import Trace
 
 ALLOWED = 1.03
 
 
-class IgnoredChoice(Pruner):
+class IgnoredChoice(PrunerWrapper):
     """A method that reads and scores as ever, and whose choice is thrown away: dense actions at the method's cost."""
-
-    def __init__(self, inner: Pruner) -> None:
-        self.inner = inner
 
     def plan(self, info: ModelInfo) -> Plan:
         """The method's own, without the promise of a count."""
@@ -44,18 +40,6 @@ class IgnoredChoice(Pruner):
         """Chooses, and keeps everything; what it asks to read in this call is read."""
         chosen = self.inner.select(context)
         return None if chosen is None else Selection.all(context, chosen.reads)
-
-    def wants_second_pass(self, context: PruneContext) -> bool:
-        """As the method does."""
-        return self.inner.wants_second_pass(context)
-
-    def reset(self) -> None:
-        """A new episode."""
-        self.inner.reset()
-
-    def observe(self, trace: Trace) -> None:
-        """The call is over."""
-        self.inner.observe(trace)
 
 
 @torch.inference_mode()

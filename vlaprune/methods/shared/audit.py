@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.selecting import even_strides, random_subset, split_budget
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Scored, Selection, top
+from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, PrunerWrapper, Scored, Selection, top
 from vlaprune.trace import Layout, Trace
 
 Scores = Mapping[int, Tensor]  # of one call: site -> [V] score of each visual token, NaN for those that were gone
@@ -108,34 +108,7 @@ class OtherEpisode:
         return top(found.to(context.alive.device)[context.alive], count)
 
 
-class Wrapped(Pruner):
-    """Forwards everything to a method."""
-
-    def __init__(self, inner: Pruner) -> None:
-        self.inner = inner
-
-    def plan(self, info: ModelInfo) -> Plan:
-        """The method's."""
-        return self.inner.plan(info)
-
-    def select(self, context: PruneContext) -> Selection | None:
-        """The method's."""
-        return self.inner.select(context)
-
-    def wants_second_pass(self, context: PruneContext) -> bool:
-        """As the method wishes."""
-        return self.inner.wants_second_pass(context)
-
-    def reset(self) -> None:
-        """A new episode."""
-        self.inner.reset()
-
-    def observe(self, trace: Trace) -> None:
-        """A call is over."""
-        self.inner.observe(trace)
-
-
-class Recorded(Wrapped):
+class Recorded(PrunerWrapper):
     """The method itself; the scores of each call go to `take` with the seed of the episode, if it has any."""
 
     def __init__(self, inner: Pruner, take: Callable[[int, Scores], None]) -> None:
@@ -161,7 +134,7 @@ class Recorded(Wrapped):
         self._scores = {}
 
 
-class Control(Wrapped):
+class Control(PrunerWrapper):
     """The method with other tokens.
 
     replay  how many visual tokens are computed from a site on

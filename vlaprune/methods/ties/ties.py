@@ -100,7 +100,8 @@ class TIES(Calibrated, Scored):
                 "`vlaprune-profile mode=calibrate method=ties` and name it with method.calibration=FILE"
             )
         self._known = Calibration.read(self.calibration, self.estimator, info)
-        return Plan((0, self.layer), budget={self.layer: self.budget})
+        twice = self.anchor_action == "pruned"
+        return Plan((0, self.layer), budget={self.layer: self.budget}, second_pass=twice)
 
     def select(self, context: PruneContext) -> Selection | None:
         """Everything at layer 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
