@@ -11,8 +11,12 @@ import pytest
 import torch
 
 import vlaprune
-from vlaprune.api.evaluation import described, digest, setting
+from vlaprune import config
+from vlaprune.api.evaluation import described, setting
 from vlaprune.bench.toy import Toy as Lights
+from vlaprune.config.names import files_read
+from vlaprune.methods.dense import Dense
+from vlaprune.methods.lightvla import LightVLA
 from vlaprune.models.toy import Toy
 from vlaprune.policy import card_of
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
@@ -77,10 +81,13 @@ def test_models_and_benchmarks_may_be_objects(tmp_path):
 
 def test_two_weights_are_two_models():
     one, other = Toy(), Toy()
-    assert digest(one.decoder) == digest(other.decoder)
+    assert described("model", one) == described("model", other)
     with torch.no_grad():
         other.decoder.norm.weight[0] += 1
-    assert digest(one.decoder) != digest(other.decoder)
+    assert described("model", one) != described("model", other)
+    other = Toy()
+    one.head, other.head = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)  # no part of the decoder, drawn at random
+    assert described("model", one) != described("model", other)
 
 
 def test_what_a_function_makes_is_recorded_like_the_object(runs, tmp_path):
@@ -112,7 +119,41 @@ def test_the_weights_of_a_module_are_recorded():
             super().__init__()
             self.decoder = Toy().decoder  # kept among the submodules, not as a plain attribute
 
-    assert described("model", Wrapped())["weights"] == digest(Toy().decoder)
+    one, other = Wrapped(), Wrapped()
+    assert described("model", one)["weights"] == described("model", other)["weights"]
+    with torch.no_grad():
+        other.decoder.norm.weight[0] += 1
+    assert described("model", one)["weights"] != described("model", other)["weights"]
+
+
+def test_options_of_a_class_that_is_no_dataclass_tell_its_runs_apart():
+    assert described("method", LightVLA(extra=10)) != described("method", LightVLA(drop=0.1))
+    assert described("method", LightVLA(extra=10)) == described("method", LightVLA(extra=10))
+
+    class Holds(FirstHalf):
+        def __init__(self, scores):
+            super().__init__(0.5)
+            self.scores = scores
+
+    one, other = (described("method", Holds(torch.full((4,), float(x)))) for x in (1, 2))
+    assert one != other
+
+    class Keeps(Dense):
+        def __init__(self, amount):
+            self._amount = amount
+
+    with pytest.raises(ValueError, match="takes amount and keeps it nowhere") as error:
+        described("method", Keeps(3))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_a_method_reads_is_known_by_what_is_in_it(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"one")
+    before = files_read({"weights": str(path), "noise": "uniform", "size": 3})
+    path.write_bytes(b"two")
+    assert list(before) == ["weights_sha256"] and before != files_read({"weights": str(path)})
+    assert files_read({"weights": str(tmp_path / "gone.safetensors")}) == {}
 
 
 def test_a_model_without_a_card_is_told_apart_by_its_info():
@@ -169,3 +210,11 @@ def test_bad_settings_speak_in_one_line(tmp_path):
 def test_importing_the_package_is_light():
     code = "import sys, vlaprune; assert len([m for m in sys.modules if m.startswith('vlaprune')]) == 1"
     subprocess.run([sys.executable, "-c", code + "; vlaprune.load_runs; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_a_typed_class_has_the_options_typed_with_it_wherever_a_command_line_is_composed():
+    """The others are those of the file that the class replaces."""
+    words = ["model=toy", "bench=toy", f"method._target_={__name__}.FirstHalf", "method.keep=0.25"]
+    with config.with_objects(words, {}) as cfg:
+        assert dict(cfg.method) == {"_target_": f"{__name__}.FirstHalf", "keep": 0.25}
+    assert config.composed(words)[0].method == {"_target_": f"{__name__}.FirstHalf", "keep": 0.25}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from vlaprune.records import Run, read
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
     from vlaprune.evaluation.progress import Job
-    from vlaprune.nn.decoder import Decoder
     from vlaprune.policy import VLA
     from vlaprune.pruner import Pruner
 
@@ -97,22 +97,53 @@ def name_of(group: str, part: Any) -> str:
 def described(group: str, part: Any) -> dict[str, Any]:
     """The class and options of an object, as a configuration holds them: what tells its runs from others.
 
-    Options are the fields of a dataclass. A model is told apart by its weights.
+    Options are what the constructor takes and keeps under the same name, as a dataclass does. A model, and a method
+    with parameters, are told apart by their weights. UserError for a method or a benchmark that keeps an option
+    nowhere: two of them would count as one.
     """
     kind = type(part)
-    node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **_options(part)}
-    return node | ({"weights": digest(part.decoder)} if group == "model" else {})
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if group != "model" and (lost := [key for key in _option_names(part) if not hasattr(part, key)]):
+        raise UserError(
+            f"{group} {name} takes {lost[0]} and keeps it nowhere, so that its runs cannot be told from those with "
+            f"another value; make the class a dataclass, or keep it as self.{lost[0]}"
+        )
+    key = "weights" if group == "model" else "weights_sha256"
+    weights = _weights(part)
+    return {"_target_": name, **_options(part), **({key: digest(weights)} if weights else {})}
+
+
+def _option_names(part: Any) -> list[str]:
+    """The named parameters of an object's constructor; of a dataclass, its fields."""
+    if type(part).__init__ is object.__init__:
+        return []
+    every = inspect.signature(type(part)).parameters.values()
+    return [p.name for p in every if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def _options(part: Any) -> dict[str, Any]:
-    """The fields of a dataclass object that a configuration can hold; none of another object."""
-    if not is_dataclass(part):
-        return {}
-    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    """The options of an object that a configuration can hold; of an array or a tensor, its digest."""
+    values = {key: getattr(part, key) for key in _option_names(part) if hasattr(part, key)}
     values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
     values |= {key: value.item() for key, value in values.items() if isinstance(value, np.generic)}
     values |= {key: _options(value) for key, value in values.items() if is_dataclass(value)}
+    values |= {key: digest({key: value}) for key, value in values.items() if _is_array(value)}
     return {key: value for key, value in values.items() if _plain(value)}
+
+
+def _is_array(value: Any) -> bool:
+    from torch import Tensor
+
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _weights(part: Any) -> Mapping[str, Any]:
+    """All parameters and buffers of an object: of a module its own, else those of the modules that it holds."""
+    from torch import nn
+
+    modules = {"": part} if isinstance(part, nn.Module) else vars(part) if hasattr(part, "__dict__") else {}
+    held = {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
+    return {f"{name}.{key}": value for name, module in held.items() for key, value in module.state_dict().items()}
 
 
 def _plain(value: Any) -> bool:
@@ -124,12 +155,15 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def digest(decoder: Decoder) -> str:
-    """Tells the weights of a decoder from others: names, shapes and the first and last 256 numbers of each tensor."""
+def digest(arrays: Mapping[str, Any]) -> str:
+    """Tells tensors or arrays from others: by names, shapes and the first and last 256 numbers of each."""
+    import torch
+
     found = hashlib.sha256()
-    for name, weight in decoder.state_dict().items():
-        ends = weight.detach().flatten()[[*range(min(256, weight.numel())), *range(-min(256, weight.numel()), 0)]]
-        found.update(f"{name} {tuple(weight.shape)}".encode() + ends.float().cpu().numpy().tobytes())
+    for name, array in arrays.items():
+        flat = torch.as_tensor(array).detach().flatten()
+        ends = flat[[*range(min(256, len(flat))), *range(-min(256, len(flat)), 0)]]
+        found.update(f"{name} {tuple(array.shape)}".encode() + ends.float().cpu().numpy().tobytes())
     return found.hexdigest()
 
 

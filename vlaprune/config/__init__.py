@@ -4,12 +4,12 @@ from vlaprune.config.black_box import black_box, is_black_box
 from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robot_of, robots, sinks
 from vlaprune.config.check import check
 from vlaprune.config.classes import make
-from vlaprune.config.compose import composed, config_path, options, plain, prepare
+from vlaprune.config.compose import arguments, composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.explain import explain, is_config_error
 from vlaprune.config.objects import with_objects
 from vlaprune.config.provenance import black_box_header, header, provenance, tasks
-from vlaprune.config.sweep import all_methods, arguments, arms, job, methods, pack_job, unpack_job
+from vlaprune.config.sweep import all_methods, arms, job, methods, pack_job, unpack_job
 
 __all__ = [
     "all_methods",

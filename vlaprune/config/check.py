@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlaprune.config.build import robots
 from vlaprune.config.classes import did_you_mean
-from vlaprune.config.compose import config_path
+from vlaprune.config.compose import config_path, keep_typed_options
 from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError
 
@@ -66,25 +66,6 @@ def settings(name: str) -> dict[str, Any]:
     said = OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text())
     plain: dict[str, Any] = OmegaConf.to_container(said, resolve=False)  # type: ignore[assignment]
     return {key: value for key, value in plain.items() if key not in ("defaults", "hydra", *CHOICES)}
-
-
-def keep_typed_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
-    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
-    for group in GROUPS:
-        if f"{group}._target_" in typed and group in cfg:
-            own = {key: value for key, value in cfg[group].items() if f"{group}.{key}" in _above(typed)}
-            cfg = OmegaConf.merge(cfg, {})  # type: ignore[assignment]
-            OmegaConf.set_struct(cfg, False)
-            cfg[group] = own
-            if group == "model" and not any(key.split(".")[0] == "robots" for key in typed):
-                cfg["robots"] = {}  # of the model that the class replaces
-    return cfg
-
-
-def _above(keys: list[str]) -> set[str]:
-    """Dotted keys and every beginning of them."""
-    return {".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 2)}
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

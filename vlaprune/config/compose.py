@@ -17,7 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from vlaprune.config.explain import explain, is_config_error
-from vlaprune.config.names import named
+from vlaprune.config.names import GROUPS, named
 from vlaprune.errors import UserError
 
 
@@ -74,11 +74,38 @@ def config_path() -> str:
     return "pkg://vlaprune.configs" if installed else str(package.parent / "configs")
 
 
+def arguments(argv: Sequence[str]) -> list[str]:
+    """A command line on which a typed class (`method._target_=my.module.Mine`) may have any options beside it."""
+    typed = [text.lstrip("+").partition("._target_=")[0] for text in argv if "._target_=" in text]
+    own = tuple(f"{group}." for group in typed)
+    return [f"++{text}" if own and text.startswith(own) else text for text in argv]
+
+
+def keep_typed_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
+    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for group in GROUPS:
+        if f"{group}._target_" in typed and group in cfg:
+            own = {key: value for key, value in cfg[group].items() if f"{group}.{key}" in _above(typed)}
+            cfg = OmegaConf.merge(cfg, {})  # type: ignore[assignment]
+            OmegaConf.set_struct(cfg, False)
+            cfg[group] = own
+            if group == "model" and not any(key.split(".")[0] == "robots" for key in typed):
+                cfg["robots"] = {}  # of the model that the class replaces
+    return cfg
+
+
+def _above(keys: list[str]) -> set[str]:
+    """Dotted keys and every beginning of them."""
+    return {".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 2)}
+
+
 def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, dict[str, str]]:
     """What a command would run with these overrides, and the name of each part. Else UserError."""
     with _search_path():
         try:
-            cfg = compose(name, list(overrides), return_hydra_config=True)
+            said = arguments(overrides)
+            cfg = keep_typed_options(compose(name, said, return_hydra_config=True), said)
         except Exception as error:
             if not is_config_error(error):
                 raise

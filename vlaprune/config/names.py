@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,3 +32,14 @@ def identified(name: str, node: DictConfig) -> dict[str, Any]:
     options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     package = str(options.pop("_target_")).partition(".")[0]
     return {"name": name, **({} if package == "vlaprune" else {"package": package}), **options}
+
+
+def files_read(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options that name a file, and the first half of its SHA-256: the same path may come to hold something else."""
+    found = {key: Path(value) for key, value in options.items() if isinstance(value, str) and Path(value).suffix}
+    return {f"{key}_sha256": digest(path) for key, path in found.items() if path.is_file()}
+
+
+def digest(path: Path) -> str:
+    """Of a file's bits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from vlaprune.config.build import control, model_node, robot_of
 from vlaprune.config.delay import delay_identity
-from vlaprune.config.names import identified, named
+from vlaprune.config.names import files_read, identified, named
 from vlaprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _parts(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
 
     names = named(HydraConfig.get())
     said = {part: identified(names[part], node) for part, node in _nodes(cfg, bench).items()}
+    said["method"] |= files_read(said["method"])
     world = {key: value for key, value in said["bench"].items() if key not in WHERE}
     if isinstance(bench, SupportsIdentity):
         world = {key: world[key] for key in ("name", "package") if key in world} | dict(bench.identity())

@@ -16,8 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlaprune.config.check import keep_typed_options
-from vlaprune.config.compose import prepare
+from vlaprune.config.compose import arguments, keep_typed_options, prepare
 
 if TYPE_CHECKING:
     from vlaprune.evaluation.progress import Job
@@ -42,13 +41,6 @@ def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         key = one.get_key_element()
         axes.append([f"{key}={v}" for v in one.sweep_string_iterator()] if one.is_sweep_override() else [text])
     return rest, [list(arm) for arm in product(*axes)]
-
-
-def arguments(argv: Sequence[str]) -> list[str]:
-    """A command line on which a typed class (`method._target_=my.module.Mine`) may have any options beside it."""
-    typed = [text.lstrip("+").partition("._target_=")[0] for text in argv if "._target_=" in text]
-    own = tuple(f"{group}." for group in typed)
-    return [f"++{text}" if own and text.startswith(own) else text for text in argv]
 
 
 def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from vlaprune.evaluation.lock import process_ended
 from vlaprune.records import EpisodeRecord
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
-OWNER = "VLAPRUNE_SWEEP_PID"  # environment variable: the process that started them
+OWNER = "VLAPRUNE_SWEEP_OWNER"  # environment variable: host and number of the process that started them
 SAID = "said.log"
 QUIET = 300.0  # seconds between two statuses where nobody looks on a terminal
 
@@ -172,10 +173,11 @@ def end_with_the_sweep() -> None:
 
     Journals stay whole: at most the episode under way is lost. On another machine nothing is watched.
     """
-    owner = os.environ.get(OWNER, "")
+    host, _, pid = os.environ.get(OWNER, "").rpartition(" ")
+    here = host == socket.gethostname() and pid.isdecimal() and int(pid) != os.getpid()
     watched = any(thread.name == OWNER for thread in threading.enumerate())
-    if _folder() is not None and owner.isdecimal() and int(owner) != os.getpid() and not watched:
-        threading.Thread(target=_follow, args=(int(owner),), name=OWNER, daemon=True).start()
+    if _folder() is not None and here and not watched:
+        threading.Thread(target=_follow, args=(int(pid),), name=OWNER, daemon=True).start()
 
 
 def _follow(owner: int) -> None:
@@ -216,7 +218,8 @@ class Board:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vlaprune-sweep-"))
-        os.environ[SWEEP], os.environ[OWNER] = str(self.folder), str(os.getpid())
+        os.environ[SWEEP] = str(self.folder)
+        os.environ[OWNER] = f"{socket.gethostname()} {os.getpid()}"
         self._stop = threading.Event()
         self._drawn, self._read = 0, 0  # lines on the terminal, characters of what was said
         self._ended: set[str] = set()

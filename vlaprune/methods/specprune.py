@@ -7,9 +7,10 @@ As in the code: patches at or above `similar` (what its runs pass; its function'
 and 200 of 256, stages after layers 5 .. 25 of 32, ranks of layers 0, 1 and 12, a share of the whole sequence. Layers
 and counts are shares here, so that they fit other models; a stage that falls before layer 3 is left out.
 Differences: no precise mode for slow phases, whose threshold is a speed of the authors' robot (0.4; its counts:
-attended=[0.0977, 0.0742], static=0.86); the earlier frame is the last call's, not 3 to 6 steps old; the layer weight, always 1, and the rows of stop, proprioception
-and the fixed words round the instruction are left out. The previous action's set is read at the last layer, as many as
-a camera's `attended` (inferred: the paper names it, the code hands on an empty list).
+attended=[0.0977, 0.0742], static=0.86); the earlier frame is the last call's, not 3 to 6 steps old; the layer weight,
+always 1, and the rows of stop, proprioception and the fixed words round the instruction are left out. The previous
+action's set is read at the last layer, as many as a camera's `attended` (inferred: the paper names it, the code hands
+on an empty list).
 Defects not copied: the first frame compared with itself (nearly all static; here nothing is); numbers of shortened and
 full sequences mixed in scores and in layer 1's choice.
 """
