@@ -192,6 +192,15 @@ def test_two_servers_are_judged_against_each_other(box, folder):
     assert row.verdict in ("no worse", "undecided") and row.lost == row.gained == 0
 
 
+def test_a_server_that_says_something_else_of_itself_is_another_policy(folder):
+    """The same class on the same address with other options, say; numbers of the two are never one run."""
+    with serve_background(Server(spec=SPEC)) as server:
+        evaluate(server.url, folder / "once", episodes=1)
+        evaluate(server.url, folder / "once", episodes=2)  # the same one goes on
+    with serve_background(Server()) as server, pytest.raises(ValueError, match="greeting_sha256"):
+        evaluate(server.url, folder / "once", episodes=3)
+
+
 def test_a_journal_without_counts_must_say_so(box, own, tmp_path):
     for run, words in ((box, "token counts missing"), (own, "token counts in a run without proof")):
         other = own if run is box else box
@@ -206,7 +215,9 @@ SETTINGS = [
     ({"video": "all"}, "video=all needs the model"),
     ({"kernel": "compile"}, "kernel=compile needs the model"),
     ({"delay__mode": "hold", "delay__ms": 50}, "delay.mode=hold needs the model"),
+    ({"delay__ms": 50}, "delay.ms=50 needs the model"),
     ({"devices": "all"}, "devices=all needs the model"),
+    ({"slots": 0}, "slots=0; use a whole number, not below 1"),
     ({"audit__arm": "blind"}, "audit.arm=blind needs the model"),
     ({"model__images": {"wrist": "wrist"}}, r"\['wrist'\]; toy has \['main'\]"),
     ({"model__url": "ws://127.0.0.1:1"}, "no model server answers at ws://127.0.0.1:1 "),

@@ -1,11 +1,14 @@
 """Progress: what a line says, and the board that shows the jobs of a sweep."""
 
 import os
+import socket
+import threading
 
 import pytest
 
+from vlaprune.errors import UserError
 from vlaprune.evaluation import progress
-from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, RunStatus
+from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, RunStatus, claim
 from vlaprune.records import EpisodeRecord
 
 
@@ -83,3 +86,25 @@ def test_alone_a_run_has_a_bar_and_speaks_for_itself(board, capfd):
     bar.close()
     out, err = capfd.readouterr()
     assert out.strip() == "what can be seen" and "dense: 100%" in err and "1/2 = 50.0 % [9.5, 90.5]" in err
+
+
+def test_two_jobs_of_a_sweep_never_share_a_folder(board, tmp_path):
+    """What they differ in, such as slots, may name no folder: the second would find its episodes done by the first."""
+    claim(tmp_path / "run", "", Job(0, "slots=1"))
+    claim(tmp_path / "run", "", Job(0, "slots=1"))  # a job that is begun again
+    claim(tmp_path / "run", "-1-of-2", Job(1, "shard.index=1"))
+    with pytest.raises(UserError, match=r"this job and job 0 of the sweep have one folder, .*'slots=4'; name it in"):
+        claim(tmp_path / "run", "", Job(1, "slots=4"))
+
+
+def test_a_job_on_another_host_is_not_ended_with_a_process_of_this_one(board, monkeypatch):
+    """A scheduler hands the environment on: there, the number is of some other process, or of none."""
+    ended = []
+    monkeypatch.setattr(progress, "_follow", ended.append)
+    for owner, followed in ((f"elsewhere {2**22 - 3}", []), (f"{socket.gethostname()} {2**22 - 3}", [2**22 - 3])):
+        monkeypatch.setenv(progress.OWNER, owner)
+        progress.end_with_the_sweep()
+        for thread in threading.enumerate():
+            if thread.name == progress.OWNER:
+                thread.join()
+        assert ended == followed

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 from doubles import Bench, outcomes, play
 
+from vlaprune.errors import UserError
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import SCHEMA, EpisodeRecord, Header, StepRecord, differences, encode, read
 
@@ -109,7 +110,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_whole_lines(journal, m
         if fails == "write":  # room for some bytes of the line, as on a real full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))
         with pytest.raises(
-            OSError, match=r"cannot write .*journal\.jsonl: .*free some space .*finished episodes are kept"
+            UserError, match=r"cannot write .*journal\.jsonl: .*free some space .*finished episodes are kept"
         ):
             writer.write(episode(2))
     finally:
@@ -315,3 +316,28 @@ def test_the_sinks_of_a_shard_get_its_own_episodes(tmp_path):
     recorder(tmp_path, header, shard="-0-of-2", sinks=[CSV()]).close()  # nothing is missing
     rows = [p.read_text().splitlines()[1:] for p in sorted(tmp_path.glob("episodes-*.csv"))]
     assert [[line.split(",")[1] for line in lines] for lines in rows] == [["0", "2"], ["1", "3"]]
+
+
+def test_a_run_that_a_rule_stopped_and_shards_completed_is_not_stopped(tmp_path):
+    """journal-0-of-2.jsonl is read before journal.jsonl, in which the stop stands."""
+    why = {"rule": "anytime", "alpha": 0.05, "baseline": "b", "after": 1, "of": 4, "lost": 1, "gained": 0, "log_e": 3.0}
+    alone = recorder(tmp_path)
+    alone.write(episode(0))
+    alone.stop(why | {"verdict": "worse"})
+    alone.close()
+    assert read(tmp_path).stopped is not None
+    for shard, numbers in (("-0-of-2", (2,)), ("-1-of-2", (1, 3))):
+        own = recorder(tmp_path, shard=shard)
+        for number in numbers:
+            own.write(episode(number))
+        own.close()
+    assert read(tmp_path).missing == [] and read(tmp_path).stopped is None
+
+
+def test_who_comes_second_takes_nothing_from_who_writes(tmp_path):
+    first = recorder(tmp_path)
+    with pytest.raises(UserError, match="is being written by another process"):
+        recorder(tmp_path)
+    first.write(episode(0))
+    first.close()
+    assert read(tmp_path).episodes.keys() == {("t", 0)}

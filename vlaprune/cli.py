@@ -186,7 +186,7 @@ def _serve(cfg: DictConfig) -> None:
 
     from vlaprune import config
     from vlaprune.interop.vla_eval import VlaEvalServer
-    from vlaprune.policy import Policy
+    from vlaprune.policy import Policy, card_of
     from vlaprune.serve import Server
 
     servers = {"openpi": Server, "vla_eval": VlaEvalServer}
@@ -205,6 +205,8 @@ def _serve(cfg: DictConfig) -> None:
     about = {
         "model": model.info.name,
         "method": policy.sessions[0].name,
+        "options": config.plain(cfg.method),
+        "weights": str(card_of(model).get("sha256", "none")),
         "actions": control.actions_per_call(model.chunk),
         "cameras": list(model.interface.cameras),
     }

@@ -230,6 +230,8 @@ def read(folder: Path | str) -> Run:
                 run.errors.append(said)
     if run is None:
         raise UserError(f"{folder} holds no run; a run's folder has a journal.jsonl")
+    if run.stopped is not None and not run.missing:  # episodes of other journals completed it
+        run.stopped = None
     return run
 
 

@@ -51,7 +51,7 @@ def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
     """The devices of `devices=`; UserError for one that is not there, of `gpus` in sight."""
     if devices == "all":
         devices = list(range(gpus)) or ["cpu"]
-    names = [str(devices)] if isinstance(devices, (str, int)) else [str(d) for d in devices]
+    names = [str(d) for d in devices] if isinstance(devices, Sequence) and not isinstance(devices, str) else [str(devices)]
     known = {"cpu", *map(str, range(gpus))}
     there = f"0..{gpus - 1} and cpu" if gpus else "cpu"
     if lost := [name for name in names if name not in known]:
@@ -78,7 +78,7 @@ def run(cfg: Any, job: Job | None) -> None:
     try:
         for index, device in enumerate(devices):
             processes.append(_start(cfg, folder, index, device, len(devices)))
-        statuses = _watch(processes, folder, job)
+        statuses = _watch(processes, devices, folder, job)
     except BaseException:
         _end(processes)
         raise
@@ -115,8 +115,10 @@ def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> su
     )
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, job: Job | None) -> Mapping[int, RunStatus]:
-    """One line of progress until all have ended; their last statuses."""
+def _watch(
+    processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[Device], folder: Path, job: Job | None
+) -> Mapping[int, RunStatus]:
+    """One line of progress until all have ended; their last statuses. One that fails is named at once."""
     bar, heard = None, 0
     while True:
         over = all(p.poll() is not None for p in processes)
@@ -128,6 +130,10 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, job: Job 
             bar.show(now)
         if over:
             break
+        for i, process in enumerate(processes):
+            if process.poll():
+                why = _failure(process.returncode, statuses.get(i))
+                once(f"process {i} ({devices[i].name}) failed, the others go on: {why}")
         time.sleep(LOOK)
     if bar is not None:
         bar.close()

@@ -176,12 +176,16 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     from vlaprune.api import devices
     from vlaprune.evaluation import audit, run
     from vlaprune.evaluation.calibrate import calibrated
-    from vlaprune.evaluation.rollout import Watcher
+    from vlaprune.evaluation.progress import claim
+    from vlaprune.evaluation.rollout import Shard, Watcher
     from vlaprune.models.backends import with_backend
     from vlaprune.policy import Policy
     from vlaprune.report.audit import WITHOUT
 
     config.check(cfg)
+    run.check(cfg)
+    if job is not None:
+        claim(Path(cfg.output), Shard(cfg.shard.index, cfg.shard.count).suffix, job)
     if config.is_black_box(cfg):
         _run_black_box(cfg, given or {}, job)
         return
@@ -198,6 +202,9 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     header = config.header(cfg, model, bench, delay)
     model, control = audit.alter_inputs(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
     folder, watchers = Path(cfg.output), list[Watcher]()
+    run.check_folder(cfg, header if arm is None else audit.named(header, arm), job)  # before a calibration
+    if arm not in (None, "own", *WITHOUT):
+        audit.audited(cfg.audit.run, arm, header)
     if arm not in WITHOUT:
         known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # a calibration, too, is the method's
         make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, known, cfg.seed)
@@ -217,7 +224,8 @@ def _run_black_box(cfg: Any, given: Mapping[str, Any], job: Job | None) -> None:
     box = config.black_box(cfg, bench)
     config.ready(bench)
     with box.connect(bench, config.control(cfg, bench), cfg.slots) as policy:
-        header = config.black_box_header(cfg, policy.called, policy.server, bench)
+        header = config.black_box_header(cfg, policy.called, policy.server, policy.said, bench)
+        run.check_folder(cfg, header, job)
         run.main(cfg, policy, bench, header, config.sinks(cfg), job)
 
 

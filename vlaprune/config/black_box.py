@@ -24,6 +24,9 @@ NEEDS: dict[str, Any] = {  # settings that look into the model, and what they ar
     "devices": None,
     "audit.arm": None,
     "delay.mode": "wait",
+    "delay.ms": None,
+    "delay.device": None,
+    "delay.table": None,
 }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,16 +70,21 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
     return Header(identity, known, tasks(bench, cfg.episodes))
 
 
-def black_box_header(cfg: DictConfig, called: str, server: str, bench: Benchmark) -> Header:
+def black_box_header(
+    cfg: DictConfig, called: str, server: str, greeting: Mapping[str, Any], bench: Benchmark
+) -> Header:
     """The same of a run whose policy is a black box: without proof of pruning.
 
-    called  what tables call it; it stands in the method's place, since nobody knows what the server prunes
-    server  where it is and what it says of itself
+    called    what tables call it; it stands in the method's place, since nobody knows what the server prunes
+    server    where it is and what it says of itself, for people
+    greeting  all that it says of itself; one that says something else, save of versions and slots, is another policy
     """
     from vlaprune.records import Header
 
     said, driver = _parts(cfg, bench), control(cfg, bench)
-    said["method"] = {"name": called}
+    told = {key: value for key, value in greeting.items() if key != "slots" and not key.endswith("version")}
+    bits = json.dumps(told, sort_keys=True, default=str).encode()
+    said["method"] = {"name": called, "greeting_sha256": hashlib.sha256(bits).hexdigest()[:16]}
     for key in ("url", "called", "check", "patience"):  # how it is reached
         said["model"].pop(key, None)
     identity = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
@@ -172,7 +180,9 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The checkout's commit, with a plus sign where files differ from it; what a copy without git is told, or None."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():  # installed: a repository above it would be somebody else's
+        return os.environ.get("VLAPRUNE_COMMIT")
     try:
         said = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

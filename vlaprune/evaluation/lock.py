@@ -14,14 +14,16 @@ from vlaprune.errors import UserError
 
 
 @contextmanager
-def locked(file: FileIO, path: Path, otherwise: str = "use shard.index") -> Iterator[None]:
+def locked(file: FileIO, path: Path, otherwise: str = "use shard.index", shared: bool = False) -> Iterator[None]:
     """Holds the open file for this process alone. UserError where another process has it.
+
+    shared  only looks whether another process writes: several may look at the same time
 
     Some network file systems have no locks; there PATH.lock names the holder, and one that has ended on this host is
     taken over.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{path} is being written by another process; wait for it or {otherwise}") from None
     except OSError:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlaprune.errors import UserError
 from vlaprune.evaluation.lock import process_ended
 from vlaprune.records import EpisodeRecord
 
@@ -79,6 +80,23 @@ def _folder() -> Path | None:
     """Where the board of this sweep looks; None without one, or where it is on another machine."""
     folder = Path(os.environ.get(SWEEP, ""))
     return folder if SWEEP in os.environ and folder.is_dir() else None
+
+
+def claim(folder: Path, shard: str, job: Job) -> None:
+    """Reserves a run's folder for one job of a sweep. UserError where another job of the sweep has it already."""
+    board = _folder()
+    if board is None:
+        return
+    mark = board / f"{zlib.crc32(f'{folder.resolve()} {shard}'.encode())}.claim"
+    try:
+        with mark.open("x") as file:
+            file.write(str(job.number))
+    except FileExistsError:
+        if (other := mark.read_text()) != str(job.number):
+            raise UserError(
+                f"this job and job {other} of the sweep have one folder, {folder}, which names nothing of "
+                f"{job.choices!r}; name it in output="
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,14 @@ class Recorder:
         self._stack.callback(self._file.close)
         try:
             self._stack.enter_context(locked(self._file, path))
+        except Exception:
+            self._stack.close()
+            raise
+        try:
             self._alone(path, shard)
             old = recorded(self.folder, header)  # after the lock, so that nothing is written in between
         except Exception:
-            if new and not path.stat().st_size:
+            if new and not path.stat().st_size:  # nobody else's: the lock is ours
                 path.unlink()
             self._stack.close()
             raise
@@ -70,7 +74,7 @@ class Recorder:
         count = shard.rpartition("-of-")[2]
         for other in sorted(self.folder.glob("journal*.jsonl")):
             if other != path and other.stem.rpartition("-of-")[2] != (count or other.stem):
-                with other.open("ab", buffering=0) as file, locked(file, other, "use its shard.count"):
+                with other.open("ab", buffering=0) as file, locked(file, other, "use its shard.count", shared=True):
                     pass
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -82,7 +86,7 @@ class Recorder:
             os.fsync(self._file.fileno())
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
-            raise OSError(
+            raise UserError(
                 f"cannot write {self._file.name}: {error.strerror}; free some space and run the same command again, "
                 "finished episodes are kept"
             ) from error

@@ -35,8 +35,6 @@ def main(
     if cfg.only is not None:
         _again(cfg, policy, bench, header, shard)
         return
-    if cfg.baseline is not None:
-        _check_baseline(cfg.baseline, job)
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)
@@ -68,6 +66,32 @@ def main(
         recorder.close()
         bar.close(whole)
     _finish(cfg, header, recorder, lost, alone=job is None)
+
+
+def check(cfg: Any) -> None:
+    """UserError for settings that do not go together: before a model is loaded."""
+    if cfg.video not in KINDS:
+        raise UserError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
+    if cfg.only is not None and cfg.video == "none":
+        raise UserError("only= runs recorded episodes again for their films; add video=all")
+    if cfg.only is not None and cfg.stop is not None:
+        raise UserError(f"only= and stop={cfg.stop}; recorded episodes run again end nothing, leave out one of the two")
+    if cfg.stop not in (None, "anytime"):
+        raise UserError(f"stop={cfg.stop}; use anytime, or leave it out")
+    if cfg.stop is not None and cfg.baseline is None:
+        raise UserError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
+    if cfg.stop is not None and cfg.shard.count > 1:
+        raise UserError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
+
+
+def check_folder(cfg: Any, header: Header, job: Job | None) -> None:
+    """UserError where the folder holds another run, or the baseline is none or another's: before any episode."""
+    run = recorded(Path(cfg.output), header)
+    if cfg.only is not None and run is None:
+        raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
+    if cfg.only is None and cfg.baseline is not None:
+        _check_baseline(cfg.baseline, job)
+        _rule(cfg, header)
 
 
 def _check_baseline(folder: str, job: Job | None) -> None:
@@ -107,11 +131,8 @@ def _finish(cfg: Any, header: Header, recorder: Recorder, lost: Sequence[tuple[s
 
 
 def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Shard) -> None:
-    if cfg.video == "none":
-        raise UserError("only= runs recorded episodes again for their films; add video=all")
     run = recorded(Path(cfg.output), header)
-    if run is None:
-        raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
+    assert run is not None  # see check_folder
     replay = Replay(run, chosen(run, cfg.only), say)
     with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
         rules = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
@@ -125,22 +146,12 @@ def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Sh
 
 
 def _rule(cfg: Any, header: Header) -> Anytime | None:
-    if cfg.stop not in (None, "anytime"):
-        raise UserError(f"stop={cfg.stop}; use anytime, or leave it out")
-    if cfg.stop is None:
-        return None
-    if cfg.baseline is None:
-        raise UserError("stop=anytime needs the run that it is held against; add baseline=FOLDER")
-    if cfg.shard.count > 1:
-        raise UserError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
-    return Anytime(read(cfg.baseline), header)
+    return None if cfg.stop is None else Anytime(read(cfg.baseline), header)
 
 
 @contextmanager
 def _film(cfg: Any, policy: Player, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
     """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
-    if cfg.video not in KINDS:
-        raise UserError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
     if cfg.video == "none":
         yield ()
         return
