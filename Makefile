@@ -17,7 +17,7 @@ RACED := results/runs/tune
 AUDITED := experiment=audit episodes=25
 AUDITS_LIBERO := results/runs/audit/libero/tiny
 AUDITED_LIBERO := experiment=audit bench=libero bench.suite=libero_object episodes=10
-# Every method that needs no training, as its configuration has it.
+# Every method that needs no training, as its configuration has it; ties_hard is ties with another option.
 EVERY := adp,bottomk,cdpruner,dart,divprune,dtp,efficientvla,fastv,flashvla,infoentropy,prumerge,random,safe,sparsevlm,specprune,spvla,teamvla,ties,tome,ttfvla,uniform,visionzip,vlacache,vlaiap,vlapruner
 ALL := results/runs/all
 CHANCE := random-0,random-1,random-2,uniform

@@ -48,7 +48,8 @@ if [ "$backend" = ms3 ]; then
     $pip mani-skill==3.0.1
 elif [ "$backend" = ms2 ]; then
     source=${3:-$folder/ManiSkill2_real2sim}
-    [ -d "$source" ] || { git clone -q https://github.com/simpler-env/ManiSkill2_real2sim "$source"; git -C "$source" checkout -q $commit; }
+    [ -d "$source" ] || git clone -q --no-checkout https://github.com/simpler-env/ManiSkill2_real2sim "$source"
+    git -C "$source" checkout -q $commit  # also where an earlier clone was cut off before it
     $pip -e "$source" 'numpy<2' 'setuptools<81' 'gymnasium<1'
 else
     echo "backend $backend is not one of ms2, ms3" >&2

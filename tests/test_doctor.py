@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 
 from vlaprune import cli
-from vlaprune.benchmark import Finding
+from vlaprune.benchmark import Finding, Interface
 from vlaprune.doctor import main as doctor
 from vlaprune.doctor.checks import graphics, machine, models
 from vlaprune.doctor.checks.probe import ask
@@ -157,14 +157,15 @@ NODE = {"_target_": f"{__name__}.Model", "device": "auto"}
 def test_a_model_is_built_without_memory_and_says_what_is_wrong(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert models.model(NODE | {"weights": "random"}) == ("random weights, no files needed", True)
-    assert models.model(NODE | {"weights": "torn"}) == ("weights torn lack shard 2 of 3; download it again", False)
-    assert models.model(NODE | {"weights": "fine"}) == ("fine is complete and would load", True)
-    said, fine = models.model(NODE | {"weights": None})
+    assert models.model(NODE | {"weights": "random"}) == ("random weights, no files needed", True, None)
+    torn = "weights torn lack shard 2 of 3; download it again"
+    assert models.model(NODE | {"weights": "torn"}) == (torn, False, None)
+    assert models.model(NODE | {"weights": "fine"}) == ("fine is complete and would load", True, None)
+    said, fine, _ = models.model(NODE | {"weights": None})
     assert not fine and said == (
         "some/words is not on this machine; hf download some/words --local-dir FOLDER, then model.tokenizer=FOLDER"
     )
-    said, fine = models.model(NODE | {"weights": "nobody/nothing"})
+    said, fine, _ = models.model(NODE | {"weights": "nobody/nothing"})
     assert not fine and "nobody/nothing is not on this machine; hf download nobody/nothing" in said
     (tmp_path / "nobody" / "nothing").mkdir(parents=True)
     assert models.model(NODE | {"weights": "nobody/nothing"})[1]
@@ -177,7 +178,7 @@ def test_models_are_looked_at_offline_and_the_hub_is_asked_only_when_told(monkey
         models,
         "ask",
         lambda code, env, seconds: json.dumps(
-            [["nobody/nothing@v1 is not on this machine; fetch", False], ["x", False]]
+            [["nobody/nothing@v1 is not on this machine; fetch", False, None], ["x", False, None]]
         ),
     )
     nodes = {"one": NODE | {"weights": "nobody/nothing@v1"}, "two": NODE | {"weights": "random"}}
@@ -204,7 +205,7 @@ def consult(monkeypatch, capsys):
     """Runs the command on faked checks; gives exit code and lines."""
     monkeypatch.setattr(machine, "CHECKS", [lambda: Finding("python", "3.11")])
     monkeypatch.setattr(graphics, "CHECKS", {"egl": lambda python: Finding("EGL", "none; install it", ok=False)})
-    monkeypatch.setattr(models, "models", lambda nodes, hub: [Finding(n, "gone; fetch", ok=n == "toy") for n in nodes])
+    monkeypatch.setattr(models, "models", lambda nodes, *_: [Finding(n, "gone; fetch", ok=n == "toy") for n in nodes])
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["vlaprune-doctor", *argv])
@@ -233,6 +234,24 @@ def test_a_robot_that_the_model_cannot_drive_is_a_problem(consult):
         "PROBLEM robot: bench libero has robot libero; CogACT has a control for google_robot, widowx" in line
         for line in out
     )
+
+
+def test_a_camera_that_the_world_does_not_have_is_a_problem(monkeypatch, consult):
+    """Tiny reads the wrist, SIMPLER shows the third person's view alone: eval refuses it, so the doctor does."""
+    tiny = Interface("axis_angle", "close_positive", "delta", ("primary", "wrist"), None)
+
+    def whole(nodes, hub, interfaces):
+        interfaces |= dict.fromkeys(nodes, tiny)
+        return [Finding(name, "whole") for name in nodes]
+
+    monkeypatch.setattr(models, "models", whole)
+    code, out, _ = consult("model=tiny", "bench=simpler")
+    assert code == 2 and any("PROBLEM robot" in line and "cameras ('primary', 'wrist') vs" in line for line in out)
+
+
+def test_what_a_model_server_cannot_do_is_a_problem(consult):
+    code, out, _ = consult("model=vla_eval", "method=fastv", "bench=toy")
+    assert code == 2 and any("PROBLEM robot" in line and "use method=dense" in line for line in out)
 
 
 def test_a_wrong_override_gets_one_line(consult):

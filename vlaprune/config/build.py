@@ -109,7 +109,8 @@ def recorded_method(said: Mapping[str, Any]) -> Pruner:
     if name not in GlobalHydra.instance().config_loader().get_group_options("method"):
         raise UserError(f"a journal names the method {name}, which configs/method does not have; leave that run out")
     node = plain(compose(job.job.config_name, [*job.overrides.task, f"method={name}"]).method)
-    options = {key: value for key, value in said.items() if key not in ("name", "package", "_target_")}
+    facts = ("name", "package", "_target_")  # and the bits of files that options name
+    options = {key: value for key, value in said.items() if key not in facts and not key.endswith("_sha256")}
     return make("method", {"_target_": node["_target_"]} | options)
 
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from vlaprune.benchmark import Finding, SupportsFindings
+from vlaprune.benchmark import Finding, Interface, SupportsFindings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PARTS = ("model", "method", "bench")
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # a plug-in's own, too
@@ -55,17 +59,23 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
     yield "machine", None, (check() for check in machine.CHECKS)
     asked = [o.lstrip("+~").partition("=")[0].partition(".")[0] for o in overrides]
     names = [chosen["model"]] if {"model", "experiment"} & set(asked) else config.options("model")
-    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], names, hub)
+    interfaces: dict[str, Interface] = {}
+    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], names, hub, interfaces)
     renderer, python = cfg.bench.get("renderer"), str(cfg.bench.get("python") or sys.executable)
     alone = {"bench", "experiment"} & set(asked)
     checks = {name: look for name, look in graphics.CHECKS.items() if name == renderer or not alone}
     looks = (look(python if name == renderer else sys.executable) for name, look in checks.items())
     yield "graphics", {graphics.ABOUT.get(str(renderer), "")}, looks
-    yield f"bench {chosen['bench']}", None, _bench(overrides)
+    yield f"bench {chosen['bench']}", None, _bench(overrides, chosen["model"], interfaces)
 
 
-def _models(overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool) -> Iterator[Finding]:
-    """Model configurations as they would be built for the chosen benchmark, or else for a robot that they know."""
+def _models(
+    overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool, interfaces: dict[str, Interface]
+) -> Iterator[Finding]:
+    """Model configurations as they would be built for the chosen benchmark, or else for a robot that they know.
+
+    interfaces  gets those of the models that would load
+    """
     from vlaprune import config
     from vlaprune.doctor.checks.models import models
 
@@ -76,7 +86,7 @@ def _models(overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bo
         known = [robot for robot, parts in config.robots(cfg).items() if "model" in parts]
         robot = own if own in known or name == chosen else next(iter(known), None)
         nodes[name] = config.plain(config.model_node(cfg, robot))
-    yield from models(nodes, hub)
+    yield from models(nodes, hub, interfaces)
 
 
 def _robot(overrides: Sequence[str]) -> str | None:
@@ -90,11 +100,18 @@ def _robot(overrides: Sequence[str]) -> str | None:
     return config.robot_of(bench)
 
 
-def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
+def _bench(overrides: Sequence[str], model: str, interfaces: Mapping[str, Interface]) -> Iterator[Finding]:
     """What the benchmark itself says, and whether the model can drive its robot; no simulator is started."""
     from vlaprune import config
 
-    cfg = config.composed(overrides)[0]
+    with config.with_objects(overrides, {}) as cfg:
+        yield from _joined(cfg, interfaces.get(model))
+
+
+def _joined(cfg: DictConfig, interface: Interface | None) -> Iterator[Finding]:
+    """The same for a composed configuration. interface: the model's, if it would load."""
+    from vlaprune import config
+
     try:
         config.make("method", cfg.method)
     except ERRORS as error:
@@ -106,7 +123,11 @@ def _bench(overrides: Sequence[str]) -> Iterator[Finding]:
         return
     yield Finding("options", f"{len(bench.tasks())} tasks")
     try:
-        config.control(cfg, bench)
+        driver = config.control(cfg, bench)
+        if interface is not None:
+            driver.output_interface(interface).check(bench.interface)
+        if config.is_black_box(cfg):
+            config.black_box(cfg, bench)
     except ERRORS as error:
         yield Finding("robot", " ".join(str(error).split()), ok=False)
     else:

@@ -28,7 +28,7 @@ from vlaprune.trace import Trace
 
 @dataclass(frozen=True)
 class Shard:
-    """Every count-th (task, episode) pair from the index-th on; the union over shards is the full list."""
+    """Every count-th episode of each task, from the index-th on; the union over shards is the full list."""
 
     index: int = 0
     count: int = 1

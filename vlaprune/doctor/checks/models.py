@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlaprune.benchmark import Finding
+from vlaprune.benchmark import Finding, Interface
+from vlaprune.config.classes import fits
 from vlaprune.doctor.checks.probe import ask
 from vlaprune.errors import UserError
 
@@ -17,8 +19,12 @@ Node = Mapping[str, Any]
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
 
-def models(nodes: Mapping[str, Node], hub: bool) -> Sequence[Finding]:
+def models(
+    nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface] | None = None
+) -> Sequence[Finding]:
     """One finding for each model configuration, by its name. The hub is asked only with `hub`.
+
+    interfaces  gets the conventions of every model that would load, by its name
 
     They are looked at in a process of their own, where the hub's library is told to stay offline before it is loaded.
     """
@@ -28,33 +34,39 @@ def models(nodes: Mapping[str, Node], hub: bool) -> Sequence[Finding]:
         said = json.loads(ask(code, env={"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, seconds=600))
     except UserError as error:
         return [Finding(name, f"cannot be looked at: {error}", ok=False) for name in nodes]
-    found = [Finding(name, text, ok) for name, (text, ok) in zip(nodes, said, strict=True)]
+    found = [Finding(name, text, ok) for name, (text, ok, _) in zip(nodes, said, strict=True)]
+    if interfaces is not None:
+        interfaces |= {name: Interface(**own) for name, (_, _, own) in zip(nodes, said, strict=True) if own}
     return [_asked(f) if hub and not f.ok else f for f in found]
 
 
 def answer(nodes: Mapping[str, Node]) -> str:
-    """JSON list of (what is said, whether it is fine) for each configuration."""
+    """JSON list of (what is said, whether it is fine, the model's interface or null) for each configuration."""
     return json.dumps([model(node) for node in nodes.values()])
 
 
-def model(node: Node) -> tuple[str, bool]:
-    """Builds one model on torch's meta device: everything is checked, nothing is read but names, shapes and JSON."""
+def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
+    """Builds one model on torch's meta device: everything is checked, nothing is read but names, shapes and JSON.
+
+    What is said of it, whether it is fine, and if so its interface.
+    """
     weights = node.get("weights")
     if not local(weights):
-        return _absent("weights", str(weights)), False
+        return _absent("weights", str(weights)), False, None
     module, _, name = str(node["_target_"]).rpartition(".")
     given = {key: value for key, value in node.items() if key != "_target_"}
     if "device" in given:
         given["device"] = "meta"
     try:
-        getattr(import_module(module), name)(**given)
+        built = getattr(import_module(module), name)(**given)
     except Exception as error:  # whatever is wrong with the files is the finding
         said = " ".join(str(error).split()) or type(error).__name__
         gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
-        return _absent(gone[1], gone[2]) if gone else said, False
+        return _absent(gone[1], gone[2]) if gone else said, False, None
+    own = asdict(built.interface) if fits(type(built), "model") else None  # a model server tells its own when it is asked
     if "weights" not in node or weights == "random":
-        return "random weights, no files needed" if weights == "random" else "needs no files", True
-    return "complete, and would load" if weights is None else f"{weights} is complete and would load", True
+        return "random weights, no files needed" if weights == "random" else "needs no files", True, own
+    return "complete, and would load" if weights is None else f"{weights} is complete and would load", True, own
 
 
 def _absent(option: str, name: str) -> str:
