@@ -210,7 +210,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(call, tmp_path):
         ("episodes=51", ["episodes=51", "has 1..50"]),
         ("execute=99", ["execute=99", "toy plans 1..4 actions a call"]),
         ("execute=0", ["execute=0"]),
-        ("slots=0", ["slots=0; use at least 1"]),
+        ("slots=0", ["slots=0; use a whole number, not below 1"]),
         ("shard.index=2", ["shard.index=2 of shard.count=1"]),
         ("model.style=nosuch", ["toy style=nosuch; use one of parallel, autoregressive"]),
     ],

@@ -128,7 +128,7 @@ def test_an_own_episode_is_solved_by_the_expert_and_shown_to_learners(suite, num
     (task,) = ours.tasks()
     plan = cloning.Teaching(episodes=1, first=0, rewind=False, workers=1)
     with pytest.raises(ValueError, match=r"teaching.first=0 begins with initial states that pick_up_.* is evaluated"):
-        cloning.record_demonstrations(ours, plan, tmp_path, 4)
+        cloning.record_demonstrations(ours, plan, tmp_path, 4, "")
     assert demos.record(ours, task, [TRAIN_EPISODE], tmp_path, every=8, chunk=4, rewind=False) == [True]
     shown = demos.load(tmp_path)
     n = len(shown["state"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlaprune.api.tune import tune
+from vlaprune.api.tune import Tuned, tune
 from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
 from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race, worse
@@ -106,6 +106,27 @@ def test_of_two_settings_of_one_cost_the_worse_is_out():
     dense = {key: i % 2 == 0 for i, key in enumerate(KEYS)}
     found = race(entrants, KEYS, dense, lambda e, keys: {k: e.name == "good" or dense[k] for k in keys}, 100, 10)
     assert {s.entrant.name: s.out for s in found} == {"good": "", "bad": "worse than good, which costs no more"}
+
+
+def test_what_was_played_when_the_budget_ended_is_judged_too():
+    """The budget of one batch ends within the first wave, of two."""
+    entrants = [Entrant("bad", 1, 0.1), Entrant("other", 2, 0.05)]
+    found = race(entrants, KEYS, dict.fromkeys(KEYS, True), lambda e, keys: dict.fromkeys(keys, False), 10, 10)
+    assert {s.entrant.name: s.out for s in found} == {"bad": "worse than dense"}
+
+
+def test_of_one_recorded_episode_nothing_is_sure():
+    near, far = Entrant("near", 1, 0.3, ((0.1,),)), Entrant("far", 2, 0.4, ((0.2,),))
+    assert [e.name for e in promising([near, far])] == ["near", "far"]
+
+
+def test_the_table_says_why_a_setting_was_not_run():
+    """Left out because another surely strays less, or because nothing was left to run it with."""
+    sure = [Entrant(n, c, p, ((p * p,),) * 9) for n, c, p in (("a", 1, 0.2), ("hopeless", 2, 0.3), ("b", 3, 0.1))]
+    ran = RaceStatus(sure[0], {("t", 0): True})
+    told = Tuned("gflops", (4.0, 1.0), sure, [ran], (1, 30)).markdown().splitlines()
+    line = {name: next(row for row in told if row.startswith(f"| {name}")) for name in ("hopeless", "b")}
+    assert "surely strays less" in line["hopeless"] and "spent on others" in line["b"]
 
 
 @pytest.mark.parametrize(("budget", "batch"), [(5, 10), (5, 0)])

@@ -134,7 +134,7 @@ def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tm
         seeds = drawn.setdefault(seed, [])
         pruner = Scripted(Plan((0,)), lambda context, seeds=seeds: seeds.append(context.seed))
         policy = Policy(ToyModel(), lambda p=pruner: p)
-        record_corrections(bench, teaching, tmp_path / str(seed), policy, 1, seed, f"policy {seed}")
+        record_corrections(bench, teaching, tmp_path / str(seed), policy, 1, seed, f"policy {seed}", "")
     expected = [episode_seed(7, task.name, episode) for task in bench.tasks() for episode in (101, 102)]
     assert list(dict.fromkeys(drawn[7])) == expected and not {*drawn[7]} & {*drawn[8]}
 
@@ -413,3 +413,40 @@ def test_tasks_that_are_not_there_are_named(tmp_path):
     arrays = {"task": np.array(["Lift", "Stack"])}
     with pytest.raises(UserError, match=r"demonstrations of \['Stack'\], which are no tasks here \(\['Lift'\]\)"):
         frames_of(arrays, {"Lift": "lift"}, lambda words: [1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rounds": -1}, "teaching.rounds=-1; use 0 or more"),
+        ({"episodes": 0}, "teaching.episodes=0; use 1 or more"),
+        ({"steps": 0}, "teaching.steps=0; use 1 or more"),
+        ({"beta": 2.0}, "teaching.beta=2.0"),
+        ({"noises": ()}, "teaching.noises is empty"),
+        ({"weights": {"Lift": "a"}}, "Lift: a; use a number above 0"),
+        ({"weights": {"Lift": -1}}, "Lift: -1; use a number above 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(wrong, said):
+    with pytest.raises(UserError, match=said) as error:
+        Teaching(**wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"seed": -1}, {"ema_decay": 1.0}, {"steps": 0}, {"save_every": 0}])
+def test_a_recipe_that_cannot_be_is_one_line(wrong):
+    with pytest.raises(UserError, match=f"recipe.{next(iter(wrong))}|{next(iter(wrong))}="):
+        Recipe(**wrong)
+
+
+def test_demonstrations_of_another_world_are_refused_and_old_files_that_name_none_are_not(tmp_path):
+    world, how = Taught(), {"every": 1, "rewind": False}
+    task = world.tasks()[0]
+    demos.record(world, task, [100], tmp_path, **how)
+    demos.record(world, task, [100], tmp_path, **how, world="{}")  # recorded before worlds were named
+    demos.record(world, task, [101], tmp_path, **how, world="{}")
+    with pytest.raises(UserError, match=r'was recorded with .*, in \{\}, now it is .*, in \{"stress": "light"\}'):
+        demos.record(world, task, [101], tmp_path, **how, world='{"stress": "light"}')
+    assert demos.planned([demos.Job(task.name, 101, 0.0)], tmp_path)[0].is_file()
+    one, both = demos.load(*demos.planned([demos.Job(task.name, 101, 0.0)], tmp_path)), demos.load(tmp_path)
+    assert set(one["episode"]) == {101} and set(both["episode"]) == {100, 101}

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from test_train import RECIPE, Stopped, frames, model, stop_at
 
 from vlaprune.benchmark import Observation, Task
+from vlaprune.control import Control
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.grids import GridS
 from vlaprune.methods.lightvla import LightVLA
@@ -20,6 +22,7 @@ from vlaprune.models.tiny import WORDS
 from vlaprune.nn.load import read
 from vlaprune.policy import Policy
 from vlaprune.training import demos
+from vlaprune.training.cloning import Subject
 from vlaprune.training.trainer import Trainer
 from vlaprune.training.tuning import Curve, Student, Tuning, is_learnable, kept_by_phase, main, tune
 
@@ -216,6 +219,11 @@ def settings(tmp_path, method, **tuning):
     )
 
 
+def subject(method, **world):
+    identity = {"model": {"name": "tiny"}, "method": {"name": method.__name__}, "bench": {"name": "x", **world}}
+    return Subject(World(), model, method, Control(), identity, ["model=tiny", "bench=x", "bench.suite=y"])
+
+
 @pytest.fixture
 def shown(tmp_path):
     fake = frames(4)
@@ -228,7 +236,7 @@ def shown(tmp_path):
 
 @pytest.mark.parametrize("method", [LightVLA, LightVLAStar])
 def test_the_whole_command_leaves_weights_a_curve_and_what_is_kept(tmp_path, shown, method, capsys):
-    main(settings(tmp_path, method), World(), model, method)
+    main(settings(tmp_path, method), subject(method))
     state, card = read(tmp_path / "out" / "policy.safetensors")
     assert (
         card["method"] == method.__name__ and card["recipe"]["steps"] == 4 and set(state) == set(model().state_dict())
@@ -240,13 +248,45 @@ def test_the_whole_command_leaves_weights_a_curve_and_what_is_kept(tmp_path, sho
         LightVLAStar(weights=str(saved)).plan(model().info)
         with pytest.raises(ValueError, match=r"policy\.safetensors"):
             LightVLAStar(weights=str(tmp_path / "out" / "policy.safetensors")).plan(model().info)
-    assert "policy.safetensors" in capsys.readouterr().out
+        with pytest.raises(ValueError, match="were trained at layer 0; set layer=0"):
+            LightVLAStar(weights=str(saved), layer=1).plan(model().info)
+    said = capsys.readouterr().out
+    assert f"vlaprune-eval model=tiny bench=x bench.suite=y model.weights={tmp_path}/out/policy.safetensors" in said
 
 
 def test_a_damaged_checkpoint_of_a_tuning_is_refused_in_one_line(tmp_path, shown):
-    main(settings(tmp_path, LightVLA), World(), model, LightVLA)
+    main(settings(tmp_path, LightVLA), subject(LightVLA))
     path = tmp_path / "out" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read .*; delete it to start anew") as error:
-        main(settings(tmp_path, LightVLA), World(), model, LightVLA)
+        main(settings(tmp_path, LightVLA), subject(LightVLA))
     assert "\n" not in str(error.value)
+
+
+def test_another_world_or_plan_does_not_go_on_from_a_checkpoint(tmp_path, shown):
+    cfg = settings(tmp_path, LightVLA)
+    main(cfg, subject(LightVLA))
+    with pytest.raises(UserError, match="is of training that began with"):
+        main(cfg, subject(LightVLA, stress="light"))
+    cfg.teaching.weights = {"x": 0.5}
+    with pytest.raises(UserError, match="is of training that began with"):
+        main(cfg, subject(LightVLA))
+    cfg.teaching.weights, cfg.teaching.workers = {}, 3  # which changes nothing
+    main(cfg, subject(LightVLA))
+    cfg.teaching.weights = {"y": 2}
+    with pytest.raises(UserError, match=r"teaching.weights of \['y'\]"):
+        main(cfg, subject(LightVLA))
+
+
+def test_only_the_planned_demonstrations_are_learnt_from(tmp_path, shown):
+    """More may lie in the folder, of an earlier, larger plan."""
+    cfg = settings(tmp_path, LightVLA)
+    cfg.teaching.episodes = 1
+    main(cfg, subject(LightVLA))
+    assert read(tmp_path / "out" / "policy.safetensors")[1]["frames"] == 2
+
+
+def test_a_seed_of_any_size_draws_noise(tmp_path):
+    learner = Student(model(), LightVLA(), Tuning(), 4, seed=20240101)
+    parts = (frames().images, frames().state, frames().words, frames().labels, frames().hints)
+    assert torch.isfinite(learner.loss(3, *map(torch.from_numpy, parts)))

@@ -187,7 +187,7 @@ def _serve(cfg: DictConfig) -> None:
     from vlaprune import config
     from vlaprune.interop.vla_eval import VlaEvalServer
     from vlaprune.policy import Policy, card_of
-    from vlaprune.serve import Server
+    from vlaprune.serve import Server, check_installed
 
     servers = {"openpi": Server, "vla_eval": VlaEvalServer}
     if cfg.protocol not in servers:
@@ -199,6 +199,7 @@ def _serve(cfg: DictConfig) -> None:
         )
     if not 0 <= cfg.port <= 65535:
         raise errors.UserError(f"port={cfg.port}; use 0 (any that is free) to 65535")
+    check_installed()
     model, make_pruner, client = config.build(cfg, "client")
     control = config.control(cfg, client)
     policy = Policy(model, make_pruner, cfg.slots, control)
@@ -223,17 +224,34 @@ def _serve(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    from vlaprune import config
-    from vlaprune.training import cloning as train
-    from vlaprune.training import tuning
+    from hydra.core.hydra_config import HydraConfig
 
-    bench = config.make("bench", cfg.bench)
+    from vlaprune import config
+    from vlaprune.training import cloning, tuning
+
+    words = list(HydraConfig.get().overrides.task)
+    said, bench = config.typed(words), config.make("bench", cfg.bench)
     learnt = cfg.tune if cfg.tune is not None else tuning.is_learnable(config.make("method", cfg.method))
-    if learnt and cfg.model.weights == "random":
+    unread = [f"recipe.{key}" for key in cfg.tuning.recipe] if learnt else ["tuning"]
+    for key in said:
+        if key in unread or key.split(".")[0] in unread:
+            there = f"set tuning.{key}" if learnt else "it belongs to a method that is learnt, or to tune=true"
+            raise errors.UserError(f"{key}={said[key]} is not read here; {there}")
+    if learnt and "model.weights" not in said:
         cfg.model.weights = cfg.tuning.weights
+    elif learnt and cfg.tuning.weights is not None:
+        both = f"model.weights={cfg.model.weights} and tuning.weights={cfg.tuning.weights}"
+        raise errors.UserError(f"{both} say both what training begins with; leave one out")
     node = config.model_node(cfg, config.robot_of(bench))
-    job = tuning.main if learnt else train.main
-    job(cfg, bench, lambda: config.make("model", node), lambda: config.make("method", cfg.method))
+    subject = cloning.Subject(
+        bench,
+        lambda: config.make("model", node),
+        lambda: config.make("method", cfg.method),
+        config.control(cfg, bench),
+        config.identity(cfg, bench),
+        config.typed_words(words, ("model", "bench"), without=("model.weights",)),
+    )
+    (tuning if learnt else cloning).main(cfg, subject)
 
 
 def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:

@@ -24,13 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from vlaprune.bench.gate import Gate
 from vlaprune.benchmark import Interface, Observation
-from vlaprune.errors import UserError
+from vlaprune.errors import UserError, install_command
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.records import StepRecord
 
@@ -161,6 +162,13 @@ class ClientSlot:
 
     def __init__(self, websocket: Any) -> None:
         self.websocket, self.slot, self.heard = websocket, -1, time.monotonic()
+
+
+def check_installed() -> None:
+    """UserError where the packages of the extra `serve` are missing."""
+    for package in ("websockets", "msgpack"):
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed; {install_command('serve')}")
 
 
 class Server:

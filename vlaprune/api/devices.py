@@ -51,7 +51,8 @@ def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
     """The devices of `devices=`; UserError for one that is not there, of `gpus` in sight."""
     if devices == "all":
         devices = list(range(gpus)) or ["cpu"]
-    names = [str(d) for d in devices] if isinstance(devices, Sequence) and not isinstance(devices, str) else [str(devices)]
+    several = isinstance(devices, Sequence) and not isinstance(devices, str)
+    names = [str(device) for device in devices] if several else [str(devices)]  # type: ignore[union-attr]
     known = {"cpu", *map(str, range(gpus))}
     there = f"0..{gpus - 1} and cpu" if gpus else "cpu"
     if lost := [name for name in names if name not in known]:

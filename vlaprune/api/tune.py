@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlaprune.api.evaluation import run_composed
 from vlaprune.errors import UserError
 from vlaprune.records import Run, read
 from vlaprune.stats.markdown import table
-from vlaprune.stats.racing import Entrant, RaceStatus, front, race
+from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race
 from vlaprune.stats.rates import wilson
 
+if TYPE_CHECKING:
+    from vlaprune.pruner import Pruner
+
+WHOLE = ("shard", "stop", "only", "audit", "output")  # settings that a race makes itself, or that leave episodes out
 COSTS = {"ms": "ms/call", "gflops": "GFLOPs/call"}
 
 
@@ -43,11 +48,13 @@ class Tuned:
     def markdown(self) -> str:
         """A table of all settings and what it says, for people."""
         ran, best = {s.entrant.name: s for s in self.standings}, {s.entrant.name for s in self.front}
+        hopeful = {e.name for e in promising(self.entrants)}
         columns = ["setting", COSTS[self.cost], "strays (rmse)", "success", "% [95 % interval]", ""]
         rows = [["dense", f"{self.dense[0]:.3g}", "0", "", f"{100 * self.dense[1]:.1f}", "baseline"]]
         for one in sorted(self.entrants, key=lambda e: (e.cost, e.name)):
             standing, counted, rate = ran.get(one.name), "", ""
-            said = "not run: another one costs no more and surely strays less"
+            surely = "not run: another one costs no more and surely strays less"
+            said = "not run: the episodes were spent on others" if one.name in hopeful else surely
             if standing is not None:
                 won, n = sum(standing.success.values()), len(standing.success)
                 interval = wilson(won, n)
@@ -59,7 +66,8 @@ class Tuned:
             rows.append([one.name, f"{one.cost:.3g}", f"{one.prior:.3f}", counted, rate, said])
         played, whole = self.episodes
         told = f"{played} episodes of the {whole} that the grid has ({100 * played / whole:.0f} %)"
-        return f"{table(columns, rows)}\n\n{told}; an e-process says who is out, alpha 0.05, whenever it is looked at"
+        rule = "an e-process says who is out, alpha 0.05 for each comparison, whenever it is looked at"
+        return f"{table(columns, rows)}\n\n{told}; {rule}"
 
 
 def tune(
@@ -90,11 +98,18 @@ def tune(
         )
     if not 0 < share <= 1 or batch < 1 or record < 1 or cost not in COSTS:
         raise UserError(f"share={share} batch={batch} record={record} cost={cost}; use 0 to 1, 1 or more, ms or gflops")
+    if refused := [word for word in rest if word.lstrip("+").split("=")[0].split(".")[0] in WHOLE]:
+        raise UserError(f"{refused[0]}: a race plays whole runs, episode after episode; leave it out")
     names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
+    methods = _methods(rest, names)  # a wrong option speaks before anything runs
     dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
-    counts = dense.header.tasks
+    counts = dense.headers[-1].tasks  # of this call; an earlier one may have asked for more
     keys = [(t, e) for e in range(max(counts.values())) for t in counts if e < counts[t]]
-    entrants, base = _entrants(rest, names, output / "seen.npz", record, cost)
+    budget, wave = int(share * len(names) * len(keys)), batch * len(counts)
+    if budget < wave:
+        whole = len(names) * len(keys)
+        raise UserError(f"share={share} of the grid's {whole} episodes is {budget}, less than one batch of {wave}")
+    entrants, base = _entrants(rest, methods, output / "seen.npz", record, cost)
 
     def play(entrant: Entrant, asked: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], bool]:
         episodes = 1 + max(episode for _, episode in asked)
@@ -104,7 +119,7 @@ def tune(
 
     success = {key: dense.episodes[key].success for key in keys}
     whole = len(entrants) * len(keys)
-    standings = race(entrants, keys, success, play, int(share * whole), batch * len(counts))
+    standings = race(entrants, keys, success, play, budget, wave)
     played = sum(len(s.success) for s in standings)
     return Tuned(cost, (base, sum(success.values()) / len(keys)), entrants, standings, (played, whole))
 
@@ -118,8 +133,20 @@ def _run(words: Sequence[str]) -> Run:
         return read(Path(cfg.output))
 
 
+def _methods(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[tuple[str, Callable[[], Pruner]]]:
+    """What makes the method of every setting. UserError for an option that it does not take."""
+    from vlaprune import config
+
+    out: list[tuple[str, Callable[[], Pruner]]] = []
+    for name, arm in names.items():
+        with config.with_objects([*rest, *arm], {}) as cfg:
+            out.append((name, partial(config.make, "method", cfg.method)))
+            out[-1][1]()
+    return out
+
+
 def _entrants(
-    rest: Sequence[str], names: Mapping[str, Sequence[str]], seen: Path, record: int, cost: str
+    rest: Sequence[str], methods: Sequence[tuple[str, Callable[[], Pruner]]], seen: Path, record: int, cost: str
 ) -> tuple[list[Entrant], float]:
     """Every setting with its cost and how far it strays on recorded dense episodes; the cost of dense."""
     from tempfile import TemporaryDirectory
@@ -138,11 +165,7 @@ def _entrants(
     def paid(one: Replay) -> float:
         return float(np.nanmedian(one.ms if cost == "ms" else one.gflops))
 
-    methods = []
-    for name, arm in names.items():
-        with config.with_objects([*rest, *arm], {}) as cfg:
-            methods.append((name, partial(config.make, "method", cfg.method)))
-    with config.with_objects([*rest, *next(iter(names.values()))], {}) as cfg, TemporaryDirectory() as scratch:
+    with config.with_objects([*rest, "method=dense"], {}) as cfg, TemporaryDirectory() as scratch:
         model, _, bench = config.build(cfg)
         model = with_backend(model, cfg.kernel)
         control = config.control(cfg, bench)

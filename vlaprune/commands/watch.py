@@ -94,6 +94,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between two looks")
     parser.add_argument("--once", action="store_true", help="print the state and stop")
     args = parser.parse_args(argv)
+    if not args.every > 0:
+        parser.error(f"--every {args.every:g}; use a number of seconds above 0")
     if not folders(args.folders):
         print(
             f"{', '.join(map(str, args.folders))}: no run; name a folder that vlaprune eval writes to", file=sys.stderr

@@ -7,8 +7,9 @@ from vlaprune.config.classes import make
 from vlaprune.config.compose import arguments, composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.explain import explain, is_config_error
+from vlaprune.config.names import typed, typed_words
 from vlaprune.config.objects import with_objects
-from vlaprune.config.provenance import black_box_header, header, provenance, tasks
+from vlaprune.config.provenance import black_box_header, header, identity, provenance, tasks
 from vlaprune.config.sweep import all_methods, arms, job, methods, pack_job, unpack_job
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "delay_identity",
     "explain",
     "header",
+    "identity",
     "is_black_box",
     "is_config_error",
     "job",
@@ -44,6 +46,8 @@ __all__ = [
     "robots",
     "sinks",
     "tasks",
+    "typed",
+    "typed_words",
     "unpack_job",
     "with_objects",
 ]

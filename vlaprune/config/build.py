@@ -78,16 +78,17 @@ def control(cfg: DictConfig, bench: Benchmark) -> Control:
     """How this model drives the benchmark's robot. UserError in one line for a robot that it does not know."""
     from vlaprune.control import Control
 
+    execute = cfg.get("execute")  # not of vlaprune-train
     controls = {robot: parts["control"] for robot, parts in robots(cfg).items() if "control" in parts}
     if bench.robot is None or not controls:
-        return Control(execute=cfg.execute)
+        return Control(execute=execute)
     if bench.robot not in controls:
         raise UserError(
             f"bench {bench.name} has robot {bench.robot}; {cfg.model._target_.rpartition('.')[2]} has a control for "
             f"{', '.join(controls)}: choose one of their benchmarks, or add robots.{bench.robot}.control"
         )
     chosen = make("control", controls[bench.robot])
-    return chosen if cfg.execute is None else replace(chosen, execute=cfg.execute)
+    return chosen if execute is None else replace(chosen, execute=execute)
 
 
 def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:

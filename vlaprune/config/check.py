@@ -29,8 +29,7 @@ KINDS = {  # where the value in the file does not say it: null, or a whole numbe
     "tune": bool,
 }
 LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0}
-LEAST |= dict.fromkeys(("slots", "block", "calls", "threads", "record", "rounds", "teaching.workers", "teaching.every"), 1)
-LEAST |= dict.fromkeys(("recipe.steps", "recipe.batch", "recipe.save_every", "tuning.probe"), 1)
+LEAST |= dict.fromkeys(("slots", "block", "calls", "threads", "record", "rounds", "tuning.probe"), 1)
 LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from vlaprune.benchmark import Benchmark, SupportsHold
 from vlaprune.config.build import control
 from vlaprune.config.compose import plain
-from vlaprune.config.names import named
+from vlaprune.config.names import named, typed
 from vlaprune.delay import MODES, Delay, check_chunk, steps_late
 from vlaprune.errors import UserError
 
@@ -54,10 +54,10 @@ def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
 
 
 def _check_read(keys: Mapping[str, Any]) -> None:
-    typed = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
-    if "delay.share" in typed and (keys["device"] is None or keys["table"] is not None):
+    said = typed(HydraConfig.get().overrides.task)
+    if "delay.share" in said and (keys["device"] is None or keys["table"] is not None):
         raise UserError(f"delay.share={keys['share']} is read with delay.device alone; name a device, or leave it out")
-    if "delay.beta" in typed and keys["mode"] != "rtc":
+    if "delay.beta" in said and keys["mode"] != "rtc":
         raise UserError(f"delay.beta={keys['beta']} is read by delay.mode=rtc alone; choose it, or leave it out")
 
 

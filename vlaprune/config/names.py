@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 GROUPS = ("model", "method", "bench")  # what a run joins
 CHOICES = (*GROUPS, "robots", "experiment", "logger")  # all groups of which the command line names an option
+
+
+def typed(words: Sequence[str]) -> dict[str, str]:
+    """What a command line sets: KEY -> VALUE, as written."""
+    return {key: value for key, _, value in (word.lstrip("+").partition("=") for word in words)}
+
+
+def typed_words(words: Sequence[str], groups: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """Those words of a command line that choose an option of some groups or set something in it."""
+    keys = [(word.lstrip("+~").partition("=")[0], word) for word in words]
+    return [word for key, word in keys if key.split(".")[0] in groups and key not in without]
 
 
 def named(hydra: Any) -> dict[str, str]:

@@ -51,13 +51,13 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
     from vlaprune.policy import card_of
     from vlaprune.records import Header
 
-    said, driver = _parts(cfg, bench), control(cfg, bench)
+    said, driver = identity(cfg, bench), control(cfg, bench)
     if delay is not None:
         said["delay"] = delay_identity(cfg)
     if cfg.kernel != "sdpa":
         said["kernel"] = cfg.kernel
     card = card_of(model)
-    identity = said | {
+    whole = said | {
         "seed": cfg.seed,
         "execute": driver.actions_per_call(model.chunk),
         "weights": card.get("sha256", "none"),
@@ -67,7 +67,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
         known["delay"] = delay.latency.note
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
-    return Header(identity, known, tasks(bench, cfg.episodes))
+    return Header(whole, known, tasks(bench, cfg.episodes))
 
 
 def black_box_header(
@@ -81,19 +81,19 @@ def black_box_header(
     """
     from vlaprune.records import Header
 
-    said, driver = _parts(cfg, bench), control(cfg, bench)
+    said, driver = identity(cfg, bench), control(cfg, bench)
     told = {key: value for key, value in greeting.items() if key != "slots" and not key.endswith("version")}
     bits = json.dumps(told, sort_keys=True, default=str).encode()
     said["method"] = {"name": called, "greeting_sha256": hashlib.sha256(bits).hexdigest()[:16]}
     for key in ("url", "called", "check", "patience"):  # how it is reached
         said["model"].pop(key, None)
-    identity = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
+    whole = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
     known = provenance("cpu") | _made(cfg, bench) | {"source": f"a model server, {server}"}
     known["hardware"] |= {"device": "that of the model server"}
-    return Header(identity, known, tasks(bench, cfg.episodes))
+    return Header(whole, known, tasks(bench, cfg.episodes))
 
 
-def _parts(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
+def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
     """Identity of model, method and bench, and of the control where it does something."""
     from vlaprune.benchmark import SupportsIdentity
 

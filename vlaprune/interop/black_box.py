@@ -25,7 +25,7 @@ from vlaprune.errors import UserError
 from vlaprune.interop.results import server_name
 from vlaprune.interop.vla_eval import FRAMES, GRIPPERS, PICTURE, PROTOCOL, ROTATIONS, VERSION, decoded, packed
 from vlaprune.records import StepRecord
-from vlaprune.serve import LIMIT, Message, unpack
+from vlaprune.serve import LIMIT, Message, check_installed, unpack
 
 
 @dataclass
@@ -50,6 +50,7 @@ class BlackBox:
     @contextmanager
     def connect(self, bench: Benchmark, control: Control, slots: int) -> Iterator[BlackBoxPolicy]:
         """The server as a policy, a connection for each slot. UserError where it cannot be reached or does not fit."""
+        check_installed()
         images = dict(self.images or {camera: camera for camera in bench.interface.cameras})
         if unknown := sorted(images.keys() - {*bench.interface.cameras}):
             raise UserError(f"model.images names {unknown}; {bench.name} has {list(bench.interface.cameras)}")

@@ -53,12 +53,15 @@ class LightVLAStar(LightVLA):
         self.query: nn.Parameter | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One context. Makes the queries, or loads them: UserError if they do not fit."""
+        """Acts before one layer. Makes the queries, or loads them: UserError if they do not fit."""
         if self.query is None:
             generator = torch.Generator().manual_seed(0)
             self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=generator))
             if self.weights != "random":
-                fill(self, read(self.weights)[0], self.weights)
+                state, card = read(self.weights)
+                if (layer := card.get("layer", self.layer)) != self.layer:
+                    raise UserError(f"queries {self.weights} were trained at layer {layer}; set layer={layer}")
+                fill(self, state, self.weights)
         return Plan((self.layer,))
 
     def save(self, path: str) -> None:

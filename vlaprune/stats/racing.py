@@ -28,7 +28,12 @@ class Entrant:
     errors: tuple[tuple[float, ...], ...] = ()
 
     def strays_less(self, other: Entrant) -> bool:
-        """Whether it strays no further than another one on most draws of the recorded episodes, not by their luck."""
+        """Whether it strays no further than another one on most draws of the recorded episodes, not by their luck.
+
+        Of one recorded episode nothing is sure.
+        """
+        if len(self.errors) == len(other.errors) == 1:
+            return False
         if not self.errors or len(self.errors) != len(other.errors):
             return self.prior <= other.prior
         drawn = np.random.default_rng(0).multinomial(len(self.errors), [1 / len(self.errors)] * len(self.errors), DRAWS)
@@ -80,14 +85,15 @@ def race(
     batch   episodes between two looks
 
     In every round the promising of those still in run one batch more. One is out as soon as an e-process says that it
-    is worse than dense, or worse than another one that costs no more; each rule errs in at most `alpha` of all races,
-    whenever it is looked at (Ville 1939). Where the promising are all through, the entrant nearest to them (by what it
-    strays beyond the promising one of its cost) runs, while the budget lasts. Gives those that ran.
+    is worse than dense, or worse than another one that costs no more. Each comparison of two errs in at most `alpha` of
+    all races, whenever it is looked at (Ville 1939); a race of many equal settings makes many. Where the promising are
+    all through, the entrant nearest to them (by what it strays beyond the promising one of its cost) runs, while the
+    budget lasts. Gives those that ran.
     """
     if batch < 1 or budget < batch:
         raise UserError(f"budget={budget} batch={batch}; use a batch of 1 or more episodes, within the budget")
     every = {e.name: RaceStatus(e) for e in entrants}
-    spent = 0
+    spent, over = 0, False
     while True:
         within = [s for s in every.values() if not s.out]
         wave = promising([s.entrant for s in within])
@@ -98,13 +104,14 @@ def race(
         for one in running:
             count = min(batch, len(keys) - len(one.success))
             if spent + count > budget:
-                return [s for s in every.values() if s.success]
+                over = True
+                break
             found = play(one.entrant, keys[: len(one.success) + count])
             one.success = {key: found[key] for key in found}
             spent += count
-        if not running:
-            return [s for s in every.values() if s.success]
         judge([s for s in every.values() if s.success], keys, dense, alpha)
+        if over or not running:
+            return [s for s in every.values() if s.success]
 
 
 def judge(standings: Sequence[RaceStatus], keys: Sequence[Key], dense: Mapping[Key, bool], alpha: float) -> None:

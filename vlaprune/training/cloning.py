@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ import torch
 from tqdm import tqdm
 
 from vlaprune.benchmark import Interface, Observation, SupportsExpert
-from vlaprune.control import as_model_actions
+from vlaprune.control import Control, as_model_actions
 from vlaprune.errors import UserError
 from vlaprune.nn.load import save
 from vlaprune.policy import Policy, TrainableFromScratch
-from vlaprune.pruner import Pruner
 from vlaprune.training import demos
 from vlaprune.training.datasets import load as datasets
 from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
@@ -64,6 +64,23 @@ class Teaching:
     rewind: bool = True
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """UserError for numbers that no plan can have."""
+        counts = {"episodes": self.episodes, "every": self.every, "workers": self.workers}
+        counts |= {"corrections": self.corrections, "steps": 1 if self.steps is None else self.steps}
+        for name, count in {**counts, "rounds": self.rounds + 1, "first": self.first + 1}.items():
+            if count < 1:
+                least = 0 if name in ("rounds", "first") else 1
+                raise UserError(f"teaching.{name}={getattr(self, name)}; use {least} or more")
+        if not 0 <= self.beta <= 1 or any(noise < 0 for noise in self.noises):
+            raise UserError(f"teaching.beta={self.beta} noises={list(self.noises)}; use 0 to 1, and 0 or more")
+        if not self.noises:
+            raise UserError("teaching.noises is empty; use [0.0] for none")
+        for task, weight in self.weights.items():
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not number or not 0 < weight < math.inf:
+                raise UserError(f"teaching.weights: {task}: {weight}; use a number above 0, or leave the task out")
+
     def weight(self, task: str) -> float:
         """The factor of one task."""
         return self.weights.get(task, 1.0)
@@ -84,18 +101,24 @@ TURN = 25  # episodes of a task that are recorded one after the other
 
 def teaching(cfg: Any) -> Teaching:
     """The section `teaching` of a configuration."""
-    if not cfg.teaching.noises:
-        raise UserError("teaching.noises is empty; use [0.0] for none")
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises), "weights": dict(cfg.teaching.weights)})
 
 
-def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) -> None:
-    """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept."""
+def check_weights(plan: Teaching, bench: Any) -> None:
+    """UserError for a weight of a task that the benchmark does not have."""
+    if unknown := sorted(set(plan.weights) - {t.name for t in bench.tasks()}):
+        raise UserError(f"teaching.weights of {unknown}; bench {bench.name} has {[t.name for t in bench.tasks()]}")
+
+
+def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, world: str) -> list[Path]:
+    """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept. Their files.
+
+    world  what tells the benchmark from others, see `world_of`
+    """
     teaches = isinstance(bench, SupportsExpert)  # a name of its own: mypy would narrow `bench` to it
     if not teaches:
         raise UserError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
-    if unknown := sorted(set(plan.weights) - {t.name for t in bench.tasks()}):
-        raise UserError(f"teaching.weights of {unknown}; bench {bench.name} has {[t.name for t in bench.tasks()]}")
+    check_weights(plan, bench)
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
         raise UserError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     jobs = [
@@ -105,16 +128,18 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int) 
     ]
     turns = {task.name: i for i, task in enumerate(bench.tasks())}  # after an early stop there is some of each task
     jobs.sort(key=lambda job: ((job.episode - plan.first) // TURN, turns[job.task], job.episode))
-    demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind))
+    demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind, world=world))
+    return demos.planned(jobs, folder)
 
 
 def record_corrections(
-    bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int, by: str
-) -> None:
-    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept.
+    bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int, by: str, world: str
+) -> list[Path]:
+    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept. Their files.
 
-    seed  of the run, which with task and episode fixes what the policy draws
-    by    what tells the policy from others
+    seed   of the run, which with task and episode fixes what the policy draws
+    by     what tells the policy from others
+    world  what tells the benchmark from others
     """
 
     def act(observation: Observation) -> np.ndarray:
@@ -137,29 +162,75 @@ def record_corrections(
             beta=teaching.beta,
             rewind=teaching.rewind,
             by=by,
+            world=world,
         )
+    return corrected_files(bench, teaching, folder, number)
 
 
-def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Callable[[], Pruner]) -> None:
+def corrected_files(bench: Any, plan: Teaching, folder: Path, number: int) -> list[Path]:
+    """The files of the corrections of round `number`."""
+    jobs = [demos.Job(t.name, episode, 0.0) for t in bench.tasks() for episode in plan.corrected(t.name, number)]
+    return demos.planned(jobs, folder)
+
+
+def world_of(bench: Mapping[str, Any]) -> str:
+    """What tells a benchmark's demonstrations from those of others, as text: its identity without what it scores."""
+    unseen = ("only", "names", "margin", "renderer")
+    return json.dumps({key: value for key, value in bench.items() if key not in unseen}, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained, on which benchmark.
+
+    make_model, make_method  build them
+    control   how the model drives the benchmark's robot
+    identity  of model, method and bench, as a journal has them
+    words     of the command line that name model and benchmark, for the command that evaluates what was trained
+    """
+
+    bench: Any
+    make_model: Callable[[], Any]
+    make_method: Callable[[], Any]
+    control: Control
+    identity: Mapping[str, Mapping[str, Any]]
+    words: Sequence[str]
+
+    @property
+    def world(self) -> str:
+        """What tells the benchmark's demonstrations from those of others."""
+        return world_of(self.identity["bench"])
+
+    def origin(self, *parts: Any) -> str:
+        """What tells this training from others: model, method, world, and `parts` that JSON can hold."""
+        model = {key: value for key, value in self.identity["model"].items() if key != "device"}
+        return json.dumps([model, self.identity["method"], self.world, *parts], sort_keys=True, default=str)
+
+    def evaluation(self, option: str, path: Path, method: str) -> str:
+        """The command that evaluates the weights in a file."""
+        return " ".join(["vlaprune-eval", *self.words, f"model.{option}={path}", f"method={method}"])
+
+
+def main(cfg: Any, subject: Subject) -> None:
     """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
-    recipe, plan = Recipe(**cfg.recipe), teaching(cfg)
+    recipe, plan, bench = Recipe(**cfg.recipe), teaching(cfg), subject.bench
     folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)
-    model = make_model()
+    model = subject.make_model()
     trainable = isinstance(model, TrainableFromScratch)
     if not trainable:
         raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     if datasets.files(data):
         raise UserError(f"{data} holds published demonstrations, of which only fine-tuning learns; use another data=")
-    shown = [data / "demos"]
-    record_demonstrations(bench, plan, shown[0], model.chunk)
+    shown = record_demonstrations(bench, plan, data / "demos", model.chunk, subject.world)
     losses: list[float] = []
-    origin = json.dumps([model.card, asdict(plan), asdict(replace(recipe, save_every=0))], sort_keys=True, default=str)
+    taught, learning = asdict(replace(plan, workers=1)), asdict(replace(recipe, save_every=1))
+    origin = subject.origin(model.card, taught, learning)
     by = f"policy {hashlib.sha256(origin.encode()).hexdigest()[:12]}"
     for number in range(1 + plan.rounds):
         if number:
-            shown.append(data / f"corrections{number}")
-            record_corrections(bench, plan, shown[-1], Policy(model, make_pruner), number, recipe.seed, by)
+            policy, place = Policy(model, subject.make_method, control=subject.control), data / f"corrections{number}"
+            shown += record_corrections(bench, plan, place, policy, number, recipe.seed, by, subject.world)
         arrays = match_interface(demos.load(*shown), bench.interface, model.interface)
         learnt = frames(arrays, {t.name: t.instruction for t in bench.tasks()}, model.words, plan.weights)
         if not number:
@@ -172,6 +243,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
         "model": model.info.name,
         "from": model.card,
         "bench": bench.name,
+        "world": json.loads(subject.world),
         "tasks": sorted(set(arrays["task"].tolist())),
         "frames": len(learnt.images),
         "recipe": asdict(recipe),
@@ -180,7 +252,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_pruner: Calla
     }
     path = folder / f"{model.info.name}-{bench.name}.safetensors"
     save(path, model, card, torch.float16)
-    print(f"{path}\nvlaprune-eval model={model.info.name} model.weights={path} method=dense bench={bench.name}")
+    print(f"{path}\n{subject.evaluation('weights', path, 'dense')}")
 
 
 def _run(trainer: Trainer) -> list[float]:

@@ -20,6 +20,7 @@ from vlaprune.training.files import replacing
 FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
 MADE = "made"  # how an episode was recorded; files of early versions do not say it
+IN = ", in "  # before the world in it; files of 0.1.0 do not name their world
 Policy = Callable[[Observation], np.ndarray]
 
 
@@ -32,18 +33,19 @@ class Job(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How episodes are recorded: `every`, `chunk`, `rewind`, `beta` and `by` as `record` has them."""
+    """How episodes are recorded: `every`, `chunk`, `rewind`, `beta`, `by` and `world` as `record` has them."""
 
     every: int = 3
     chunk: int = 8
     rewind: bool = True
     beta: float = 0.0
     by: str = "the expert"
+    world: str = ""
 
     def made(self, noise: float) -> str:
         """What a file of an episode says of how it was recorded."""
         how = f"every {self.every}, chunk {self.chunk}, rewind {self.rewind}, beta {self.beta:g}, noise {noise:g}"
-        return f"{how}, by {self.by}"
+        return f"{how}, by {self.by}" + (f"{IN}{self.world}" if self.world else "")
 
 
 STYLE = Style()
@@ -62,6 +64,7 @@ def record(
     beta: float = 0.0,
     rewind: bool = True,
     by: str = "the expert",
+    world: str = "",
 ) -> list[bool]:
     """Records episodes of one task, one .npz file each, and returns which ended in success.
 
@@ -70,9 +73,10 @@ def record(
     noise; without `rewind`, which an environment that cannot go back needs, it is what the expert would have done at
     each of the states that came next. With a `policy`, its [k, actions] chunks are executed, save that with probability
     `beta` the expert takes a turn of `chunk` steps; without one the expert acts throughout. A file that exists is left
-    as it is; UserError where it was recorded in another way, or by another one than `by` says.
+    as it is; UserError where it was recorded in another way, by another one than `by` says, or in another `world` (what
+    tells the benchmark from others; empty where that need not be known).
     """
-    style = Style(every, chunk, rewind, beta, by)
+    style = Style(every, chunk, rewind, beta, by, world)
     bench = in_process(bench)
     with bench.open(task) as env:
         _check(bench, env, style)
@@ -95,17 +99,22 @@ def collect(
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
 
 
-def load(*folders: str | Path) -> dict[str, np.ndarray]:
-    """Every frame in some folders, one row each: folder by folder, in the order of the file names.
+def planned(plan: Iterable[Job], out_dir: str | Path) -> list[Path]:
+    """The files of the episodes of a plan, in the order of their names."""
+    return sorted(_path(out_dir, job) for job in plan)
+
+
+def load(*places: str | Path) -> dict[str, np.ndarray]:
+    """Every frame in some folders or files, one row each: in the order given, in a folder in that of the file names.
 
     images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
     episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
     UserError for a folder without demonstrations, or a damaged file.
     """
     paths = []
-    for folder in folders:
-        if not (found := sorted(Path(folder).glob("*.npz"))):
-            raise UserError(f"{folder} holds no demonstrations")
+    for place in map(Path, places):
+        if not (found := sorted(place.glob("*.npz")) if place.is_dir() else [p for p in (place,) if p.is_file()]):
+            raise UserError(f"{place} holds no demonstrations")
         paths += found
     facts = [_read(path, "state", *FACTS) for path in paths]
     counts = [len(fact["state"]) for fact in facts]
@@ -133,7 +142,8 @@ def _episode(
     path = _path(out_dir, job)
     if path.exists():
         said, how = _read(path, "success", known=[MADE]), style.made(noise)
-        if (made := str(said.get(MADE, how))) != how:
+        made = str(said.get(MADE, how))
+        if made != (how if IN in made else how.partition(IN)[0]):
             raise UserError(
                 f"{path} was recorded with {made}, now it is {how}; use the same settings, or another data="
             )

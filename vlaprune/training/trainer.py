@@ -32,7 +32,7 @@ class Recipe:
                 translation hides where things are
     bf16        compute matrix products in bfloat16
     save_every  steps between two checkpoints
-    seed        of the initial weights and of the batches
+    seed        of a policy's initial weights and of the batches; adapters begin alike for any
     """
 
     steps: int = 2500
@@ -44,6 +44,14 @@ class Recipe:
     bf16: bool = True
     save_every: int = 250
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        """UserError for numbers that no training can have."""
+        for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("seed", 0), ("shift", 0), ("decay", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"recipe.{name}={getattr(self, name)}; use {least} or more")
+        if not self.lr > 0 or not 0 <= self.ema_decay < 1:
+            raise UserError(f"recipe.lr={self.lr} ema_decay={self.ema_decay}; use above 0, and 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ def frames(
     """Frames of loaded demonstrations.
 
     instructions  task name -> instruction
-    words         turns an instruction into its padded word numbers
+    words         turns an instruction into its word numbers
     weights       task name -> weight of its share of a batch; 1 for a task not named
     """
     if foreign := sorted(set(map(str, arrays["task"])) - set(instructions)):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,16 @@ from vlaprune.nn.lora import add_adapters, identity
 from vlaprune.policy import Trainable, TrainableFromScratch
 from vlaprune.session import Session
 from vlaprune.training import demos
-from vlaprune.training.cloning import match_interface, record_demonstrations, teaching
+from vlaprune.training.cloning import (
+    Subject,
+    check_weights,
+    corrected_files,
+    match_interface,
+    record_demonstrations,
+    teaching,
+)
 from vlaprune.training.datasets import load as datasets
+from vlaprune.training.files import replacing
 from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -56,7 +63,9 @@ class Tuning:
     recipe: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """UserError for an unknown schedule, or a rank below 0."""
+        """UserError for an unknown schedule, a rank below 0, or adapters that do nothing."""
+        if self.lora["rank"] and not self.lora["alpha"] > 0:
+            raise UserError(f"tuning.lora.alpha={self.lora['alpha']}; use a number above 0")
         if self.lora["rank"] < 0:
             raise UserError(f"tuning.lora.rank={self.lora['rank']}; use 0 for none, or 1 and more (32 as published)")
         if self.schedule not in SCHEDULES:
@@ -88,7 +97,7 @@ class Student(nn.Module):
             method = copy.copy(self.prototype)
             self._sessions.append(Session(method, self.policy.info, self.policy.decoder.config, self._clock))
         for i, session in enumerate(self._sessions[:count]):
-            session.reset((self.seed * 1_000_003 + step) * 4096 + i)
+            session.reset(((self.seed * 1_000_003 + step) * 4096 + i) % 2**46)  # methods multiply it by some 10^5
             if isinstance(session.pruner, nn.Module):
                 session.pruner.train(noise is not None)
                 session.pruner.noise_scale = noise or 0.0  # type: ignore[assignment]
@@ -133,7 +142,8 @@ class Curve:
     def add(self, step: int, *values: float) -> None:
         """One line more."""
         self.lines.append(",".join([str(step), *(f"{v:.4f}" for v in values)]))
-        self.path.write_text("\n".join([self.head, *self.lines]) + "\n")
+        with replacing(self.path) as part:
+            part.write_text("\n".join([self.head, *self.lines]) + "\n")
 
 
 def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tensor]) -> None:
@@ -147,7 +157,8 @@ def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tenso
         curve.add(step, student.noise(step), trained, loss, tokens)
         return tokens
 
-    if not curve.lines:
+    if not trainer.step:
+        curve.lines = []
         measure(0)
     with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step") as bar:
 
@@ -197,10 +208,14 @@ def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, objec
     return {"rank": rank, "alpha": alpha, "weights": identity(policy.card)}
 
 
-def load_demonstrations(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
-    """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts."""
-    data, plan = Path(cfg.data), teaching(cfg)
-    instructions = {t.name: t.instruction for t in bench.tasks()}
+def load_demonstrations(cfg: Any, subject: Subject, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
+    """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts.
+
+    With the experts' go the corrections of the same plan, as many rounds as there are.
+    """
+    data, plan, bench = Path(cfg.data), teaching(cfg), subject.bench
+    check_weights(plan, bench)
+    instructions, weights = {t.name: t.instruction for t in bench.tasks()}, dict(plan.weights)
     if datasets.files(data):
         arrays = datasets.load(data, policy.chunk, plan.every)
         foreign = sorted(set(arrays["task"].tolist()) - set(instructions.values()))
@@ -208,21 +223,24 @@ def load_demonstrations(cfg: Any, bench: Any, policy: Any) -> tuple[dict[str, np
             raise UserError(
                 f"{data} demonstrates {foreign[:2]}, no task of bench {bench.name}; set bench.suite to theirs"
             )
+        weights = {instructions[task]: weight for task, weight in weights.items()}
         instructions = {t: t for t in dict.fromkeys(arrays["task"].tolist())}
     else:
-        record_demonstrations(bench, plan, data / "demos", policy.chunk)
-        arrays = demos.load(data / "demos", *sorted(data.glob("corrections*")))
+        shown = record_demonstrations(bench, plan, data / "demos", policy.chunk, subject.world)
+        for number in range(1, plan.rounds + 1):
+            shown += [p for p in corrected_files(bench, plan, data / f"corrections{number}", number) if p.is_file()]
+        arrays = demos.load(*shown)
     arrays = match_interface(arrays, bench.interface, policy.interface)
-    return arrays, frames(arrays, instructions, policy.words, plan.weights)
+    return arrays, frames(arrays, instructions, policy.words, weights)
 
 
-def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Callable[[], Any]) -> None:
+def main(cfg: Any, subject: Subject) -> None:
     """Demonstrations, fine-tuning, weights with cards, the curve and what is kept where. Run again, it goes on."""
-    tuning = Tuning(**cfg.tuning)
+    tuning, bench = Tuning(**cfg.tuning), subject.bench
     recipe = Recipe(**{**cfg.recipe, **tuning.recipe})
     folder = Path(cfg.output)
     torch.manual_seed(recipe.seed)
-    policy, method = make_model(), make_method()
+    policy, method = subject.make_model(), subject.make_method()
     trainable = isinstance(policy, Trainable)
     if not trainable:
         raise UserError(f"model {policy.info.name} cannot be trained; use model=tiny")
@@ -234,9 +252,10 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
             else ("loads adapters, and whole weights only as a checkpoint's folder: set tuning.lora.rank=32")
         )
         raise UserError(f"model {policy.info.name} {said}")
-    arrays, shown = load_demonstrations(cfg, bench, policy)
+    arrays, shown = load_demonstrations(cfg, subject, policy)
     learning = {k: v for k, v in asdict(tuning).items() if k not in ("probe", "recipe")}
-    origin = json.dumps([identity(policy.card), learning, dict(cfg.method)], sort_keys=True, default=str)
+    taught = asdict(replace(teaching(cfg), workers=1))
+    origin = subject.origin(identity(policy.card), learning, taught)
     lora = None
     if tuning.lora["rank"]:
         lora = add_lora(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
@@ -260,7 +279,7 @@ def main(cfg: Any, bench: Any, make_model: Callable[[], Any], make_method: Calla
     path = folder / ("adapter.safetensors" if lora else "policy.safetensors")
     save(path, policy, card, torch.float32 if lora else torch.float16)
     option = "adapter" if lora else "weights"
-    print(f"{path}\nvlaprune-eval model={policy.info.name} model.{option}={path} bench={bench.name} method=...")
+    print(f"{path}\n{subject.evaluation(option, path, '...')}")
     if is_learnable(method) and list(method.parameters()):
         method.save(str(folder / "method.safetensors"))
         print(f"{folder / 'method.safetensors'}, for method.weights=")

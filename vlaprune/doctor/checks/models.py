@@ -19,9 +19,7 @@ Node = Mapping[str, Any]
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
 
-def models(
-    nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface] | None = None
-) -> Sequence[Finding]:
+def models(nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface] | None = None) -> Sequence[Finding]:
     """One finding for each model configuration, by its name. The hub is asked only with `hub`.
 
     interfaces  gets the conventions of every model that would load, by its name
@@ -63,7 +61,7 @@ def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
         said = " ".join(str(error).split()) or type(error).__name__
         gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
         return _absent(gone[1], gone[2]) if gone else said, False, None
-    own = asdict(built.interface) if fits(type(built), "model") else None  # a model server tells its own when it is asked
+    own = asdict(built.interface) if fits(type(built), "model") else None  # a model server tells its own when asked
     if "weights" not in node or weights == "random":
         return "random weights, no files needed" if weights == "random" else "needs no files", True, own
     return "complete, and would load" if weights is None else f"{weights} is complete and would load", True, own
