@@ -112,7 +112,7 @@ LAYERS = {
     "api.devices": ["api", "records", "errors", "report", "config", "evaluation.progress", "bench.worker"],
     "api.tables": ["records", "report"],
     "api.tune": [
-        *("api", "records", "errors", "report", "config", "policy", "stats", "profile"),
+        *("api", "records", "errors", "report", "config", "policy", "pruner", "stats", "profile"),
         *("models.backends", "methods.dense"),
     ],
     "commands": ["commands", "cli", "errors", "api.tune", "records", "stats", "report", "profile.roofline"],

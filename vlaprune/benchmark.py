@@ -79,6 +79,13 @@ class Interface:
             raise UserError("; ".join(wrong))
 
 
+@runtime_checkable
+class HasInterface(Protocol):
+    """A model or a benchmark; not a model server, which tells its conventions when it is asked."""
+
+    interface: Interface
+
+
 def state_size(layout: str | None) -> int:
     """How many numbers a state has by the layout's name: eef_pos3_axisangle3_gripper2 has 8; 0 for None."""
     return sum(int(n) for n in re.findall(r"\d+(?=_|$)", layout or ""))
@@ -172,7 +179,6 @@ class Benchmark(Protocol):
         """Starts the simulator for one task; leaving the context closes it."""
 
 
-@runtime_checkable
 @runtime_checkable
 class Isolated(Protocol):
     """A benchmark, a dataclass, whose environments run in processes of their own if `worker`."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from vlaprune.benchmark import Benchmark, SupportsHold
 from vlaprune.config.build import control
 from vlaprune.config.compose import plain
-from vlaprune.config.names import named, typed
+from vlaprune.config.names import digest, named, typed
 from vlaprune.delay import MODES, Delay, check_chunk, steps_late
 from vlaprune.errors import UserError
 
@@ -76,8 +76,6 @@ def _check_rtc(cfg: DictConfig, bench: Benchmark, model: VLA) -> None:
 
 def delay_identity(cfg: DictConfig) -> dict[str, Any]:
     """What of a delay decides the numbers: the keys that are set, a table by its bits."""
-    from vlaprune.profile.latency import digest
-
     keys = {k: v for k, v in plain(cfg.delay).items() if v is not None}
     if "device" not in keys or "table" in keys:
         keys.pop("share", None)

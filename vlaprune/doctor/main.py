@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vlaprune.benchmark import Finding, Interface, SupportsFindings
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 PARTS = ("model", "method", "bench")
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # a plug-in's own, too
@@ -108,7 +105,7 @@ def _bench(overrides: Sequence[str], model: str, interfaces: Mapping[str, Interf
         yield from _joined(cfg, interfaces.get(model))
 
 
-def _joined(cfg: DictConfig, interface: Interface | None) -> Iterator[Finding]:
+def _joined(cfg: Any, interface: Interface | None) -> Iterator[Finding]:
     """The same for a composed configuration. interface: the model's, if it would load."""
     from vlaprune import config
 

@@ -7,7 +7,6 @@ every machine; `Measured` alone is not.
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,11 +237,6 @@ class Table:
             f"measured times of {self.model} in {self.path.name}: {len(self.arms)} arms, linear in FLOPs between them, "
             f"an arm left out is missed by at most {100 * self.error:.0f} %; a dense call takes {self.expected:.1f} ms"
         )
-
-
-def digest(path: Path) -> str:
-    """Of a table's bits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def curve(arms: Sequence[Arm]) -> tuple[list[float], list[float]]:

@@ -10,8 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlaprune.benchmark import Finding, Interface
-from vlaprune.config.classes import fits
+from vlaprune.benchmark import Finding, HasInterface, Interface
 from vlaprune.doctor.checks.probe import ask
 from vlaprune.errors import UserError
 
@@ -61,7 +60,7 @@ def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
         said = " ".join(str(error).split()) or type(error).__name__
         gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
         return _absent(gone[1], gone[2]) if gone else said, False, None
-    own = asdict(built.interface) if fits(type(built), "model") else None  # a model server tells its own when asked
+    own = asdict(built.interface) if isinstance(built, HasInterface) else None
     if "weights" not in node or weights == "random":
         return "random weights, no files needed" if weights == "random" else "needs no files", True, own
     return "complete, and would load" if weights is None else f"{weights} is complete and would load", True, own
