@@ -61,7 +61,7 @@ report: .venv/done  ## one page from the demo, results/report.html: open it in a
 
 test: .venv/done  ## set up, then every test that needs no GPU
 	bash scripts/system.sh browser
-	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: lint type test  ## style, strict types and tests: what a change must pass, and what .ci/run runs
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from test_page import Tags
 
 from vlaprune import cli
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord
-from vlaprune.report import conditions, sweep
+from vlaprune.report import conditions, suites, sweep
 
 CALL = StepRecord((10,) * 2, (10,) * 2, 8, (8,) * 2, 0, {"prompt": 1.0}, {})
 
@@ -109,6 +110,23 @@ def test_seeds_are_pooled_under_each_perturbation():
     again = [run(m, stress, "1" * 60, 8, severity) for m in ("dense", "fastv") for stress, severity in worlds]
     rows = conditions.table([*STUDY, *again]).set_index(["condition", "method"])
     assert rows.loc[("camera 3", "fastv"), "episodes"] == 120 and rows.loc[("camera 3", "fastv"), "lost"] == 30
+
+
+def test_a_study_that_a_second_seed_only_repeats_is_as_certain_as_before():
+    """Episodes are what is drawn; another seed of the policy on the same ones is no new evidence."""
+    won = {"dense": "1" * 38 + "00", "fastv": "1" * 30 + "0" * 10}
+    two = [run(method, None, marks, suite=suite) for suite in "ab" for method, marks in won.items()]
+
+    def again(runs):
+        return [replace(r, header=replace(r.header, identity={**r.header.identity, "seed": 8})) for r in runs]
+
+    for rows, twice in (
+        (conditions.table(STUDY), conditions.table([*STUDY, *again(STUDY)])),
+        (suites.study(two).means, suites.study([*two, *again(two)]).means),
+    ):
+        for column in ("low", "high", "held_low", "moved_low", "beyond_low", "beyond_high", "difference_low"):
+            if column in rows:
+                assert twice[column].tolist() == pytest.approx(rows[column].tolist(), nan_ok=True), column
 
 
 def test_a_table_has_the_same_columns_whatever_is_known(rows):

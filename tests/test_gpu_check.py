@@ -57,7 +57,7 @@ def closure(names):
 def test_the_check_needs_torch_and_four_packages(tmp_path):
     given = closure(GIVEN) | {"vlaprune"}
     assert "pandas" not in given and "transformers" not in given
-    said = ["mode=check", "bench=toy", "minutes=0.2", "methods=[fastv]", "keeps=[0.5]", f"output={tmp_path}"]
+    said = ["mode=check", "bench=toy", "minutes=0.05", "methods=[fastv]", "keeps=[0.5]", f"output={tmp_path}"]
     run = [sys.executable, "-c", RUN, ",".join(sorted(given)), *said]
     path = str(Path(__file__).parents[1])
     done = subprocess.run(run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)

@@ -77,9 +77,8 @@ def test_laws_of_a_benchmark_hold():
     "suite, number, protocol, seed, side",
     [
         ("libero_spatial", 7, "openvla", 0, 256),
-        ("libero_goal", 7, "openvla", 0, 256),
         ("libero_object_swap", 0, "openvla", 0, 256),
-        ("libero_goal", 8, "openpi", 7, 256),
+        ("libero_goal", 7, "openpi", 7, 256),
         ("libero_goal", 8, "lerobot", 1000, 360),
     ],
 )
@@ -143,7 +142,7 @@ def test_an_own_episode_is_solved_by_the_expert_and_shown_to_learners(suite, num
             env.step(np.zeros(6))
 
 
-@pytest.mark.parametrize("suite, number", [("libero_object", 0), ("libero_spatial_swap", 2)])
+@pytest.mark.parametrize("suite, number", [("libero_spatial_swap", 2)])
 def test_the_command_line_runs_an_episode_to_its_end(suite, number, tmp_path):
     script = Path(sys.executable).with_name("vlaprune-eval")
     command = f"{script} bench=libero bench.suite={suite} bench.only=[{number}] model=tiny method=fastv"
@@ -153,7 +152,7 @@ def test_the_command_line_runs_an_episode_to_its_end(suite, number, tmp_path):
     *_, record = (json.loads(line) for line in journal.read_text().splitlines())
     header = json.loads(journal.read_text().splitlines()[0])
     assert header["provenance"]["prompt"] == "file name" and "files" in header["provenance"]["assets"]
-    assert record["success"] or record["steps"] == {"libero_object": 280}.get(suite, 220)
+    assert record["success"] or record["steps"] == 220
 
 
 def environment(**more):

@@ -170,7 +170,7 @@ def test_stages_of_a_call_add_up_to_its_time(tiny):
     took = (time.perf_counter() - began) * 1e3
     ms = policy.drain(0)[1].ms
     assert set(ms) == {"pictures", "vision", "projector", "prompt", "head", "method", "other"} and min(ms.values()) >= 0
-    assert sum(ms.values()) <= took
+    assert 0.5 * took < sum(ms.values()) <= took
 
 
 def test_reads_nobody_planned_cost_nothing(tiny):

@@ -515,9 +515,9 @@ def test_seeds_of_one_method_are_one_row(tmp_path):
     # other episodes under every seed: then they count
     write(tmp_path / "other2", {"near": "001111", "far": "001111"}, "fastv", seed=2, kept=8)
     runs = [read(tmp_path / n) for n in ("dense0", "dense1", "dense2", "fastv0", "fastv1")]
-    mixed = [*runs, read(tmp_path / "fastv2")]
+    mixed = [*runs, read(tmp_path / "other2")]
     spread = report.summarise(mixed).set_index("method").loc["fastv"]
-    assert spread.paired == 36 and spread.high - spread.low <= one.loc["fastv", "high"] - one.loc["fastv", "low"] + 1e-9
+    assert spread.paired == 36 and spread.high - spread.low < one.loc["fastv", "high"] - one.loc["fastv", "low"] - 0.05
 
 
 def test_pairs_are_of_one_seed(tmp_path):

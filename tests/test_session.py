@@ -24,7 +24,7 @@ from vlaprune.policy import Policy
 from vlaprune.pruner import Budget, ModelInfo, Plan, Selection
 from vlaprune.session import Session
 from vlaprune.testing import scenes
-from vlaprune.trace import Layout, QueryGroup, View
+from vlaprune.trace import AttentionRows, Layout, QueryGroup, Trace, View
 
 INFO = ModelInfo("llama", 4, 4, 64, 16)
 V, P, D = 8, 12, 2  # visual tokens 1..8 of a prompt of 12, two decoded actions
@@ -517,3 +517,36 @@ def test_a_layout_longer_than_the_prompt_is_named():
 
     with pytest.raises(ValueError, match=r"computed \d+ rows at layer 0, but its layout says"):
         Policy(Longer(), Dense).act({0: scenes(0, 1, 1)[0]})
+
+
+@pytest.mark.parametrize("biased", [0, 1, 2])
+@pytest.mark.parametrize("masked_rows", [0, 1, 2])
+def test_rows_that_are_looked_at_together_are_what_each_is_alone(biased, masked_rows):
+    """Of three layers: some with merged keys, some that see no later position, in any order."""
+    one, other = (Trace(layout(0), (), 0) for _ in range(2))
+    for n in range(3):
+        torch.manual_seed(n)
+        queries, keys = torch.randn(2, 2, 4), torch.randn(2, P, 4)
+        index = torch.tensor([3, P - 2]) if n == masked_rows else None
+        bias = torch.arange(P) / P if n == biased else None
+        for trace in (one, other):
+            trace.add(n, AttentionRows(queries, keys, None, index, bias), {QueryGroup.LAST: (0, 2)})
+    together = one.per_row(range(3), QueryGroup.LAST)
+    alone = torch.stack([other.per_row([n], QueryGroup.LAST) for n in range(3)])
+    assert torch.allclose(together, alone.mean(0), atol=1e-6)
+    for n in range(3):
+        assert torch.allclose(one.rows(n, QueryGroup.LAST), other.rows(n, QueryGroup.LAST), atol=1e-6)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("method", [Dense, FastV, Reuser])
+def test_the_memory_of_keys_and_values_is_that_of_the_columns_that_rows_behind_the_prompt_see(style, method):
+    """And of what a method that reuses keeps from call to call: every column of every layer."""
+    model = Toy(style)
+    policy, info = Policy(model, method), model.info
+    policy.act({0: scenes(0, 1, 1)[0]})
+    record, own = policy.drain(0)[0], policy.sessions[0]
+    column = 2 * model.decoder.config.num_kv_heads * info.head_dim * 4  # bytes
+    behind = sum(record.columns) * column if style == "autoregressive" else 0
+    kept = info.num_layers * own.trace.layout.length * column if method is Reuser else 0
+    assert own.kv_bytes == behind + kept

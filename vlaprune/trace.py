@@ -147,7 +147,7 @@ def scatter_columns(weights: Tensor, columns: Tensor | None, end: int) -> Tensor
     return full.index_copy_(-1, columns, weights)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AttentionRows:
     """Some query rows of one layer. Their weights are computed when a method first looks at them.
 
@@ -163,23 +163,29 @@ class AttentionRows:
     columns: Tensor | None = None
     index: Tensor | None = None
     bias: Tensor | None = None
+    _weights: Tensor | None = None
 
     @classmethod
     def known(cls, weights: Tensor, columns: Tensor | None = None) -> AttentionRows:
         """Rows whose weights [H, q, c] are computed already."""
-        rows = cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns)
-        rows.__dict__["weights"] = weights
-        return rows
+        return cls(weights[..., :0], weights.new_empty(0, weights.shape[-1], 0), columns, _weights=weights)
 
-    @cached_property
+    @property
     def weights(self) -> Tensor:
         """[H, q, c] softmax weights in fp32."""
-        return attention_rows(self.queries, self.keys, self._visible(), self.bias)
+        if self._weights is None:
+            self._weights = attention_rows(self.queries, self.keys, self._visible(), self.bias)
+        return self._weights
 
     @property
     def pending(self) -> bool:
         """Whether the weights are still to be computed."""
-        return "weights" not in vars(self)
+        return self._weights is None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for rows whose weights one product can compute: same shapes, and a mask for both or for neither."""
+        return self.queries.shape, self.keys.shape, self.index is None
 
     @property
     def flops(self) -> float:
@@ -194,13 +200,9 @@ class AttentionRows:
             columns = torch.arange(self.keys.shape[1], device=self.index.device)
         return self.index[:, None] >= columns[None, :]
 
-    def like(self, other: AttentionRows) -> bool:
-        """Whether both have the same shapes, so that one product can compute both."""
-        return self.queries.shape == other.queries.shape and self.keys.shape == other.keys.shape
-
 
 def compute_together(several: Sequence[AttentionRows]) -> None:
-    """Computes the weights of rows of one shape, all of them pending, in one product."""
+    """Computes the weights of rows of one kind, all of them pending, in one product."""
     first = several[0]
     bias, visible = None, None
     if any(rows.bias is not None for rows in several):
@@ -210,7 +212,7 @@ def compute_together(several: Sequence[AttentionRows]) -> None:
         visible = torch.stack([rows._visible() for rows in several])[:, None]  # type: ignore[misc]
     queries, keys = torch.stack([r.queries for r in several]), torch.stack([r.keys for r in several])
     for rows, weights in zip(several, attention_rows(queries, keys, visible, bias), strict=True):
-        rows.__dict__["weights"] = weights
+        rows._weights = weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +384,7 @@ class Trace:
     @staticmethod
     def _stacked(slices: Sequence[RowSlice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weights [n, H, q, c] and columns of neighbouring slices that are alike, each run computed in one product."""
-        for _, run in groupby(slices, lambda s: (s.rows.queries.shape, s.rows.keys.shape)):
+        for _, run in groupby(slices, lambda s: s.rows.kind):
             alike = list(run)
             pending = list({id(s.rows): s.rows for s in alike if s.rows.pending}.values())
             if len(pending) > 1:

@@ -120,6 +120,8 @@ def folder(tmp_path_factory):
     """A folder with a recorded run; nothing that takes long is done for real."""
     import asyncio
 
+    from vlaprune.benchmark import Finding
+    from vlaprune.doctor.checks import models
     from vlaprune.serve import Server
     from vlaprune.training import cloning, tuning
 
@@ -128,7 +130,8 @@ def folder(tmp_path_factory):
     patch.chdir(place)
     patch.setattr(Server, "run", lambda *_: asyncio.sleep(0))
     for module in (cloning, tuning):
-        patch.setattr(module, "main", lambda cfg, bench, model, method: (model(), method()))
+        patch.setattr(module, "main", lambda cfg, subject: (subject.make_model(), subject.make_method()))
+    patch.setattr(models, "models", lambda nodes, *_: [Finding(name, "not looked at") for name in nodes])
     assert told("evaluate", [*BASE["evaluate"][:-1], "output=recorded"])[0] == 0
     yield place
     patch.undo()
