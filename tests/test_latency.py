@@ -10,7 +10,7 @@ from vlaprune import cli, config
 from vlaprune.config.compose import suffix
 from vlaprune.errors import UserError
 from vlaprune.models.toy import Toy
-from vlaprune.profile.latency import Arm, Fixed, Modelled, Table, curve, observed, source
+from vlaprune.profile.latency import Fixed, LatencyRow, Modelled, Table, curve, observed, source
 from vlaprune.profile.published import MODELS
 from vlaprune.profile.roofline import device
 from vlaprune.records import StepRecord, read
@@ -101,7 +101,7 @@ def test_without_arms_of_its_own_a_method_lies_between_all(tmp_path):
     found = Table(table(tmp_path).path, "oft", "visionzip")
     assert {a.method for a in found.arms} == {"dense", "fastv", "divprune"}
     assert found.ms(0, 0, call([1], flops=6)) == pytest.approx((60 + 52) / 2)
-    assert curve([Arm("a", 1, 4), Arm("b", 1, 6)]) == ([1], [5])
+    assert curve([LatencyRow("a", 1, 4), LatencyRow("b", 1, 6)]) == ([1], [5])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vlaprune.models.prismatic import STOP
 from vlaprune.nn.decoder import NullSession, Tokens
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map
 from vlaprune.pruner import Plan, QueryGroup, Selection
-from vlaprune.testing import Watched
+from vlaprune.testing import CheckedPruner
 
 OPTIONS = {"weights": "random", "sizes": SMALL, "device": "cpu", "dtype": "float32"}
 
@@ -167,7 +167,7 @@ def test_flops_of_the_whole_call_at_full_size():
 @torch.no_grad()
 def test_every_step_of_diffusion_prunes_as_the_first(model):
     diffusing = OFT(**OPTIONS, head="diffusion", steps=5)
-    session = sessions(diffusing, lambda: Watched(FastV(layer=2, keep=0.25)))[0]
+    session = sessions(diffusing, lambda: CheckedPruner(FastV(layer=2, keep=0.25)))[0]
     pruned = diffusing.units([seen()], [session])[0]
     record, dense = session.finish(), sessions(diffusing)[0]
     full = diffusing.units([seen()], [dense])[0]

@@ -131,7 +131,7 @@ def test_synthetic_observations_fit_the_interface_and_move_little(tiny):
 
 
 def arm(model, make, label="arm", rung="sdpa"):
-    return micro.Arm(label, Policy(model, make), rung)
+    return micro.TimedArm(label, Policy(model, make), rung)
 
 
 RULES = micro.TimingConfig(warmup=2, calls=8, seconds=0.0, block=4)
@@ -471,7 +471,7 @@ def test_products_are_counted_where_segments_are_replayed(tiny):
 
 
 def test_backends_stand_beside_sdpa_block_by_block(tiny):
-    base, twice, refused = (micro.Arm("dense", Policy(tiny, Dense), name) for name in ("sdpa", "compile", "flash"))
+    base, twice, refused = (micro.TimedArm("dense", Policy(tiny, Dense), name) for name in ("sdpa", "compile", "flash"))
     for block in ([1.0, 2.0, 9.0], [4.0, 4.0, 4.0]):
         base.blocks.append(block)
         base.busy.append(sum(block))
@@ -499,7 +499,7 @@ def test_the_peak_is_that_of_the_matrices_where_norms_stay_in_fp32(monkeypatch, 
     rules = micro.TimingConfig(warmup=1, calls=1, seconds=0.0, block=1, windows=0)
     found = measured.measure(model, [], job.noise(model, 0), rules, ["sdpa"])
     assert asked == [torch.bfloat16] and found.here.single == 1e10
-    arm = micro.Arm("dense", Policy(model, Dense), "sdpa")
+    arm = micro.TimedArm("dense", Policy(model, Dense), "sdpa")
     arm.warm(rules.blocks(job.noise(model, 0).episodes), rules)
     works = [work for stage in arm.products.values() for work in stage]
     assert 0 < sum(w.flops for w in works if w.single) < 0.5 * sum(w.flops for w in works)
@@ -508,7 +508,7 @@ def test_the_peak_is_that_of_the_matrices_where_norms_stay_in_fp32(monkeypatch, 
 def test_preparing_pictures_on_the_host_launches_nothing(composed):
     model, found = config.build(composed("model=pi0_tiny"))[0], set()
     for side in (model.net.sizes.image, 100):
-        arm = micro.Arm("dense", Policy(model, Dense), "sdpa")
+        arm = micro.TimedArm("dense", Policy(model, Dense), "sdpa")
         episodes = synthetic(model.interface, side, episodes=1, steps=2).episodes
         arm.warm(micro.TimingConfig(warmup=1, block=2).blocks(episodes), micro.TimingConfig(warmup=1, block=2))
         found.add((arm.launches.operators, arm.launches.outside))
@@ -517,7 +517,7 @@ def test_preparing_pictures_on_the_host_launches_nothing(composed):
 
 def test_a_block_without_dense_beside_it_tells_nothing():
     """Dense that fails for once, for want of memory, leaves no older block of its own in its place."""
-    dense, other = (micro.Arm(label, Policy(Toy(), Dense), "sdpa") for label in ("dense", "other"))
+    dense, other = (micro.TimedArm(label, Policy(Toy(), Dense), "sdpa") for label in ("dense", "other"))
     pair, rules = micro.Pair(other, dense), micro.TimingConfig(block=2)
     block = next(rules.blocks(synthetic(Toy().interface, 64, episodes=1, steps=2).episodes))
     watch = Watch(CPU, Nvml(CPU))
@@ -538,7 +538,7 @@ def test_of_calls_that_are_alike_two_are_counted(monkeypatch, make, calls):
     """Counting runs a call eagerly and slowly. Calls of a steady method have the same products."""
     rules = micro.TimingConfig(warmup=1, block=6)
     episodes = synthetic(Toy().interface, 64, episodes=1, steps=6).episodes
-    arms = [micro.Arm("a", Policy(Toy(), make), "sdpa") for _ in "ab"]
+    arms = [micro.TimedArm("a", Policy(Toy(), make), "sdpa") for _ in "ab"]
     arms[0].warm(rules.blocks(episodes), rules)
     monkeypatch.setattr(micro, "_alike", lambda records: False)
     arms[1].warm(rules.blocks(episodes), rules)

@@ -8,7 +8,7 @@ import pytest
 
 from vlaprune.errors import UserError
 from vlaprune.evaluation import progress
-from vlaprune.evaluation.progress import SWEEP, Bar, Board, Job, RunStatus, claim
+from vlaprune.evaluation.progress import SWEEP, Bar, Board, RunStatus, SweepJob, claim
 from vlaprune.records import EpisodeRecord
 
 
@@ -35,12 +35,12 @@ def test_a_line_says_success_with_its_interval_and_what_is_left():
 
 
 def test_jobs_stand_on_the_board_in_their_order(board):
-    second, first = (Bar(RunStatus(f"arm {n}", asked=3), Job(n, f"seed={n}")) for n in (1, 0))
+    second, first = (Bar(RunStatus(f"arm {n}", asked=3), SweepJob(n, f"seed={n}")) for n in (1, 0))
     end(first, True, False)
     end(second, True)
     first.on_episode("t", 2, None)  # it raised: no outcome
     assert [(s.label, s.done, s.won) for s in board.statuses()] == [("arm 0 seed=0", 2, 1), ("arm 1 seed=1", 1, 1)]
-    assert Job(1, "seed=1").fail("ValueError: late") and Job(7, "method=x").fail("ValueError: at once")
+    assert SweepJob(1, "seed=1").fail("ValueError: late") and SweepJob(7, "method=x").fail("ValueError: at once")
     first.close()
     early, late, never = board.close()
     assert early.ended and not early.error and (late.done, late.error) == (1, "ValueError: late")
@@ -51,7 +51,7 @@ def test_jobs_stand_on_the_board_in_their_order(board):
 def test_a_line_comes_once_when_a_job_ends_and_what_jobs_say_once_each(board, capfd):
     for n in range(3):
         progress.once("what can be seen")
-        Bar(RunStatus(f"arm {n}", asked=1), Job(n, "")).close()
+        Bar(RunStatus(f"arm {n}", asked=1), SweepJob(n, "")).close()
         board._draw()
     progress.say("and this")
     board.close()
@@ -63,7 +63,7 @@ def test_a_line_comes_once_when_a_job_ends_and_what_jobs_say_once_each(board, ca
 def test_on_a_terminal_lines_are_drawn_over_each_other_and_cut(board, capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
-    bar = Bar(RunStatus("a long label " * 9, asked=2), Job(0, ""))
+    bar = Bar(RunStatus("a long label " * 9, asked=2), SweepJob(0, ""))
     board._draw()
     end(bar, True)
     board._draw()
@@ -73,9 +73,9 @@ def test_on_a_terminal_lines_are_drawn_over_each_other_and_cut(board, capfd, mon
 
 def test_without_a_board_a_job_that_fails_says_so_itself(monkeypatch):
     monkeypatch.delenv(SWEEP, raising=False)
-    assert not Job(0, "").fail("ValueError: no")
+    assert not SweepJob(0, "").fail("ValueError: no")
     monkeypatch.setenv(SWEEP, "/nowhere/at/all")
-    assert not Job(0, "").fail("ValueError: no")
+    assert not SweepJob(0, "").fail("ValueError: no")
 
 
 def test_alone_a_run_has_a_bar_and_speaks_for_itself(board, capfd):
@@ -90,11 +90,11 @@ def test_alone_a_run_has_a_bar_and_speaks_for_itself(board, capfd):
 
 def test_two_jobs_of_a_sweep_never_share_a_folder(board, tmp_path):
     """What they differ in, such as slots, may name no folder: the second would find its episodes done by the first."""
-    claim(tmp_path / "run", "", Job(0, "slots=1"))
-    claim(tmp_path / "run", "", Job(0, "slots=1"))  # a job that is begun again
-    claim(tmp_path / "run", "-1-of-2", Job(1, "shard.index=1"))
+    claim(tmp_path / "run", "", SweepJob(0, "slots=1"))
+    claim(tmp_path / "run", "", SweepJob(0, "slots=1"))  # a job that is begun again
+    claim(tmp_path / "run", "-1-of-2", SweepJob(1, "shard.index=1"))
     with pytest.raises(UserError, match=r"this job and job 0 of the sweep have one folder, .*'slots=4'; name it in"):
-        claim(tmp_path / "run", "", Job(1, "slots=4"))
+        claim(tmp_path / "run", "", SweepJob(1, "slots=4"))
 
 
 def test_a_job_on_another_host_is_not_ended_with_a_process_of_this_one(board, monkeypatch):

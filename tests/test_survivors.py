@@ -118,7 +118,7 @@ def test_blocks_of_dense_and_method_take_turns_in_being_first():
     order, model = [], Toy()
     noted = lambda name: lambda: Scripted(Plan((0,)), lambda c: order.append(name))  # noqa: E731
     episodes = synthetic(model.interface, 64, episodes=1, steps=2).episodes
-    arms = [micro.Arm(n, Policy(model, noted(n)), "sdpa") for n in ("dense", "method")]
+    arms = [micro.TimedArm(n, Policy(model, noted(n)), "sdpa") for n in ("dense", "method")]
     rules = micro.TimingConfig(warmup=0, calls=8, seconds=0.0, block=2, look=False)
     micro.compare(arms[0], arms[1:], episodes, rules, Watch(CPU, Nvml(CPU)))
     rounds = [order[i : i + 6] for i in range(0, len(order), 6)]  # two dense calls thrown away, then two blocks
@@ -129,7 +129,7 @@ def test_blocks_of_dense_and_method_take_turns_in_being_first():
 def test_a_ratio_is_dense_time_over_the_methods(monkeypatch):
     """Two hand-made arms: dense takes 8 ms, the method 2 ms and half of the FLOPs."""
     model = Toy()
-    dense, ours = (micro.Arm(n, Policy(model, Dense), "sdpa") for n in ("dense", "method"))
+    dense, ours = (micro.TimedArm(n, Policy(model, Dense), "sdpa") for n in ("dense", "method"))
     dense.blocks, ours.blocks = [[8.0, 8.0]] * 3, [[2.0, 2.0]] * 3
     dense.busy, ours.busy = [8.0] * 3, [4.0] * 3
     pair = micro.Pair(ours, dense, [0, 1, 2])
@@ -138,7 +138,7 @@ def test_a_ratio_is_dense_time_over_the_methods(monkeypatch):
 
 def timed(label, blocks, busy, calls):
     """An arm with these milliseconds, processor times and records; it has run nothing."""
-    return micro.Arm(label, Policy(Toy(), Dense), "sdpa", blocks, busy, calls)
+    return micro.TimedArm(label, Policy(Toy(), Dense), "sdpa", blocks, busy, calls)
 
 
 def called(gflops, kept, **ms):
@@ -180,7 +180,7 @@ def test_every_column_of_a_comparison_by_hand():
 def test_joules_are_those_of_a_call(monkeypatch):
     """A board that takes 4 J in every call."""
     calls = []
-    arm = micro.Arm("it", Policy(Toy(), lambda: Scripted(Plan((0,)), calls.append)), "sdpa")
+    arm = micro.TimedArm("it", Policy(Toy(), lambda: Scripted(Plan((0,)), calls.append)), "sdpa")
 
     class Board(Nvml):
         def energy(self):
@@ -191,7 +191,7 @@ def test_joules_are_those_of_a_call(monkeypatch):
     episodes = synthetic(arm.policy.model.interface, 64, episodes=1, steps=3).episodes
     micro.energy(arm, episodes, micro.TimingConfig(block=3), Board(CPU))
     assert arm.joules == [4] * 3 and len(calls) >= 9
-    silent = micro.Arm("it", arm.policy, "sdpa")
+    silent = micro.TimedArm("it", arm.policy, "sdpa")
     micro.energy(silent, episodes, micro.TimingConfig(), Nvml(CPU))
     assert silent.joules == []
 

@@ -447,6 +447,6 @@ def test_demonstrations_of_another_world_are_refused_and_old_files_that_name_non
     demos.record(world, task, [101], tmp_path, **how, world="{}")
     with pytest.raises(UserError, match=r'was recorded with .*, in \{\}, now it is .*, in \{"stress": "light"\}'):
         demos.record(world, task, [101], tmp_path, **how, world='{"stress": "light"}')
-    assert demos.planned([demos.Job(task.name, 101, 0.0)], tmp_path)[0].is_file()
-    one, both = demos.load(*demos.planned([demos.Job(task.name, 101, 0.0)], tmp_path)), demos.load(tmp_path)
+    assert demos.planned([demos.DemoJob(task.name, 101, 0.0)], tmp_path)[0].is_file()
+    one, both = demos.load(*demos.planned([demos.DemoJob(task.name, 101, 0.0)], tmp_path)), demos.load(tmp_path)
     assert set(one["episode"]) == {101} and set(both["episode"]) == {100, 101}

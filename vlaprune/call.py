@@ -24,7 +24,7 @@ from vlaprune.trace import AttentionRows, QueryGroup, Spans, Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
+class CallSetup:
     """What every call of a slot has in common: the method at work, and the decoder that it prunes.
 
     name     of the method, for messages
@@ -48,19 +48,21 @@ class Call:
     cached  [V] bool, visual tokens whose keys and values are in `cache`, from an earlier call of this episode
     """
 
-    def __init__(self, arm: Arm, trace: Trace, seed: int, like: Tensor, cache: Cache | None, cached: Tensor) -> None:
+    def __init__(
+        self, setup: CallSetup, trace: Trace, seed: int, like: Tensor, cache: Cache | None, cached: Tensor
+    ) -> None:
         layout = trace.layout
-        self.arm, self.trace, self.seed, self.cache, self.cached = arm, trace, seed, cache, cached
+        self.setup, self.trace, self.seed, self.cache, self.cached = setup, trace, seed, cache, cached
         self.keeps_kv = layout.end > layout.length  # rows behind the prompt will attend to it
         self.alive = torch.arange(layout.total, device=like.device)
         self.flops: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.promises: list[Promise] = []
         self.entered: set[int] = set()
-        self._reads = dict(arm.plan.reads)
+        self._reads = dict(setup.plan.reads)
         self._selections: dict[int, Selection | None] = {}
         self._kv: dict[int, LayerKV] = {}
         self._repeats = False
-        self._may_repeat = arm.plan.second_pass
+        self._may_repeat = setup.plan.second_pass
         self._second = False
 
     # -- the model's side ------------------------------------------------------------------------------------
@@ -68,12 +70,12 @@ class Call:
     @property
     def clock(self) -> Clock:
         """Times the stages of the call."""
-        return self.arm.clock
+        return self.setup.clock
 
     @property
     def config(self) -> DecoderConfig:
         """Of the decoder."""
-        return self.arm.config
+        return self.setup.config
 
     def charge(self, stage: str, flops: float) -> None:
         """Adds the model's own FLOPs outside the decoder to a stage: vision, projector, decode, head."""
@@ -97,7 +99,7 @@ class Call:
     @property
     def wants_vision_attention(self) -> bool:
         """Whether the method reads the attention of the vision tower. If not, the model does not compute it."""
-        return self.arm.plan.vision_attention
+        return self.setup.plan.vision_attention
 
     def record_vision_attention(self, attention: Tensor) -> None:
         """Takes the attention [V] inside the vision tower, as described at Trace.vision_attention."""
@@ -135,12 +137,12 @@ class Call:
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
         """The rows that go on into `layer`; asks the method where its plan says so."""
-        if layer not in self.arm.plan.layers:
+        if layer not in self.setup.plan.layers:
             return tokens
         self.entered.add(layer)
         with self.clock.span("method"):
             if not self._repeats:
-                self._selections[layer] = self.arm.pruner.select(self._context(layer, tokens.hidden))
+                self._selections[layer] = self.setup.pruner.select(self._context(layer, tokens.hidden))
             selection = self._selections[layer]
             if selection is None:
                 return tokens
@@ -168,7 +170,7 @@ class Call:
 
     def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one before which the method is asked."""
-        return next((n for n in self.arm.plan.layers if n > layer), self.arm.info.num_layers)
+        return next((n for n in self.setup.plan.layers if n > layer), self.setup.info.num_layers)
 
     def records_attention(self, layer: int) -> bool:
         """Whether attention rows of this layer are read in this call."""
@@ -176,30 +178,30 @@ class Call:
 
     def records_outputs(self, layer: int) -> bool:
         """Whether the method reads the attention outputs of this layer. Repeated passes read nothing."""
-        return layer in self.arm.plan.outputs and not self._repeats
+        return layer in self.setup.plan.outputs and not self._repeats
 
     def begin_second_pass(self, hidden: Tensor) -> bool:
         """Asks the method once a call whether the prompt is to be computed again; if so, opens that pass."""
         if not self._may_repeat:
             return False
         self._may_repeat = False
-        layers = self.arm.info.num_layers
+        layers = self.setup.info.num_layers
         with self.clock.span("method"):
             context = self._context(layers, hidden)
-            if not self.arm.pruner.wants_second_pass(context):
+            if not self.setup.pruner.wants_second_pass(context):
                 return False
         self.trace.first_counts = self.trace.counts
         self._rewind()
         self.trace.kept.clear()
         self.trace.reused.clear()
-        self._reads, self._second = dict(self.arm.plan.reads), True
+        self._reads, self._second = dict(self.setup.plan.reads), True
         return True
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _select(self, layer: int, tokens: Tokens, selection: Selection) -> Tokens:
         """Applies a selection; UserError for what can be refused at once."""
-        name = self.arm.name
+        name = self.setup.name
         if self._repeats and selection.values is not None and layer:
             raise UserError(
                 f"{name} puts new values in place of rows at layer {layer}, but this model passes its prompt several "
@@ -207,7 +209,7 @@ class Call:
             )
         if not self._repeats:
             self._extend_reads(layer, selection)
-        check_shapes(name, layer, selection, self.arm.plan.reuses)
+        check_shapes(name, layer, selection, self.setup.plan.reuses)
         self.promises.append(Promise(layer, self.alive, selection, self.trace.counts))
         own, self.alive = apply_selection(tokens, selection, self.alive, self.trace.layout)
         self.trace.kept[layer] = self.alive
@@ -217,11 +219,11 @@ class Call:
 
     def _extend_reads(self, layer: int, selection: Selection) -> None:
         """Adds the attention rows that a selection asks for in this call only."""
-        last = self.arm.info.num_layers - 1
+        last = self.setup.info.num_layers - 1
         for extra, groups in selection.reads.items():
             if not layer <= extra <= last:
                 raise UserError(
-                    f"{self.arm.name} at layer {layer} asks to read layer {extra}; layers still to run are "
+                    f"{self.setup.name} at layer {layer} asks to read layer {extra}; layers still to run are "
                     f"{layer}..{last}"
                 )
             self._reads[extra] = self._reads.get(extra, QueryGroup(0)) | groups
@@ -259,7 +261,7 @@ class Call:
 
     def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Runs a part of the method as a segment. What it gives stays, whatever is run later."""
-        backend = self.arm.backend()
+        backend = self.setup.backend()
         out = backend.run(("method", function), function, *inputs)
         return pytree.tree_map_only(Tensor, Tensor.clone, out) if backend.static else out
 

@@ -272,7 +272,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
         make()  # a wrong option speaks before the weights are loaded
     bench = config.make("bench", cfg.bench)
     with TemporaryDirectory() as scratch:
-        setting = job.Setting(
+        setting = job.ProfileJob(
             cfg,
             partial(config.load, cfg, bench),
             methods,

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.control import Control, Controller
@@ -86,11 +86,18 @@ def card_of(model: VLA) -> Mapping[str, Any]:
 
 
 @runtime_checkable
+class HasTrunk(Protocol):
+    """A model whose decoder and towers are one module, beside which adapters can be trained (LoRA)."""
+
+    trunk: nn.Module
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """A model that has a loss; `Learner` is the whole contract."""
 
     def words(self, instruction: str) -> list[int]:
-        """Numbers of an instruction's words, none of them 0, which pads."""
+        """Token ids of an instruction; a 0 pads."""
 
     def train_loss(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlaprune.errors import UserError
 from vlaprune.trace import Layout, QueryGroup, Trace
@@ -135,6 +135,11 @@ class PruneContext:
         self.trace.charge(rows, columns, depth)
 
     @property
+    def call_seed(self) -> int:
+        """A number made of `seed` and the number of the call, for what is drawn anew at every call."""
+        return self.seed * 100_003 + self.step
+
+    @property
     def step(self) -> int:
         """Model calls since the episode began."""
         return self.trace.step
@@ -219,7 +224,7 @@ class Pruner(ABC):
 
     Write `plan` and `select`. Override `reset` and `observe` if the method remembers, `wants_second_pass` if it looks
     twice. These five serve pruning once, at a layer, in stages, reuse across calls, feedback and training; a pruner
-    with parameters is also an nn.Module. One instance serves one sequence at a time and keeps all its state in itself:
+    that is trained is a `Learned`. One instance serves one sequence at a time and keeps all its state in itself:
     never on the model, never in module globals. Several instances may share parameters.
     """
 
@@ -284,6 +289,23 @@ class Scored(Pruner):
 
         Asked after `select`, in the same context; it changes nothing.
         """
+
+
+class Learned(nn.Module, Pruner):
+    """A method that is trained together with a policy (`vlaprune-train`); starts in evaluation mode.
+
+    noise_scale  what its noise is multiplied by in training, from 1 down to 0; the trainer sets it before each step
+    """
+
+    noise_scale: float = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def save(self, path: Path) -> None:
+        """Writes its parameters where its option `weights` can load them; to be written by a method that has some."""
+        raise NotImplementedError(f"{type(self).__name__} has parameters and no `save`")
 
 
 class Probe(Pruner):

@@ -163,6 +163,10 @@ class Run:
         return [key for key in asked if key not in self.episodes]
 
 
+class _Damaged(ValueError):
+    """A line whose checksum is another one."""
+
+
 def encode(line: Mapping[str, Any]) -> bytes:
     """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline."""
     body = json.dumps(line, separators=(",", ":")).encode()
@@ -170,11 +174,11 @@ def encode(line: Mapping[str, Any]) -> bytes:
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    """What `encode` wrote. UserError where a single bit differs."""
+    """What `encode` wrote. _Damaged where a single bit differs."""
     head, _, tail = line.rpartition(b',"crc":"')
     body = head + b"}"
     if tail != b'%08x"}' % crc32(body):
-        raise UserError("checksum")
+        raise _Damaged
     said: dict[str, Any] = json.loads(body)
     return said
 
@@ -195,7 +199,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             if kind == "episode" and header is not None and content.counted != header.proved:
                 raise UserError("token counts missing" if header.proved else f"token counts in a run {UNPROVED}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            what = "is damaged" if str(error) == "checksum" else f"is no line of a journal ({_short(error)})"
+            what = "is damaged" if isinstance(error, _Damaged) else f"is no line of a journal ({_short(error)})"
             todo = "delete that line and run again to redo it" if number > 1 else "move that file away and run again"
             raise UserError(f"{path} line {number} {what}; {todo}") from None
         yield kind, content

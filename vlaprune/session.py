@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from vlaprune.call import Arm, Call
+from vlaprune.call import Call, CallSetup
 from vlaprune.errors import UserError
 from vlaprune.meter import Clock, decoder_flops
 from vlaprune.nn.backend import EAGER, Backend
@@ -42,7 +42,7 @@ class Session:
         self.pruner, self.name = pruner, name or type(pruner).__name__
         plan = pruner.plan(info)
         plan.check(info, self.name)
-        self.arm = Arm(pruner, self.name, plan, info, config, clock, backend)
+        self.setup = CallSetup(pruner, self.name, plan, info, config, clock, backend)
         self._store = Cache(config)
         self._layout: Layout | None = None
         self._call: Call | None = None
@@ -97,11 +97,11 @@ class Session:
         self._layout = layout
         if self._cached is None:
             self._cached = torch.zeros(layout.total, dtype=torch.bool, device=like.device)
-        cache = self._store if self.arm.plan.reuses else None
+        cache = self._store if self.setup.plan.reuses else None
         if cache is not None:
             cache.reserve(layout.length, like)
         trace = Trace(layout, images, self._step, self._state, self._executed, self._elapsed)
-        self._call, self._finished = Call(self.arm, trace, self.seed, like, cache, self._cached), False
+        self._call, self._finished = Call(self.setup, trace, self.seed, like, cache, self._cached), False
         return self._call
 
     def finish(self) -> StepRecord:
@@ -113,12 +113,12 @@ class Session:
         call = self._opened()
         if self._finished:
             raise UserError(
-                f"{self.arm.info.name} opened no new call: predict must call Session.begin for every observation"
+                f"{self.setup.info.name} opened no new call: predict must call Session.begin for every observation"
             )
         self._step, self._finished = self._step + 1, True
         trace, layout, flops = call.trace, call.trace.layout, call.flops
         self._check_reached(call)
-        with self.arm.clock.span("method"):
+        with self.setup.clock.span("method"):
             self.pruner.observe(trace)
         assert self._cached is not None
         flops["method"] += trace.method_flops  # now that the method has looked at all it will look at
@@ -127,10 +127,10 @@ class Session:
         for promise in call.promises:
             verify(self.name, promise, self._cached)
             if promise.counts is trace.counts:  # the last pass of the prompt is what pruning is judged by
-                check_budget(self.name, promise.layer, self.arm.plan.budget, layout, visual[promise.layer])
-        if self.arm.plan.reuses:
+                check_budget(self.name, promise.layer, self.setup.plan.budget, layout, visual[promise.layer])
+        if self.setup.plan.reuses:
             self._cached = self._cached.index_fill(0, call.alive, True)
-        flops["prompt"] += decoder_flops(self.arm.config, trace.counts)
+        flops["prompt"] += decoder_flops(self.setup.config, trace.counts)
         return StepRecord(
             rows=tuple(rows for rows, _ in trace.counts),
             columns=tuple(columns for _, columns in trace.counts),
@@ -144,7 +144,7 @@ class Session:
 
     def _check_reached(self, call: Call) -> None:
         """UserError where the decoder did not run every layer, or did not ask at every planned layer."""
-        model, layers = self.arm.info, len(call.trace.counts)
+        model, layers = self.setup.info, len(call.trace.counts)
         if layers != model.num_layers:
             raise UserError(
                 f"{model.name} ran {layers} of its {model.num_layers} layers through the hooks of this call; pass the "
@@ -157,7 +157,7 @@ class Session:
                 f"{model.name} computed {rows} rows at layer 0, but its layout says {expected} (length "
                 f"{call.trace.layout.length}); the layout must be that of the prompt"
             )
-        missed = sorted(set(self.arm.plan.layers) - call.entered)
+        missed = sorted(set(self.setup.plan.layers) - call.entered)
         if missed:
             raise UserError(
                 f"{model.name} never asked before layers {missed}, where {self.name} prunes; the decoder must call "
@@ -167,7 +167,7 @@ class Session:
     def _opened(self) -> Call:
         if self._call is None:
             raise UserError(
-                f"{self.arm.info.name} opened no call: predict must call Session.begin for every observation"
+                f"{self.setup.info.name} opened no call: predict must call Session.begin for every observation"
             )
         return self._call
 
@@ -175,5 +175,5 @@ class Session:
 @contextmanager
 def prepares_pictures(sessions: Sequence[Session]) -> Iterator[None]:
     """Times what a model does to pictures before it opens the calls of these sessions."""
-    with sessions[0].arm.clock.span("pictures") if sessions else nullcontext():
+    with sessions[0].setup.clock.span("pictures") if sessions else nullcontext():
         yield

@@ -75,7 +75,7 @@ def with_segments(model: Model, backend: Backend) -> Model:
     return twin
 
 
-class Watched(PrunerWrapper):
+class CheckedPruner(PrunerWrapper):
     """Forwards to a pruner, notes which tokens it keeps, and catches it writing to what it was lent."""
 
     def __init__(self, inner: Pruner) -> None:
@@ -188,12 +188,12 @@ def _run(
 ) -> list[Outcome]:
     """Each episode in its own slot; slot i starts i * lag calls late."""
     model = with_segments(Toy(style), SimulatedGraphs()) if fast else Toy(style)
-    policy = Policy(model, lambda: Watched(make()), slots=len(episodes))
+    policy = Policy(model, lambda: CheckedPruner(make()), slots=len(episodes))
     if earlier:
         policy.reset(0, seed=1)
         for frame in earlier:
             policy.act({0: frame})
-    watched: list[Watched] = [s.pruner for s in policy.sessions]  # type: ignore[misc]
+    watched: list[CheckedPruner] = [s.pruner for s in policy.sessions]  # type: ignore[misc]
     actions: list[list[np.ndarray]] = [[] for _ in episodes]
     for slot in range(len(episodes)):
         policy.reset(slot, seed=slot if not lag else 0)

@@ -50,6 +50,11 @@ class View:
         """The camera's tokens among the V."""
         return range(self.start, self.start + self.height * self.width)
 
+    @property
+    def slice(self) -> slice:
+        """The same, to index something of the V."""
+        return slice(self.start, self.tokens.stop)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -70,7 +70,7 @@ def reference(attention, layout, counts):
     logits = np.log(rows / rows[..., :1]).mean((0, 1))
     kept = []
     for view, k in zip(layout.views, counts, strict=True):
-        order = np.argsort(-np.round(logits[view.start : view.tokens.stop], 9), kind="stable")
+        order = np.argsort(-np.round(logits[view.slice], 9), kind="stable")
         kept += sorted((order[:k] + view.start).tolist())
     return kept
 

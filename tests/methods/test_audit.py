@@ -11,8 +11,9 @@ from doubles import Bench, Scripted
 from handmade import prune_context
 
 from vlaprune.api.evaluation import evaluate
-from vlaprune.control import Control as Driver
+from vlaprune.control import ControlArm as Driver
 from vlaprune.evaluation import audit
+from vlaprune.evaluation.audit_controls import ControlArm, at_random, in_a_grid, lowest, shuffled
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.evaluation.rollout import RolloutConfig, Shard, rollout
 from vlaprune.methods.adp import ADP
@@ -21,7 +22,6 @@ from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.dtp import DTP
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.lightvla import LightVLA
-from vlaprune.methods.shared.audit import Control, at_random, in_a_grid, lowest, shuffled
 from vlaprune.methods.sparsevlm import SparseVLM
 from vlaprune.methods.vlacache import VLACache
 from vlaprune.methods.vlaiap import VLAIAP
@@ -307,7 +307,7 @@ class Constant:
 
 @pytest.mark.parametrize("choose", [at_random(0), shuffled])
 def test_controls_keep_the_laws_of_methods(choose):
-    check_pruner(lambda: Control(FastV(keep=0.5), Constant(), choose, choose is shuffled))
+    check_pruner(lambda: ControlArm(FastV(keep=0.5), Constant(), choose, choose is shuffled))
 
 
 def test_scores_are_kept_and_read_again(tmp_path):

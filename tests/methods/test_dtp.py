@@ -19,7 +19,7 @@ def test_smoothing_agrees_with_scipy(sigma, grids):
     score = torch.rand(layout.total)
     want = []
     for view in layout.views:
-        grid = score[view.start : view.tokens.stop].view(view.height, view.width).double().numpy().copy()
+        grid = score[view.slice].view(view.height, view.width).double().numpy().copy()
         grid[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
         want.append(gaussian_filter(grid, sigma, mode="reflect").ravel())
     assert np.allclose(smooth(score, layout, sigma, True).numpy(), np.concatenate(want), atol=1e-6)
@@ -33,7 +33,7 @@ def reference(attention, layout, layers, depth, count, tau, sigma, decoded):
     relevance = sum(attention(n, QueryGroup.TEXT, len(layout.text)).double().mean((0, 1)).numpy() for n in layers)
     important = set()
     for view, k in zip(layout.views, split_budget(count, layout.sizes), strict=True):
-        grid = relevance[view.start : view.tokens.stop].reshape(view.height, view.width).copy()
+        grid = relevance[view.slice].reshape(view.height, view.width).copy()
         grid[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
         blurred = gaussian_filter(grid, sigma, mode="reflect").ravel()
         important |= {view.start + int(i) for i in np.argsort(-blurred, kind="stable")[:k]}

@@ -115,14 +115,6 @@ def test_without_noise_training_picks_what_inference_picks():
         assert sorted(set(trained(scale=0.0).select(at).keep.tolist())) == kept(LightVLA(), at)
 
 
-def test_schedule_falls_in_a_line():
-    pruner, seen = LightVLA(), []
-    for step in (0, 25, 50, 100, 120):
-        pruner.anneal(step, 100)
-        seen.append(pruner.noise_scale)
-    assert seen == [1.0, 0.75, 0.5, 0.0, 0.0]
-
-
 @pytest.mark.parametrize("kind", ["uniform", "gumbel"])
 def test_loud_noise_picks_by_lot(kind):
     total = 400

@@ -86,8 +86,6 @@ def test_noise_repeats_with_the_seed_and_sharing_works():
     other.query = pruner.query
     other.plan(INFO)
     assert other.query is pruner.query and copy.copy(pruner).query is pruner.query
-    pruner.anneal(3, 4)
-    assert pruner.noise_scale == 0.25
 
 
 def test_degenerate_inputs():

@@ -33,7 +33,7 @@ def hand(patches, probs, grid=((4, 4),), words=3):
     layout = Layout(end, range(1, 1 + total), range(1 + total, end), range(end, end), end - 1, views)
     images = []
     for view in views:
-        own = torch.as_tensor(patches[view.start : view.tokens.stop]).reshape(view.height, view.width, p, p, 3)
+        own = torch.as_tensor(patches[view.slice]).reshape(view.height, view.width, p, p, 3)
         images.append(own.transpose(1, 2).reshape(view.height * p, view.width * p, 3))
     trace = Trace(layout, images, 0)
     for layer, weights in enumerate(torch.as_tensor(probs, dtype=torch.float32)):

@@ -23,7 +23,7 @@ from typing import Any
 
 from vlaprune import report
 from vlaprune.errors import UserError, is_user_error
-from vlaprune.evaluation.progress import SAID, SWEEP, Bar, Job, RunStatus, once
+from vlaprune.evaluation.progress import SAID, SWEEP, Bar, RunStatus, SweepJob, once
 from vlaprune.records import read
 
 LOOK = 0.2  # seconds between two looks at the processes
@@ -62,7 +62,7 @@ def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
     return [Device(name) for name in names]
 
 
-def run(cfg: Any, job: Job | None) -> None:
+def run(cfg: Any, job: SweepJob | None) -> None:
     """Runs `cfg` on its devices. UserError for options that do not go together, and where a process failed."""
     import torch
 
@@ -117,7 +117,7 @@ def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> su
 
 
 def _watch(
-    processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[Device], folder: Path, job: Job | None
+    processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[Device], folder: Path, job: SweepJob | None
 ) -> Mapping[int, RunStatus]:
     """One line of progress until all have ended; their last statuses. One that fails is named at once."""
     bar, heard = None, 0
@@ -184,7 +184,7 @@ def member() -> None:
 
     die_with(int(sys.argv[2]))
     cfg = config.unpack_job(Path(sys.argv[1]).read_bytes())
-    job = Job(cfg.shard.index, "")
+    job = SweepJob(cfg.shard.index, "")
     try:
         run_composed(cfg, job=job)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from vlaprune.records import Run, read
 
 if TYPE_CHECKING:
     from vlaprune.benchmark import Benchmark
-    from vlaprune.evaluation.progress import Job
+    from vlaprune.evaluation.progress import SweepJob
     from vlaprune.policy import VLA
     from vlaprune.pruner import Pruner
 
@@ -167,7 +167,7 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | None = None) -> None:
+def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob | None = None) -> None:
     """Runs what a composed configuration of `vlaprune eval` asks for, alone or as a job of a sweep.
 
     given  objects in place of what the configuration describes, see `config.build`
@@ -215,7 +215,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: Job | No
     run.main(cfg, policy, bench, header, config.sinks(cfg), job, watchers)
 
 
-def _run_black_box(cfg: Any, given: Mapping[str, Any], job: Job | None) -> None:
+def _run_black_box(cfg: Any, given: Mapping[str, Any], job: SweepJob | None) -> None:
     """The same where a model server decides the actions: nothing is built, nothing can be pruned or looked into."""
     from vlaprune import config
     from vlaprune.evaluation import run

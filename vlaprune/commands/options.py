@@ -18,7 +18,7 @@ PLAIN = re.compile(  # one key of a YAML file; a `#` that follows a blank outsid
 
 
 @dataclass(frozen=True)
-class Setting:
+class ConfigKey:
     """One key of a configuration file: dotted name, value as written, and the comment behind it."""
 
     key: str
@@ -89,7 +89,7 @@ def defaults(path: Path) -> dict[str, str]:
     return chosen
 
 
-def settings(path: Path) -> list[Setting]:
+def settings(path: Path) -> list[ConfigKey]:
     """The settings of a file and of those that it builds on; a lack of comments is made up by the class's docstring."""
     base = defaults(path).get("")
     found = {s.key: s for s in settings(path.with_name(f"{base}.yaml"))} if base else {}
@@ -105,7 +105,7 @@ def settings(path: Path) -> list[Setting]:
     return [s if s.about else replace(s, about=told.get(s.key, "")) for s in found.values()]
 
 
-def _own(text: str) -> Iterator[Setting]:
+def _own(text: str) -> Iterator[ConfigKey]:
     """Keys with values in the order of the file, nested ones dotted; `defaults` and Hydra's own are left out."""
     above: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -118,7 +118,7 @@ def _own(text: str) -> Iterator[Setting]:
         above.append((indent, match["key"]))
         if {"defaults", "hydra"} & {*parents, match["key"]} or not match["value"]:
             continue
-        yield Setting(".".join([*parents, match["key"]]), match["value"].strip(), match["about"] or "")
+        yield ConfigKey(".".join([*parents, match["key"]]), match["value"].strip(), match["about"] or "")
 
 
 def documented(target: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from vlaprune.commands import options
-from vlaprune.commands.options import Option, Setting
+from vlaprune.commands.options import ConfigKey, Option
 
 EXAMPLES = {
     "eval": (
@@ -61,10 +61,10 @@ def _explained(group: str, option: Option) -> Iterator[str]:
     """The settings of one option of a group."""
     yield from textwrap.wrap(f"Settings of {group}={option.name}. {option.about}", _columns())
     prefix = "" if group == "experiment" else f"{group}."
-    yield from _settings([Setting(prefix + s.key, s.value, s.about) for s in options.settings(option.path)])
+    yield from _settings([ConfigKey(prefix + s.key, s.value, s.about) for s in options.settings(option.path)])
 
 
-def _settings(found: Sequence[Setting]) -> Iterator[str]:
+def _settings(found: Sequence[ConfigKey]) -> Iterator[str]:
     for s in found:
         yield from _entry(f"  {s.key}={s.value}", s.about, 30)
 

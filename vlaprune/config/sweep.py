@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from vlaprune.config.compose import arguments, keep_typed_options, prepare
 
 if TYPE_CHECKING:
-    from vlaprune.evaluation.progress import Job
+    from vlaprune.evaluation.progress import SweepJob
 
 
 def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -91,9 +91,9 @@ def unpack_job(job: bytes) -> DictConfig:
     return OmegaConf.create(plain)
 
 
-def job() -> Job | None:
+def job() -> SweepJob | None:
     """Which job of a sweep this is; None outside one."""
-    from vlaprune.evaluation.progress import Job
+    from vlaprune.evaluation.progress import SweepJob
 
     hydra = HydraConfig.get()
-    return Job(hydra.job.num, hydra.job.override_dirname) if hydra.mode == RunMode.MULTIRUN else None
+    return SweepJob(hydra.job.num, hydra.job.override_dirname) if hydra.mode == RunMode.MULTIRUN else None

@@ -16,11 +16,9 @@ import torch
 
 from vlaprune.benchmark import Observation
 from vlaprune.errors import UserError
-from vlaprune.evaluation.rollout import Watcher
-from vlaprune.methods.dense import Dense
-from vlaprune.methods.shared.audit import (
+from vlaprune.evaluation.audit_controls import (
     Choice,
-    Control,
+    ControlArm,
     OtherEpisode,
     Recorded,
     Scores,
@@ -29,6 +27,9 @@ from vlaprune.methods.shared.audit import (
     lowest,
     shuffled,
 )
+from vlaprune.evaluation.rollout import Watcher
+from vlaprune.files import replacing
+from vlaprune.methods.dense import Dense
 from vlaprune.policy import VLA, episode_seed
 from vlaprune.pruner import Pruner
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
@@ -109,14 +110,12 @@ class ScoreBook:
         calls = self._open.pop(episode_seed(self.seed, task, episode), [])
         if record is None or not any(calls):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept: dict[str, Any] = {
             f"{i} {layer}": s.cpu().numpy() for i, call in enumerate(calls) for layer, s in call.items()
         }
         path = self.folder / f"{episode_seed(self.seed, task, episode)}.npz"
-        with path.with_suffix(".partial").open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **kept | {"calls": np.array(len(calls))})
-        path.with_suffix(".partial").replace(path)
 
     def has(self, seed: int) -> bool:
         """Whether the method gave a score in any call of an episode."""
@@ -161,9 +160,9 @@ class Replayed:
         own = self.calls[seed]
         return own[call % len(own)]
 
-    def count(self, seed: int, call: int, site: int) -> int:
-        """Visual tokens computed from a site on; of two passes, in the second."""
-        return self._call(seed, call).visual[site]
+    def count(self, seed: int, call: int, layer: int) -> int:
+        """Visual tokens computed from a layer on; of two passes, in the second."""
+        return self._call(seed, call).visual[layer]
 
     def had_two_passes(self, seed: int, call: int) -> bool:
         """Whether the prompt was computed twice."""
@@ -175,7 +174,7 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
     run, seed = audited(folder, arm, header), int(header.identity["seed"])
     replay = Replayed({episode_seed(seed, *key): record.calls for key, record in run.episodes.items()})
     if arm in SCORED:
-        Control(make(), replay, lowest, scores=True)  # says so where the method has no score
+        ControlArm(make(), replay, lowest, scores=True)  # says so where the method has no score
     book = ScoreBook(run.folder / "scores", seed)
     cache: dict[int, Sequence[Scores]] = {}
 
@@ -194,7 +193,7 @@ def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: H
         "other": OtherEpisode(donors),
     }
     choices |= {name: at_random(i) for i, name in enumerate(RANDOM)}
-    return lambda: Control(make(), replay, choices[arm], scores=arm in ("bottom", "shuffled"))
+    return lambda: ControlArm(make(), replay, choices[arm], scores=arm in ("bottom", "shuffled"))
 
 
 def _donors(run: Run, seed: int, book: ScoreBook) -> dict[int, int]:

@@ -45,7 +45,7 @@ def token_masks(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
 
 def shade(image: np.ndarray, view: View, computed: np.ndarray, reused: np.ndarray) -> np.ndarray:
     """A camera's [h, w, 3] uint8 image, enlarged: dropped patches dimmed, reused ones tinted, the rest in a line."""
-    own = slice(view.start, view.start + view.height * view.width)
+    own = view.slice
     zoom = max(1, round(SIDE / image.shape[0]))
     out = image.repeat(zoom, 0).repeat(zoom, 1).astype(float)
     h, w = (zoom * (size // patches) for size, patches in zip(image.shape, (view.height, view.width), strict=False))

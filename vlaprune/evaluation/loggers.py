@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.records import (
     UNPROVED,
     EpisodeRecord,
@@ -171,7 +172,6 @@ class Wandb:
 def _identity(path: Path) -> str:
     """The id in a file; made and written there where it is not yet."""
     if not path.is_file() or not path.read_text():
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(secrets.token_hex(6))
-        os.replace(partial, path)
+        with replacing(path) as part:
+            part.write_text(secrets.token_hex(6))
     return path.read_text()

@@ -117,9 +117,9 @@ class _Simulator:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if isinstance(error, Exception) and _speaks(error):
+            if isinstance(error, Exception) and _can_be_printed(error):
                 raise
-            said = f": {error}" if _speaks(error) else ""  # sys.exit ends an episode, not the run
+            said = f": {error}" if _can_be_printed(error) else ""  # sys.exit ends an episode, not the run
             raise RuntimeError(f"{type(error).__name__}{said}") from error
 
 
@@ -247,12 +247,13 @@ class Pool:
                 simulator.close()
 
 
-def _speaks(error: BaseException) -> bool:
+def _can_be_printed(error: BaseException) -> bool:
     """Whether an error can say what it is."""
     try:
-        return bool(str(error)) or True
+        str(error)
     except Exception:
         return False
+    return True
 
 
 def _opening(task: Task, error: Exception) -> Exception:

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlaprune.errors import UserError
 from vlaprune.evaluation.lock import process_ended
+from vlaprune.files import replacing
 from vlaprune.records import EpisodeRecord
 
 SWEEP = "VLAPRUNE_SWEEP"  # environment variable: the folder in which the jobs of a sweep say how far they are
@@ -82,7 +83,7 @@ def _folder() -> Path | None:
     return folder if SWEEP in os.environ and folder.is_dir() else None
 
 
-def claim(folder: Path, shard: str, job: Job) -> None:
+def claim(folder: Path, shard: str, job: SweepJob) -> None:
     """Reserves a run's folder for one job of a sweep. UserError where another job of the sweep has it already."""
     board = _folder()
     if board is None:
@@ -100,7 +101,7 @@ def claim(folder: Path, shard: str, job: Job) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job of a sweep: its number, and what makes it different, as on the command line."""
 
     number: int
@@ -125,7 +126,7 @@ class Job:
 class Bar:
     """Watches one run: a bar on the terminal, or, inside a sweep, a line of the sweep's board."""
 
-    def __init__(self, status: RunStatus, job: Job | None = None) -> None:
+    def __init__(self, status: RunStatus, job: SweepJob | None = None) -> None:
         from tqdm import tqdm
 
         if job is not None and job.choices:
@@ -176,9 +177,8 @@ class Bar:
 
 
 def _post(place: Path, status: RunStatus) -> None:
-    partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(status)))
-    os.replace(partial, place)
+    with replacing(place) as part:
+        part.write_text(json.dumps(asdict(status)))
 
 
 def detach_from_board() -> None:

@@ -24,7 +24,7 @@ def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
     return keys
 
 
-class Replay:
+class Rerun:
     """Stands in for the journal in a rollout: the chosen episodes are missing, and nothing is written.
 
     Each outcome is held against the recorded one; a film that shows another outcome is thrown away.

@@ -11,9 +11,9 @@ from vlaprune import report
 from vlaprune.benchmark import Benchmark
 from vlaprune.errors import UserError
 from vlaprune.evaluation.film import KINDS, Film
-from vlaprune.evaluation.progress import Bar, Job, RunStatus, once, say
+from vlaprune.evaluation.progress import Bar, RunStatus, SweepJob, once, say
 from vlaprune.evaluation.recorder import Recorder
-from vlaprune.evaluation.replay import Replay, chosen
+from vlaprune.evaluation.replay import Rerun, chosen
 from vlaprune.evaluation.rollout import Player, RolloutConfig, Shard, Watcher, rollout
 from vlaprune.models.backends import kernel
 from vlaprune.records import EpisodeRecord, Header, Sink, read, recorded
@@ -27,7 +27,7 @@ def main(
     bench: Benchmark,
     header: Header,
     sinks: Sequence[Sink],
-    job: Job | None = None,
+    job: SweepJob | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     """Runs the episodes of a configuration, alone or as a job of a sweep; `watchers` hear of every model call."""
@@ -84,7 +84,7 @@ def check(cfg: Any) -> None:
         raise UserError("stop=anytime with shard.count > 1; the rule must see all episodes, use slots instead")
 
 
-def check_folder(cfg: Any, header: Header, job: Job | None) -> None:
+def check_folder(cfg: Any, header: Header, job: SweepJob | None) -> None:
     """UserError where the folder holds another run, or the baseline is none or another's: before any episode."""
     run = recorded(Path(cfg.output), header)
     if cfg.only is not None and run is None:
@@ -94,7 +94,7 @@ def check_folder(cfg: Any, header: Header, job: Job | None) -> None:
         _rule(cfg, header)
 
 
-def _check_baseline(folder: str, job: Job | None) -> None:
+def _check_baseline(folder: str, job: SweepJob | None) -> None:
     """Before hours of episodes, is there a baseline? In a sweep, one of its own jobs may still make it."""
     try:
         read(folder)
@@ -133,7 +133,7 @@ def _finish(cfg: Any, header: Header, recorder: Recorder, lost: Sequence[tuple[s
 def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Shard) -> None:
     run = recorded(Path(cfg.output), header)
     assert run is not None  # see check_folder
-    replay = Replay(run, chosen(run, cfg.only), say)
+    replay = Rerun(run, chosen(run, cfg.only), say)
     with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
         rules = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
         rollout(policy, bench, replay, shard, rules, films)

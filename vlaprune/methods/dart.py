@@ -39,7 +39,7 @@ class DART(Pruner):
             raise UserError(f"dart pivots={self.pivots}, text_pivots={self.text_pivots}; use at least 1 and 0")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One context, no reads."""
+        """Acts before one layer; reads no attention."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

@@ -34,7 +34,7 @@ def smooth(score: Tensor, layout: Layout, sigma: float, corners: bool) -> Tensor
     """[V] scores blurred over the grid of each camera by a Gaussian of `sigma` patches, the corners set to 0 before."""
     out = []
     for view in layout.views:
-        grid = score[view.start : view.tokens.stop].view(view.height, view.width).clone()
+        grid = score[view.slice].view(view.height, view.width).clone()
         if corners:
             for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
                 grid[y, x] = 0

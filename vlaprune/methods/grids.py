@@ -15,13 +15,15 @@ Defect not copied: a coordinate of exactly 1 gets weight 0 from all four neighbo
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
 from vlaprune.nn.load import fill, read, save
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, Selection
+from vlaprune.pruner import Learned, ModelInfo, Plan, PruneContext, Selection
 
 
 def sample(grid: Tensor, points: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def assign_patches(points: Tensor, height: int, width: int) -> Tensor:
     return torch.cat(picks)
 
 
-class GridS(nn.Module, Pruner):
+class GridS(Learned):
     """Puts samples in place of the tokens; starts in evaluation mode.
 
     tokens   samples of each camera (16 or 4 as published), at most as many as it has patches
@@ -64,8 +66,6 @@ class GridS(nn.Module, Pruner):
     Its layers exist once `plan` has told the width of the tokens.
     """
 
-    noise_scale = 0.0  # of other methods that are trained; here nothing is noised
-
     def __init__(self, tokens: int = 16, weights: str = "random") -> None:
         super().__init__()
         if tokens < 1:
@@ -73,7 +73,6 @@ class GridS(nn.Module, Pruner):
         self.tokens, self.weights = tokens, weights
         self.points: nn.Sequential | None = None
         self._there: list[Tensor] = []
-        self.eval()
 
     def train(self, mode: bool = True) -> GridS:
         """Training or evaluation; the weights may have changed since."""
@@ -92,7 +91,7 @@ class GridS(nn.Module, Pruner):
                 fill(self, read(self.weights)[0], self.weights)
         return Plan((0,))
 
-    def save(self, path: str) -> None:
+    def save(self, path: Path) -> None:
         """Writes the layers where `weights` can load them."""
         save(path, self, {"method": "grids", "tokens": self.tokens})
 
@@ -124,7 +123,7 @@ class GridS(nn.Module, Pruner):
         keep, values = [], []
         with torch.autocast(context.visual.device.type, enabled=False):
             for view in context.layout.views:
-                own = context.visual[view.start : view.tokens.stop]
+                own = context.visual[view.slice]
                 rows, found = self.sampled(own, view.height, view.width)
                 self._charge(context, rows.shape[0])
                 keep.append(rows + view.start)

@@ -13,7 +13,7 @@ the authors leave this gap, and so does the default. `multiplicity_bias` closes 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.scoring import check_option, check_range, rms
@@ -26,10 +26,10 @@ from vlaprune.methods.shared.selecting import (
     row_winners,
     straight_through,
 )
-from vlaprune.pruner import ModelInfo, Plan, PruneContext, Scored, Selection
+from vlaprune.pruner import Learned, ModelInfo, Plan, PruneContext, Scored, Selection
 
 
-class LightVLA(nn.Module, Scored):
+class LightVLA(Learned, Scored):
     """Keeps the distinct winners, as many as there are; starts in evaluation mode.
 
     noise     added to the scores in training: uniform (authors' code) or gumbel (paper)
@@ -41,8 +41,8 @@ class LightVLA(nn.Module, Scored):
     multiplicity_bias  a winner's key counts once for each row that asked for it, as its duplicates do in training
 
     After `train()`, select keeps V rows with duplicates, each with the winner's position and values that pass a
-    straight-through gradient on. A trainer calls `anneal` before each step, gives each sequence its own seed and never
-    calls Session.finish, which refuses duplicates.
+    straight-through gradient on. The trainer sets `noise_scale` before each step, gives each sequence its own seed and
+    never calls Session.finish, which refuses duplicates.
     """
 
     name = "lightvla"
@@ -64,12 +64,7 @@ class LightVLA(nn.Module, Scored):
             raise UserError(f"{self.name} min_keep={min_keep} extra={extra}; use at least 1 and 0")
         self.noise, self.min_keep, self.multiplicity_bias = noise, min_keep, multiplicity_bias
         self.queries, self.extra, self.drop = queries, extra, drop
-        self.noise_scale, self.draws = 1.0, 0
-        self.eval()
-
-    def anneal(self, step: int, steps: int) -> None:
-        """The authors' schedule: noise falls in a line from 1 at the first step to 0 at `steps`."""
-        self.noise_scale = max(0.0, 1 - step / steps)
+        self.draws = 0
 
     def plan(self, info: ModelInfo) -> Plan:
         """Straight from the projector; how many go on depends on what is seen."""

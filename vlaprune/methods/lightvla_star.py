@@ -9,6 +9,8 @@ q . v / sqrt(d), the winner of each query, noise and straight-through gradient i
 go on, and with random weights the choice means nothing: this method must be trained.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +66,7 @@ class LightVLAStar(LightVLA):
                 fill(self, state, self.weights)
         return Plan((self.layer,))
 
-    def save(self, path: str) -> None:
+    def save(self, path: Path) -> None:
         """Writes the queries where `weights` can load them."""
         save(path, self, {"method": "lightvla_star", "size": self.size, "layer": self.layer})
 

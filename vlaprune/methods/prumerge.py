@@ -53,7 +53,7 @@ class PruMerge(Pruner):
         """Camera by camera."""
         keep, values, score = [], [], context.vision_attention.float().nan_to_num(0.0)
         for view in context.layout.views:
-            own = slice(view.start, view.tokens.stop)
+            own = view.slice
             rows, new = self._merge(context, context.visual[own].float(), score[own])
             keep.append(rows + view.start)
             values.append(new)

@@ -25,10 +25,10 @@ class Random(Pruner):
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One context, no reads."""
+        """Acts before one layer; reads no attention."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
         """As many as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
-        return Selection(random_subset(rows, self.budget.count(context.total), context.seed * 100_003 + context.step))
+        return Selection(random_subset(rows, self.budget.count(context.total), context.call_seed))

@@ -33,7 +33,7 @@ def dilate(seeds: Tensor, layout: Layout, window: int, tau: int) -> Tensor:
     """[V] bool: patches with at least `tau` seeds [V] in the window around them, camera by camera."""
     out = []
     for view in layout.views:
-        own = seeds[view.start : view.tokens.stop].float().view(1, 1, view.height, view.width)
+        own = seeds[view.slice].float().view(1, 1, view.height, view.width)
         ones = own.new_ones(1, 1, window, window)
         out.append(F.conv2d(own, ones, padding=window // 2).flatten() >= tau)
     return torch.cat(out)
@@ -95,7 +95,7 @@ class TEAMVLA(Pruner):
             seeds = torch.zeros_like(context.reusable).index_fill(0, near, True)
             context.charge(context.total, 1, self.window**2)
             stay = dilate(seeds, context.layout, self.window, self.tau)
-            stay |= random_mask(~stay, self.context, context.seed * 100_003 + context.step)
+            stay |= random_mask(~stay, self.context, context.call_seed)
             return Selection(stay.nonzero()[:, 0], reads=reads)
         count, rows = self.budget.count(context.total), context.alive.shape[0]
         if rows <= count:

@@ -20,7 +20,7 @@ class Uniform(Pruner):
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One context, no reads."""
+        """Acts before one layer; reads no attention."""
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:

@@ -63,7 +63,7 @@ class VisionZip(Scored):
         """Camera by camera."""
         rows, values, views, score = [], [], context.layout.views, context.vision_attention
         for view, k in zip(views, split_budget(self.budget.count(context.total), context.layout.sizes), strict=True):
-            own = slice(view.start, view.tokens.stop)
+            own = view.slice
             merged = round(self.contextual * k)
             others, width = len(view.tokens) - k, context.visual.shape[1]
             context.charge(others, merged, width)

@@ -39,7 +39,7 @@ from vlaprune.nn.checkpoint import Checkpoint, read_json
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.dit import SIZES, Diffusion, DiTShape
 from vlaprune.nn.hub import locate
-from vlaprune.nn.lora import identity
+from vlaprune.nn.load import weights_id
 from vlaprune.nn.resident import to_host
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.towers import MEAN, STD, timm_unused, timm_weight_map
@@ -112,7 +112,7 @@ class CogACT:
             randomise(self.action, seed, self.device, torch.float32)
         else:
             self._load(weights, unnorm, tokenizer, ema, precision(dtype))
-        self.info = replace(self.info, weights=identity(self.card))
+        self.info = replace(self.info, weights=weights_id(self.card))
 
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
         if unnorm is None:

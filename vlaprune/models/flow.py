@@ -43,7 +43,7 @@ from vlaprune.nn.block import RMSNorm
 from vlaprune.nn.checkpoint import Checkpoint, check_companions, shards
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.hub import locate
-from vlaprune.nn.lora import identity
+from vlaprune.nn.load import weights_id
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, prepares_pictures
@@ -125,7 +125,7 @@ class Flow(ABC):
             self._random(seed)
         else:
             self._load(folder, tokenizer)
-        self.info = replace(self.info, weights=identity(self.card))
+        self.info = replace(self.info, weights=weights_id(self.card))
 
     def _check_options(self, cameras: Sequence[str], resize: str | None, steps: int | None, chunk: int | None) -> None:
         """UserError for options that no checkpoint can have."""

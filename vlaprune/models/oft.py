@@ -41,7 +41,8 @@ from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
 from vlaprune.nn.decoder import Decoder, NullSession, Tokens, numbered
-from vlaprune.nn.lora import identity, load_adapter
+from vlaprune.nn.load import weights_id
+from vlaprune.nn.lora import load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
 from vlaprune.nn.weights import load_weights, randomise
 from vlaprune.session import Session, prepares_pictures
@@ -132,7 +133,7 @@ class OFT(nn.Module):
             setattr(self, name, module.eval())
         if adapter is not None:
             load_adapter(self, self.trunk, adapter, self.card)
-        self.info = replace(own.info("oft"), weights=identity(self.card))
+        self.info = replace(own.info("oft"), weights=weights_id(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 

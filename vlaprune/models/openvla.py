@@ -33,7 +33,7 @@ from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import normalise
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.extend import PromptKV, Suffix
-from vlaprune.nn.lora import identity
+from vlaprune.nn.load import weights_id
 from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout
 
@@ -87,7 +87,7 @@ class OpenVLA:
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
         self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
-        self.info = replace(own.info("openvla"), weights=identity(self.card))
+        self.info = replace(own.info("openvla"), weights=weights_id(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
 

@@ -42,7 +42,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def precision(dtype: str) -> torch.dtype:
-    """UserError for a dtype that is not one of DTYPES."""
+    """The torch dtype of this name. UserError for one that is not in DTYPES."""
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}; use one of {', '.join(DTYPES)}")
     return getattr(torch, dtype)

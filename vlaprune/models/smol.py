@@ -19,8 +19,8 @@ from vlaprune.models.shared import resolve_device
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
-from vlaprune.nn.load import fill, read
-from vlaprune.nn.lora import add_adapters, identity, merge
+from vlaprune.nn.load import fill, read, weights_id
+from vlaprune.nn.lora import add_adapters, merge
 from vlaprune.nn.vision import ViT
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
@@ -86,7 +86,7 @@ class Smol(SmallPolicy):
         path = shipped("smol" if tower.startswith("smol") else "tiny", tower)
         state, card = read(path)
         seen = {name: t for name, t in state.items() if name == "camera" or name.startswith("vision.")}
-        fill(Tower(self.vision, self.camera), seen, str(path))
+        fill(VisionState(self.vision, self.camera), seen, str(path))
         self.card["tower"] = {"weights": str(path.name), "sha256": card["sha256"]}
 
     def _load(self, path: Path, merged: bool) -> None:
@@ -108,7 +108,7 @@ class Smol(SmallPolicy):
         both = f"{origin['backbone']} {card['sha256']}"
         own = {"lora": origin["lora"], "weights": str(path), "sha256": hashlib.sha256(both.encode()).hexdigest()}
         self.card = {**self.card, **card, **own}
-        self.info = replace(self.info, weights=identity(self.card))
+        self.info = replace(self.info, weights=weights_id(self.card))
 
     @property
     def decoder(self) -> Decoder:  # type: ignore[override]
@@ -147,7 +147,7 @@ class Smol(SmallPolicy):
         return super().train_loss(images, state, words, labels, hints, sessions)
 
 
-class Tower(nn.Module):
+class VisionState(nn.Module):
     """What of a policy sees, under the policy's names."""
 
     def __init__(self, vision: ViT, camera: nn.Parameter) -> None:

@@ -13,8 +13,7 @@ from vlaprune.models.shared import resolve_device
 from vlaprune.models.small import SmallPolicy, shipped
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
-from vlaprune.nn.load import fill, read
-from vlaprune.nn.lora import identity
+from vlaprune.nn.load import fill, read, weights_id
 from vlaprune.nn.vision import ViT
 from vlaprune.pruner import ModelInfo
 
@@ -68,7 +67,7 @@ class Tiny(SmallPolicy):
             path = shipped("tiny", weights)
             state, self.card = read(path)
             fill(self, state, str(path))
-        self.info = replace(self.info, weights=identity(self.card))
+        self.info = replace(self.info, weights=weights_id(self.card))
         self.to(resolve_device(device)).eval()
 
     def tokenize(self, instruction: str) -> list[int]:

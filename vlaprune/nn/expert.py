@@ -56,7 +56,7 @@ class AdaBlock(Block):
 
 
 class Expert(nn.Module):
-    """The layers of the action expert and its final norm. `vlaprune.nn.extend.extend` runs them.
+    """The layers of the action expert and its final norm. `vlaprune.nn.extend.Suffix.extend` runs them.
 
     config    as many layers, heads and head numbers as the prompt's decoder, of another width
     adaptive  norms follow the time of the flow (pi0.5)

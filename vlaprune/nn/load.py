@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.nn.weights import finite
 
 CARD, CHECKSUM = "vlaprune", "checksum"  # keys of a file's metadata
@@ -35,9 +35,9 @@ def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype:
         k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
         for k, v in trainable_state(module).items()
     }
-    part, told = path.with_suffix(".part"), json.dumps(dict(card))
-    save_file(state, part, metadata={CARD: told, CHECKSUM: checksum(state, told)})
-    os.replace(part, path)
+    told = json.dumps(dict(card))
+    with replacing(path) as part:
+        save_file(state, part, metadata={CARD: told, CHECKSUM: checksum(state, told)})
 
 
 def checksum(state: Mapping[str, Tensor], card: str) -> str:
@@ -74,6 +74,11 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
     if CHECKSUM in said and said[CHECKSUM] != checksum(state, said[CARD]):
         raise UserError(f"weights {path} are damaged: their checksum is another one; copy or train them again")
     return state, {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def weights_id(card: Mapping[str, object]) -> str:
+    """What tells the weights of a card from others: their digest, or the seed that they were drawn from."""
+    return str(card.get("sha256") or f"{card.get('weights')}, seed {card.get('seed')}")
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

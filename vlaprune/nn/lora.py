@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
-from vlaprune.nn.load import fill, read
+from vlaprune.nn.block import Block
+from vlaprune.nn.load import fill, read, weights_id
 
 
 class LoRA(nn.Module):
@@ -54,7 +55,7 @@ class LoRA(nn.Module):
 def add_adapters(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
     """Freezes a module and puts adapters beside each of its linear layers, save those named in `skip`.
 
-    A module may say in `parts` of which parts the rows of a fused layer of its own are made. A is drawn from N(0, 1 /
+    Of a fused layer every part has adapters of its own (`Block.parts`). A is drawn from N(0, 1 /
     rank^2), from the seed and the layer's name alone; B is zero, so that nothing changes before training.
     """
     if rank < 1:
@@ -64,9 +65,9 @@ def add_adapters(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip:
     for name, layer in layers:
         holder, _, own = name.rpartition(".")
         owner = trunk.get_submodule(holder)
-        parts = getattr(owner, "parts", {}).get(own, (layer.out_features,))
+        parts = owner.parts.get(own) if isinstance(owner, Block) else None
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        setattr(owner, own, LoRA(layer, rank, alpha, parts, generator))
+        setattr(owner, own, LoRA(layer, rank, alpha, parts or (layer.out_features,), generator))
 
 
 def merge(trunk: nn.Module) -> None:
@@ -74,11 +75,6 @@ def merge(trunk: nn.Module) -> None:
     for name, adapter in [(n, m) for n, m in trunk.named_modules() if isinstance(m, LoRA)]:
         holder, _, own = name.rpartition(".")
         setattr(trunk.get_submodule(holder), own, adapter.merged())
-
-
-def identity(card: Mapping[str, object]) -> str:
-    """What tells the weights of a card from others: their digest, or the seed that they were drawn from."""
-    return str(card.get("sha256") or f"{card.get('weights')}, seed {card.get('seed')}")
 
 
 def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
@@ -91,14 +87,14 @@ def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str,
     lora = said.get("lora")
     if not isinstance(lora, dict):
         raise UserError(f"weights {path} are no adapters; give them as model.weights")
-    if lora.get("weights") != identity(card):
+    if lora.get("weights") != weights_id(card):
         raise UserError(
-            f"adapters {path} were trained on weights {lora.get('weights')}, but these are {identity(card)}; "
+            f"adapters {path} were trained on weights {lora.get('weights')}, but these are {weights_id(card)}; "
             "set model.weights to those"
         )
     add_adapters(trunk, lora["rank"], lora["alpha"])
     fill(policy, state, path)
     merge(trunk)
-    both = f"{identity(card)} {said['sha256']}"
+    both = f"{weights_id(card)} {said['sha256']}"
     made = {key: said[key] for key in ("tuning", "method") if key in said} | {"from": dict(card)}
     card |= {"adapter": str(Path(path)), "sha256": hashlib.sha256(both.encode()).hexdigest(), **made}

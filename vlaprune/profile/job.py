@@ -25,7 +25,7 @@ PICTURE = 256  # side of the pictures that LIBERO renders, in px: models that re
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProfileJob:
     """What a mode works with.
 
     cfg      the settings of configs/profile.yaml
@@ -99,7 +99,7 @@ def noise(model: VLA, seed: int) -> Recording:
     return synthetic(model.interface, model.image if isinstance(model, HasImageSize) else PICTURE, seed=seed)
 
 
-def speeds(setting: Setting) -> list[Path]:
+def speeds(setting: ProfileJob) -> list[Path]:
     """What every method saves against the fastest dense."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     methods = setting.ready(setting.methods, model, recording)
@@ -111,7 +111,7 @@ def speeds(setting: Setting) -> list[Path]:
     return setting.write(page, f"{model.info.name}-{model.device.type}", found.rows, str(model.device))
 
 
-def fidelities(setting: Setting) -> list[Path]:
+def fidelities(setting: ProfileJob) -> list[Path]:
     """How far each method's actions stray from dense ones, and whether that foretold its loss of success."""
     from vlaprune import report
     from vlaprune.profile import gate, hindsight
@@ -148,7 +148,7 @@ def fidelities(setting: Setting) -> list[Path]:
     return setting.write(page, "fidelity", [*gate.rows(judged), *extra], str(model.device))
 
 
-def overheads(setting: Setting) -> list[Path]:
+def overheads(setting: ProfileJob) -> list[Path]:
     """What the instrument costs: our decoder against transformers', methods that keep everything against dense."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     page = Page("What the instrument costs")
@@ -164,20 +164,20 @@ def overheads(setting: Setting) -> list[Path]:
     return setting.write(page, "overhead", rows, str(model.device))
 
 
-def ceilings(setting: Setting) -> list[Path]:
+def ceilings(setting: ProfileJob) -> list[Path]:
     """The most that pruning can give the published models on known devices; nothing is run."""
     page = Page("The most that pruning can give")
     return setting.write(page, "floors", floors.fill(page, setting.cfg.keeps), "cpu")
 
 
-def preparations(setting: Setting) -> list[Path]:
+def preparations(setting: ProfileJob) -> list[Path]:
     """What preparing the pictures of the benchmark costs a call, in each way that models name."""
     page = Page("Preparing pictures")
     rows = pictures.fill(page, setting.bench.name, pictures.seen(setting.bench), setting.cfg.calls)
     return setting.write(page, "pictures", rows, "cpu")
 
 
-def checks(setting: Setting) -> list[Path]:
+def checks(setting: ProfileJob) -> list[Path]:
     """Every model and method in a few minutes, on the machine at hand.
 
     The page is written again after every round of arms: whoever stops it keeps what is there.
@@ -205,7 +205,7 @@ def checks(setting: Setting) -> list[Path]:
     return written
 
 
-def calibrations(setting: Setting) -> list[Path]:
+def calibrations(setting: ProfileJob) -> list[Path]:
     """A calibration file for every method that needs one, from the recorded dense frames."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     out = []
@@ -233,7 +233,7 @@ def _bar(what: str, unit: str, total: int | None = None) -> Iterator[Callable[[s
         yield tell
 
 
-MODES: Mapping[str, Callable[[Setting], list[Path]]] = {
+MODES: Mapping[str, Callable[[ProfileJob], list[Path]]] = {
     "speed": speeds,
     "fidelity": fidelities,
     "overhead": overheads,

@@ -146,7 +146,7 @@ class Modelled:
 
 
 @dataclass(frozen=True)
-class Arm:
+class LatencyRow:
     """One line of a table: GFLOPs and milliseconds of one kind of call."""
 
     method: str
@@ -170,7 +170,7 @@ class Table:
     scaled: bool = False
 
     @cached_property
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[LatencyRow]:
         """Sorted by FLOPs. UserError in one line for a file that is no such table, or of another model."""
         rows = self._rows()
         dense = [r for r in rows if r["method"].split()[0] == "dense"]
@@ -178,9 +178,11 @@ class Table:
             raise UserError(f"{self.path} has no dense arm; make it with vlaprune-profile mode=speed")
         kernel = min(dense, key=lambda r: float(r["ms_p50"]))["kernel"]
         rows = [r for r in rows if r["kernel"] == kernel]
-        base = [Arm("dense", float(r["flops_call"]), float(r["ms_p50"])) for r in rows if r in dense]
+        base = [LatencyRow("dense", float(r["flops_call"]), float(r["ms_p50"])) for r in rows if r in dense]
         pruned = [
-            Arm(r["method"].split()[0], float(r["steady_flops"]), float(r["ms_pruned"])) for r in rows if r not in dense
+            LatencyRow(r["method"].split()[0], float(r["steady_flops"]), float(r["ms_pruned"]))
+            for r in rows
+            if r not in dense
         ]
         own = [arm for arm in pruned if arm.method == self.method]
         return sorted([*base, *(own or pruned)], key=lambda arm: arm.flops)
@@ -239,7 +241,7 @@ class Table:
         )
 
 
-def curve(arms: Sequence[Arm]) -> tuple[list[float], list[float]]:
+def curve(arms: Sequence[LatencyRow]) -> tuple[list[float], list[float]]:
     """FLOPs, ascending without repeats, and the mean time of the arms at each."""
     found: dict[float, list[float]] = {}
     for arm in sorted(arms, key=lambda arm: arm.flops):

@@ -53,7 +53,9 @@ def measure(
     here = roofline.measure(model.device, next(matrices).dtype)
     skipped = {f"dense under {backend}": why for backend in backends if (why := missing(backend, model.device))}
     here_too = [backend for backend in backends if not missing(backend, model.device)]
-    dense = [micro.Arm("dense", recording.policy(with_backend(model, backend), Dense), backend) for backend in here_too]
+    dense = [
+        micro.TimedArm("dense", recording.policy(with_backend(model, backend), Dense), backend) for backend in here_too
+    ]
     if not dense:
         raise UserError(f"backends={list(backends)} has no backend that runs on {model.device}")
     best = micro.fastest_backend(dense, recording.episodes, quick or rules, watch)
@@ -81,21 +83,23 @@ def measure(
     return found(pairs)
 
 
-def _arms(model: VLA, methods: Methods, recording: Recording, backend: str, skipped: dict[str, str]) -> list[micro.Arm]:
+def _arms(
+    model: VLA, methods: Methods, recording: Recording, backend: str, skipped: dict[str, str]
+) -> list[micro.TimedArm]:
     """An arm per method that this model can have."""
     arms = []
     for label, make in methods:
         try:
             own = copy.copy(model)
             own.backend = model.backend.fork()
-            arms.append(micro.Arm(label, recording.policy(own, make), backend))
+            arms.append(micro.TimedArm(label, recording.policy(own, make), backend))
         except UserError as error:
             skipped[label] = str(error)
     return arms
 
 
 def _notes(
-    best: micro.Arm,
+    best: micro.TimedArm,
     recording: Recording,
     rules: micro.TimingConfig,
     watch: Watch,

@@ -79,7 +79,7 @@ class Launches:
 
 
 @dataclass
-class Arm:
+class TimedArm:
     """One way to run the model, and what was seen of it.
 
     label    what it is called in the table
@@ -146,7 +146,7 @@ class Arm:
         rules: TimingConfig,
         deadline: float = inf,
         others: float = 0.0,
-        same: Arm | None = None,
+        same: TimedArm | None = None,
     ) -> None:
         """Throws calls away, then looks at one block's products and memory.
 
@@ -223,8 +223,8 @@ class Arm:
 class Pair:
     """A method's arm, and which of the dense arm's blocks ran beside its own."""
 
-    arm: Arm
-    dense: Arm
+    arm: TimedArm
+    dense: TimedArm
     beside: list[int] = field(default_factory=list)
 
     @property
@@ -244,7 +244,7 @@ class Pair:
         return np.array(theirs) / np.where(np.array(ours) > 0, ours, np.nan)
 
     @property
-    def _both(self) -> tuple[tuple[Arm, Sequence[int]], tuple[Arm, Sequence[int]]]:
+    def _both(self) -> tuple[tuple[TimedArm, Sequence[int]], tuple[TimedArm, Sequence[int]]]:
         return (self.dense, self.beside), (self.arm, range(len(self.arm.blocks)))
 
 
@@ -259,10 +259,10 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
     return float(np.median([r.ms.get(name, 0.0) for r in records]))
 
 
-def fastest_backend(arms: Sequence[Arm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> Arm:
+def fastest_backend(arms: Sequence[TimedArm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> TimedArm:
     """Measures dense under each backend in turn; gives the fastest."""
     alone = allocated(arms[0].policy.model.device)
-    counted: Arm | None = None
+    counted: TimedArm | None = None
     for arm in arms:
         arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone, same=counted)
         counted = counted or (None if arm.refused else arm)
@@ -286,8 +286,8 @@ def fastest_backend(arms: Sequence[Arm], episodes: Sequence[Block], rules: Timin
 
 
 def compare(
-    dense: Arm,
-    arms: Sequence[Arm],
+    dense: TimedArm,
+    arms: Sequence[TimedArm],
     episodes: Sequence[Block],
     rules: TimingConfig,
     watch: Watch,
@@ -321,7 +321,7 @@ def compare(
     return pairs
 
 
-def _awake(dense: Arm, block: Block, seed: int) -> None:
+def _awake(dense: TimedArm, block: Block, seed: int) -> None:
     """Calls that are thrown away: between rounds the device was idle, and clocked down."""
     try:
         dense.replay(block[:AWAKE], seed)
@@ -344,7 +344,7 @@ def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> N
             kept.pop()
 
 
-def energy(arm: Arm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:
+def energy(arm: TimedArm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:
     """Joules of the board per call, over windows long enough for its counter; nothing where there is none."""
     if nvml.energy() is None or arm.refused:
         return

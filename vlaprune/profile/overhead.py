@@ -165,11 +165,11 @@ def methods(
 ) -> list[dict[str, Any]]:
     """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
     watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
-    base = micro.Arm("dense", recording.policy(model, Dense), "sdpa")
-    again = micro.Arm(micro.AGAIN, recording.policy(model, Dense), "sdpa")
+    base = micro.TimedArm("dense", recording.policy(model, Dense), "sdpa")
+    again = micro.TimedArm(micro.AGAIN, recording.policy(model, Dense), "sdpa")
     arms = [
         again,
-        *(micro.Arm(label, recording.policy(model, make), "sdpa") for label, make in kept(every, model.info)),
+        *(micro.TimedArm(label, recording.policy(model, make), "sdpa") for label, make in kept(every, model.info)),
     ]
     base.warm(rules.blocks(recording.episodes), rules)
     rows: list[dict[str, Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +15,7 @@ from vlaprune.bench.episodes import Episodes, Outcome
 from vlaprune.benchmark import Benchmark, Gripper, Interface, Observation
 from vlaprune.control import Control
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.policy import VLA, Policy, episode_seed
 from vlaprune.pruner import Pruner
 
@@ -84,11 +84,8 @@ class Recording:
         for name in ("task", "episode", "step", "phase"):
             arrays[name] = np.array([getattr(f, name) for f in self.frames])
         arrays["card"] = np.array(json.dumps(self.card))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Recording:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlaprune.policy import VLA
 from vlaprune.profile.conventions import CONVENTIONS, rosetta
-from vlaprune.profile.micro import Arm, Pair
+from vlaprune.profile.micro import Pair, TimedArm
 from vlaprune.profile.page import Page, percent
 from vlaprune.profile.roofline import DEVICES, Device
 from vlaprune.records import STAGES, TIMED, StepRecord
@@ -30,7 +30,7 @@ def dense_share(records: Sequence[StepRecord]) -> float:
     return float(np.mean([not r.pruned for r in records]))
 
 
-def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
+def described(model: VLA, arm: TimedArm, here: Device) -> dict[str, Any]:
     """What one arm alone shows: tokens, FLOPs in every convention, milliseconds, memory, floors."""
     ms, records = arm.ms, arm.records
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
@@ -63,12 +63,12 @@ def described(model: VLA, arm: Arm, here: Device) -> dict[str, Any]:
     return row
 
 
-def floor(on: Device, arm: Arm) -> float:
+def floor(on: Device, arm: TimedArm) -> float:
     """Milliseconds of the mean call of an arm on a device at its roofline, a method's own products left out."""
     return sum(ms for stage, ms in on.floors(arm.products).items() if stage != "method") / arm.counted
 
 
-def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -> dict[str, Any]:
+def against(row: dict[str, Any], pair: Pair, dense: TimedArm, base: dict[str, Any]) -> dict[str, Any]:
     """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible.
 
     `bound` is the larger of the promise of the FLOPs and the ratio of the floors on the device measured on.
@@ -91,7 +91,7 @@ def against(row: dict[str, Any], pair: Pair, dense: Arm, base: dict[str, Any]) -
     return row
 
 
-def beside_sdpa(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+def beside_sdpa(arms: Sequence[TimedArm]) -> dict[str, dict[str, float]]:
     """By backend, time of a dense call over that under sdpa: median over blocks on the same observations, interval.
 
     Right after the backends were compared, when all arms have the same blocks. Empty where sdpa did not run.

@@ -51,7 +51,7 @@ def delayed(runs: Iterable[Run]) -> bool:
 
 
 @dataclass(frozen=True)
-class Setting:
+class DelaySetting:
     """One way of delay and the runs under it.
 
     mode   wait, hold, overlap, stale or rtc
@@ -67,7 +67,7 @@ class Setting:
     comparison: Comparison
 
 
-def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Setting]:
+def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[DelaySetting]:
     """Runs by their delay, in the order of mode and latency.
 
     UserError as `compare` raises it, and where runs differ in more than method, seed and delay.
@@ -82,10 +82,10 @@ def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False
     return sorted(out, key=lambda s: (s.ms is None, s.mode, s.ms or 0.0, s.where))
 
 
-def _setting(group: Sequence[Run], every: Sequence[Header], baseline: str, partial: bool) -> Setting:
+def _setting(group: Sequence[Run], every: Sequence[Header], baseline: str, partial: bool) -> DelaySetting:
     said: Mapping[str, Any] = group[0].header.identity.get("delay", {"mode": "wait", "ms": 0.0})
     note = str(group[0].header.provenance.get("delay", ""))
-    return Setting(
+    return DelaySetting(
         said["mode"], _where(said), _number(said.get("ms")), note, compare(group, baseline, partial, others=every)
     )
 
@@ -131,7 +131,7 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
     return out
 
 
-def _footnotes(found: Sequence[Setting]) -> list[str]:
+def _footnotes(found: Sequence[DelaySetting]) -> list[str]:
     out = [
         "seconds: of the world, held ones included; mean over the episodes that succeed, so compare the paired ones",
         f"intervals of means: 95 % each, over at least {LEAST} episodes",
@@ -149,7 +149,7 @@ def _footnotes(found: Sequence[Setting]) -> list[str]:
     return out
 
 
-def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
+def _row(setting: DelaySetting, arm: Arm) -> dict[str, Any]:
     records = list(arm.episodes.values())
     steps, calls = sum(r.steps for r in records), [c for r in records for c in r.calls]
     seconds, interval = _mean({k: _seconds(r) for k, r in arm.episodes.items() if r.success})
@@ -173,7 +173,7 @@ def _row(setting: Setting, arm: Arm) -> dict[str, Any]:
     return out | {key: np.mean([r.motion.get(key, np.nan) for r in records]) for key in MOTION}
 
 
-def _cost(setting: Setting, arm: Arm, undelayed: Mapping[str, Arm]) -> dict[str, float]:
+def _cost(setting: DelaySetting, arm: Arm, undelayed: Mapping[str, Arm]) -> dict[str, float]:
     """What the delay costs: an arm against that of its label in `undelayed`, on the same episodes."""
     base = None if setting.ms == 0 else undelayed.get(arm.label)
     if base is None or not (keys := shared_episodes(arm, base)):
@@ -188,7 +188,7 @@ def _seconds(record: EpisodeRecord) -> float:
     return float(record.motion.get("world_seconds", np.nan))
 
 
-def _judged(setting: Setting, frame: pd.DataFrame) -> pd.DataFrame:
+def _judged(setting: DelaySetting, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one setting with success, verdicts and what is paired."""
     labels = {arm.marked: arm.label for arm in setting.comparison.arms}
     told = tabulate(setting.comparison).set_index("method")[list(JUDGED)].rename(index=labels)

@@ -122,7 +122,7 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, 
     if evaluated := [t.name for t in bench.tasks() if plan.first < t.episodes]:
         raise UserError(f"teaching.first={plan.first} begins with initial states that {evaluated[0]} is evaluated on")
     jobs = [
-        demos.Job(task.name, episode, plan.noises[(episode + i) % len(plan.noises)])
+        demos.DemoJob(task.name, episode, plan.noises[(episode + i) % len(plan.noises)])
         for i, task in enumerate(bench.tasks())
         for episode in plan.demonstrations(task.name)
     ]
@@ -169,7 +169,7 @@ def record_corrections(
 
 def corrected_files(bench: Any, plan: Teaching, folder: Path, number: int) -> list[Path]:
     """The files of the corrections of round `number`."""
-    jobs = [demos.Job(t.name, episode, 0.0) for t in bench.tasks() for episode in plan.corrected(t.name, number)]
+    jobs = [demos.DemoJob(t.name, episode, 0.0) for t in bench.tasks() for episode in plan.corrected(t.name, number)]
     return demos.planned(jobs, folder)
 
 

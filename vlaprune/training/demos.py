@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vlaprune.benchmark import Observation, SupportsHint, SupportsSnapshot, Task, in_process
 from vlaprune.errors import UserError
-from vlaprune.training.files import replacing
+from vlaprune.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
@@ -24,7 +24,7 @@ IN = ", in "  # before the world in it; files of 0.1.0 do not name their world
 Policy = Callable[[Observation], np.ndarray]
 
 
-class Job(NamedTuple):
+class DemoJob(NamedTuple):
     """One episode to record, with the standard deviation of the noise on the arm's actions."""
 
     task: str
@@ -80,11 +80,11 @@ def record(
     bench = in_process(bench)
     with bench.open(task) as env:
         _check(bench, env, style)
-        return [_episode(bench, env, task, Job(task.name, e, noise), out_dir, style, policy) for e in episodes]
+        return [_episode(bench, env, task, DemoJob(task.name, e, noise), out_dir, style, policy) for e in episodes]
 
 
 def collect(
-    bench: Any, plan: Sequence[Job], out_dir: str | Path, workers: int = 2, style: Style = STYLE
+    bench: Any, plan: Sequence[DemoJob], out_dir: str | Path, workers: int = 2, style: Style = STYLE
 ) -> dict[str, float]:
     """Records `plan` in processes, as `record` does; returns each task's rate of success.
 
@@ -99,7 +99,7 @@ def collect(
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
 
 
-def planned(plan: Iterable[Job], out_dir: str | Path) -> list[Path]:
+def planned(plan: Iterable[DemoJob], out_dir: str | Path) -> list[Path]:
     """The files of the episodes of a plan, in the order of their names."""
     return sorted(_path(out_dir, job) for job in plan)
 
@@ -135,7 +135,7 @@ def _check(bench: Any, env: Any, style: Style) -> None:
 
 
 def _episode(
-    bench: Any, env: Any, task: Task, job: Job, out_dir: str | Path, style: Style, policy: Policy | None
+    bench: Any, env: Any, task: Task, job: DemoJob, out_dir: str | Path, style: Style, policy: Policy | None
 ) -> bool:
     """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
     name, episode, noise = job
@@ -180,7 +180,7 @@ def _episode(
     return done
 
 
-def _path(out_dir: str | Path, job: Job) -> Path:
+def _path(out_dir: str | Path, job: DemoJob) -> Path:
     """The file of an episode."""
     return Path(out_dir) / f"{job.task}_{job.episode:06d}.npz"
 
@@ -222,7 +222,9 @@ def _read(path: Path, *keys: str, known: Sequence[str] = ()) -> dict[str, np.nda
         raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 
-def _share(bench: Any, plan: Sequence[Job], out_dir: str | Path, style: Style, worker: int) -> list[tuple[str, bool]]:
+def _share(
+    bench: Any, plan: Sequence[DemoJob], out_dir: str | Path, style: Style, worker: int
+) -> list[tuple[str, bool]]:
     """What one process does of `collect`: one environment at a time, opened when the task of the plan changes."""
     bench = in_process(bench)
     tasks = {task.name: task for task in bench.tasks()}

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.nn.load import fill, trainable_state
-from vlaprune.training.files import replacing
 
 
 @dataclass(frozen=True)

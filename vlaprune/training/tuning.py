@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.meter import Clock
-from vlaprune.nn.load import save
-from vlaprune.nn.lora import add_adapters, identity
-from vlaprune.policy import Trainable, TrainableFromScratch
+from vlaprune.nn.load import save, weights_id
+from vlaprune.nn.lora import add_adapters
+from vlaprune.policy import HasTrunk, Trainable, TrainableFromScratch
+from vlaprune.pruner import Learned
 from vlaprune.session import Session
 from vlaprune.training import demos
 from vlaprune.training.cloning import (
@@ -30,7 +32,6 @@ from vlaprune.training.cloning import (
     teaching,
 )
 from vlaprune.training.datasets import load as datasets
-from vlaprune.training.files import replacing
 from vlaprune.training.trainer import Frames, Recipe, Trainer, frames
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -74,7 +75,7 @@ class Tuning:
 
 def is_learnable(method: object) -> bool:
     """Whether a method is trained together with a policy."""
-    return isinstance(method, nn.Module)
+    return isinstance(method, Learned)
 
 
 class Student(nn.Module):
@@ -98,9 +99,9 @@ class Student(nn.Module):
             self._sessions.append(Session(method, self.policy.info, self.policy.decoder.config, self._clock))
         for i, session in enumerate(self._sessions[:count]):
             session.reset(((self.seed * 1_000_003 + step) * 4096 + i) % 2**46)  # methods multiply it by some 10^5
-            if isinstance(session.pruner, nn.Module):
+            if isinstance(session.pruner, Learned):
                 session.pruner.train(noise is not None)
-                session.pruner.noise_scale = noise or 0.0  # type: ignore[assignment]
+                session.pruner.noise_scale = noise or 0.0
         return self._sessions[:count]
 
     def loss(self, step: int, *batch: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ def kept_by_phase(student: Student, arrays: Mapping[str, np.ndarray], shown: Fra
             parts = (shown.images, shown.state, shown.words, shown.labels, shown.hints)
             kept = student.probe(*(torch.from_numpy(a[pick]).to(device) for a in parts))[1]
             for view in student.sessions(1, 0, None)[0].trace.layout.views:
-                own = kept[:, view.tokens.start : view.tokens.stop].sum(1)
+                own = kept[:, view.slice].sum(1)
                 yield f"{name},{third},{view.camera},{len(pick)},{own.mean():.2f},{len(view.tokens)}"
 
 
@@ -199,13 +200,14 @@ def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, objec
 
     UserError for a policy without a trunk of its own.
     """
-    if not hasattr(policy, "trunk"):
+    fits = isinstance(policy, HasTrunk)  # a name of its own: mypy would narrow `policy` to it
+    if not fits:
         raise UserError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
     add_adapters(policy.trunk, rank, alpha, seed)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return {"rank": rank, "alpha": alpha, "weights": identity(policy.card)}
+    return {"rank": rank, "alpha": alpha, "weights": weights_id(policy.card)}
 
 
 def load_demonstrations(cfg: Any, subject: Subject, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
@@ -255,7 +257,7 @@ def main(cfg: Any, subject: Subject) -> None:
     arrays, shown = load_demonstrations(cfg, subject, policy)
     learning = {k: v for k, v in asdict(tuning).items() if k not in ("probe", "recipe")}
     taught = asdict(replace(teaching(cfg), workers=1))
-    origin = subject.origin(identity(policy.card), learning, taught)
+    origin = subject.origin(weights_id(policy.card), learning, taught)
     lora = None
     if tuning.lora["rank"]:
         lora = add_lora(policy, int(tuning.lora["rank"]), tuning.lora["alpha"], recipe.seed)
@@ -280,6 +282,6 @@ def main(cfg: Any, subject: Subject) -> None:
     save(path, policy, card, torch.float32 if lora else torch.float16)
     option = "adapter" if lora else "weights"
     print(f"{path}\n{subject.evaluation(option, path, '...')}")
-    if is_learnable(method) and list(method.parameters()):
-        method.save(str(folder / "method.safetensors"))
+    if isinstance(method, Learned) and list(method.parameters()):
+        method.save(folder / "method.safetensors")
         print(f"{folder / 'method.safetensors'}, for method.weights=")

@@ -6,7 +6,6 @@ mode=calibrate method=ties` writes one from recorded frames. Those of the shippe
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import isnan
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from vlaprune.errors import UserError
+from vlaprune.files import replacing
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.pruner import ModelInfo, Plan, Probe, PruneContext, Selection
 from vlaprune.trace import Trace
@@ -58,10 +58,8 @@ class Calibrate(Probe):
         picked = [self.taus[(2 * i + 1) * len(self.taus) // (2 * n)] for i in range(n)]
         check(picked, f"a calibration from {len(self.taus)} calls")
         made = fingerprint(self.estimator, self._info) | {"visual_tokens": self._tokens, "tau": picked}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(made, indent=1) + "\n")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(made, indent=1) + "\n")
 
 
 def fingerprint(estimator: Estimator, info: ModelInfo) -> dict[str, Any]:

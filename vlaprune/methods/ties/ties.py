@@ -118,7 +118,7 @@ class TIES(Calibrated, Scored):
         rest = top(torch.ones_like(score).index_fill(0, first, 0), context.total - first.shape[0])
         if self.uniform == "diverse" and first.shape[0] < count:
             context.charge(rest.shape[0], rest.shape[0], context.visual.shape[1])
-        even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.seed * 100_003 + context.step)
+        even = FILL[self.uniform](rest, count - first.shape[0], context.visual, context.call_seed)
         return Selection(torch.cat((first, even)))
 
     def wants_second_pass(self, context: PruneContext) -> bool:

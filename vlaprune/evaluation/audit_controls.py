@@ -20,14 +20,14 @@ from vlaprune.methods.shared.selecting import even_strides, random_subset, split
 from vlaprune.pruner import ModelInfo, Plan, PruneContext, Pruner, PrunerWrapper, Scored, Selection, top
 from vlaprune.trace import Layout, Trace
 
-Scores = Mapping[int, Tensor]  # of one call: site -> [V] score of each visual token, NaN for those that were gone
+Scores = Mapping[int, Tensor]  # of one call: layer -> [V] score of each visual token, NaN for those that were gone
 
 
-class Replay(Protocol):
+class RecordedCounts(Protocol):
     """What a recorded run of the method did in a call of the episode with a seed."""
 
-    def count(self, seed: int, call: int, site: int) -> int:
-        """Visual tokens computed from a site on; of two passes, in the second."""
+    def count(self, seed: int, call: int, layer: int) -> int:
+        """Visual tokens computed from a layer on; of two passes, in the second."""
 
     def had_two_passes(self, seed: int, call: int) -> bool:
         """Whether the prompt was computed twice."""
@@ -41,8 +41,8 @@ class Choice(Protocol):
 
 
 def draw_seed(context: PruneContext, draw: int) -> int:
-    """A number for a draw at one site of one call."""
-    return ((context.seed * 100_003 + context.step) * 131 + context.layer) * 131 + draw
+    """A number for a draw at one layer of one call."""
+    return (context.call_seed * 131 + context.layer) * 131 + draw
 
 
 def at_random(draw: int) -> Choice:
@@ -95,7 +95,7 @@ class OtherEpisode:
         self.donors = donors
 
     def __call__(self, context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-        """Where that call has no score at this site, the nearest earlier one that has, else the first later one."""
+        """Where that call has no score at this layer, the nearest earlier one that has, else the first later one."""
         calls = self.donors(context.seed)
         at = context.step % len(calls)
         order = [*range(at, -1, -1), *range(at + 1, len(calls))]
@@ -134,15 +134,15 @@ class Recorded(PrunerWrapper):
         self._scores = {}
 
 
-class Control(PrunerWrapper):
+class ControlArm(PrunerWrapper):
     """The method with other tokens.
 
-    replay  how many visual tokens are computed from a site on
-    scores  `choose` needs the method's score. Where the method gives none, its latest one of this site counts, and
+    replay  how many visual tokens are computed from a layer on
+    scores  `choose` needs the method's score. Where the method gives none, its latest one of this layer counts, and
             where there is none yet, rows are drawn at random
     """
 
-    def __init__(self, inner: Pruner, replay: Replay, choose: Choice, scores: bool = False) -> None:
+    def __init__(self, inner: Pruner, replay: RecordedCounts, choose: Choice, scores: bool = False) -> None:
         super().__init__(inner)
         self.replay, self.choose, self.scores = replay, choose, scores
         if scores and not isinstance(inner, Scored):
