@@ -16,7 +16,7 @@ from vlaprune.methods.vlapruner import VLAPruner
 from vlaprune.models.backends import kernel, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
-from vlaprune.nn.decoder import NullSession, Tokens
+from vlaprune.nn.decoder import NullHooks, Tokens
 from vlaprune.policy import Policy
 from vlaprune.profile.recording import actions, synthetic
 from vlaprune.testing import SimulatedGraphs, with_segments
@@ -63,7 +63,7 @@ def test_backends_act_and_count_as_the_eager_run_does(method, style):
             )
 
 
-class Watching(NullSession):
+class Watching(NullHooks):
     """Hooks that may change rows before some layers, and note what they are told."""
 
     def __init__(self, *layers):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vlaprune.nn.block import DecoderConfig, RMSNorm, rope
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.nn.expert import AdaNorm
 from vlaprune.nn.extend import Suffix
 
@@ -42,7 +42,7 @@ def test_a_decoder_in_bf16_tells_neighbours_apart_behind_position_256(packed):
     near, far = (torch.arange(n, n + 12) for n in (0, 400))
     x = torch.randn(12, 64).bfloat16()
     count = 2 if packed else 1
-    here, there = (decoder([Tokens(x, at)] * count, [NullSession()] * count)[-1].float() for at in (near, far))
+    here, there = (decoder([Tokens(x, at)] * count, [NullHooks()] * count)[-1].float() for at in (near, far))
     assert (here - there).abs().max() < 0.1 * here.abs().max()  # attention depends on differences of positions only
 
 

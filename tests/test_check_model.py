@@ -11,7 +11,7 @@ from vlaprune.models.backends import with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.backend import Backend
-from vlaprune.nn.decoder import NullSession
+from vlaprune.nn.decoder import NullHooks
 from vlaprune.policy import Policy
 from vlaprune.testing import check_model, random_observations
 from vlaprune.trace import QueryGroup
@@ -41,7 +41,7 @@ class Bypassing(Toy):
 
     def predict(self, observations, sessions):
         run = self.decoder.forward
-        self.decoder.forward = lambda prompts, calls, backend: run(prompts, [NullSession()])
+        self.decoder.forward = lambda prompts, calls, backend: run(prompts, [NullHooks()])
         return super().predict(observations, sessions)
 
 

@@ -8,7 +8,7 @@ from doubles import filled
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
 from vlaprune.nn.block import DecoderConfig, _rotate, rope, rotate_by_row
-from vlaprune.nn.decoder import Cache, Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Cache, Decoder, NullHooks, Tokens
 from vlaprune.nn.extend import Suffix
 from vlaprune.trace import attention_rows
 
@@ -67,7 +67,7 @@ def gemma_pair(causal=True):
 PAIRS = {"llama": pair, "gemma": gemma_pair}
 
 
-class Remembering(NullSession):
+class Remembering(NullHooks):
     """Keeps queries, keys and values of every layer."""
 
     keeps_kv = True
@@ -112,7 +112,7 @@ def test_bidirectional_equals_the_library_under_an_open_mask(kind, parity):
     llama, ours = PAIRS[kind](causal=False)
     x = torch.randn(1, 9, ours.config.hidden_size)
     out = llama(inputs_embeds=x, attention_mask=torch.zeros(1, 1, 9, 9)).last_hidden_state[0]
-    rows = ours([Tokens(x[0], torch.arange(9))], [NullSession()])[0]
+    rows = ours([Tokens(x[0], torch.arange(9))], [NullHooks()])[0]
     parity(f"{kind} decoder", "bidirectional: hidden rows of transformers under an open mask", rows, out, 1e-5)
 
 
@@ -138,7 +138,7 @@ def test_rows_left_out_leave_no_trace(causal):
     x, keep = torch.randn(1, 9, 64), torch.tensor([0, 2, 3, 7, 8])
     mask = torch.full((5, 5), float("-inf")).triu(1) if causal else torch.zeros(5, 5)
     out = llama(inputs_embeds=x[:, keep], position_ids=keep[None], attention_mask=mask[None, None])
-    rows = ours([Tokens(x[0, keep], keep)], [NullSession()])[0]
+    rows = ours([Tokens(x[0, keep], keep)], [NullHooks()])[0]
     assert torch.allclose(rows, out.last_hidden_state[0], atol=1e-5)
 
 
@@ -148,10 +148,10 @@ def test_rows_left_out_leave_no_trace(causal):
 def test_packed_sequences_equal_single_runs(lengths, causal):
     _, ours = pair(causal)
     tokens = [Tokens(torch.randn(n, 64), torch.arange(n) * 2) for n in lengths]
-    packed = ours(tokens, [NullSession()] * len(tokens))
+    packed = ours(tokens, [NullHooks()] * len(tokens))
     for one, rows in zip(tokens, packed, strict=True):
-        assert torch.allclose(ours([one], [NullSession()])[0], rows, atol=1e-5)
-    turned = ours(tokens[::-1], [NullSession()] * len(tokens))[::-1]
+        assert torch.allclose(ours([one], [NullHooks()])[0], rows, atol=1e-5)
+    turned = ours(tokens[::-1], [NullHooks()] * len(tokens))[::-1]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(packed, turned, strict=True))
 
 

@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextConfig, Qw
 
 from vlaprune.meter import Clock, decoder_flops
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.nn.weights import StateDict, decoder_config, llama_weight_map, load_weights
 from vlaprune.pruner import ModelInfo, Plan, Pruner, Selection
 from vlaprune.session import Session
@@ -82,12 +82,12 @@ def test_hidden_rows_equal_the_library(kind, parity):
     given = {} if places is None else {"position_ids": places.T[:, None]}
     want = theirs(inputs_embeds=x, **given).last_hidden_state[0]
     tokens = Tokens(x[0], torch.arange(LENGTH), axes=places)
-    rows = ours([tokens], [NullSession()])[0]
+    rows = ours([tokens], [NullHooks()])[0]
     parity(f"{kind} decoder", "prompt: hidden rows of transformers", rows, want, 1e-5)
-    packed = ours([tokens, tokens], [NullSession()] * 2)
+    packed = ours([tokens, tokens], [NullHooks()] * 2)
     assert all(torch.allclose(r, want, atol=1e-5) for r in packed)
     if places is not None:  # a control: positions of one number would show
-        assert (ours([Tokens(x[0], torch.arange(LENGTH))], [NullSession()])[0] - want).abs().max() > 1e-3
+        assert (ours([Tokens(x[0], torch.arange(LENGTH))], [NullHooks()])[0] - want).abs().max() > 1e-3
 
 
 class Every(Pruner):
@@ -155,7 +155,7 @@ def test_partial_rotation_equals_phi3(parity):
         }
     load_weights(ours, StateDict(theirs.state_dict()), where, ("embed_tokens.",), dtype=torch.float32)
     x = torch.randn(1, 9, 64)
-    rows = ours.eval()([Tokens(x[0], torch.arange(9))], [NullSession()])[0]
+    rows = ours.eval()([Tokens(x[0], torch.arange(9))], [NullHooks()])[0]
     want = theirs(inputs_embeds=x).last_hidden_state[0]
     parity("phi3 decoder", "half of each head rotated: hidden rows of transformers", rows, want, 1e-5)
 

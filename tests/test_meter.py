@@ -17,7 +17,7 @@ from vlaprune.methods.random import Random
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.nn.extend import Suffix
 from vlaprune.policy import Policy
 from vlaprune.pruner import Plan
@@ -115,7 +115,7 @@ def test_the_decoder_formula_with_grouped_keys(causal):
         suffix.extend(torch.randn(1, 64), 0)
     assert step.get_total_flops() == decoder_flops(shape, [(1, 10)] * 3)
     with flop_counter() as packed:
-        decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullSession()] * 2)
+        decoder([Tokens(torch.randn(n, 64), torch.arange(n)) for n in (5, 7)], [NullHooks()] * 2)
     assert packed.get_total_flops() == decoder_flops(shape, [(5, 5)] * 3) + decoder_flops(shape, [(7, 7)] * 3)
 
 

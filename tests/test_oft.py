@@ -14,7 +14,7 @@ from vlaprune.methods.fastv import FastV
 from vlaprune.models.oft import OFT, PUBLISHED
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.prismatic import STOP
-from vlaprune.nn.decoder import NullSession, Tokens
+from vlaprune.nn.decoder import NullHooks, Tokens
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map
 from vlaprune.pruner import Plan, QueryGroup, Selection
 from vlaprune.testing import CheckedPruner
@@ -109,7 +109,7 @@ def test_the_head_reads_the_rows_of_the_lone_space_to_the_last_slot_but_one(mode
     kept = set((session.trace.kept[2] + 1).tolist())
     assert len(kept) == 32 * keep
 
-    class Hiding(NullSession):
+    class Hiding(NullHooks):
         def next_prune_layer(self, layer):
             return layer + 1
 
@@ -131,7 +131,7 @@ def test_everything_attends_to_everything(model):
     tokens = prompt_of(model, seen())
     moved = tokens.hidden.clone()
     moved[-1] += 1
-    before, after = (model.trunk.decoder([Tokens(h, tokens.index)], [NullSession()])[0] for h in (tokens.hidden, moved))
+    before, after = (model.trunk.decoder([Tokens(h, tokens.index)], [NullHooks()])[0] for h in (tokens.hidden, moved))
     assert (before[52] - after[52]).abs().max() > 1e-3
 
 

@@ -13,7 +13,7 @@ from vlaprune.models.oft import OFT
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.nn import decoder
 from vlaprune.nn.block import RMSNorm
-from vlaprune.nn.decoder import NullSession
+from vlaprune.nn.decoder import NullHooks
 from vlaprune.nn.towers import scale_pixels
 from vlaprune.nn.weights import llama_weight_map
 from vlaprune.policy import Policy
@@ -190,7 +190,7 @@ def shares(causal, change=lambda trunk: None):
     change(trunk)
     picture = torch.from_numpy(golden.scene(1, 56, 56))[None]
     visual = trunk.projector(trunk.vision(picture)[0])[0]
-    rows = trunk.decoder(trunk.prompts(theirs[0][None], [prompt]), [NullSession()])[0]  # the same visual tokens
+    rows = trunk.decoder(trunk.prompts(theirs[0][None], [prompt]), [NullHooks()])[0]  # the same visual tokens
     ours = (visual, rows)
     cost = [(f.float() - t.float()).abs().mean() for f, t in zip(fine, theirs, strict=True)]
     assert min(cost) > 1e-4

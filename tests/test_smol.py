@@ -18,7 +18,7 @@ from vlaprune.methods.random import Random
 from vlaprune.models import smollm
 from vlaprune.models.smol import Smol
 from vlaprune.models.tiny import Tiny
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.nn.gguf import GGUF
 from vlaprune.nn.load import save
 from vlaprune.policy import Policy
@@ -244,7 +244,7 @@ def test_a_small_llama_computes_what_transformers_computes_from_the_same_file(tm
     path = written(tmp_path / "small.gguf", None if kind == "F32" else gguf.GGMLQuantizationType[kind])
     table, decoder = ours(path, 2)
     ids = torch.arange(3, 20)
-    hidden = decoder([Tokens(table[ids], torch.arange(len(ids)))], [NullSession()])[0]
+    hidden = decoder([Tokens(table[ids], torch.arange(len(ids)))], [NullHooks()])[0]
     expected = theirs(path).model(ids[None]).last_hidden_state[0]
     assert torch.allclose(hidden, expected, atol=1e-5) and hidden.abs().max() > 0.1
 
@@ -353,7 +353,7 @@ def test_smollm2_computes_what_transformers_computes_from_the_same_file(wheel, p
     prompt, llama = torch.arange(1000, 1024), theirs(wheel)
     ids = llama.generate(prompt[None], max_new_tokens=32, min_new_tokens=32, do_sample=False)[0]
     expected = llama.model(ids[None]).last_hidden_state[0]
-    hidden = decoder([Tokens(table[ids], torch.arange(len(ids)))], [NullSession()])[0]
+    hidden = decoder([Tokens(table[ids], torch.arange(len(ids)))], [NullHooks()])[0]
     parity("smol", "SmolLM2, 30 layers: hidden rows of transformers' Llama from the GGUF file", hidden, expected, 2e-4)
     best = (hidden @ table.T).argmax(-1)[len(prompt) - 1 : -1]
     parity("smol", "SmolLM2: 32 greedy tokens of transformers' Llama from the GGUF file", best, ids[len(prompt) :], 0.0)

@@ -52,7 +52,11 @@ class Call:
         self, setup: CallSetup, trace: Trace, seed: int, like: Tensor, cache: Cache | None, cached: Tensor
     ) -> None:
         layout = trace.layout
-        self.setup, self.trace, self.seed, self.cache, self.cached = setup, trace, seed, cache, cached
+        self.setup = setup
+        self.trace = trace
+        self.seed = seed
+        self.cache = cache
+        self.cached = cached
         self.keeps_kv = layout.end > layout.length  # rows behind the prompt will attend to it
         self.alive = torch.arange(layout.total, device=like.device)
         self.flops: dict[str, float] = dict.fromkeys(STAGES, 0.0)

@@ -8,7 +8,7 @@ from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.shared.selecting import distinct_winners, multiplicity, straight_through
 from vlaprune.models.tiny import TEXT, tokenize
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.session import Session
 from vlaprune.testing import check_pruner
 
@@ -186,10 +186,10 @@ def test_multiplicity_bias_is_the_training_pass_without_noise():
     doubled = Tokens(torch.cat((visual[winners], ask)), torch.cat((winners, torch.arange(8, 12))))
     bias = torch.cat((multiplicity(score, picks).log(), torch.zeros(4)))
     once = Tokens(torch.cat((visual[picks], ask)), torch.cat((picks, torch.arange(8, 12))), None, bias)
-    rows = [decoder([t], [NullSession()])[0][-4:] for t in (doubled, once)]
+    rows = [decoder([t], [NullHooks()])[0][-4:] for t in (doubled, once)]
     assert torch.allclose(*rows, atol=1e-5)
     plain = Tokens(once.hidden, once.index)
-    assert not torch.allclose(rows[0], decoder([plain], [NullSession()])[0][-4:], atol=1e-3)
+    assert not torch.allclose(rows[0], decoder([plain], [NullHooks()])[0][-4:], atol=1e-3)
 
 
 def test_multiplicities_sum_to_the_number_of_rows():

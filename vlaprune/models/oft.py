@@ -40,7 +40,7 @@ from vlaprune.models.shared import precision, resolve_device
 from vlaprune.models.source import Source, published
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.checkpoint import Checkpoint
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens, numbered
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens, numbered
 from vlaprune.nn.load import weights_id
 from vlaprune.nn.lora import load_adapter
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, action_numbers, best_tokens, plain_weight_map, time_row
@@ -265,7 +265,7 @@ class OFT(nn.Module):
     def _rows(self, prompts: Sequence[Tokens], calls: Sequence[Call]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
         with stage(calls, "prompt"):
-            rows = self.decoder(prompts, calls or [NullSession()] * len(prompts), self.backend)
+            rows = self.decoder(prompts, calls or [NullHooks()] * len(prompts), self.backend)
         return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
 
     def _read(self, rows: Tensor, calls: Sequence[Call]) -> Tensor:

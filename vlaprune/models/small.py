@@ -22,7 +22,7 @@ from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops, vit_block_flops
 from vlaprune.nn.backend import EAGER, Backend
-from vlaprune.nn.decoder import Decoder, Hooks, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, Hooks, NullHooks, Tokens
 from vlaprune.nn.towers import project_features
 from vlaprune.nn.vision import ViT, received
 from vlaprune.pruner import ModelInfo
@@ -167,7 +167,7 @@ class SmallPolicy(nn.Module, ABC):
             session.begin(self.layout(count), tuple(own), self.special)
             for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions))
         ]
-        hooks: Sequence[Hooks] = calls or [NullSession()] * len(images)
+        hooks: Sequence[Hooks] = calls or [NullHooks()] * len(images)
         unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
         rows = self.decoder(self.embed(self.encode_images(images), state, words), hooks)
         loss = (self.act(rows).float() - unit).abs().mean()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ class Hooks(Protocol):
         """All layers are computed; `hidden` [n, d] are the final rows. Whether to compute the prompt once more."""
 
 
-class NullSession:
+class NullHooks:
     """Hooks that change and keep nothing: plain dense computation, for training and as an oracle."""
 
     cache: Cache | None = None
@@ -186,8 +186,55 @@ class NullSession:
         return False
 
 
-# Rows [n, d]; queries [H, n, hd]; keys and values [kv, c, hd]; attention output [n, d] where it is read, else None.
-Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+class LayerResult(NamedTuple):
+    """What a layer computes: rows [n, d], queries [H, n, hd], keys and values [kv, c, hd].
+
+    output  [n, d] attention output; None where it is not read
+    """
+
+    rows: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    output: Tensor | None
+
+
+class LayerWants(NamedTuple):
+    """What of a layer's result outlives its segment."""
+
+    queries: bool
+    keys_values: bool
+    output: bool
+
+
+class LayerKept(NamedTuple):
+    """What outlives the segment: as in LayerResult; None for what is not wanted."""
+
+    queries: Tensor | None
+    keys: Tensor | None
+    values: Tensor | None
+    output: Tensor | None
+
+    @classmethod
+    def of(cls, result: LayerResult, wants: LayerWants) -> LayerKept:
+        """The wanted tensors of a result."""
+        keys, values = (result.keys, result.values) if wants.keys_values else (None, None)
+        return cls(result.queries if wants.queries else None, keys, values, result.output)
+
+
+class Masking(NamedTuple):
+    """What rows attend to, where that is not simply each other.
+
+    positions  [n] of the rows
+    columns    [c] positions attended to: the rows' own, then those of the old keys
+    bias       [c] added to the logits; None for zeros
+    old        per layer the keys and values [kv, m, hd] of columns that no row computes; None for none
+    """
+
+    positions: Tensor
+    columns: Tensor
+    bias: Tensor | None
+    old: Sequence[tuple[Tensor, Tensor] | None]
 
 
 def mask_of(index: Tensor, columns: Tensor, bias: Tensor | None, causal: bool, dtype: torch.dtype) -> Tensor | None:
@@ -199,14 +246,14 @@ def mask_of(index: Tensor, columns: Tensor, bias: Tensor | None, causal: bool, d
     return added if mask is None else added.masked_fill(~mask, float("-inf"))
 
 
-def plain_layer(block: Block, x: Tensor, cos: Tensor, sin: Tensor, reads: bool) -> Layer:
+def plain_layer(block: Block, x: Tensor, cos: Tensor, sin: Tensor, reads: bool) -> LayerResult:
     """Unit: one layer on rows [n, d] that attend to each other only, without a bias.
 
     reads  the attention output is read
     """
     q, k, v = block.project(block.norm_attention(x), (cos, sin))
     output = block.output(block.attend(q[None], k[None], v[None], None, block.config.causal)[0])
-    return block.finish(x, output), q, k, v, output if reads else None
+    return LayerResult(block.finish(x, output), q, k, v, output if reads else None)
 
 
 def masked_layer(
@@ -219,7 +266,7 @@ def masked_layer(
     bias: Tensor | None,
     old: tuple[Tensor, Tensor] | None,
     reads: bool,
-) -> Layer:
+) -> LayerResult:
     """Unit: one layer on rows [n, d] at positions [n], with a bias [c] or with old keys and values [kv, m, hd].
 
     columns  [c] positions attended to: the rows' own, then those of the old keys
@@ -230,13 +277,7 @@ def masked_layer(
         k, v = torch.cat((k, old[0]), 1), torch.cat((v, old[1]), 1)
     mask = mask_of(index, columns, bias, block.config.causal, q.dtype)
     output = block.output(block.attend(q[None], k[None], v[None], mask)[0])
-    return block.finish(x, output), q, k, v, output if reads else None
-
-
-# Of every layer of a segment: whether queries, keys and values, attention outputs are kept.
-Wants = tuple[tuple[bool, bool, bool], ...]
-# Of a layer: queries [H, n, hd], keys and values [kv, c, hd], attention outputs [n, d]; None for what is not kept.
-Kept = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    return LayerResult(block.finish(x, output), q, k, v, output if reads else None)
 
 
 class Decoder(nn.Module):
@@ -280,53 +321,53 @@ class Decoder(nn.Module):
         """Layers first .. stop - 1 of one sequence, through the backend; the hooks are then told of each layer."""
         keeps = hook.keeps_kv or hook.cache is not None
         records = [(hook.records_attention(layer), hook.records_outputs(layer)) for layer in range(first, stop)]
-        wants = tuple((record, record or keeps, reads) for record, reads in records)
+        wants = tuple(LayerWants(record, record or keeps, reads) for record, reads in records)
         columns = tokens.index if tokens.columns is None else tokens.columns
-        own, seen = tokens.index.shape[0], columns.shape[0]
+        rows, seen = tokens.index.shape[0], columns.shape[0]
         old: list[tuple[Tensor, Tensor] | None] = [None] * (stop - first)
-        if hook.cache is not None and seen > own:
-            old = [hook.cache.read(layer, columns[own:]) for layer in range(first, stop)]
-        masked = None if tokens.plain else (tokens.index, columns, tokens.bias, old)
+        if hook.cache is not None and seen > rows:
+            old = [hook.cache.read(layer, columns[rows:]) for layer in range(first, stop)]
+        masking = None if tokens.plain else Masking(tokens.index, columns, tokens.bias, old)
         layers = partial(self.layers, first, stop, wants, backend)
-        hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.phases, masked)
+        hidden, kept = backend.run(("layers", first, stop, wants), layers, tokens.hidden, tokens.phases, masking)
         nothing = Computed(seen)
-        for layer, own_kept in enumerate(kept, first):
-            queries, keys, values, outputs = own_kept
-            if backend.static and (queries is not None or outputs is not None):  # another pass would overwrite them
-                queries, keys, values, outputs = (None if t is None else t.clone() for t in own_kept)
-            if queries is None and keys is None and outputs is None:
+        for layer, own in enumerate(kept, first):
+            read = own.queries is not None or own.output is not None
+            if backend.static and read:  # another pass would overwrite what a method may look at later
+                own = LayerKept(*(None if t is None else t.clone() for t in own))
+            if not read and own.keys is None:
                 hook.leave(layer, tokens, nothing)
                 continue
-            kv = None if keys is None else LayerKV(keys, values, columns, tokens.bias)
-            hook.leave(layer, tokens, Computed(seen, queries, kv, outputs))
+            kv = None if own.keys is None else LayerKV(own.keys, own.values, columns, tokens.bias)
+            hook.leave(layer, tokens, Computed(seen, own.queries, kv, own.output))
         return replace(tokens, hidden=hidden)
 
     def layers(
         self,
         first: int,
         stop: int,
-        wants: Wants,
+        wants: Sequence[LayerWants],
         backend: Backend,
         hidden: Tensor,
         phases: Tensor,
-        masked: tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor] | None]] | None,
-    ) -> tuple[Tensor, list[Kept]]:
+        masking: Masking | None,
+    ) -> tuple[Tensor, list[LayerKept]]:
         """Segment: layers first .. stop - 1 on rows [n, d] at RoPE positions [n], the final norm after the last layer.
 
-        masked  positions [n] of the rows, columns [c], their bias, and per layer the keys and values of the columns
-                that no row computes
+        masking  None for rows that attend to each other only, without a bias
         """
         cos, sin = backend.unit(rope)(self.config, phases, hidden.dtype)
         plain, other = backend.unit(plain_layer), backend.unit(masked_layer)
-        kept: list[Kept] = []
-        for i, (records, keeps, reads) in enumerate(wants):
+        kept: list[LayerKept] = []
+        for i, own in enumerate(wants):
             block = self.blocks[first + i]
-            if masked is None:
-                hidden, q, k, v, output = plain(block, hidden, cos, sin, reads)
+            if masking is None:
+                result = plain(block, hidden, cos, sin, own.output)
             else:
-                index, columns, bias, old = masked
-                hidden, q, k, v, output = other(block, hidden, cos, sin, index, columns, bias, old[i], reads)
-            kept.append((q if records else None, k if keeps else None, v if keeps else None, output))
+                positions, columns, bias, old = masking
+                result = other(block, hidden, cos, sin, positions, columns, bias, old[i], own.output)
+            kept.append(LayerKept.of(result, own))
+            hidden = result.rows
         if stop == self.config.num_layers:
             hidden = backend.unit(normalise)(self.norm, hidden)
         return hidden, kept

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
-from vlaprune.nn.decoder import Decoder, NullSession, Tokens
+from vlaprune.nn.decoder import Decoder, NullHooks, Tokens
 from vlaprune.nn.weights import StateDict, llama_weight_map, load_weights
 from vlaprune.policy import VLA
 from vlaprune.profile import micro
@@ -91,7 +91,7 @@ def _both(config: DecoderConfig, length: int) -> tuple[Callable[[], Tensor], Cal
         dtype=torch.float32,
     )
     prompt, index = torch.randn(length, config.hidden_size), torch.arange(length)
-    sessions = [NullSession()]
+    sessions = [NullHooks()]
 
     def theirs() -> Tensor:
         return model(inputs_embeds=prompt[None], use_cache=False).last_hidden_state[0]
