@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from doubles import outcomes
 from safetensors.torch import save_file
 
 from vlaprune import cli
@@ -316,8 +317,8 @@ def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
-    """Jobs in processes of their own; one of three fails, the others are whole, the exit code says so."""
+def test_a_sweep_runs_through_a_launcher(call, tmp_path, launcher):
+    """Jobs in processes of their own; one of three fails, the others are as if alone, the exit code says so."""
     pytest.importorskip(
         "hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "hydra_plugins.hydra_submitit_launcher"
     )
@@ -336,8 +337,9 @@ def test_a_sweep_runs_through_a_launcher(tmp_path, launcher):
     assert said.returncode == 2, said.stderr
     assert said.stderr.count("Random prunes before layers [99]") == 1 and "Traceback" not in said.stderr
     assert len(re.findall(r"100\.0 +4/4", said.stdout)) == 2
-    for layer in "01":
-        assert not read(tmp_path / "sweep" / layer).missing
+    assert call(*TOY, "method=random", "method.layer=1", "output=alone")[0] == 0
+    assert outcomes(read(tmp_path / "sweep" / "1")) == outcomes(read(tmp_path / "alone"))
+    assert not read(tmp_path / "sweep" / "0").missing
 
 
 def test_recorded_episodes_are_filmed_again_and_the_journal_is_left_alone(call, tmp_path):

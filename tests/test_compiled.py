@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_launches import MODELS
+from test_between_calls import MODELS as SMALL  # few layers: one function computes them all
 from torch._inductor.utils import run_and_get_code
 
 from vlaprune import config
@@ -37,11 +37,10 @@ def within(event):
     return event is not None and (event.name == GRAPH or within(event.cpu_parent))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_every_matrix_product_of_a_call_is_in_a_compiled_graph(name):
     torch._dynamo.reset()
-    make, sizes = MODELS[name]
-    model = make(weights="random", sizes=sizes, device="cpu", dtype="float32")
+    model = SMALL[name](weights="random", device="cpu", dtype="float32")
     policy = Policy(with_segments(model, Compiled(named)), Dense)
     *warm, last = random_observations(model.interface, 56, 5)
     for seen in warm:  # a graph that is traced shows its products, too
@@ -50,7 +49,7 @@ def test_every_matrix_product_of_a_call_is_in_a_compiled_graph(name):
         policy.act({0: last})
     products = [event for event in seen.events() if event.name in PRODUCTS]
     left = [event.name for event in products if not within(event)]
-    assert len(left) == LEFT.get(name, 0) and len(products) > 40
+    assert len(left) == LEFT.get(name, 0) and len(products) > 20
 
 
 @pytest.mark.parametrize("name", ["pi0_tiny", "pi05_tiny"])

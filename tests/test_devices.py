@@ -1,4 +1,4 @@
-"""One run on several devices, and sweeps through submitit: the single process's numbers, and nothing left behind."""
+"""One run on several devices: the single process's numbers, and nothing left behind."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from doubles import outcomes
 
+import vlaprune
 from vlaprune.api.devices import Device, chosen
 from vlaprune.errors import UserError
 from vlaprune.records import read
@@ -96,9 +97,7 @@ def test_interrupted_and_killed_it_leaves_nothing_and_ends_as_one_process_does(t
     assert done.returncode == 0 and "24/24" in done.stderr, done.stderr
     run = read(tmp_path / "run")
     assert finished() == 24 == len(run.episodes)  # none twice
-    single = [*RUN, "method=random", "episodes=12", f"output={tmp_path}/single"]
-    subprocess.run(single, env=ENV, cwd=tmp_path, capture_output=True, timeout=120, check=True)
-    assert outcomes(run) == outcomes(read(tmp_path / "single"))
+    assert outcomes(run) == outcomes(vlaprune.evaluate("toy", "random", "toy", episodes=12, output=tmp_path / "single"))
 
 
 def test_a_device_that_fails_is_named_and_the_others_finish(tmp_path):
@@ -111,15 +110,3 @@ def test_a_device_that_fails_is_named_and_the_others_finish(tmp_path):
         "1 of 2 processes failed" in last and "the same command goes on" in last and "2 episodes raised twice" in last
     )
     assert len(read(tmp_path / "run").episodes) == 2
-
-
-def test_a_sweep_through_submitit_is_the_sweep(tmp_path):
-    pytest.importorskip("submitit")
-    folder = "output=runs/${hydra:runtime.choices.method}"
-    argv = [*RUN[:3], "-m", *RUN[3:], "method=dense,random", "episodes=3", "hydra/launcher=local", folder]
-    done = subprocess.run(argv, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert "random keep=0.25" in done.stdout  # one table
-    one = [*RUN, "method=random", "episodes=3", "output=one"]
-    subprocess.run(one, env=ENV, cwd=tmp_path, capture_output=True, timeout=120, check=True)
-    assert outcomes(read(tmp_path / "runs" / "random")) == outcomes(read(tmp_path / "one"))

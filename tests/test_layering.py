@@ -1,6 +1,7 @@
 """Who may import whom: a method cannot reach the model, a table needs no GPU, a simulator loads no model code."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ LATE = {
 TRAINED = ("methods.lightvla_star", "methods.grids")  # methods with parameters in a file
 
 
+@cache
 def imports(path, everywhere=True):
     """Dotted names that a file imports; without `everywhere`, only what runs when it is imported."""
     found, todo = set(), list(ast.parse(path.read_text()).body)
