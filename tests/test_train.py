@@ -450,3 +450,14 @@ def test_demonstrations_of_another_world_are_refused_and_old_files_that_name_non
     assert demos.planned([demos.DemoJob(task.name, 101, 0.0)], tmp_path)[0].is_file()
     one, both = demos.load(*demos.planned([demos.DemoJob(task.name, 101, 0.0)], tmp_path)), demos.load(tmp_path)
     assert set(one["episode"]) == {101} and set(both["episode"]) == {100, 101}
+
+
+@pytest.mark.parametrize(("key", "value"), [("heads", 2), ("text", 20), ("cameras", ("b",))])
+def test_weights_go_with_the_heads_words_and_cameras_that_they_were_trained_with(tmp_path, key, value):
+    """No tensor's shape tells them, and the policy would be another one."""
+    one, path = model(), tmp_path / "one.safetensors"
+    save(path, one, {"model": "tiny", "from": one.card})
+    same = {"width": 32, "layers": 2, "heads": 1, "vision_width": 32, "vision_layers": 1, "image": 32, "chunk": 2}
+    Tiny(str(path), ("a",), **same, device="cpu")
+    with pytest.raises(UserError, match=f"were trained with {key} .*; use the same"):
+        Tiny(str(path), **({"cameras": ("a",), **same, "device": "cpu"} | {key: value}))

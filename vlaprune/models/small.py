@@ -9,7 +9,7 @@ embedding instead of zeros, one small vision transformer on a convolutional stem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,15 @@ from vlaprune.trace import Layout, View
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 ACTION, STATE, HINT = 7, 8, 4  # numbers of an action, of a state, of a hint
+
+
+def check_shape(card: Mapping[str, object], shape: Mapping[str, object], path: str) -> None:
+    """UserError where weights were trained with another value of what no tensor's shape tells, such as heads."""
+    origin = card.get("from")
+    trained = origin if isinstance(origin, dict) else {}  # the first shipped weights do not say it
+    for key, value in shape.items():
+        if trained.get(key, value) != value:
+            raise UserError(f"weights {path} were trained with {key} {trained[key]}, now it is {value}; use the same")
 
 
 def shipped(model: str, weights: str) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlaprune.errors import UserError
 from vlaprune.models.shared import resolve_device
-from vlaprune.models.small import SmallPolicy, shipped
+from vlaprune.models.small import SmallPolicy, check_shape, shipped
 from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.load import fill, read, weights_id
@@ -75,10 +75,14 @@ class Smol(SmallPolicy):
         self.card = {"weights": "random", "backbone": origin, "lora": {"rank": rank, "alpha": alpha}, "text": text}
         if weights == "random":
             add_adapters(self.trunk.decoder, rank, alpha)
+            self.card["cameras"] = list(self.interface.cameras)
             if tower is not None:
                 self._begin_with(tower)
+        elif tower is not None:
+            raise UserError(f"model.tower={tower} is what a new policy begins with, and weights={weights} have a tower")
         else:
             self._load(shipped("smol", weights or "libero_object"), merged)
+            check_shape(self.card, {"cameras": list(self.interface.cameras)}, str(weights))
         self.to(where).eval()
 
     def _begin_with(self, tower: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlaprune.errors import UserError
 from vlaprune.models.shared import resolve_device
-from vlaprune.models.small import SmallPolicy, shipped
+from vlaprune.models.small import SmallPolicy, check_shape, shipped
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.load import fill, read, weights_id
@@ -63,10 +63,14 @@ class Tiny(SmallPolicy):
         self.special = nn.Parameter(torch.randn(2, width) * 0.02)  # begin, stop
         self.decoder = Decoder(DecoderConfig(width, layers, heads, heads, width // heads, width * 2, causal=False))
         weights = weights or "robosuite"
-        if weights != "random":
+        shape = {"heads": heads, "text": self.text, "cameras": list(self.interface.cameras)}  # what no tensor tells
+        if weights == "random":
+            self.card |= shape
+        else:
             path = shipped("tiny", weights)
             state, self.card = read(path)
             fill(self, state, str(path))
+            check_shape(self.card, shape, str(path))
         self.info = replace(self.info, weights=weights_id(self.card))
         self.to(resolve_device(device)).eval()
 
