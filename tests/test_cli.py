@@ -462,3 +462,30 @@ def test_the_papers_command_says_what_is_missing_in_one_line_before_any_weights_
     code, _, errors = call("model=cogact", "method=ties", "bench=simpler", "logger=csv", "output=run")
     assert code == 2
     one_line(errors, "error: bench simpler-ms2", "mani_skill2_real2sim", "docs/simpler.md", "bench.python=PATH")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["method=lightvla", "recipe.steps=5"], "recipe.steps=5 is not read here; set tuning.recipe.steps"),
+        (["tuning.noise=0.5"], "tuning.noise=0.5 is not read here; it belongs to a method that is learnt"),
+        (
+            ["method=lightvla", "model.weights=robosuite", "tuning.weights=robosuite_moving"],
+            "say both what training begins with; leave one out",
+        ),
+        (["recipe.seed=-1"], "recipe.seed=-1; use 0 or more"),
+        (["teaching.rounds=-1"], "teaching.rounds=-1; use 0 or more"),
+        (["+teaching.weights.Lifd=2"], "teaching.weights of ['Lifd']; bench robosuite has ['Lift'"),
+    ],
+)
+def test_a_training_that_would_not_read_a_setting_is_refused_before_anything_is_recorded(call, tmp_path, words, shown):
+    code, _, errors = call("model=tiny", "bench=robosuite", f"data={tmp_path}/data", *words, command="train")
+    assert code == 2 and not (tmp_path / "data").exists()
+    one_line(errors, shown)
+
+
+def test_jobs_of_a_sweep_that_differ_in_what_names_no_folder_are_refused(call, tmp_path):
+    """Else the second would find its episodes done by the first, and the table would show one row as if of both."""
+    code, _, errors = call("-m", *TOY, "method=random", "slots=1,2", "output=runs/${hydra:runtime.choices.method}")
+    assert code == 2 and any("have one folder, runs/random" in line for line in errors)
+    assert len(read(tmp_path / "runs" / "random").episodes) == 4
