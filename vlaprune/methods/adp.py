@@ -44,7 +44,7 @@ class ADP(Scored):
     motion: str = "executed"
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_option("adp gate", self.gate, ("window", "mean", "always"))
         check_option("adp motion", self.motion, ("executed", "pixels"))
@@ -53,7 +53,7 @@ class ADP(Scored):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """The gate at 0, the choice at 1; text rows are read only when the gate is open."""
+        """Acts at layer 0 (the gate) and layer 1 (the choice); text rows are read only while the gate is open."""
         return Plan((0, 1), budget={1: self.budget})
 
     def reset(self) -> None:
@@ -63,7 +63,7 @@ class ADP(Scored):
         self._layout: Layout | None = None
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The most asked for, camera by camera; None while the gate is closed."""
+        """Keeps the tokens with the highest scores of each camera; None while the gate is closed."""
         if context.layer == 0:
             self._open = self._is_open(context)
             return Selection.all(context, reads={0: QueryGroup.TEXT}) if self._open else None
@@ -102,7 +102,7 @@ class ADP(Scored):
         return prune
 
     def _motion(self, context: PruneContext) -> float | None:
-        """Since the call before; None where there is none of this layout."""
+        """The motion since the call before; None if there was no such call with this layout."""
         if self._layout is None:
             return None
         if self.motion == "executed":
@@ -111,7 +111,7 @@ class ADP(Scored):
         return float(sum((new.float() - old.float()).abs().mean() for new, old in pairs))
 
     def observe(self, trace: Trace) -> None:
-        """Keeps what the next motion is measured from."""
+        """Keeps what the next call measures its motion from."""
         self._layout = trace.layout
         if self.motion == "pixels":
             self._frames = [image.clone() for image in trace.images]

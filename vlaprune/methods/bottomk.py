@@ -15,25 +15,29 @@ from vlaprune.trace import QueryGroup
 
 @dataclass
 class BottomK(Scored):
-    """layer: tokens go on entry to it, by the last token's attention one layer before. keep: fraction or number."""
+    """Keeps the visual tokens that the last prompt token attends to least, one layer before `layer`.
+
+    layer  tokens are dropped on entry to this layer
+    keep   fraction or number of the visual tokens that are kept
+    """
 
     layer: int = 3
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget, or layer 0."""
+        """Raises UserError if `keep` is no budget or `layer` is 0."""
         self.budget = Budget(self.keep)
         if self.layer < 1:
             raise UserError(f"bottomk layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer; the last row of the layer before it."""
+        """Acts before one layer; reads the last row's attention in the layer before it."""
         return Plan((self.layer,), {self.layer - 1: QueryGroup.LAST}, {self.layer: self.budget})
 
     def score(self, context: PruneContext) -> Tensor:
-        """[n] attention that each token gets, below 0."""
+        """[n] the negative of the attention that each token gets."""
         return -context.attention(self.layer - 1, QueryGroup.LAST).mean(dim=(0, 1))
 
     def select(self, context: PruneContext) -> Selection:
-        """The least attended tokens."""
+        """Keeps the least attended tokens."""
         return Selection.top(self.score(context), self.budget, of=context.total)

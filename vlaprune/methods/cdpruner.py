@@ -23,7 +23,7 @@ SIGNS = {"similar": 1.0, "dissimilar": -1.0}
 
 
 def dpp(features: Tensor, count: int) -> Tensor:
-    """[count] rows of features [n, d]: each adds most to the determinant of the Gram matrix of those before it.
+    """[count] rows of features [n, d]: each adds most to the determinant of the Gram matrix of the rows before it.
 
     Greedy MAP with an incremental Cholesky factor; nothing in the loop waits for the device.
     """
@@ -43,7 +43,7 @@ def dpp(features: Tensor, count: int) -> Tensor:
 
 @dataclass
 class CDPruner(Pruner):
-    """Straight from the projector; the kernel is r_i cos_ij r_j, r the relevance scaled to [0, 1].
+    """Prunes before layer 0; the kernel is r_i cos_ij r_j, r the relevance scaled to [0, 1].
 
     keep       fraction or number that go on
     relevance  similar: the closer to the words the more relevant (inferred); dissimilar: the authors' sign
@@ -53,17 +53,17 @@ class CDPruner(Pruner):
     relevance: str = "similar"
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget or no sign."""
+        """Raises UserError if `keep` is no budget or `relevance` is unknown."""
         self.budget = Budget(self.keep)
         if self.relevance not in SIGNS:
             raise UserError(f"cdpruner relevance={self.relevance}; use one of {', '.join(SIGNS)}")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0; no attention is read."""
+        """Acts before layer 0; reads no attention."""
         return Plan((0,), budget={0: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """The greedy most probable subset."""
+        """Keeps the most probable subset of the determinantal point process, found greedily."""
         context.charge(context.total, *context.visual.shape)
         unit = F.normalize(context.visual.float(), dim=-1).nan_to_num(0.0)
         words = F.normalize(context.text.float(), dim=-1)

@@ -19,7 +19,7 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 
 @dataclass
 class DART(Pruner):
-    """Pivots, and for each of them its share of the tokens least like it.
+    """Keeps a few pivots, and for each pivot its share of the tokens least similar to it.
 
     layer        tokens go on entry to this layer
     keep         fraction or number that go on, visual pivots included
@@ -33,7 +33,7 @@ class DART(Pruner):
     text_pivots: int = 4
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget or too few pivots."""
+        """Raises UserError if `keep` is no budget or there are too few pivots."""
         self.budget = Budget(self.keep)
         if self.pivots < 1 or self.text_pivots < 0:
             raise UserError(f"dart pivots={self.pivots}, text_pivots={self.text_pivots}; use at least 1 and 0")
@@ -43,7 +43,7 @@ class DART(Pruner):
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """Pivots, then the least similar to each in turn, none twice."""
+        """Keeps the pivots, then the tokens least similar to each pivot in turn, none twice."""
         count = self.budget.count(context.total)
         chosen = top(context.visual.float().abs().sum(1), min(self.pivots, count))
         words = top(context.text.float().abs().sum(1), min(self.text_pivots, context.text.shape[0]))

@@ -10,9 +10,9 @@ class Dense(Pruner):
     """Keeps every token and reads nothing."""
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Acts nowhere."""
+        """An empty plan: acts before no layer."""
         return Plan()
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Never asked."""
+        """None: keeps every token. Never called, since the plan names no layer."""
         return None

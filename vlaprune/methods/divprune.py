@@ -14,7 +14,7 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 
 @dataclass
 class DivPrune(Pruner):
-    """Max-min diversity of projected features by cosine distance.
+    """Keeps the tokens of largest max-min cosine distance between projected features.
 
     keep: fraction or number that go on, over all cameras. The first pick is the token whose nearest neighbour is
     farthest; then always the token farthest from all chosen ones.
@@ -23,14 +23,14 @@ class DivPrune(Pruner):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget."""
+        """Raises UserError if `keep` is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector."""
+        """Acts before layer 0; reads no attention."""
         return Plan((0,), budget={0: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """The diverse subset."""
+        """Keeps the diverse subset."""
         context.charge(context.total, *context.visual.shape)
         return Selection(context.run(farthest_points, context.visual, self.budget.count(context.total)))

@@ -72,8 +72,8 @@ class DTP(Pruner):
     important  fraction or number of the tokens in the important region
     tau        a token outside the region is dropped above this share of the highest pattern value inside
     mode       second_pass: the same call computes its prompt again (the paper). late: the next call drops
-    layers     of relevance; null: 4 and 6 of 26, scaled to the depth
-    sigma      of the smoothing, in patches
+    layers     layers whose attention tells relevance; null: 4 and 6 of 26, scaled to the depth
+    sigma      standard deviation of the smoothing, in patches
     corners    the corners of a picture are never important by themselves
     """
 
@@ -85,7 +85,7 @@ class DTP(Pruner):
     corners: bool = True
 
     def __post_init__(self) -> None:
-        """UserError for an unknown mode, no budget, or a number below 0."""
+        """Raises UserError for an unknown mode, an invalid budget, or a number below 0."""
         self.budget = Budget(self.important)
         check_option("dtp mode", self.mode, ("second_pass", "late"))
         if not self.tau >= 0 or not 0 <= self.sigma < float("inf"):
@@ -93,19 +93,19 @@ class DTP(Pruner):
         self.reset()
 
     def reset(self) -> None:
-        """Nothing is known to distract."""
+        """Forgets the distracting tokens."""
         self._drop: Tensor | None = None
         self._layout: Layout | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0, which names the rows that this prompt has."""
+        """Acts before layer 0, where `select` names the rows to read in this prompt."""
         depth = info.num_layers
         named = sorted({min(-(-n * depth // 26), depth - 1) for n in (4, 6)}) if self.layers is None else self.layers
         self._relevant, self._depth = resolve_layers("dtp layers", named, depth), depth
         return Plan((0,), second_pass=self.mode == "second_pass")
 
     def select(self, context: PruneContext) -> Selection | None:
-        """On a clean pass everything, and what there is to read; else what does not distract."""
+        """Keeps every token on a clean pass and names the rows to read; else keeps the tokens that do not distract."""
         late = self.mode == "late"
         clean = self._drop is None or self._layout != context.layout if late else not context.second_pass
         if clean:
@@ -118,7 +118,7 @@ class DTP(Pruner):
         return Selection((~self._drop).nonzero()[:, 0])
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """Where something distracts, and the prompt is computed again at once."""
+        """Whether the prompt is computed again now: some token distracts, and `mode` is second_pass."""
         if self.mode == "late":
             return False
         self._drop = self._distracting(context.trace)
@@ -133,7 +133,7 @@ class DTP(Pruner):
                 self._drop = None
 
     def _distracting(self, trace: Trace) -> Tensor:
-        """[V] bool; nothing where there is no instruction."""
+        """[V] bool, the distracting tokens; all False without an instruction."""
         layout, rows = trace.layout, action_group(trace.layout)
         if not layout.text:
             return torch.zeros(layout.total, dtype=torch.bool, device=trace.rows(0, rows).device)

@@ -21,7 +21,7 @@ from vlaprune.trace import QueryGroup
 
 @dataclass
 class EfficientVLA(Pruner):
-    """Relevance: attention of the instruction's rows at layer - 1, mean over heads.
+    """Keeps relevant and diverse tokens. Relevance is the instruction's attention at layer - 1, mean over heads.
 
     layer  tokens go on entry to this layer
     keep   fraction or number of the visual tokens that go on (0.4375 is 112 of 256, 0.21875 is 56)
@@ -35,18 +35,18 @@ class EfficientVLA(Pruner):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_range("efficientvla alpha", self.alpha, 0, 1)
         if self.layer < 1 or self.key < 1:
             raise UserError(f"efficientvla layer={self.layer} key={self.key}; use 1 or more of each")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer; the instruction's rows of the layer before it."""
+        """Acts before one layer; reads the instruction's rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: QueryGroup.TEXT}, {self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """Key set, relevant tokens, diverse tokens: each from what the former left."""
+        """Keeps the key set, then relevant tokens, then diverse tokens, each from those not yet chosen."""
         count = self.budget.count(context.total)
         key = min(self.key, count)
         relevant = key + int(self.alpha * (count - key) + 1e-9)

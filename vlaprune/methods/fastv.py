@@ -28,7 +28,7 @@ ROWS = {
 
 @dataclass
 class FastV(Scored):
-    """Score: attention of layer - 1, mean over heads and query rows.
+    """Keeps the tokens with the highest attention in layer - 1, mean over heads and query rows.
 
     layer  tokens go on entry to this layer (K in the paper)
     keep   fraction or number of the visual tokens that go on
@@ -40,7 +40,7 @@ class FastV(Scored):
     rows: str = "last"
 
     def __post_init__(self) -> None:
-        """UserError for an unknown kind of rows or layer 0, where nothing has been attended to yet."""
+        """Raises UserError for an unknown kind of rows or layer 0, where nothing has been attended to yet."""
         self.budget = Budget(self.keep)
         if self.rows not in ROWS:
             raise UserError(f"fastv rows={self.rows}; use one of {', '.join(ROWS)}")
@@ -48,7 +48,7 @@ class FastV(Scored):
             raise UserError(f"fastv layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer; the rows of the layer before it."""
+        """Acts before one layer; reads the query rows of the layer before it."""
         return Plan((self.layer,), {self.layer - 1: ROWS[self.rows]}, {self.layer: self.budget})
 
     def score(self, context: PruneContext) -> Tensor:
@@ -56,5 +56,5 @@ class FastV(Scored):
         return context.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
 
     def select(self, context: PruneContext) -> Selection:
-        """The most attended tokens."""
+        """Keeps the most attended tokens."""
         return Selection.top(self.score(context), self.budget, of=context.total)

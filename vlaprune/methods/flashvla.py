@@ -23,7 +23,7 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selec
 def contribution(outputs: Tensor) -> Tensor:
     """[n] sum of |U_i S_i| of each row of outputs [n, d], in float64, from the eigenvectors of the Gram matrix [n, n].
 
-    Where values are equal the vectors are any basis of their space, and so is the sum.
+    Where singular values are equal, their vectors are any basis of their space, so the sum depends on that basis.
     """
     rows = outputs.double()
     squared, vectors = torch.linalg.eigh(rows @ rows.T)
@@ -34,19 +34,23 @@ def contribution(outputs: Tensor) -> Tensor:
 
 @dataclass
 class FlashVLA(Scored):
-    """layer: tokens go on entry to it, by the attention outputs of the layer before. keep: fraction or number."""
+    """Keeps the tokens that contribute most to the attention output of the layer before `layer`.
+
+    layer  tokens are dropped on entry to this layer
+    keep   fraction or number of the visual tokens that are kept
+    """
 
     layer: int = 2
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget, or layer 0."""
+        """Raises UserError if `keep` is no budget or `layer` is 0."""
         self.budget = Budget(self.keep)
         if self.layer < 1:
             raise UserError(f"flashvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer; the attention outputs of the layer before it."""
+        """Acts before one layer; reads the attention outputs of the layer before it."""
         return Plan((self.layer,), budget={self.layer: self.budget}, outputs=frozenset({self.layer - 1}))
 
     def score(self, context: PruneContext) -> Tensor:
@@ -56,5 +60,5 @@ class FlashVLA(Scored):
         return contribution(outputs.nan_to_num(0.0))
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The tokens that contribute most."""
+        """Keeps the tokens that contribute most."""
         return Selection.top(self.score(context), self.budget, of=context.total)

@@ -75,12 +75,12 @@ class GridS(Learned):
         self._there: list[Tensor] = []
 
     def train(self, mode: bool = True) -> GridS:
-        """Training or evaluation; the weights may have changed since."""
+        """Switches between training and evaluation; drops cached weights, which may have changed."""
         self._there = []
         return super().train(mode)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector. Makes the layers, or loads them: UserError if they do not fit."""
+        """Acts before layer 0. Creates or loads the sampler's layers: UserError if they do not fit."""
         if self.points is None:
             width = info.hidden_size
             with torch.random.fork_rng(devices=[]):
@@ -106,7 +106,7 @@ class GridS(Learned):
         )
 
     def _weights(self, device: torch.device) -> list[Tensor]:
-        """Weights and biases of both MLPs on a device; outside training they are brought there once."""
+        """Weights and biases of both MLPs on a device; outside training they are copied there once."""
         if self.training:
             return [p.to(device) for p in self.parameters()]
         if not self._there or self._there[0].device != device:
@@ -114,12 +114,12 @@ class GridS(Learned):
         return self._there
 
     def _charge(self, context: PruneContext, samples: int) -> None:
-        """Both MLPs for one camera, whose mean token decides about so many samples."""
+        """Charges the FLOPs of both MLPs for one camera with this many samples."""
         for rows, weight in zip((1, 1, samples, samples), self._weights(context.visual.device)[::2], strict=True):
             context.charge(rows, *weight.shape)
 
     def select(self, context: PruneContext) -> Selection:
-        """The samples of every camera."""
+        """Replaces the tokens of every camera by its samples."""
         keep, values = [], []
         with torch.autocast(context.visual.device.type, enabled=False):
             for view in context.layout.views:

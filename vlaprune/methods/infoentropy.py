@@ -25,13 +25,20 @@ from vlaprune.trace import QueryGroup, Trace
 
 @dataclass
 class InfoEntropy(Pruner):
-    """mode: reuse (the paper) or prune, down to `keep`. layer: tokens leave on entry to it.
+    """Reuses or drops static patches without much texture or attention from the instruction.
 
-    k1, k2     fraction or number of tokens, 40 and 60 of 256
+    mode       reuse (the paper), or prune: drops the rest, down to `keep`
+    layer      tokens leave on entry to this layer
+    k1, k2     quotas, fraction or number of tokens: 40 and 60 of 256
+    keep       mode=prune: fraction or number of the visual tokens that are kept
     horizon    control steps over which the quotas swap (T)
     clock      what t counts: control_step, those that the robot executed (the paper), or model_call
-    threshold  pixel cosine from which a patch is static; static: how many may be; share: part of these reused
-    levels     of grey. norm: softmax or renorm, see scoring.focus. layers: whose attention counts, null for all
+    threshold  pixel cosine from which a patch is static
+    static     fraction or number of the tokens that may be static
+    share      share of the static, unimportant tokens that are reused
+    levels     number of grey levels
+    norm       softmax or renorm, see scoring.focus
+    layers     layers whose attention counts, null for all
     """
 
     mode: str = "reuse"
@@ -49,7 +56,7 @@ class InfoEntropy(Pruner):
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        """UserError for an unknown mode or norm, and for what is no budget."""
+        """Raises UserError for an unknown option, a number out of range, or an invalid budget."""
         check_option("infoentropy mode", self.mode, ("reuse", "prune"))
         check_option("infoentropy norm", self.norm, ("softmax", "renorm"))
         check_option("infoentropy clock", self.clock, ("control_step", "model_call"))
@@ -60,12 +67,12 @@ class InfoEntropy(Pruner):
         self.reset()
 
     def reset(self) -> None:
-        """No earlier call."""
+        """Forgets the call before."""
         self._before: Patches | None = None
         self._score: Tensor | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Text rows: of all layers for the next call or, to prune, of those before the planned layer for this one."""
+        """Acts before one layer; reads text rows. mode=reuse: all layers, for the next call; prune: earlier layers."""
         every = range(self.layer if self._prunes else info.num_layers)
         self._layers = tuple(every if self.layers is None else self.layers)
         if not self._layers or (self._prunes and max(self._layers) >= self.layer):
@@ -74,7 +81,7 @@ class InfoEntropy(Pruner):
         return Plan((self.layer,), reads, budget, reuses=not self._prunes)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """All but the static, unimportant tokens; nothing leaves in the first call."""
+        """mode=reuse: reuses static, unimportant tokens, none in the first call. mode=prune: keeps the best `keep`."""
         layout, total, before = context.layout, context.total, self._before
         self._now = Patches.of(context.trace.pixels)
         if not self._prunes and (before is None or not before.alike(self._now)):

@@ -36,8 +36,8 @@ class LightVLA(Learned, Scored):
     min_keep  at least so many go on, filled up by best score (inferred; 1 is the authors' behaviour)
     queries   what the rows look at before they ask: task (all that stands behind the visual tokens, the authors' code)
               or instruction
-    extra     of the paper's ablation: so many others go on too, drawn at random
-    drop      of the paper's ablation: this share of the winners does not go on, drawn at random
+    extra     from the paper's ablation: this many other tokens go on too, drawn at random
+    drop      from the paper's ablation: this share of the winners does not go on, drawn at random
     multiplicity_bias  a winner's key counts once for each row that asked for it, as its duplicates do in training
 
     After `train()`, select keeps V rows with duplicates, each with the winner's position and values that pass a
@@ -67,7 +67,7 @@ class LightVLA(Learned, Scored):
         self.draws = 0
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector; how many go on depends on what is seen."""
+        """Acts before layer 0; the number of tokens kept depends on the scene."""
         return Plan((0,))
 
     def scores(self, visual: Tensor, text: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class LightVLA(Learned, Scored):
         return score
 
     def select(self, context: PruneContext) -> Selection:
-        """The distinct winners; in training all of them, noised, with gradients."""
+        """Keeps the distinct winners; in training all winners with duplicates, from noisy scores and with gradients."""
         score = self._asked(context)
         seed = context.seed * 100_003 + (self.draws if self.training else context.step)
         if not self.training:
@@ -90,11 +90,11 @@ class LightVLA(Learned, Scored):
         return Selection(picks, values=values)
 
     def score(self, context: PruneContext) -> Tensor:
-        """[n] how many rows ask for each; those without a single one are dropped."""
+        """[n] how many rows ask for each token; tokens that no row asks for are dropped."""
         return row_winners(self._asked(context)).bincount(minlength=context.visual.shape[0])
 
     def _charge(self, context: PruneContext) -> None:
-        """The products of `scores`."""
+        """Charges the FLOPs of the matrix products of `scores`."""
         (n, d), text = context.visual.shape, self._looks_at(context).shape[0]
         context.charge(n, text, d)
         context.charge(n, d, text)
@@ -105,13 +105,13 @@ class LightVLA(Learned, Scored):
         return context.task if self.queries == "task" else context.text
 
     def _asked(self, context: PruneContext) -> Tensor:
-        """[n, n] scores in fp32."""
+        """[n, n] the scores in fp32; also charges their FLOPs."""
         self._charge(context)
         with torch.autocast(context.visual.device.type, enabled=False):
             return self.scores(context.visual, self._looks_at(context))
 
     def _varied(self, picks: Tensor, total: int, seed: int) -> Tensor:
-        """The picks [k] of `total` rows, save for what the paper's ablations add and take away."""
+        """The picks [k] of `total` rows, after the additions and removals of the paper's ablations."""
         if self.drop:
             picks = random_subset(picks, max(1, round((1 - self.drop) * picks.shape[0])), seed)
         if self.extra:
@@ -120,5 +120,5 @@ class LightVLA(Learned, Scored):
         return picks
 
     def reset(self) -> None:
-        """The next noise is the first of its episode; the schedule is the trainer's and stays."""
+        """Restarts the noise for a new episode; the noise scale, which the trainer sets, stays."""
         self.draws = 0

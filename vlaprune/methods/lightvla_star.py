@@ -26,7 +26,7 @@ class LightVLAStar(LightVLA):
 
     Training and choice as in LightVLA.
 
-    size      of the query set (inferred: 64)
+    size      number of queries (inferred: 64)
     layer     0: the vision output; 1: after the first decoder layer; higher also works
     weights   a safetensors file that `save` wrote, or `random`
     noise     added to the scores in training: uniform or gumbel
@@ -55,7 +55,7 @@ class LightVLAStar(LightVLA):
         self.query: nn.Parameter | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Acts before one layer. Makes the queries, or loads them: UserError if they do not fit."""
+        """Acts before one layer. Creates or loads the queries: UserError if they do not fit."""
         if self.query is None:
             generator = torch.Generator().manual_seed(0)
             self.query = nn.Parameter(torch.randn(self.size, info.hidden_size, generator=generator))
@@ -71,7 +71,7 @@ class LightVLAStar(LightVLA):
         save(path, self, {"method": "lightvla_star", "size": self.size, "layer": self.layer})
 
     def _charge(self, context: PruneContext) -> None:
-        """The product of `scores`."""
+        """Charges the FLOPs of the matrix product of `scores`."""
         context.charge(self.size, *context.visual.shape)
 
     def scores(self, visual: Tensor, text: Tensor | None = None) -> Tensor:

@@ -31,7 +31,7 @@ def outliers(score: Tensor) -> int:
 
 @dataclass
 class PruMerge(Pruner):
-    """Straight from the projector; how many go on depends on what is seen.
+    """Prunes before layer 0; the number of tokens kept depends on the scene.
 
     plus        PruMerge+: also an even grid of about three tokens per outlier
     neighbours  tokens merged into each kept one
@@ -41,16 +41,16 @@ class PruMerge(Pruner):
     neighbours: int = 32
 
     def __post_init__(self) -> None:
-        """UserError for a negative number."""
+        """Raises UserError for a negative number."""
         if self.neighbours < 0:
             raise UserError(f"prumerge neighbours={self.neighbours}; use 0 or more")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0, and the tower's attention; no fixed count."""
+        """Acts before layer 0; reads the vision tower's attention. Promises no fixed count."""
         return Plan((0,), vision_attention=True)
 
     def select(self, context: PruneContext) -> Selection:
-        """Camera by camera."""
+        """Keeps and merges tokens camera by camera."""
         keep, values, score = [], [], context.vision_attention.float().nan_to_num(0.0)
         for view in context.layout.views:
             own = view.slice
@@ -60,7 +60,7 @@ class PruMerge(Pruner):
         return Selection(torch.cat(keep), values=torch.cat(values).to(context.visual))
 
     def _merge(self, context: PruneContext, features: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows kept of features [n, d] and their new values."""
+        """The rows of features [n, d] that are kept, and their new values."""
         n, order, count = features.shape[0], ranking(score), max(1, outliers(score))
         keep = torch.zeros_like(score, dtype=torch.bool)
         keep[order[:count]] = True

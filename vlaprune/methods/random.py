@@ -15,13 +15,17 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 
 @dataclass
 class Random(Pruner):
-    """layer: tokens go on entry to it. keep: fraction or number that go on."""
+    """Keeps random tokens.
+
+    layer  tokens are dropped on entry to this layer
+    keep   fraction or number of the visual tokens that are kept
+    """
 
     layer: int = 0
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget."""
+        """Raises UserError if `keep` is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
@@ -29,6 +33,6 @@ class Random(Pruner):
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """As many as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
+        """Keeps as many tokens as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
         return Selection(random_subset(rows, self.budget.count(context.total), context.call_seed))

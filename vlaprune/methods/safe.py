@@ -37,14 +37,14 @@ from vlaprune.trace import Layout, QueryGroup, Trace
 
 @dataclass
 class SAFE(Scored):
-    """Key calls are dense and measure deep saliency. Other calls prune by their own saliency and the forecast of it.
+    """Makes dense key calls that measure deep saliency; other calls prune by shallow saliency and the forecast of it.
 
     layer, keep    decoder layer before which tokens are dropped; fraction or number that is kept
     gamma          a call is a key call if the cosine of its detector map with the carried-over one is below this
     fusion         weight of the forecast, 0 to 1
     deep           layers whose saliency is forecast, averaged; negative ones count from the end (-1: layer 31 of 32)
     deep_rows      query rows of the deep layers: action (the paper) or prompt, the rows that the shallow saliency has
-    normalize      of each map before it is added: none, sum1, minmax
+    normalize      how each map is scaled before it is added: none, sum1, minmax
     within_camera  a token matches tokens of its own camera only
     interval       calls after which a key call is due at the latest; 0 for no such rule
     """
@@ -60,7 +60,7 @@ class SAFE(Scored):
     interval: int = 0
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         if self.layer < 2 or self.gamma != self.gamma or self.interval < 0:
             raise UserError(
@@ -72,7 +72,7 @@ class SAFE(Scored):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Features at 0, key or not at 1, the choice at `layer`; all reads but the detector's are asked for by call."""
+        """Acts at layers 0 (features), 1 (key call or not) and `layer` (choice); `select` names most reads."""
         self._deep = resolve_layers("safe deep", self.deep, info.num_layers)
         return Plan((0, 1, self.layer), {0: QueryGroup.LAST}, {self.layer: self.budget})
 
@@ -81,7 +81,7 @@ class SAFE(Scored):
         self._layout: Layout | None = None
 
     def select(self, context: PruneContext) -> Selection | None:
-        """None on key calls, else the highest fused saliency."""
+        """Keeps the tokens of highest fused saliency; None on key calls."""
         if context.layer == 0:
             self._now = F.normalize(context.visual.float(), dim=-1), context.text.clone()
             return None
@@ -105,7 +105,7 @@ class SAFE(Scored):
         return QueryGroup.ACTION if self.deep_rows == "action" else action_group(layout)
 
     def _is_key(self, context: PruneContext) -> bool:
-        """Matches every token to the key call's most similar one, carries the detector map over and compares."""
+        """Whether this is a key call: compares its detector map with that of the last key call, token by token."""
         if self._layout != context.layout or (self.interval and context.step - self._step >= self.interval):
             return True
         camera = cameras(context.layout, context.alive.device) if self.within_camera else None
@@ -117,7 +117,7 @@ class SAFE(Scored):
         return not bool((agree >= self.gamma) & (self._now[1] == self._then[1]).all())  # NaN agrees with nothing
 
     def observe(self, trace: Trace) -> None:
-        """After a key call: keeps its features and maps."""
+        """Keeps the features and maps of a key call."""
         if self._key:
             rows = [self._rows(trace.layout) if n else QueryGroup.LAST for n in self._deep]
             maps = [scaled(mean_attention(trace, n, r), self.normalize) for n, r in zip(self._deep, rows, strict=True)]

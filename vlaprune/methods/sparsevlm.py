@@ -47,7 +47,7 @@ def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class SparseVLM(Pruner):
-    """Text-guided progressive pruning with token recycling.
+    """Prunes in stages by the attention of relevant words and recycles part of the removed tokens.
 
     layers   tokens go on entry to these; none for layers 3, 7 and 16 of 32 in proportion to the depth
     keep     per stage, fraction or number of the V kept by score: 300, 200 and 110 of 576 in the authors' setting 192
@@ -59,7 +59,7 @@ class SparseVLM(Pruner):
     recycle: float = 0.3
 
     def __post_init__(self) -> None:
-        """UserError for stages and budgets that do not match or a share outside [0, 1]."""
+        """Raises UserError for stages and budgets that do not match or a share outside [0, 1]."""
         self.budgets = [Budget(k) for k in self.keep]
         stages = len(self.budgets) if self.layers is None else len(self.layers)
         if stages != len(self.budgets) or (self.layers is None and stages != 3):
@@ -71,7 +71,7 @@ class SparseVLM(Pruner):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0 to choose the raters, then the stages; the text rows of the layer before each."""
+        """Acts at layer 0 (raters) and at every stage; reads the text rows of the layer before each stage."""
         self.prune_layers = (
             [-(-info.num_layers * n // 32) for n in (3, 7, 16)] if self.layers is None else list(self.layers)
         )
@@ -79,7 +79,7 @@ class SparseVLM(Pruner):
         return Plan((0, *self.prune_layers), {n - 1: QueryGroup.TEXT for n in self.prune_layers}, budget)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Raters at the input; then the best by their vote, and the recycled ones."""
+        """Chooses the raters at layer 0; at a stage keeps the tokens of highest score and the recycled tokens."""
         if context.layer == 0:
             context.charge(context.text.shape[0], *context.visual.shape)
             self.weights = raters(context.visual, context.text)

@@ -38,7 +38,8 @@ class SpecPrune(Pruner):
     attended  share of each camera's tokens that the instruction protects, threefold at layer 0; the last one repeats
     keep      share of the whole sequence that passes each stage
     floor     share of the visual tokens that no stage goes below
-    stages    depths, as shares of the layers; alpha is the weight of each new rank
+    stages    depths of the stages, as shares of the layers
+    alpha     weight of each new rank
     """
 
     similar: float = 0.986
@@ -50,7 +51,7 @@ class SpecPrune(Pruner):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         for name in ("similar", "static", "keep", "floor", "alpha"):
             check_range(f"specprune {name}", getattr(self, name), 0, 1)
         for value in (*(self.attended or [-1]), *self.stages):
@@ -59,7 +60,7 @@ class SpecPrune(Pruner):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layers 1 and 2 and the stages; the rows of all but visual tokens at layers 0, 1 and 12 of 32."""
+        """Acts at layers 1, 2 and the stages. Reads non-visual rows at layers 0, 1, 12 of 32, action rows at 31."""
         depths = {round(share * info.num_layers) for share in self.stages}
         self._ranked, self._last = sorted({0, 1, round(0.375 * info.num_layers)}), info.num_layers - 1
         reads = dict.fromkeys(self._ranked, OTHERS)
@@ -71,7 +72,7 @@ class SpecPrune(Pruner):
         self._layout: Layout | None = None
 
     def select(self, context: PruneContext) -> Selection | None:
-        """What changed or is attended to; later the best ranked."""
+        """Keeps the tokens that changed or are attended to; at the stages the best ranked ones."""
         self._rank(context)
         if context.layer > 2 or self._layout != context.layout:
             return self._stage(context) if context.layer > 2 else None
@@ -87,7 +88,7 @@ class SpecPrune(Pruner):
         return Selection((self._kept | wide)[context.alive].nonzero().flatten())
 
     def _rank(self, context: PruneContext) -> None:
-        """Adds the ranks of layers that ran since the planned layer before, among the tokens they had."""
+        """Adds the ranks from the layers since the last planned layer, among the tokens that those layers had."""
         if context.layer == 1:
             self._score, self._due = torch.zeros(context.total, device=context.alive.device), list(self._ranked)
         while self._due and self._due[0] < context.layer:

@@ -38,7 +38,7 @@ class SPVLA(Scored):
     edges: bool = True
 
     def __post_init__(self) -> None:
-        """UserError for a share or a speed out of range."""
+        """Raises UserError for a share or a speed out of range."""
         check_range("spvla least", self.least, 0, 1)
         check_range("spvla slow", self.slow, 0, 1)
         if not self.slow < self.fast <= 1:
@@ -46,15 +46,15 @@ class SPVLA(Scored):
         self.reset()
 
     def reset(self) -> None:
-        """No speed yet."""
+        """Forgets the highest speed of the episode."""
         self._fastest = 0.0
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0 and one look into the tower; the count depends on what is seen and done."""
+        """Acts before layer 0; reads the vision tower's attention. The count depends on the scene and the speed."""
         return Plan((0,), vision_attention=True)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The union; None while the robot is slow."""
+        """Keeps the union of attended tokens and tokens with edges; None while every token stays."""
         count = max(1, round(self.share(self._speed(context)) * context.total))
         if count == context.total:
             return None
@@ -66,16 +66,16 @@ class SPVLA(Scored):
         return Selection(stay.nonzero()[:, 0])
 
     def score(self, context: PruneContext) -> Tensor:
-        """[n] attention in the vision tower; edges are beside it."""
+        """[n] attention in the vision tower; edges are not part of it."""
         return context.vision_attention
 
     def share(self, speed: float) -> float:
-        """Of the tokens that attention keeps at a relative speed; falls from 1 to `least`."""
+        """The share of tokens that attention keeps at a relative speed; falls from 1 to `least`."""
         done = (speed - self.slow) / (self.fast - self.slow)
         return 1 - (1 - self.least) * min(1.0, max(0.0, done))
 
     def _speed(self, context: PruneContext) -> float:
-        """From 0 to 1, of the actions executed since the last call."""
+        """The relative speed, from 0 to 1, of the actions executed since the last call."""
         executed = context.trace.executed
         if not executed.shape[0]:
             return 0.0

@@ -53,14 +53,14 @@ def merge_tokens(tokens: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class TEAMVLA(Pruner):
-    """Drops straight from the projector, merges in the middle.
+    """Drops tokens before layer 0 and merges tokens in the middle of the decoder.
 
     window        K, side of the window around a seed, odd
     tau           seeds in the window that a patch needs to stay
     context       share of all other patches that stays, drawn at random
     keep          fraction or number of the visual tokens that are anchors; where no more are left, nothing merges
-    layer         before which tokens merge; null: layer 16 of 32, scaled to the depth
-    proportional  anchors weigh in attention what merged into them
+    layer         decoder layer before which tokens merge; null: layer 16 of 32, scaled to the depth
+    proportional  an anchor's weight in attention grows with what merged into it
     """
 
     window: int = 3
@@ -71,7 +71,7 @@ class TEAMVLA(Pruner):
     proportional: bool = False
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_range("teamvla context", self.context, 0, 1)
         if self.window < 1 or self.window % 2 == 0 or self.tau < 1:
@@ -80,15 +80,15 @@ class TEAMVLA(Pruner):
             raise UserError(f"teamvla layer={self.layer}; use 1 or more, it reads the layer before")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0, which names the rows that this prompt has, and the merge; both counts depend on what is seen."""
+        """Acts at layer 0, where `select` names the rows to read, and at the merge; both counts depend on the scene."""
         self._layer = max(1, info.num_layers // 2) if self.layer is None else self.layer
         return Plan((0, self._layer))
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Named patches, their surroundings and some others; then the anchors, with all others merged into them."""
+        """Keeps named patches, their surroundings and some others; at the merge, anchors with all others merged in."""
         if context.layer == 0:
             reads = {self._layer - 1: action_group(context.layout)}
-            if not context.text.shape[0]:  # nothing is named
+            if not context.text.shape[0]:  # without words no patch is named
                 return Selection.all(context, reads)
             context.charge(context.text.shape[0], *context.visual.shape)
             near = cosine(context.text, context.visual).nan_to_num(-2.0).argmax(1)

@@ -44,7 +44,7 @@ class ThinkProprio(LightVLA):
         return score
 
     def select(self, context: PruneContext) -> Selection:
-        """The winners, and a mean of all tokens where a place is free."""
+        """Keeps the winners, and a mean of all tokens if a place is free."""
         chosen = super().select(context)
         if not self.mean:
             return chosen

@@ -20,7 +20,7 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merges `count` of the even tokens into their most similar odd one, the most similar pairs first.
 
-    values [n, d], sizes [n] and rows [n] ascending, to the same for n - count tokens; count <= n // 2.
+    Takes values [n, d], sizes [n] and ascending rows [n]; returns these for n - count tokens. count <= n // 2.
     """
     best, partner = cosine(values[0::2], values[1::2]).nan_to_num(float("-inf")).max(1)
     order = ranking(best)
@@ -35,7 +35,7 @@ def merge(values: Tensor, sizes: Tensor, rows: Tensor, count: int) -> tuple[Tens
 
 @dataclass
 class ToMe(Pruner):
-    """At most half of the tokens merge in one round.
+    """Merges tokens before layer 0, at most half of them in one round.
 
     keep          fraction or number of tokens after merging
     proportional  a merged token's key counts as often as it has parts (the authors' proportional attention)
@@ -45,15 +45,15 @@ class ToMe(Pruner):
     proportional: bool = True
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget."""
+        """Raises UserError if `keep` is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector."""
+        """Acts before layer 0; reads no attention."""
         return Plan((0,), budget={0: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """Size-weighted means in the rows that are left."""
+        """Keeps the rows that are left, with size-weighted means as their values."""
         values, rows = context.visual.float(), torch.arange(context.visual.shape[0], device=context.visual.device)
         sizes, count = torch.ones_like(values[:, 0]), self.budget.count(context.total)
         while (n := rows.shape[0]) > count:

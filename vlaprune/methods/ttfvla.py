@@ -39,7 +39,7 @@ class TTFVLA(Pruner):
     interval   every so many calls all tokens are new
     relevant   fraction or number of the tokens that are new because the instruction attends to them
     mode       what makes a token new: hybrid (changed or relevant), pixel (changed), attention (relevant)
-    layer      whose instruction rows tell relevance; null: layer 15 of 32, scaled to the depth
+    layer      layer whose instruction rows tell relevance; null: layer 15 of 32, scaled to the depth
     """
 
     threshold: float = 0.03
@@ -49,7 +49,7 @@ class TTFVLA(Pruner):
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        """UserError for an unknown mode, no budget, or an interval below 1."""
+        """Raises UserError for an unknown mode, an invalid budget, or an interval below 1."""
         self.budget = Budget(self.relevant)
         check_option("ttfvla mode", self.mode, MODES)
         if self.interval < 1 or self.threshold < 0:
@@ -57,19 +57,19 @@ class TTFVLA(Pruner):
         self.reset()
 
     def reset(self) -> None:
-        """The next call is a keyframe."""
+        """Makes the next call a keyframe."""
         self._layout: Layout | None = None
         self._grey: Tensor | None = None
         self._score: Tensor | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector; the instruction's rows of one layer, for the next call."""
+        """Acts before layer 0; unless `mode` is pixel, reads the instruction's rows of one layer, for the next call."""
         self._layer = -(-15 * info.num_layers // 32) if self.layer is None else self.layer
         reads = {} if self.mode == "pixel" else {self._layer: QueryGroup.TEXT}
         return Plan((0,), reads, {0: Budget(1.0)})
 
     def select(self, context: PruneContext) -> Selection | None:
-        """None on a keyframe; else all rows, of which those that are not new have their value of the call before."""
+        """Keeps all rows; those that are not new get their value of the call before. None on a keyframe."""
         before, now = self._grey if self._layout == context.layout else None, grey(context.pixels) / 127.5
         self._grey = now
         if before is None or before.shape != now.shape or context.step % self.interval == 0:
@@ -84,7 +84,7 @@ class TTFVLA(Pruner):
         return Selection(torch.arange(context.total, device=context.alive.device), values=self._tokens)
 
     def observe(self, trace: Trace) -> None:
-        """Keeps what the instruction attends to."""
+        """Keeps the instruction's attention for the next call."""
         self._layout = trace.layout
         read = self.mode != "pixel" and trace.has(self._layer, QueryGroup.TEXT)
         self._score = mean_attention(trace, self._layer, QueryGroup.TEXT) if read else None

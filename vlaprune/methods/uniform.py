@@ -10,13 +10,17 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 
 @dataclass
 class Uniform(Pruner):
-    """layer: tokens go on entry to it. keep: fraction or number that go on, shared evenly by the cameras."""
+    """Keeps an even stride through each camera's tokens.
+
+    layer  tokens are dropped on entry to this layer
+    keep   fraction or number of the visual tokens that are kept, shared over the cameras in proportion
+    """
 
     layer: int = 0
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget."""
+        """Raises UserError if `keep` is no budget."""
         self.budget = Budget(self.keep)
 
     def plan(self, info: ModelInfo) -> Plan:
@@ -24,7 +28,7 @@ class Uniform(Pruner):
         return Plan((self.layer,), budget={self.layer: self.budget})
 
     def select(self, context: PruneContext) -> Selection:
-        """Token number floor((i + 1/2) n / k) of each camera, in raster order."""
+        """Keeps token number floor((i + 1/2) n / k) of each camera, for i from 0 to k - 1, in raster order."""
         rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
         counts = split_budget(self.budget.count(context.total), context.layout.sizes)
         each = [even_strides(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]

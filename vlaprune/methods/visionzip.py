@@ -36,7 +36,7 @@ def zipped(features: Tensor, score: Tensor, dominant: int, context: int) -> tupl
 
 @dataclass
 class VisionZip(Scored):
-    """Straight from the projector, by the tower's attention.
+    """Prunes before layer 0, by the vision tower's attention.
 
     keep        fraction or number that go on, context tokens included
     contextual  share of these that are context tokens: 30 of 221 in the authors' setting
@@ -46,13 +46,13 @@ class VisionZip(Scored):
     contextual: float = 0.136
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget or no share."""
+        """Raises UserError if `keep` is no budget or `contextual` is no share."""
         self.budget = Budget(self.keep)
         if not 0 <= self.contextual <= 1:
             raise UserError(f"visionzip contextual={self.contextual}; use a share in [0, 1]")
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0, and the tower's attention."""
+        """Acts before layer 0; reads the vision tower's attention."""
         return Plan((0,), budget={0: self.budget}, vision_attention=True)
 
     def score(self, context: PruneContext) -> Tensor:
@@ -60,7 +60,7 @@ class VisionZip(Scored):
         return context.vision_attention
 
     def select(self, context: PruneContext) -> Selection:
-        """Camera by camera."""
+        """Keeps dominant and context tokens camera by camera."""
         rows, values, views, score = [], [], context.layout.views, context.vision_attention
         for view, k in zip(views, split_budget(self.budget.count(context.total), context.layout.sizes), strict=True):
             own = view.slice

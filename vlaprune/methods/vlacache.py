@@ -35,7 +35,7 @@ class VLACache(Pruner):
     static         fraction or number of tokens that may be static. null: the authors' counts for each 256-token image,
                    130 where there is one camera (their OpenVLA run), 150 where there are several (their OFT run)
     relevant       fraction or number of tokens that the task needs. null: likewise 120 (one camera) or 100 (several)
-    layer, stages  whose text attention tells relevance; where tokens leave. null: 15 and [2, 6, 9, 11] of 32
+    layer, stages  layer whose text attention tells relevance; where tokens leave. null: 15 and [2, 6, 9, 11] of 32
     growth         part of a rise of the share from layer to layer that counts
     entropy        over which rows: all of the prompt (the authors) or text, which is cheaper
     """
@@ -49,7 +49,7 @@ class VLACache(Pruner):
     entropy: str = "all"
 
     def __post_init__(self) -> None:
-        """UserError for what is no budget, share or kind of rows."""
+        """Raises UserError for an invalid budget, share or kind of rows."""
         self._one, self._several = (self._counts(*published) for published in ((130, 120), (150, 100)))
         check_range("vlacache threshold", self.threshold, -1, 1)
         check_range("vlacache growth", self.growth, 0, 1)
@@ -57,17 +57,17 @@ class VLACache(Pruner):
         self.reset()
 
     def _counts(self, static: int, relevant: int) -> tuple[Budget, Budget]:
-        """What may be static and what is relevant; `static` and `relevant` of 256 tokens where the options are null."""
+        """Budgets of static and of relevant tokens; `static` and `relevant` of 256 tokens if the options are null."""
         own = static / 256 if self.static is None else self.static
         return Budget(own), Budget(relevant / 256 if self.relevant is None else self.relevant)
 
     def reset(self) -> None:
-        """No earlier call."""
+        """Forgets the call before."""
         self._before: Patches | None = None
         self._score: Tensor | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """All layers are read, because the share of one is measured against the others."""
+        """Acts at the stages; reads all layers, because the share of one is measured against the others."""
         layer, *stages = (-(-n * info.num_layers // 32) for n in (15, 2, 6, 9, 11))
         self._layer, self._depth = layer if self.layer is None else self.layer, info.num_layers
         self._stages = tuple(sorted(set(stages)) if self.stages is None else self.stages)
@@ -75,7 +75,7 @@ class VLACache(Pruner):
         return Plan(self._stages, {**reads, self._layer: ENTROPY[self.entropy] | QueryGroup.TEXT}, reuses=True)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """At the first planned layer the reuse set; at each its share, of which some have left before."""
+        """Chooses the reuse set at the first planned layer; at each one, its share of the set leaves."""
         if context.layer == self._stages[0]:
             self._reuse = self._found(context).nonzero()[:, 0]
         if not self._reuse.shape[0]:
@@ -96,7 +96,7 @@ class VLACache(Pruner):
         self._before = self._now
 
     def _found(self, context: PruneContext) -> Tensor:
-        """[V] bool, what may be reused; without an instruction nothing is relevant."""
+        """[V] bool, the tokens that may be reused; without an instruction no token is relevant."""
         self._now, before, layout = Patches.of(context.trace.pixels), self._before, context.layout
         if before is None or not before.alike(self._now):
             return torch.zeros_like(context.reusable)

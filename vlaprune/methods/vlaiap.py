@@ -70,7 +70,7 @@ class VLAIAP(Scored):
     window: int = 3
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget, self.floor, self.region = Budget(self.keep), Budget(self.cautious), Budget(self.named)
         check_range("vlaiap lock", self.lock, 0, 1)
         check_range("vlaiap decay", self.decay, 0, 1)
@@ -80,17 +80,17 @@ class VLAIAP(Scored):
         self.reset()
 
     def reset(self) -> None:
-        """No frame yet."""
+        """Forgets the frames and the motion."""
         self._views: tuple[View, ...] = ()
         self._frames: list[list[Tensor]] = []
         self._motion = torch.empty(0)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Straight from the projector; the count depends on what is seen."""
+        """Acts before layer 0; the count depends on the scene."""
         return Plan((0,))
 
     def select(self, context: PruneContext) -> Selection:
-        """What any prior names and the best of the rest; once the words name what moves, only the best."""
+        """Keeps what any prior names and the best of the rest; once the words name what moves, only the best."""
         self._see(context)
         layout, count = context.layout, self.budget.count(context.total)
         priors = self._priors(context)
@@ -103,7 +103,7 @@ class VLAIAP(Scored):
         return Selection(torch.where(locked, top_mask(score, layout, count), cautious).nonzero()[:, 0])
 
     def score(self, context: PruneContext) -> Tensor:
-        """[n] the highest of the three priors; in cautious calls, what a prior names is beside it."""
+        """[n] the highest of the three priors. In cautious calls, tokens that a prior names stay at any score."""
         return self._priors(context).amax(0)
 
     def _see(self, context: PruneContext) -> None:

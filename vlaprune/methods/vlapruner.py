@@ -57,7 +57,7 @@ class VLAPruner(Pruner):
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        """UserError for a parameter out of range."""
+        """Raises UserError for a parameter out of range."""
         self.budget = Budget(self.keep)
         check_option("vlapruner rows", self.rows, ROWS)
         check_option("vlapruner action", self.action, ("middle", "latter_half"))
@@ -68,7 +68,7 @@ class VLAPruner(Pruner):
         self.reset()
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Features at 0, the choice at `layer`; rows of the layer before it, and action rows for the next calls."""
+        """Acts at layers 0 (features) and `layer`; reads rows of the layer before, and action rows for later calls."""
         first = (info.num_layers - 1) // 2 if self.action == "middle" else info.num_layers // 2
         self._sources = range(first, first + 1 if self.action == "middle" else info.num_layers)
         reads = dict.fromkeys(self._sources, QueryGroup.ACTION)
@@ -82,7 +82,7 @@ class VLAPruner(Pruner):
         self._layout: Layout | None = None
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The union of both top sets, thinned by max-min distance of the projector's features."""
+        """Keeps the union of both top sets, thinned by max-min distance of the projector's features."""
         if context.layer == 0:
             self._features = context.visual
             return None

@@ -31,7 +31,7 @@ Function = Callable[..., Any]
 class Backend:
     """Runs segments and units as they are. Subclasses compile the units or capture the segments.
 
-    name     as on the command line: `kernel=NAME`
+    name     the name on the command line: `kernel=NAME`
     static   whether outputs of a segment are overwritten by its next run
     compiled how often a unit was compiled
     captured how often a segment was captured
@@ -52,15 +52,15 @@ class Backend:
 
     @property
     def builds(self) -> int:
-        """How often something was compiled or captured; a call during which this grows is a cold call."""
+        """The number of compilations and captures so far. A call during which it grows is a cold call."""
         return self.compiled + self.captured
 
     def fork(self) -> Backend:
-        """A backend for another user of the same model: what is compiled is shared, what is captured is not."""
+        """A backend for another user of the same model: compiled code is shared, captured graphs are not."""
         return self
 
     def clear(self) -> None:
-        """Drops what was captured, and its memory."""
+        """Drops the captured graphs and frees their memory."""
 
     def unit(self, function: Function) -> Function:
         """The function, compiled where the backend compiles. `function` must be defined at module level."""
@@ -75,14 +75,14 @@ class Backend:
         return segment(*inputs)
 
     def note(self, key: Hashable, replayed: bool = False, launched: int = 0) -> None:
-        """Counts a run of a segment, and what its replay launched."""
+        """Counts a run of a segment and the launches of its replay."""
         if key != PICTURES:
             self.entered += 1
             self.replayed += replayed
             self.launched += launched
 
     def together(self, *parts: Callable[[], Any]) -> list[Any]:
-        """The results of parts of a segment that do not need each other, one after the other."""
+        """The results of independent parts of a segment, run one after the other."""
         return [part() for part in parts]
 
 
@@ -92,7 +92,7 @@ EAGER = Backend()
 class Compiled(Backend):
     """Units are compiled by torch.compile, with the number of rows as a dynamic size.
 
-    compiler  of torch.compile: `inductor`, or `eager` or a function for tests of the graphs alone
+    compiler  backend of torch.compile: `inductor`, or `eager` or a function for tests of the graphs alone
 
     Errors: RuntimeError where torch.compile gives up on a unit (too many graphs) in place of a silent eager run.
     """
@@ -105,7 +105,7 @@ class Compiled(Backend):
         self._units: dict[Function, Function] = {}
 
     def unit(self, function: Function) -> Function:
-        """Compiled once, when it is first called."""
+        """The compiled function. torch.compile runs when it is first called."""
         if function not in self._units:
             self._units[function] = torch.compile(_copy(function), backend=self._counted, fullgraph=True)
         return self._units[function]
@@ -117,7 +117,7 @@ class Compiled(Backend):
 
 
 def _copy(function: Function) -> Function:
-    """The same function with code of its own: torch.compile limits graphs per code, and models must not share it."""
+    """A copy of a function with its own code object, because torch.compile limits the graphs per code object."""
     own = cast(FunctionType, function)
     code = own.__code__.replace(co_name=own.__name__)
     return FunctionType(code, own.__globals__, own.__name__, own.__defaults__, own.__closure__)
@@ -127,8 +127,8 @@ def _copy(function: Function) -> Function:
 class Graph:
     """A captured segment: the graph, the tensors it reads, and the outputs that every replay overwrites.
 
-    inputs  what is copied before a replay: which of the given tensors, and where to. What another graph writes is read
-            where it lies
+    inputs  the tensors copied before a replay: number of the given tensor, and destination. The output of another graph
+            is read in place
     """
 
     graph: torch.cuda.CUDAGraph
@@ -136,7 +136,10 @@ class Graph:
     outputs: Any
 
     def replay(self, given: Sequence[Tensor]) -> int:
-        """Replays it on these tensors; gives what that launched. Inputs of one dtype and layout are copied at once."""
+        """Replays the graph on these tensors; returns the number of launches.
+
+        Inputs of one dtype and layout are copied by one launch.
+        """
         alike: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
         for number, static in self.inputs:
             new = given[number]
@@ -163,14 +166,14 @@ def flat(inputs: Sequence[Any]) -> list[Any]:
 
 @cache
 def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """To warm a segment up on, and for a second branch: the same ones always, since libraries keep memory for each."""
+    """Two streams: for warm-up and for a second branch. Always the same two, since libraries keep memory for each."""
     return torch.cuda.Stream(), torch.cuda.Stream()
 
 
 class Captured(Compiled):
     """Captures segments that ran several times with the same shapes as CUDA graphs and replays them. Needs CUDA.
 
-    Each graph has a memory pool of its own: in a common one, outputs may lie in the scratch memory of a graph that was
+    Each graph has its own memory pool: in a shared pool, outputs may lie in the scratch memory of a graph that was
     captured before, whose replay would overwrite them. What one graph writes the next one reads in place. Parts that do
     not need each other become branches of a graph. Each arm of a comparison has its own fork and clears it after its
     measurement.
@@ -185,7 +188,7 @@ class Captured(Compiled):
         self.clear()
 
     def fork(self) -> Captured:
-        """Graphs of its own, the same compiled units."""
+        """A backend with its own graphs and the same compiled units."""
         twin = copy.copy(self)
         twin.clear()
         return twin
@@ -195,11 +198,11 @@ class Captured(Compiled):
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Graph] = {}
         self._outputs: set[int] = set()  # the graphs' outputs, by id; the graphs hold them
-        self._written: set[int] = set()  # and their addresses, since what is read may be another view
+        self._written: set[int] = set()  # and their addresses, since a segment may read another view of an output
         self._side: torch.cuda.Stream | None = None  # while a segment is captured, for its second branch
 
     def unit(self, function: Function) -> Function:
-        """Compiled, unless the backend only captures."""
+        """The compiled function; the function as it is if the backend only captures."""
         return super().unit(function) if self._compiles else function
 
     def run(self, key: Hashable, segment: Function, *inputs: Any) -> Any:
@@ -219,7 +222,7 @@ class Captured(Compiled):
         return found.outputs
 
     def together(self, *parts: Callable[[], Any]) -> list[Any]:
-        """Branches of the graph while one is captured, else one after the other."""
+        """The results of independent parts: branches of a graph during capture, else one after the other."""
         if self._side is None:
             return super().together(*parts)
         here, side, out = torch.cuda.current_stream(), self._side, []
@@ -231,14 +234,14 @@ class Captured(Compiled):
         return [first, *out]
 
     def _kind(self, tensor: Tensor) -> Hashable:
-        """What a graph depends on of a tensor: whose output it is, or else its shape and where a graph wrote it."""
+        """What a graph assumes of a tensor: which output it is, or else its shape, dtype and where a graph wrote it."""
         if id(tensor) in self._outputs:
             return (id(tensor),)
         place = (tensor.data_ptr(), tensor.stride()) if self._is_written(tensor) else None
         return tensor.shape, tensor.dtype, place
 
     def _is_written(self, tensor: Tensor) -> bool:
-        """Whether a graph of this backend writes it."""
+        """Whether a graph of this backend writes this tensor."""
         return tensor.data_ptr() in self._written
 
     @staticmethod

@@ -90,7 +90,7 @@ def per_head(t: Tensor, heads: int) -> Tensor:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Torch's fused attention. Under autocast on a CPU, which is training, without masks: bf16 products, fp32 softmax.
 
-    There the fused kernel with its backward takes 1.6 times as long in fp32, and longer still in bf16.
+    In that case the fused kernel with its backward takes 1.6 times as long in fp32, and longer still in bf16.
     """
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         if mask is None and not causal:
@@ -103,8 +103,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bo
 def add_branch(x: Tensor, branch: Tensor) -> Tensor:
     """The residual sum of rows [N, d] and a branch of the layer [N, d].
 
-    Compiled through one more axis: else torch.compile makes the sum a part of the matrix product before it, which first
-    copies x to where the result is to be. So it becomes a part of what comes after.
+    Compiled code adds one more axis. Without it, torch.compile fuses the sum into the matrix product before it, which
+    first copies x to the place of the result. With it, the sum is fused into the code after it.
     """
     return (x[None] + branch[None])[0] if torch.compiler.is_compiling() else x + branch
 
@@ -118,7 +118,7 @@ class RMSNorm(nn.Module):
         self.eps, self.plus_one = eps, plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, d] to [N, d]."""
+        """Maps [N, d] to [N, d]."""
         if self.plus_one:
             return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, None, self.eps).mul_(self.weight)  # rounded before the weight: upstream
@@ -126,7 +126,7 @@ class RMSNorm(nn.Module):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE on [H, N, hd], half-split as in Llama, with the tables of `rope`; contiguous whatever x is."""
-    if cos.shape[-1] < x.shape[-1]:  # the numbers behind the tables' are not rotated
+    if cos.shape[-1] < x.shape[-1]:  # the numbers after rotary_dim are not rotated
         turned, plain = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
         return torch.cat((_rotate(turned, cos, sin), plain), -1)
     a, b = x.chunk(2, -1)
@@ -134,9 +134,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_by_row(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same numbers; the heads of a row stay beside each other in memory, as flash attention's output then does.
+    """RoPE as in `_rotate`, but the heads of a row stay next to each other in memory.
 
-    So that output need not be copied for the product behind it.
+    The output of flash attention then has this layout too and need not be copied for the next matrix product.
     """
     return _rotate(x.transpose(0, 1), cos[:, None], sin[:, None]).transpose(0, 1)
 
@@ -161,7 +161,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.rotates = config, layer not in config.no_rope_layers
         inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.parts = {"qkv": (inner, kv, kv), "gate_up": (config.intermediate_size,) * 2}  # rows of what is fused
+        self.parts = {"qkv": (inner, kv, kv), "gate_up": (config.intermediate_size,) * 2}  # rows of the fused weights
         self.norm_attention = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_plus_one)
         self.qkv = nn.Linear(config.hidden_size, inner + 2 * kv, bias=config.qkv_bias)
         self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_plus_one) if config.qk_norm else None
@@ -176,7 +176,7 @@ class Block(nn.Module):
         return self.norm_attention(x), None
 
     def normed_mlp(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The same for the feed-forward."""
+        """Normed rows [N, d] for the feed-forward, and the gate [d] of its branch (None unless adaptive)."""
         return self.norm_mlp(x), None
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,11 +198,11 @@ class Block(nn.Module):
         return sdpa(q, per_head(k, heads), per_head(v, heads), mask, causal)
 
     def output(self, attended: Tensor) -> Tensor:
-        """Attention output [N, d] of the layer, from that of its heads [H, N, hd]."""
+        """Attention output [N, d] of the layer, from the outputs of its heads [H, N, hd]."""
         return self.out(attended.transpose(0, 1).flatten(1))
 
     def finish(self, x: Tensor, output: Tensor) -> Tensor:
-        """Rows [N, d] behind the layer, from rows before it and their attention output [N, d]."""
+        """Rows [N, d] after the layer, from the rows before it and their attention output [N, d]."""
         x = add_branch(x, output)
         return add_branch(x, self.feed(self.norm_mlp(x)))
 
@@ -213,5 +213,5 @@ class Block(nn.Module):
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Unit: a norm."""
+    """Unit: applies a norm to rows [N, d]."""
     return norm(x)

@@ -1,4 +1,4 @@
-"""Published checkpoints on disk: looked at by name and shape, read one tensor at a time."""
+"""Published checkpoints on disk: names and shapes first, then one tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from vlaprune.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf", ".msgpack")  # of files that hold weights
-HARMLESS = (  # files of training and of other libraries, which hold no other weights of the policy
+KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf", ".msgpack")  # files of weights
+HARMLESS = (  # files of training and of other libraries; they hold no further weights of the policy
     *("pytorch_model*.bin", "model*.safetensors", "optimizer*", "scheduler*", "rng_state*", "random_states*"),
     *("training_args.bin", "scaler.pt", "ema*.pt", "*_step_*.safetensors"),
 )
-CONVERTERS = (  # of folders in another format: what they contain, whose they are, and what makes a folder of them
+CONVERTERS = (  # folders in another format: what they contain, whose format it is, and how to convert them
     (
         "params/*",
         "openpi's JAX weights",
@@ -51,11 +51,11 @@ class Checkpoint:
     """Tensors in files, known by name and shape, read one at a time; of a .pt file only tensors are unpickled.
 
     path    a .safetensors or .pt file, or a folder with model.safetensors or its shards and index
-    within  of nested dictionaries in a .pt file, the one that is meant
+    within  name of the dictionary to read, where a .pt file nests several
     strip   prefix that names may carry, such as `module.` of distributed training
     shapes  name -> shape
 
-    Errors: UserError, one line that names the file, for what is missing, truncated or no checkpoint.
+    Errors: UserError, one line that names the file, if it is missing, truncated or no checkpoint.
     """
 
     def __init__(self, path: Path | str, within: str | None = None, strip: str = "") -> None:
@@ -112,7 +112,7 @@ class Checkpoint:
         return self._handle(file).get_tensor(name)
 
     def close(self) -> None:
-        """Lets go of the file that is open."""
+        """Closes the open file."""
         self._open = None
 
     @property
@@ -130,7 +130,7 @@ class Checkpoint:
 
 
 def shards(path: Path) -> list[Path]:
-    """The files of a checkpoint in safetensors. UserError that says what is there instead, or missing."""
+    """The safetensors files of a checkpoint. A UserError says which are missing, or what is there instead."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -153,7 +153,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def _no_weights(folder: Path) -> str:
-    """What a folder without weights in safetensors is, and what to do."""
+    """The error message for a folder without safetensors weights: what it holds instead, and what to do."""
     for pattern, what, mend in CONVERTERS:
         if any(folder.glob(pattern)):
             return f"checkpoint {folder} holds {what} and no {SINGLE}; {mend}"
@@ -162,7 +162,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def check_companions(folder: Path, reads: Sequence[str], name: str) -> None:
-    """UserError for a file of weights beside a checkpoint's that the model does not read: it may change the answers.
+    """Raises UserError for an extra file of weights that the model does not read: it may change the answers.
 
     reads  patterns of the files that the model `name` reads besides the checkpoint's own
     """

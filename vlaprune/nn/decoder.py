@@ -128,7 +128,7 @@ class Computed:
 
 
 class Hooks(Protocol):
-    """What the decoder calls for one sequence.
+    """The methods that the decoder calls for one sequence.
 
     cache     keys and values of earlier calls, where a method reuses them; else None
     keeps_kv  whether rows behind the prompt will attend to its keys and values
@@ -138,10 +138,10 @@ class Hooks(Protocol):
     keeps_kv: bool
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
-        """The rows that go on into `layer`; the same object where nothing changes."""
+        """The rows that enter `layer`; the same object if nothing changes."""
 
     def leave(self, layer: int, tokens: Tokens, computed: Computed) -> None:
-        """A layer is computed."""
+        """Called after a layer is computed."""
 
     def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one at which `enter` may change the rows."""
@@ -153,7 +153,7 @@ class Hooks(Protocol):
         """Whether `leave` reads the attention outputs of this layer."""
 
     def begin_second_pass(self, hidden: Tensor) -> bool:
-        """All layers are computed; `hidden` [n, d] are the final rows. Whether to compute the prompt once more."""
+        """Whether to compute the prompt again. Called after the last layer; `hidden` [n, d] are the final rows."""
 
 
 class NullHooks:
@@ -163,26 +163,26 @@ class NullHooks:
     keeps_kv = False
 
     def enter(self, layer: int, tokens: Tokens) -> Tokens:
-        """All rows go on."""
+        """All rows, unchanged."""
         return tokens
 
     def leave(self, layer: int, tokens: Tokens, computed: Computed) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def next_prune_layer(self, layer: int) -> int:
-        """Never."""
+        """A layer that is never reached: nothing is pruned."""
         return sys.maxsize
 
     def records_attention(self, layer: int) -> bool:
-        """No."""
+        """False: it is not needed."""
         return False
 
     def records_outputs(self, layer: int) -> bool:
-        """No."""
+        """False: it is not needed."""
         return False
 
     def begin_second_pass(self, hidden: Tensor) -> bool:
-        """No."""
+        """False: it is not needed."""
         return False
 
 
@@ -200,7 +200,7 @@ class LayerResult(NamedTuple):
 
 
 class LayerWants(NamedTuple):
-    """What of a layer's result outlives its segment."""
+    """Which tensors of a layer's result are kept after its segment."""
 
     queries: bool
     keys_values: bool
@@ -208,7 +208,7 @@ class LayerWants(NamedTuple):
 
 
 class LayerKept(NamedTuple):
-    """What outlives the segment: as in LayerResult; None for what is not wanted."""
+    """The tensors of a LayerResult that are kept after the segment; None for those not wanted."""
 
     queries: Tensor | None
     keys: Tensor | None
@@ -223,7 +223,7 @@ class LayerKept(NamedTuple):
 
 
 class Masking(NamedTuple):
-    """What rows attend to, where that is not simply each other.
+    """What rows attend to, if not only to each other.
 
     positions  [n] of the rows
     columns    [c] positions attended to: the rows' own, then those of the old keys
@@ -304,7 +304,7 @@ class Decoder(nn.Module):
         return out
 
     def _pass(self, sequences: Sequence[Tokens], hooks: Sequence[Hooks], backend: Backend) -> list[Tensor]:
-        """All layers, once."""
+        """Computes all layers once."""
         layer, last = 0, self.config.num_layers
         sequences = list(sequences)
         while layer < last:
@@ -318,7 +318,7 @@ class Decoder(nn.Module):
         return [t.hidden for t in sequences]
 
     def _segment(self, first: int, stop: int, tokens: Tokens, hook: Hooks, backend: Backend) -> Tokens:
-        """Layers first .. stop - 1 of one sequence, through the backend; the hooks are then told of each layer."""
+        """Computes layers first .. stop - 1 of one sequence through the backend, then calls `leave` for each layer."""
         keeps = hook.keeps_kv or hook.cache is not None
         records = [(hook.records_attention(layer), hook.records_outputs(layer)) for layer in range(first, stop)]
         wants = tuple(LayerWants(record, record or keeps, reads) for record, reads in records)
@@ -333,7 +333,7 @@ class Decoder(nn.Module):
         nothing = Computed(seen)
         for layer, own in enumerate(kept, first):
             read = own.queries is not None or own.output is not None
-            if backend.static and read:  # another pass would overwrite what a method may look at later
+            if backend.static and read:  # a second pass would overwrite tensors that a method may read later
                 own = LayerKept(*(None if t is None else t.clone() for t in own))
             if not read and own.keys is None:
                 hook.leave(layer, tokens, nothing)
@@ -373,7 +373,7 @@ class Decoder(nn.Module):
         return hidden, kept
 
     def _packed(self, layers: range, sequences: Sequence[Tokens], hooks: Sequence[Hooks]) -> list[Tokens]:
-        """Some layers of several sequences: one product for the rows of all, attention sequence by sequence."""
+        """Computes some layers of several sequences: one matrix product for all rows, attention per sequence."""
         lengths = [t.index.shape[0] for t in sequences]
         hidden = torch.cat([t.hidden for t in sequences])
         tables = rope(self.config, torch.cat([t.phases for t in sequences]), hidden.dtype)
@@ -402,7 +402,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, tuple[Sequence[Tensor], Sequence[LayerKV]]]:
         """Attention output [H, N, hd], sequence by sequence: ragged lengths, caches, reused columns.
 
-        Also the queries [H, n, hd] of each sequence, and what they attended to.
+        Also returns the queries [H, n, hd] of each sequence and the keys and values that they attended to.
         """
         block: Block = self.blocks[layer]  # type: ignore[assignment]
         outs, kept, lengths = [], [], [t.index.shape[0] for t in sequences]
@@ -422,7 +422,7 @@ class Decoder(nn.Module):
     def _attend_alike(
         self, layer: int, sequences: Sequence[Tokens], hooks: Sequence[Hooks], qkv: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Sequence[Tensor], Sequence[LayerKV]]]:
-        """The same for sequences of one length that attend to themselves, in one kernel call: what training uses."""
+        """`_attend_each` in one kernel call, for sequences of equal length that attend to themselves (training)."""
         block: Block = self.blocks[layer]  # type: ignore[assignment]
         q, k, v = (t.unflatten(1, (len(sequences), -1)).transpose(0, 1) for t in qkv)
         out = block.attend(q, k, v, None, self.config.causal)

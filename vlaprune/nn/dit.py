@@ -19,7 +19,7 @@ from vlaprune.errors import UserError
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import sdpa
 
-FREQUENCIES, TRAINED = 128, 100  # of a timestep's sinusoidal embedding; diffusion steps in training
+FREQUENCIES, TRAINED = 128, 100  # frequencies in the embedding of a timestep; diffusion steps in training
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DiTShape:
     action: int = 7
 
 
-SIZES = {  # name -> (width, layers, heads); of CogACT-Small, CogACT-Base, CogACT-Large, and one for tests
+SIZES = {  # name -> (width, layers, heads) for CogACT-Small, CogACT-Base, CogACT-Large, and one for tests
     "DiT-S": (384, 6, 4),
     "DiT-B": (768, 12, 12),
     "DiT-L": (1024, 24, 16),
@@ -50,12 +50,12 @@ class Embed(nn.Module):
         self.linear = nn.Linear(size, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., size] to [..., width]."""
+        """Maps [..., size] to [..., width]."""
         return self.linear(x)
 
 
 class ConditionEmbed(Embed):
-    """The same for the condition, and the learned feature [1, size] that stands for having none."""
+    """The linear layer for the condition, and a learned feature [1, size] that stands for no condition."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__(size, width)
@@ -71,11 +71,11 @@ class TimeEmbed(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters."""
+        """The dtype of the parameters."""
         return next(self.parameters()).dtype
 
     def forward(self, steps: Tensor) -> Tensor:
-        """[n] step numbers to [n, width]."""
+        """Maps [n] step numbers to [n, width]."""
         rates = torch.exp(torch.arange(FREQUENCIES, device=steps.device) * (-math.log(10000) / FREQUENCIES))
         phase = steps[:, None].float() * rates
         return self.mlp(torch.cat((phase.cos(), phase.sin()), -1).to(self.dtype))
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, t, width] to the same."""
+        """Maps [B, t, width] to [B, t, width]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(sdpa(q, k, v).transpose(1, 2).flatten(2))
 
@@ -105,12 +105,12 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, t, width] to the same."""
+        """Maps [B, t, width] to [B, t, width]."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm without parameters."""
+    """Attention and feed-forward, each after a norm without parameters."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, t, width] to the same."""
+        """Maps [B, t, width] to [B, t, width]."""
         x = x + self.attn(_norm(x))
         return x + self.mlp(_norm(x))
 
@@ -175,7 +175,7 @@ class Diffusion(nn.Module):
         return ddim(lambda x, i: unit(self, x, whens[i], z), noise, self.scales(noise.device), backend.unit(ddim_step))
 
     def scales(self, device: torch.device) -> Tensor:
-        """[T, 4] scales of the steps on a device; kept there."""
+        """[T, 4] scales of the steps on a device, cached per device."""
         if device not in self._scales:
             self._scales[device] = ddim_scales(self.timesteps).to(device)
         return self._scales[device]

@@ -1,7 +1,7 @@
 """The action expert of pi0 and pi0.5: a small Gemma whose rows attend to the keys and values that a prompt left behind.
 
 The prompt is computed once. Each step of the flow then computes the action rows alone. At every layer they attend to
-what that layer of the prompt still had after pruning, and to themselves (`vlaprune.nn.extend`). Positions go on at the
+what that layer of the prompt still has after pruning, and to themselves (`vlaprune.nn.extend`). Positions go on at the
 prompt's ORIGINAL length.
 
 pi0 has a state row in front of the action rows. It sees the prompt and itself only, and no step of the flow changes it:
@@ -32,7 +32,7 @@ class AdaNorm(nn.Module):
         return self.dense(times)
 
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed rows [N, d], and the gate [d] of the branch behind them, from rows [N, d] and one step's [3d]."""
+        """Normed rows [N, d], and the gate [d] of the branch after them, from rows [N, d] and one step's [3d]."""
         scale, shift, gate = modulation.float().chunk(3)
         y = F.rms_norm(x.float(), x.shape[-1:], 1 + scale, self.eps)
         return (y + shift).to(x.dtype), gate.to(x.dtype)
@@ -93,8 +93,9 @@ def embed_time(times: Tensor, width: int, shortest: float = 4e-3, longest: float
 def flow_times(steps: int, added: bool = True) -> Tensor:
     """Times [steps] from 1 down to 1 / steps, in fp32.
 
-    added  by adding up steps in fp32, as openpi's sampler has them; else each for itself, as lerobot's (from v0.4.1 on:
-           policies/common/flow_matching.py). They differ in the last digits, and actions by 1e-4 of their size
+    added  True: steps are summed up in fp32, as in openpi's sampler. False: each time is computed alone, as in lerobot
+           (from v0.4.1 on: policies/common/flow_matching.py). Times differ in the last digits, actions by 1e-4 of their
+           size
     """
     if not added:
         return torch.tensor([1.0 + step * (-1.0 / steps) for step in range(steps)])

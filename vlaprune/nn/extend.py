@@ -1,8 +1,8 @@
-"""Rows behind the prompt: decoded tokens, and the rows of an action expert. They attend to what the prompt left.
+"""Rows after the prompt: decoded tokens, and the rows of an action expert. They attend to what the prompt left.
 
-All of it happens within one segment. What the prompt left at each layer, each layer its own columns, goes in. The
-segment makes buffers of it with room for the rows that follow. A row's keys and values are written in place, so nothing
-grows and the sizes of a call are fixed.
+All of it happens within one segment. Its inputs are the keys and values that the prompt left at each layer; each layer
+has its own columns. The segment copies them into buffers with room for the rows that follow. A row's keys and values
+are written in place, so nothing grows and the sizes of a call are fixed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PromptKV = Sequence[Sequence[KV]]  # by layer, then by sequence
 
 
 def make_room(kv: KV, rows: int) -> KV:
-    """Unit: keys, values and bias of the m columns of a prompt at one layer, with room for `rows` more."""
+    """Unit: keys, values and bias of the m columns of a prompt at one layer, with room for `rows` more columns."""
     keys, values, bias = kv
     longer = None if bias is None else F.pad(bias, (0, rows))
     return F.pad(keys, (0, 0, 0, rows)), F.pad(values, (0, 0, 0, rows)), longer
@@ -74,10 +74,10 @@ def extend_layer(
 
 @dataclass(frozen=True, eq=False)
 class Suffix:
-    """`rows` rows behind the prompts of B sequences, some of them computed at a time. It lives within one segment.
+    """`rows` rows after the prompts of B sequences, some of them computed at a time. It lives within one segment.
 
     blocks   layers that compute the rows
-    prompt   what the prompts left
+    prompt   keys, values and biases that the prompts left
     lengths  positions of each prompt, as if no token had been pruned; the rows' positions go on from there
     """
 
@@ -104,11 +104,11 @@ class Suffix:
     def extend(
         self, x: Tensor, start: int, prefix: int = 0, modulations: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """All layers on n rows of each sequence: rows [B * n, d] before the final norm, and each layer's queries.
+        """Runs all layers on n rows of each sequence: rows [B * n, d] before the final norm, and each layer's queries.
 
         x            [B * n, d]
-        start        which of the suffix's rows these are the first of
-        prefix       how many of the n do not see the rows behind them
+        start        number of the first of these rows in the suffix
+        prefix       how many of the n rows do not see the rows after them
         modulations  2 per layer; None for plain norms
         """
         unit, queries = self.backend.unit(extend_layer), []

@@ -1,4 +1,4 @@
-"""Llama's tensors and settings out of a GGUF file, by the `gguf` package, under the names of transformers.
+"""Llama's tensors and settings from a GGUF file, by the `gguf` package, under the names of transformers.
 
 GGUF orders the rows of Llama's query and key projections for rotation in pairs; here, as in transformers, halves are
 rotated, so these rows are put back (ggml-org/llama.cpp:convert_hf_to_gguf.py, LlamaModel.permute).
@@ -34,7 +34,7 @@ INSIDE = {
 class GGUF:
     """A Llama in a GGUF file: settings, tokenizer fields, and tensors that are dequantised to fp32 one at a time.
 
-    path    of the file
+    path    the file
     shapes  name in transformers -> shape
 
     Errors: UserError, one line, for a file that is missing, damaged, of another architecture or quantised in a way
@@ -51,7 +51,7 @@ class GGUF:
             raise UserError(f"GGUF file {self.path} does not exist")
         try:
             self._reader = GGUFReader(str(self.path))
-        except Exception as error:  # numpy's and the reader's own for a file cut short or of another kind
+        except Exception as error:  # raised by numpy and the reader for a truncated file or another format
             raise UserError(f"{self.path} cannot be read ({error}); it is damaged or no GGUF file") from None
         if self.field("general.architecture") != "llama":
             raise UserError(f"{self.path} holds a {self.field('general.architecture')}; a llama is needed")
@@ -66,7 +66,7 @@ class GGUF:
         return found.contents()
 
     def config(self, layers: int, causal: bool) -> DecoderConfig:
-        """The decoder of its first `layers` layers. UserError where it has fewer."""
+        """The configuration of a decoder with the first `layers` layers. UserError if the file has fewer."""
         own = self.field("llama.block_count")
         if not 1 <= layers <= own:
             raise UserError(f"layers={layers}, but {self.path.name} has {own}; use 1..{own}")
@@ -101,17 +101,17 @@ class GGUF:
         return values
 
     def close(self) -> None:
-        """Nothing to let go of: pages of the mapped file are the system's."""
+        """Does nothing: the system owns the pages of the mapped file."""
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the file."""
+        """The sha256 of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def renamed(name: str) -> str:
-    """The name in transformers of a GGUF's tensor; one that a Llama does not have keeps its own."""
+    """The name in transformers of a GGUF tensor. A tensor that a Llama does not have keeps its name."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     _, layer, part, kind = [*name.split("."), "", "", ""][:4]

@@ -1,4 +1,4 @@
-"""Weights by name: a path, or a repository of the Hugging Face hub, which is asked only for names that are no path."""
+"""Finds weights by name: a local path, or else a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vlaprune.errors import UserError
 
 
 def locate(weights: str, patterns: Sequence[str] = ("*.json", "*.safetensors"), option: str = "weights") -> Path:
-    """A local path as it is, or `owner/name[@revision]` fetched from the hub. UserError where it cannot be had.
+    """The local path of weights; `owner/name[@revision]` is downloaded from the hub. UserError if neither works.
 
     patterns  files of the hub's repository that are wanted
-    option    of the model that named it, for what errors say
+    option    the option of the model that named the weights, for error messages
     """
     path = Path(weights).expanduser()
     if path.exists():

@@ -1,4 +1,4 @@
-"""Our own weights in and out: safetensors only, strict, with a card in the file's metadata."""
+"""Saves and loads the weights that vlaprune-train makes: safetensors only, strict, with a card in the metadata."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CARD, CHECKSUM = "vlaprune", "checksum"  # keys of a file's metadata
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors by name, without parameters that are frozen: those stay with the weights they came from."""
+    """A module's tensors by name, without frozen parameters: those stay with the weights they came from."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {key: value for key, value in module.state_dict().items() if key not in frozen}
 
 
 def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
-    """Writes what is trained of a module and a card (what made it) to a safetensors file, at once or not at all.
+    """Writes a module's trained tensors and a card (what made them) to a safetensors file, whole or not at all.
 
     The metadata holds a checksum of tensors and card: safetensors itself would not notice a flipped bit.
     """
@@ -51,7 +51,7 @@ def checksum(state: Mapping[str, Tensor], card: str) -> str:
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and card, with the file's sha256, of what `save` wrote; nothing is ever unpickled. Else UserError.
+    """Tensors and card from a file of `save`; the card gets the file's sha256. Nothing is unpickled. Else UserError.
 
     A checksum must be right where the file has one; the first weights shipped with the package have none.
     """
@@ -77,12 +77,12 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 
 def weights_id(card: Mapping[str, object]) -> str:
-    """What tells the weights of a card from others: their digest, or the seed that they were drawn from."""
+    """An identifier of the weights of a card: their digest, or their name and the seed of random weights."""
     return str(card.get("sha256") or f"{card.get('weights')}, seed {card.get('seed')}")
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads tensors strictly: all that is not frozen, in its shape, and nothing else. UserError says what is wrong."""
+    """Loads exactly the tensors that are not frozen, with their shapes. A UserError says what is wrong."""
     own = trainable_state(module)
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())

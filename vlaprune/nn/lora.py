@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv:2106.09685): W stays as it is, B A beside it is learnt.
+"""Low-rank adapters (LoRA, Hu et al., arXiv:2106.09685): W is frozen, the product B A beside it is learnt.
 
-Own code and not `peft`, which would see our fused rows as one layer: here query, key and value, and gate and up, have
-each an A and a B of their own, as in the authors' models, where they are layers of their own.
+`peft` is not used, because it would treat our fused rows as one layer. Here query, key, value, gate and up each have
+their own A and B, as in the authors' models, where they are separate layers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vlaprune.nn.load import fill, read, weights_id
 
 
 class LoRA(nn.Module):
-    """A frozen linear layer and what is learnt beside it: W x + alpha / rank * B A x, A and B in fp32.
+    """A frozen linear layer with a learnt adapter: W x + alpha / rank * B A x, A and B in fp32.
 
-    parts  how many rows of W each pair of A and B is for; together all of them
+    parts  how many rows of W each pair of A and B is for; they sum to all rows
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LoRA(nn.Module):
         self.b = nn.ParameterList(nn.Parameter(torch.zeros(rows, rank, device=device)) for rows in parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Maps [..., inputs] to [..., outputs]."""
         low = F.linear(x.to(self.a.dtype), self.scale * self.a).chunk(len(self.b), -1)
         beside = torch.cat([F.linear(part, b) for part, b in zip(low, self.b, strict=True)], -1)
         y: Tensor = self.layer(x)
@@ -46,17 +46,17 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The linear layer that does the same alone; it is changed in place, its sum rounded once."""
+        """The linear layer with the adapter added to its weight: changed in place, the sum rounded once."""
         beside = torch.cat([b @ a for a, b in zip(self.a.chunk(len(self.b)), self.b, strict=True)])
         self.layer.weight.copy_(self.layer.weight.float() + self.scale * beside)
         return self.layer
 
 
 def add_adapters(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip: Sequence[str] = ("head",)) -> None:
-    """Freezes a module and puts adapters beside each of its linear layers, save those named in `skip`.
+    """Freezes a module and puts adapters beside each of its linear layers, except those named in `skip`.
 
-    Of a fused layer every part has adapters of its own (`Block.parts`). A is drawn from N(0, 1 /
-    rank^2), from the seed and the layer's name alone; B is zero, so that nothing changes before training.
+    Every part of a fused layer (`Block.parts`) has its own adapters. A is drawn from N(0, 1 / rank^2); the draw depends
+    on the seed and the layer's name alone. B is zero, so nothing changes before training.
     """
     if rank < 1:
         raise UserError(f"LoRA rank={rank}; use at least 1")
@@ -71,17 +71,17 @@ def add_adapters(trunk: nn.Module, rank: int, alpha: float, seed: int = 0, skip:
 
 
 def merge(trunk: nn.Module) -> None:
-    """Adds every adapter to the layer that it stands beside, and takes it away."""
+    """Adds every adapter to the weight of its layer, then removes the adapter."""
     for name, adapter in [(n, m) for n, m in trunk.named_modules() if isinstance(m, LoRA)]:
         holder, _, own = name.rpartition(".")
         setattr(trunk.get_submodule(holder), own, adapter.merged())
 
 
 def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str, object]) -> None:
-    """Fills a policy with what vlaprune-train saved of a tuning with LoRA, its adapters merged into `trunk`.
+    """Loads a LoRA tuning of vlaprune-train into a policy and merges its adapters into `trunk`.
 
-    `card` is that of the policy's weights and comes to name the adapters. UserError for a file that is none, is
-    damaged, or belongs to other weights.
+    `card` is the card of the policy's weights; it is updated to name the adapters. UserError if the file holds no
+    adapters, is damaged, or belongs to other weights.
     """
     state, said = read(path)
     lora = said.get("lora")

@@ -1,4 +1,4 @@
-"""What OpenVLA-OFT adds to the trunk: action heads, projectors of state and noise, and its diffusion schedule.
+"""The parts that OpenVLA-OFT adds to the trunk: action heads, projectors of state and noise, diffusion schedule.
 
 Source: moojink/openvla-oft@213c5ff:prismatic/models/{action_heads,projectors}.py; parameter names are the checkpoint's.
 """
@@ -17,19 +17,19 @@ from vlaprune.nn.weights import WeightMap
 
 
 class ResBlock(nn.Module):
-    """Norm, linear, ReLU, added to what came in."""
+    """A residual block: the input plus ReLU(linear(norm(input)))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to [..., width]."""
+        """Maps [..., width] to [..., width]."""
         return x + self.ffn(x)
 
 
 class ResNet(nn.Module):
-    """From the final hidden states of one time step's rows, side by side, to its action, or its noise (diffusion)."""
+    """An action head: maps the concatenated final hidden states of one time step to its action, or its noise."""
 
     def __init__(self, inputs: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ResNet(nn.Module):
         self.widths = (inputs, width, width, width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Maps [..., inputs] to [..., outputs]."""
         x = F.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """Two linear layers with GELU between them, from numbers to a row of the decoder."""
+    """Two linear layers with GELU between them that map numbers to a row of the decoder."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class MLPProjector(nn.Module):
         self.widths = (inputs, width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., width]."""
+        """Maps [..., inputs] to [..., width]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -72,7 +72,7 @@ def best_tokens(head: nn.Module, rows: Tensor) -> Tensor:
 
 
 def plain_weight_map(module: nn.Module, prefix: str = "") -> dict[str, WeightMap]:
-    """A file that names every parameter as `module` does, behind `prefix`."""
+    """The weight map of a file whose parameter names are `prefix` plus those of `module`."""
     return {f"{prefix}{name}": WeightMap(name) for name, _ in module.named_parameters()}
 
 
@@ -86,7 +86,7 @@ def time_row(step: int, width: int) -> Tensor:
 class Schedule:
     """DDIM without noise on a squared-cosine schedule: diffusers' DDIMScheduler as OFT configures it.
 
-    trained  steps of training; `steps` of them, evenly spaced from the start, are walked backwards
+    trained  steps of training; sampling goes backwards through `steps` of them, evenly spaced from the start
     """
 
     def __init__(self, steps: int, trained: int = 50) -> None:
@@ -99,7 +99,7 @@ class Schedule:
         self.steps = [i * self._stride for i in reversed(range(steps))]
 
     def back(self, noise: Tensor, step: int, x: Tensor) -> Tensor:
-        """What x was one step earlier, from the noise that was predicted in it; the clean x is clipped to [-1, 1]."""
+        """One denoising step: x at the next lower noise level. The estimate of the clean x is clipped to [-1, 1]."""
         now = self._alphas[step]
         before = self._alphas[step - self._stride] if step >= self._stride else 1.0
         clean = ((x - (1 - now) ** 0.5 * noise) / now**0.5).clamp(-1, 1)

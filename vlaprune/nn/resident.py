@@ -1,4 +1,4 @@
-"""What stays on the device from call to call, and the one way back to the host."""
+"""Tensors that stay on the device from call to call, and the copy of results to the host."""
 
 from __future__ import annotations
 

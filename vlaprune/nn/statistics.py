@@ -15,7 +15,7 @@ from vlaprune.nn.checkpoint import read_json
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """What becomes -1 and 1, per number; [s] float64 each.
+    """The raw values that become -1 (low) and 1 (high), for each number; [s] float64 each.
 
     mask  numbers that are scaled; the others (the gripper) pass as they are
     eps   added to high - low, as the authors' code does
@@ -28,33 +28,33 @@ class Range:
 
     @classmethod
     def identity(cls, size: int) -> Range:
-        """Passes everything as it is: for random weights, whose numbers have no unit."""
+        """A range that changes nothing: for random weights, whose numbers have no unit."""
         return cls(np.full(size, -1.0), np.full(size, 1.0), np.zeros(size, bool))
 
     @cached_property
     def width(self) -> np.ndarray:
-        """What -1 to 1 spans: high - low + eps."""
+        """The raw width of the range from -1 to 1: high - low + eps."""
         return self.high - self.low + self.eps
 
     def scale(self, x: np.ndarray) -> np.ndarray:
-        """Raw numbers [..., s] to [-1, 1], clipped there; unmasked ones are clipped too, as the authors do."""
+        """Scales raw numbers [..., s] to [-1, 1] and clips them; unmasked ones are clipped too, as the authors do."""
         unit = 2 * (x - self.low) / self.width - 1
         return np.clip(np.where(self.mask, unit, x), -1.0, 1.0)
 
     def restore(self, unit: np.ndarray) -> np.ndarray:
-        """Numbers [..., s] in [-1, 1] to raw ones."""
+        """Scales numbers [..., s] in [-1, 1] back to raw ones."""
         return np.where(self.mask, 0.5 * (unit + 1) * self.width + self.low, unit)
 
 
 class Statistics:
-    """All datasets of one checkpoint; `source` is named in errors."""
+    """The statistics of all datasets of one checkpoint; `source` is the file named in errors."""
 
     def __init__(self, norms: Mapping[str, object], source: str) -> None:
         self._norms, self._source = norms, source
 
     @classmethod
     def of(cls, folder: Path) -> Statistics:
-        """From dataset_statistics.json, or else norm_stats in config.json. UserError where there is neither."""
+        """Reads dataset_statistics.json, or else norm_stats in config.json. UserError if there is neither."""
         for file, entry in (("dataset_statistics.json", None), ("config.json", "norm_stats")):
             if (folder / file).is_file():
                 said = read_json(folder / file)
@@ -68,11 +68,11 @@ class Statistics:
 
     @property
     def names(self) -> list[str]:
-        """The datasets there are numbers for."""
+        """The names of the datasets that have statistics."""
         return sorted(self._norms)
 
     def key(self, wanted: str) -> str:
-        """`wanted`, or `wanted`_no_noops where only that is there. UserError lists what there is."""
+        """The name `wanted`, or `wanted`_no_noops if only that exists. UserError lists the names that exist."""
         for key in (wanted, f"{wanted}_no_noops"):
             if key in self._norms:
                 return key

@@ -1,6 +1,6 @@
 """The vision towers of published policies: DINOv2-L with registers and SigLIP so400m, alone or fused (Prismatic).
 
-Each stops at the block whose output its policy reads, so blocks and norms behind it are never computed. The names of a
+Each stops at the block whose output its policy reads, so later blocks and norms are never computed. The names of a
 timm checkpoint (Prismatic's) are mapped by `timm_weight_map`. Equal to transformers' Dinov2WithRegistersModel and
 SiglipVisionModel (tests/test_towers.py). Their modules are not used here: the attention of one block must be readable,
 queries, keys and values are one product, and parameter names of the library move between its releases.
@@ -46,7 +46,7 @@ class TowerShape:
     normed: bool = False
 
     def __post_init__(self) -> None:
-        """UserError where more blocks are used than there are, or the width does not split into heads."""
+        """Raises UserError where more blocks are used than there are, or the width does not split into heads."""
         if not 1 <= self.used <= self.depth or self.width % self.heads:
             raise UserError(f"{self} cannot be built; use 1 <= used <= depth, and a width that `heads` divides")
 
@@ -62,7 +62,7 @@ def siglip(width: int = 1152, depth: int = 27, heads: int = 16, ffn: int = 4304)
 
 
 class Tower(nn.Module):
-    """A vision transformer on square images, without anything behind the block that is read."""
+    """A vision transformer on square images, without the blocks after the one that is read."""
 
     def __init__(self, shape: TowerShape, image: int = 224, patch: int = 14) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor, backend: Backend = EAGER) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Normalised pixels [B, 3, h, w] to patch features [B, side * side, d].
 
-        Also the queries and keys [B, H, prefix + side * side, hd] of the last block computed.
+        Also returns the queries and keys [B, H, prefix + side * side, hd] of the last block computed.
         """
         x = backend.unit(embed_patches)(self, pixels)
         x, q, k = vit_layers(self.blocks, x, backend)
@@ -88,7 +88,7 @@ class Tower(nn.Module):
     def received(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Attention [B, side * side] that each patch received: from the CLS token, or, without one, from all patches.
 
-        The CLS token's weights on the prefix tokens are left out and not made up for.
+        The CLS token's weights on the prefix tokens are left out; the rest is not rescaled.
         """
         if self.shape.prefix:
             queries = queries[..., :1, :]
@@ -96,12 +96,12 @@ class Tower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the blocks; patch and position embeddings may be in a wider one."""
+        """The dtype of the blocks; patch and position embeddings may have a wider one."""
         return next(self.blocks.parameters()).dtype
 
     @property
     def flops(self) -> float:
-        """Of one image."""
+        """FLOPs of one image."""
         s, tokens = self.shape, self.side**2 + self.shape.prefix
         linear = s.used * tokens * s.width * (4 * s.width + 2 * s.ffn)
         patches = self.side**2 * 3 * self.patch**2 * s.width
@@ -128,7 +128,7 @@ def scale_pixels(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) 
 
 
 def join(first: Tensor, second: Tensor) -> Tensor:
-    """Unit: channels side by side."""
+    """Unit: concatenates the channels of two towers."""
     return torch.cat((first, second), -1)
 
 
@@ -155,10 +155,10 @@ class FusedTower(nn.Module):
         self._stats: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
     def forward(self, images: Tensor, reads: bool = False, backend: Backend = EAGER) -> tuple[Tensor, Tensor | None]:
-        """Images [B, h, w, 3] uint8 to features [B, side * side, width].
+        """Maps images [B, h, w, 3] uint8 to features [B, side * side, width].
 
         With `reads` also the attention [B, side * side] that patches received from the CLS token of DINOv2 in the last
-        block computed: of the two towers the one that has such a token, which methods for CLS attention expect.
+        block computed. Methods for CLS attention expect such a token; SigLIP has none.
         """
         means = self.means(images.device)
         run = partial(self.segment, reads, means, backend)
@@ -178,7 +178,7 @@ class FusedTower(nn.Module):
         return backend.unit(join)(first, second), received
 
     def means(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation [3] of each tower, on a device; kept there."""
+        """Mean and standard deviation [3] of each tower on a device, cached per device."""
         if device not in self._stats:
             self._stats[device] = [
                 (torch.tensor(mean, device=device), torch.tensor(std, device=device)) for mean, std in self.stats
@@ -191,12 +191,12 @@ class FusedTower(nn.Module):
 
     @property
     def flops(self) -> float:
-        """Of one image."""
+        """FLOPs of one image."""
         return self.dino.flops + self.siglip.flops
 
     @property
     def watch_flops(self) -> float:
-        """Of reading the CLS token's attention of one image."""
+        """FLOPs of reading the CLS token's attention in one image."""
         return 2.0 * (self.dino.side**2 + self.dino.shape.prefix) * self.dino.shape.width
 
 
@@ -210,7 +210,7 @@ class Projector(nn.Module):
         self.gelu = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., vision] to [..., width]."""
+        """Maps [..., vision] to [..., width]."""
         return self.fc3(self.gelu(self.fc2(self.gelu(self.fc1(x)))))
 
 
@@ -258,6 +258,6 @@ def timm_weight_map(shape: TowerShape, old: str, new: str, gamma: str = "scale_f
 
 
 def timm_unused(shape: TowerShape, old: str) -> tuple[str, ...]:
-    """Prefixes of the checkpoint's tensors behind the block that is read: later blocks, final norm, pooling."""
+    """Prefixes of the checkpoint's tensors after the block that is read: later blocks, final norm, pooling."""
     blocks = tuple(f"{old}blocks.{i}." for i in range(shape.used, shape.depth))
     return (*blocks, f"{old}attn_pool.", *(() if shape.normed else (f"{old}norm.",)))

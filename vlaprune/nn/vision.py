@@ -19,7 +19,7 @@ def received(queries: Tensor, keys: Tensor) -> Tensor:
 class ViTBlock(nn.Module):
     """Pre-norm self-attention and GELU feed-forward.
 
-    eps    of both norms
+    eps    epsilon of both norms
     scale  each branch is multiplied by a learned vector before it is added (LayerScale, as in DINOv2)
     tanh   GELU in its tanh form
     """
@@ -39,7 +39,7 @@ class ViTBlock(nn.Module):
         self.scale_mlp = nn.Parameter(torch.ones(width)) if scale else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, t, d] to [B, t, d], and the queries and keys [B, H, t, hd] of its attention."""
+        """Maps [B, t, d] to [B, t, d], and the queries and keys [B, H, t, hd] of its attention."""
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = self.out(sdpa(q, k, v).transpose(1, 2).flatten(2))
         x = x + (attended if self.scale_attention is None else attended * self.scale_attention)
@@ -48,12 +48,12 @@ class ViTBlock(nn.Module):
 
 
 def vit_layer(block: ViTBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit: one block."""
+    """Unit: one block on tokens [B, t, d]; also its queries and keys [B, H, t, hd]."""
     return block(x)
 
 
 def vit_layers(blocks: nn.ModuleList, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
-    """All blocks on tokens [B, t, d], and the queries and keys [B, H, t, hd] of the last one."""
+    """Computes all blocks on tokens [B, t, d]; also the queries and keys [B, H, t, hd] of the last block."""
     unit = backend.unit(vit_layer)
     for block in blocks:
         x, q, k = unit(block, x)
@@ -80,9 +80,9 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: Tensor, offset: Tensor, backend: Backend = EAGER) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[B, h, w, 3] in [-1, 1] to [B, side * side, width]; `offset` [B, width] tells the cameras apart.
+        """Maps [B, h, w, 3] in [-1, 1] to [B, side * side, width]; `offset` [B, width] tells the cameras apart.
 
-        Also the queries and keys [B, H, side * side, hd] of the last block.
+        Also returns the queries and keys [B, H, side * side, hd] of the last block.
         """
         x = backend.unit(stem)(self, images, offset)
         x, q, k = vit_layers(self.blocks, x, backend)

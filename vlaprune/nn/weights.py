@@ -1,4 +1,4 @@
-"""From a checkpoint into a module, strictly and without a second copy; or seeded random weights in its place.
+"""Loads a checkpoint into a module, strictly and without a second copy; or fills it with seeded random weights.
 
 Memory: a tensor is read from the mapped file and copied straight into its place, so loading holds the module in its own
 dtype and no second copy. Measured on 2 GiB of fp32 copied into bf16 on the host: private memory grew by 1.03 GiB, the
@@ -34,10 +34,10 @@ class Tensors(Protocol):
         """The file or folder, or the source's name; for errors."""
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor."""
+        """One tensor by its name."""
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
 
 
 class StateDict:
@@ -52,7 +52,7 @@ class StateDict:
         return self._state[key]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def load_weights(
 
 
 def finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """UserError that names tensors with a NaN or an infinite number."""
+    """Raises a UserError that names tensors with a NaN or an infinite number."""
     if wrong := sorted(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()):
         more = " ..." if len(wrong) > 3 else ""
         raise UserError(
@@ -116,7 +116,7 @@ def finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
 
 
 def fits(module: nn.Module, checkpoint: Tensors, weights: Mapping[str, WeightMap], unused: Sequence[str] = ()) -> None:
-    """UserError that says in one line why a checkpoint does not fit a module: what `load_weights` checks first."""
+    """Raises UserError if a checkpoint does not fit a module. `load_weights` calls it first."""
     own, name = dict(module.named_parameters()), type(module).__name__
     short = own.keys() - {p.name for p in weights.values()}
     assert not short, f"no tensor of a checkpoint goes to {sorted(short)[:3]}"
@@ -186,7 +186,7 @@ def llama_weight_map(config: DecoderConfig, old: str, new: str) -> dict[str, Wei
     return out
 
 
-FAMILIES: dict[str, dict[str, Any]] = {  # what model_type alone says in transformers
+FAMILIES: dict[str, dict[str, Any]] = {  # settings that transformers derives from model_type alone
     "llama": {},
     "mistral": {},
     "gemma": {"hidden_act": "gelu_tanh", "norm_plus_one": True},
@@ -198,7 +198,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # what model_type alone says in transfo
     "smollm3": {},
 }
 
-ACTS = {"gemma": "gelu_pytorch_tanh"}  # of the others: silu
+ACTS = {"gemma": "gelu_pytorch_tanh"}  # all others: silu
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
 
 

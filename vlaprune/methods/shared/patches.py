@@ -1,4 +1,4 @@
-"""What methods read from the image patches behind the tokens: pure functions."""
+"""Functions of the image patches behind the tokens: similarity, texture, edges. All are pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlaprune.trace import Layout, View
 class Patches(NamedTuple):
     """The patches [V, p, p, 3] of one frame, made ready to be compared with other frames more than once.
 
-    values  [V, c, m] pixel values, fp32, in pieces of m numbers that are so short that sums of m products are exact
+    values  [V, c, m] pixel values, fp32, in pieces of m numbers, short enough that sums of m products are exact
     square  [V] sum of the squared pixel values of each patch
     """
 
@@ -32,13 +32,13 @@ class Patches(NamedTuple):
         return cls(values, _dot(values, values))
 
     def alike(self, other: Patches) -> bool:
-        """Whether both are of as many pixels."""
+        """Whether both have the same number of patches and pixels."""
         return self.values.shape == other.values.shape
 
 
 @cache
 def _piece(size: int) -> int:
-    """The largest divisor of `size` of which fp32 holds every sum of as many products of two pixel values."""
+    """The largest divisor m of `size` such that fp32 holds every sum of m products of two pixel values exactly."""
     return max(m for m in range(1, 2**24 // 255**2 + 1) if size % m == 0)
 
 
@@ -92,20 +92,20 @@ def grey_entropy(patches: Patches, levels: int) -> Tensor:
 
 @cache
 def _luma(pixels: int, device: torch.device) -> Tensor:
-    """[3 pixels, pixels] from red, green, blue of neighbouring pixels to their grey."""
+    """[3 pixels, pixels] matrix from red, green, blue of neighbouring pixels to their grey."""
     weights = torch.tensor([19595.0, 38470.0, 7471.0], device=device) / 65536
     return torch.kron(torch.eye(pixels, device=device), weights[:, None])
 
 
 @cache
 def _entropies(pixels: int, device: torch.device) -> Tensor:
-    """[pixels + 1] what a grey level that 0, 1, ... of `pixels` pixels have adds to their entropy."""
+    """[pixels + 1] the entropy term of a grey level that 0, 1, ... of `pixels` pixels have."""
     return torch.special.entr(torch.arange(pixels + 1, dtype=torch.float64, device=device) / pixels)
 
 
 def grey_levels(image: Tensor) -> Tensor:
     """[h, w] whole grey levels, 0 to 255 in fp32, of an image [h, w, 3] uint8, as OpenCV's COLOR_RGB2GRAY rounds."""
-    red, green, blue = image.long().unbind(-1)  # no matrix product: CUDA has none of whole numbers
+    red, green, blue = image.long().unbind(-1)  # no matrix product: CUDA has none for integers
     return ((9798 * red + 19235 * green + 3735 * blue + 16384) >> 15).float()
 
 
@@ -136,7 +136,7 @@ def canny(image: Tensor, low: float = 100, high: float = 200) -> Tensor:
     def at(down: int, right: int) -> Tensor:
         return around[1 + down : 1 + down + h, 1 + right : 1 + right + w]
 
-    tangent = round(0.4142135623730950488 * 2**15)  # of 22.5 degrees
+    tangent = round(0.4142135623730950488 * 2**15)  # tangent of 22.5 degrees
     flat, steep = (y << 15) < x * tangent, (y << 15) > x * (tangent + 2**16)
     falling = (dx ^ dy) >= 0  # the diagonal from the upper left to the lower right
     peak = torch.where(
@@ -174,7 +174,7 @@ def _connected(seeds: Tensor, among: Tensor) -> Tensor:
     reached, before = seeds, torch.zeros_like(seeds)
     while not torch.equal(reached, before):
         before = reached
-        for _ in range(16):  # a look at the result waits for the device
+        for _ in range(16):  # reading the result waits for the device
             wide: Tensor = F.max_pool2d(reached[None].float(), 3, 1, 1)[0] > 0
             reached = wide & among
     return reached

@@ -30,7 +30,7 @@ def cameras(layout: Layout, device: torch.device) -> Tensor:
 
 
 def check_range(what: str, value: float, low: float, high: float) -> None:
-    """UserError unless low <= value <= high."""
+    """Raises UserError unless low <= value <= high."""
     if not low <= value <= high:
         raise UserError(f"{what}={value}; use a number from {low:g} to {high:g}")
 
@@ -50,13 +50,13 @@ def group_mean(rows: Tensor, label: Tensor, count: int) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Each row of x [n, d] over its root mean square, in fp32: RMSNorm without a weight."""
+    """Each row of x [n, d] divided by its root mean square, in fp32: RMSNorm without a weight."""
     x = x.float()
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 def resolve_layers(what: str, named: Sequence[int], layers: int) -> list[int]:
-    """Layer numbers of 0 .. layers - 1; negative ones count from the end. UserError for one that is not there."""
+    """Layer numbers in 0 .. layers - 1; negative ones count from the end. UserError for a layer that does not exist."""
     wrong = [n for n in named if not -layers <= n < layers]
     if wrong or not named:
         raise UserError(f"{what}={list(named)}, but the model has layers 0..{layers - 1}; name those, -1 is the last")
@@ -92,7 +92,7 @@ def decayed_sum(past: Sequence[Tensor], decay: float) -> Tensor:
 
 
 def check_option(what: str, value: str, known: Iterable[str]) -> None:
-    """UserError unless `value` is one of `known`."""
+    """Raises UserError unless `value` is one of `known`."""
     if value not in known:
         raise UserError(f"{what}={value}; use one of {', '.join(known)}")
 

@@ -13,7 +13,7 @@ from vlaprune.trace import Layout
 
 
 def by_camera(rows: Tensor, layout: Layout) -> Tensor:
-    """Rows [V, ...] as [C, n, ...], a camera each; short ones are padded with zeros."""
+    """Groups rows [V, ...] by camera: [C, n, ...]; short cameras are padded with zeros."""
     sizes = layout.sizes
     return rows.unflatten(0, (len(sizes), -1)) if len(set(sizes)) == 1 else pad_sequence(rows.split(sizes), True)
 
@@ -87,7 +87,7 @@ def split_by_weights(count: int, sizes: Sequence[int], weights: Sequence[float])
     [205, 256]
     """
     out = [0] * len(sizes)
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i] / weights[i], i))  # whoever is full first comes first
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i] / weights[i], i))  # first the camera that is full first
     for place, i in enumerate(order):
         fair = (count - sum(out)) * weights[i] / sum(weights[j] for j in order[place:])
         out[i] = min(sizes[i], math.ceil(fair - 1e-9))

@@ -21,7 +21,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Estimator:
-    """How tau is taken; the fields are options of TIES. Values of one estimator mean nothing to another."""
+    """How tau is measured; the fields are options of TIES. Values of different estimators do not compare."""
 
     keep: float = 0.21875
     rows: str = "auto"
@@ -30,7 +30,7 @@ class Estimator:
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        """UserError for an unknown option or a range without a pair of layers."""
+        """Raises UserError for an unknown option or a range without a pair of layers."""
         Budget(self.keep)
         for name, allowed in OPTIONS.items():
             check_option(f"ties {name}", getattr(self, name), allowed)
@@ -40,7 +40,7 @@ class Estimator:
                 raise UserError(f"ties layers={self.layers}; use [first, last], 0 <= first < last, or null for all")
 
     def span(self, info: ModelInfo) -> range:
-        """The layers compared. UserError where the model does not have them, or has only one."""
+        """The layers that are compared. UserError if the model does not have them, or has only one."""
         first, last = self.layers or (0, info.num_layers - 1)
         if not first < last < info.num_layers:
             raise UserError(
@@ -65,7 +65,7 @@ class Estimator:
 
 
 def neighbours(scores: Tensor, count: int, tokens: str) -> tuple[Tensor, Tensor]:
-    """Each layer of scores [L, V] and the next, both [L - 1, n], on the tokens compared; NaN is one left out."""
+    """Scores [L, V] of each layer and of the next, both [L - 1, n], on the tokens compared; NaN: token left out."""
     x, y = scores[:-1], scores[1:]
     if tokens == "all":
         return x, y

@@ -21,7 +21,7 @@ from vlaprune.pruner import ModelInfo, Plan, Probe, PruneContext, Selection
 from vlaprune.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
-FRAMES = 100  # of a calibration, as in the paper
+FRAMES = 100  # most values in a calibration, as in the paper
 LEAST = 20  # values; the 5 % quantile of fewer is the lowest value or beyond it
 
 
@@ -34,26 +34,26 @@ class Calibrate(Probe):
 
     @property
     def calls(self) -> int:
-        """Values of tau noted so far, NaN left out."""
+        """The number of values of tau noted so far, NaN left out."""
         return len(self.taus)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0, to name the rows that this prompt has; nothing is pruned."""
+        """Acts before layer 0, where `select` names the rows to read; nothing is pruned."""
         self._span, self._info = self.estimator.span(info), info
         return Plan((0,))
 
     def select(self, context: PruneContext) -> Selection:
-        """Everything, and the rows of every layer compared."""
+        """Keeps every token and reads the rows of every layer compared."""
         self._tokens = context.total
         return Selection.all(context, dict.fromkeys(self._span, self.estimator.group(context.layout)))
 
     def observe(self, trace: Trace) -> None:
-        """One more tau, unless attention is the same everywhere."""
+        """Notes one more tau, unless attention is the same everywhere."""
         tau = self.estimator.tau(trace, self._span)
         self.taus += [] if isnan(tau) else [tau]
 
     def save(self, path: Path) -> None:
-        """Writes 100 values, evenly spaced over the calls, or all if fewer. UserError where they tell nothing."""
+        """Writes 100 values, evenly spaced over the calls, or all if fewer. UserError if `check` refuses them."""
         n = min(FRAMES, len(self.taus))
         picked = [self.taus[(2 * i + 1) * len(self.taus) // (2 * n)] for i in range(n)]
         check(picked, f"a calibration from {len(self.taus)} calls")
@@ -63,14 +63,14 @@ class Calibrate(Probe):
 
 
 def fingerprint(estimator: Estimator, info: ModelInfo) -> dict[str, Any]:
-    """What a calibration belongs to, but for the token count, which only a call tells."""
+    """What a calibration belongs to, except the token count, which only a call tells."""
     own = {"estimator": asdict(estimator), "model": info.name, "weights": info.weights, "num_layers": info.num_layers}
     plain: dict[str, Any] = json.loads(json.dumps(own))
     return plain
 
 
 def check(taus: Sequence[float], what: str) -> None:
-    """UserError where values of tau are no numbers, too few, or all alike, so that every weight would be 0 or 1."""
+    """Raises UserError if values of tau are no numbers, too few, or all equal: every weight would be 0 or 1."""
     if not all(abs(t) < 1 + 1e-6 for t in taus):  # False for NaN
         raise UserError(f"{what} holds values outside -1 .. 1; write it anew")
     if len(taus) < LEAST or len(set(taus)) == 1:
@@ -109,7 +109,7 @@ class Calibration:
 
 
 def weight(tau: float, known: Sequence[float], how: str, threshold: float | None = None) -> float:
-    """From 1 for an unusually low tau to 0 for a high one, 1/2 at the median of the `known` taus and for NaN.
+    """The weight of a tau: 1 if unusually low, 0 if high, 1/2 at the median of the `known` taus and for NaN.
 
     quantiles  straight lines through (5 %, 1), (50 %, 1/2), (95 %, 0)
     linear     one line through the median, as steep as from 5 % to 95 %

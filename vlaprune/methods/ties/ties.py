@@ -49,7 +49,8 @@ class TIES(Calibrated, Scored):
     interpolate   tau to weight, see calibration.weight; `threshold` is for hard, null means the median
     low_tau_trusts_attention   true: the lower tau, the more tokens are kept by attention. false: the higher
     uniform       how the rest of the budget is chosen: stride, random, diverse (as in DivPrune)
-    anchor_action of an anchor call: full (with all tokens) or pruned (from a second pass with the tokens selected)
+    anchor_action  action of an anchor call: full (from all tokens) or pruned (from a second pass with the tokens
+                  selected)
     calibration   a file, or the name of one shipped with the model; null: vlaprune-eval measures one first
     """
 
@@ -70,7 +71,7 @@ class TIES(Calibrated, Scored):
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        """UserError for an unknown option or layer 0, where nothing has been attended to yet."""
+        """Raises UserError for an unknown option or layer 0, where nothing has been attended to yet."""
         check_option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
         check_option("ties similarity", self.similarity, RESEMBLANCE)
         check_option("ties over_cameras", self.over_cameras, OVER)
@@ -83,16 +84,16 @@ class TIES(Calibrated, Scored):
         self.reset()
 
     def reset(self) -> None:
-        """No anchor."""
+        """Forgets the anchor."""
         self._anchor: tuple[Layout, Any] | None = None
         self._anew, self.share = False, 0.5
 
     def probe(self) -> Calibrate:
-        """What measures the usual values of tau."""
+        """A method that measures the usual values of tau."""
         return Calibrate(self.estimator)
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Layer 0 names what to read: rows that this prompt has, and all layers on an anchor call only."""
+        """Acts at layer 0, where `select` names the rows to read (all layers on anchor calls only), and at `layer`."""
         self._span = self.estimator.span(info)
         if self.calibration is None:
             raise UserError(
@@ -104,7 +105,7 @@ class TIES(Calibrated, Scored):
         return Plan((0, self.layer), budget={self.layer: self.budget}, second_pass=twice)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Everything at layer 0, and at `layer` while tau waits for deeper layers; else the tokens of the weight."""
+        """Keeps all at layer 0, and at `layer` while tau needs deeper layers; else what the weight selects."""
         if context.layer == 0:
             self._anew = not context.second_pass and self._is_anchor(context)
             layers = {self.layer - 1, *(self._span if self._anew else ())}
@@ -122,7 +123,7 @@ class TIES(Calibrated, Scored):
         return Selection(torch.cat((first, even)))
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """After an anchor call with all tokens, where the action is that of the tokens selected; takes tau first."""
+        """Whether an anchor call computes its prompt again with the selected tokens; measures tau first."""
         again = self.anchor_action == "pruned" and self._anew
         if again:
             self.observe(context.trace)
@@ -151,7 +152,7 @@ class TIES(Calibrated, Scored):
         return True
 
     def observe(self, trace: Trace) -> None:
-        """The weight of a new anchor, as soon as the layers that tell it have been read."""
+        """Computes the weight of a new anchor, once the layers that it needs have been read."""
         if self._anew:
             tau = self.estimator.tau(trace, self._span)
             low = weight(tau, self._known.taus, self.interpolate, self.threshold)
