@@ -26,8 +26,8 @@ SAID = {
     "other": "as many, by its score of another episode",
 }
 WITHOUT = ("dense", "blind", "wordless")  # arms of the policy without any method
-BLINDED = ("blind", "wordless")  # held against dense: what the benchmark needs
-CONTROLS = {  # what is said where an arm is not shown to do worse, where it is shown to, and where it does better
+BLINDED = ("blind", "wordless")  # compared with dense: what the benchmark needs
+CONTROLS = {  # the sentence if an arm is not shown to do worse, if it is shown to do worse, and if it does better
     "uniform": (
         "the method is not shown to be better than a grid, which looks at nothing",
         "the method is better than a grid",
@@ -59,26 +59,26 @@ CONTROLS = {  # what is said where an arm is not shown to do worse, where it is 
         "dense is worse than without instruction",
     ),
 }
-BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is held against besides random
-FAMILIES = (BLINDED, BESIDE)  # asked about together; random and dense stand alone
+BESIDE = ("uniform", "bottom", "shuffled", "other")  # controls that a method is compared with, besides random
+FAMILIES = (BLINDED, BESIDE)  # adjusted together (Holm); random and dense stand alone
 Key = tuple[str, int]
 
 
 def arm(run: Run) -> str | None:
-    """Which arm of an audit a run is; None for any other run."""
+    """The name of a run's arm in an audit; None for a run outside of audits."""
     named = run.header.identity["method"].get("audit")
     return None if named is None else str(named)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One arm: how often it succeeded, and the method held against it on the same episodes.
+    """One arm of an audit: its success, and the method compared with it on the same episodes.
 
     name        without the number of a draw
-    runs        one, or those of all draws
-    success     per episode, a share of the draws
-    difference  of success, method - this arm; of `blind` and `wordless` dense - this arm
-    p           exact, that the method (or dense) is another draw of this arm, adjusted as `_p_values` says
+    runs        the arm's run, or the runs of all its draws
+    success     (task, episode) -> share of the draws that succeeded
+    difference  success of the method minus this arm's; for `blind` and `wordless` success of dense minus this arm's
+    p           exact p-value of "the method (or dense) is another draw of this arm", adjusted as in `_p_values`
     """
 
     name: str
@@ -89,7 +89,7 @@ class Line:
 
     @property
     def rate(self) -> float:
-        """Successes of all episodes and draws."""
+        """The success rate over all episodes and draws."""
         return mean(list(self.success.values()))
 
     @property
@@ -100,16 +100,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the arms say together.
+    """The result of one audit, from all of its arms.
 
-    method   its label
-    episodes that all arms have
-    asked    episodes that each was asked for
-    effect   what as many tokens at random lose: success of dense - random, and its p
-    earned   of each episode, success of the method - random
-    lost     of each episode, success of dense - random
-    raw      p of the method being another random draw, adjusted for nothing
-    level    at which effect, share and intervals are judged; smaller where several audits stand on a page
+    method            label of the method
+    episodes          number of episodes that all arms have
+    asked             number of episodes that each arm was asked for
+    lines             the arms, the method first
+    effect, effect_p  success lost with as many tokens at random: dense minus random, and its p-value
+    earned            per episode, success of the method minus random
+    lost              per episode, success of dense minus random
+    raw               p-value of "the method is another random draw", not adjusted
+    level             level of effect, share and intervals; smaller if several audits share a page
     """
 
     method: str
@@ -125,17 +126,17 @@ class Audit:
 
     @property
     def counted(self) -> str:
-        """How many episodes it rests on, in words."""
+        """The number of paired episodes, in words."""
         return f"{self.episodes} paired episodes" + (f" of {self.asked}" if self.episodes < self.asked else "")
 
     @property
     def interval(self) -> Interval:
-        """Of success, method - random."""
+        """The interval of the success of the method minus random."""
         return normal_interval(self.earned, 1 - self.level)
 
     @property
     def decisive(self) -> int:
-        """Episodes that the method and the random draws did not all end alike: no other one says anything."""
+        """The number of episodes in which the method's success differs from the mean of the random draws."""
         return sum(e != 0 for e in self.earned)
 
     @property
@@ -146,17 +147,17 @@ class Audit:
 
     @property
     def share(self) -> Share | None:
-        """What the method earns back of what is lost at random; None where that loss is not shown."""
+        """The share of the loss at random that the method earns back; None if that loss is not shown."""
         shown = self.effect_p <= self.level and self.effect > 0
         return share(self.earned, self.lost, 1 - self.level) if shown else None
 
     def line(self, name: str) -> Line:
-        """The line of an arm. KeyError where it was not run."""
+        """The line of an arm. KeyError if the arm was not run."""
         return {one.name: one for one in self.lines}[name]
 
     @property
     def verdict(self) -> str:
-        """What may be said of the criterion."""
+        """The verdict on the criterion, in words."""
         one = self.line("random")
         if one.p > LEVEL:
             worst = next((line for line in self.lines if line.name == "bottom"), None)
@@ -169,10 +170,10 @@ def audit(runs: Sequence[Run], partial: bool = False, others: Sequence[Header] =
     """Joins the arms of one audit on the episodes that all have. UserError in one line where they do not fit.
 
     partial  arms may lack episodes that were asked for
-    others   headers of methods that the label must tell this one from
+    others   headers of other methods, from which the label must differ
     """
     arms: dict[str, list[Run]] = {}
-    drawn: dict[str, Run] = {}  # by full name; a copy of a draw is no other draw
+    drawn: dict[str, Run] = {}  # by full name, so that a copy of a draw is not taken for another draw
     for run in runs:
         named = arm(run)
         if named is not None:
@@ -207,13 +208,13 @@ def audit(runs: Sequence[Run], partial: bool = False, others: Sequence[Header] =
 
 
 def audited(header: Header) -> Header:
-    """The header as the method's own run would have it, of no audit."""
+    """The header without its mark of an audit: that of a normal run of the method."""
     method = {k: v for k, v in header.identity["method"].items() if k != "audit"}
     return replace(header, identity={**header.identity, "method": method})
 
 
 def _check_arm(run: Run, own: Run, partial: bool) -> None:
-    """UserError where an arm is not one of this audit, or not whole."""
+    """Raises UserError if an arm does not belong to this audit, or lacks episodes."""
     if said := differences(*(without(r.header, "method") for r in (own, run))):
         raise UserError(f"{run.folder} and {own.folder} differ in more than the arm ({said}); run them alike")
     if arm(run) not in WITHOUT and (said := differences(audited(own.header), audited(run.header))):
@@ -228,10 +229,10 @@ def _check_arm(run: Run, own: Run, partial: bool) -> None:
 
 
 def _p_values(won: Mapping[str, Sequence[Sequence[bool]]]) -> dict[str, float]:
-    """Of every arm but own, in the order of SAID.
+    """The p-value of every arm but `own`, in the order of SAID.
 
-    Random, the question of an audit, and dense stand as they are. The other controls, and what the policy loses without
-    eyes or words, are two families of questions, each adjusted for being several (Holm).
+    Random, the question of an audit, and dense are not adjusted. The other controls are one family, the policy without
+    pictures or words another; each family is adjusted for multiple tests (Holm).
     """
     ours, dense = ([row[0] for row in won[name]] for name in ("own", "dense"))
     p = {n: exchangeable(dense if n in BLINDED else ours, won[n]) for n in SAID if n in won and n != "own"}
@@ -241,7 +242,7 @@ def _p_values(won: Mapping[str, Sequence[Sequence[bool]]]) -> dict[str, float]:
 
 
 def rows(found: Audit) -> tuple[list[str], list[list[str]]]:
-    """Heads and a row for each arm."""
+    """The column heads of an audit's table, and a row for each arm."""
     body = []
     for line in found.lines:
         against = " of dense" if line.name in BLINDED else ""
@@ -252,7 +253,7 @@ def rows(found: Audit) -> tuple[list[str], list[list[str]]]:
 
 
 def sentences(found: Audit) -> list[str]:
-    """What the audit says, one sentence each."""
+    """The results of an audit as sentences."""
     ends, drawn = found.interval, found.line("random")
     adjusted = "" if drawn.p == found.raw else f", {drawn.p:.2g} adjusted"
     around = f"[{100 * ends.low:+.1f}, {100 * ends.high:+.1f}]"

@@ -14,7 +14,7 @@ MARKS = {
     "shuffled": ("d", "score shuffled"),
     "other": ("^", "score of another episode"),
     "bottom": ("v", "worst by the score"),
-}  # of controls: marker, and what it is called
+}  # control -> its marker and its name in the legend
 
 
 def chart(found: Study) -> Chart:

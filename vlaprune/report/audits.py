@@ -1,6 +1,6 @@
 """Audits of several methods on one page: whose criterion is worth more than chance, and what the benchmark needs.
 
-The criteria of a page are asked about together: their p-values are adjusted for being several (Holm). No torch.
+The criteria of a page are tested together: their p-values are adjusted for multiple tests (Holm). No torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Study:
-    """Audits of one policy on one benchmark, in the order of what their criteria earn; what made them."""
+    """Audits of one policy on one benchmark, those with the highest gain over random first, and their sources."""
 
     title: str
     audits: Sequence[Audit]
@@ -39,9 +39,9 @@ class Study:
 def study(runs: Sequence[Run], partial: bool = False) -> Study:
     """The audits among these runs, each from the folder that holds its arms.
 
-    Arms without a method (`dense`, `blind`, `wordless`) may lie in a folder of their own: they then count for every
-    audit of the same weights that has none. Policies may have been tuned from each other (LightVLA). UserError as
-    `audit` raises it, and for audits of several models or benchmarks.
+    Arms without a method (`dense`, `blind`, `wordless`) may lie in a separate folder: they then count for every audit
+    of the same weights that has no such arm. Policies may have been tuned from each other (LightVLA). UserError as in
+    `audit`, and for audits of several models or benchmarks.
     """
     runs = [run for run in runs if arm(run)]
     folders: dict[Path, list[Run]] = {}
@@ -68,18 +68,18 @@ def _place(run: Run) -> str:
 
 
 def _serves(run: Run, own: Sequence[Run]) -> bool:
-    """Whether an arm without a method may stand in an audit: its very policy, and no such arm there."""
+    """Whether an arm without a method may join an audit: the same policy, and the audit has no such arm yet."""
     return arm(run) in WITHOUT and context(run) == context(own[0]) and arm(run) not in map(arm, own)
 
 
 def _among(found: Audit, p: float, count: int) -> Audit:
-    """The same audit as one of several: the p-value of its criterion, and the level of effect and share."""
+    """An audit adjusted as one of `count`: with the p-value `p` for random and a smaller level."""
     lines = [replace(line, p=p) if line.name == "random" else line for line in found.lines]
     return replace(found, lines=lines, level=LEVEL / count)
 
 
 def beside(comparison: Comparison, runs: Sequence[Run], partial: bool = False) -> Comparison:
-    """The comparison, with what audits in these runs say of its arms. UserError where they are of none of them."""
+    """The comparison with the results of audits of its arms. UserError if no arm was audited."""
     found = study(runs, partial).audits
     criteria = {}
     for one in found:
@@ -97,12 +97,24 @@ def beside(comparison: Comparison, runs: Sequence[Run], partial: bool = False) -
 def table(found: Study) -> pd.DataFrame:
     """A row for each method and arm.
 
-    The columns are always COLUMNS: rate, success of the arm; difference, the method's success less the arm's (of blind
-    and wordless: dense's), and its p (of random adjusted over the methods, of dense not at all, of the others over the
-    arms; NaN for own); visual, tokens computed, mean over layers and calls; and of the whole audit verdict, low and
-    high (the interval of method - random), raw_p (of random, not adjusted), decisive (episodes that the method and the
-    draws did not all end alike), pruned (share of calls that dropped tokens), effect and effect_p (dense - random), and
-    share with its interval (NaN where the effect is not shown). Intervals are at the level of the page.
+    The columns are always COLUMNS. These are of the arm:
+
+    method, arm  label of the method, name of the arm
+    runs, episodes  number of runs of the arm, number of episodes that all arms have
+    rate  success rate
+    difference  success of the method minus the arm's (for blind and wordless: dense minus the arm's); NaN for own
+    p  p-value of that difference: random adjusted over the methods, dense not at all, others over the arms; NaN for own
+    visual  visual tokens computed, mean over layers and calls
+
+    These are of the whole audit. Intervals are at the level of the page.
+
+    verdict  the verdict on the criterion, in words
+    low, high  interval of the success of the method minus random
+    raw_p  p-value of random, not adjusted
+    decisive  number of episodes in which the method's success differs from the mean of the random draws
+    pruned  share of the method's calls that dropped tokens
+    effect, effect_p  success of dense minus random, and its p-value
+    share, share_low, share_high  share of that effect that the method earns back; NaN if the effect is not shown
     """
     out = []
     for one in found.audits:
@@ -127,7 +139,7 @@ def table(found: Study) -> pd.DataFrame:
 
 
 def markdown(found: Study) -> str:
-    """All methods in one table, what the benchmark needs, each audit alone, and what made them."""
+    """The page as Markdown: all methods in one table, what the benchmark needs, each audit, and the sources."""
     said = (
         "Each method beside other choices of as many tokens, at the same layers, in the same calls. Success in %; in "
         "brackets the method's success less that of the arm, in points, and the p-value of its being one more such arm."
@@ -143,7 +155,7 @@ def markdown(found: Study) -> str:
 
 
 def notes(found: Study) -> list[str]:
-    """What p-values and shares are, a line each."""
+    """The notes below the table, which explain its p-values and shares."""
     count = len(found.audits)
     level = f"{100 * (1 - LEVEL / count):.3g} %" + (f" (95 % for all {count} together)" if count > 1 else "")
     holm = f"; of random adjusted (Holm) over the {count} methods" if count > 1 else ""
@@ -160,7 +172,7 @@ def notes(found: Study) -> list[str]:
 
 
 def summary(found: Study) -> tuple[list[str], list[list[str]]]:
-    """Heads and a row for each method."""
+    """The column heads of the summary, and a row for each method."""
     beside = [name for name in BESIDE if any(line.name == name for one in found.audits for line in one.lines)]
     heads = ["method", "visual tokens", "calls pruned", "success", "random", "decide", "verdict", "earned back"]
     body = []
@@ -195,7 +207,7 @@ def _earned(found: Audit) -> str:
 
 
 def needs(found: Study) -> list[list[str]]:
-    """Success of one policy without a method: as it is, with grey pictures, without an instruction; p against dense."""
+    """Rows on a policy without a method: success as it is, with grey pictures, without instruction; p against dense."""
     seen = ({line.name: line for line in one.lines} for one in found.audits)
     one = next((lines for lines in seen if any(name in lines for name in BLINDED)), {})
     return [
@@ -204,8 +216,8 @@ def needs(found: Study) -> list[list[str]]:
 
 
 def write(found: Study, folder: Path, name: str = "audit") -> list[Path]:
-    """NAME.md, NAME.csv with plain numbers, and NAME.html with a chart; returns their paths."""
-    from vlaprune.report.audit_charts import html  # draws: loaded where it is wanted
+    """Writes NAME.md, NAME.csv with plain numbers, and NAME.html with a chart; returns their paths."""
+    from vlaprune.report.audit_charts import html  # imports matplotlib, so only on demand
 
     folder.mkdir(parents=True, exist_ok=True)
     md, csv, page = (folder / f"{name}.{ending}" for ending in ("md", "csv", "html"))

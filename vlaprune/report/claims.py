@@ -1,7 +1,8 @@
-"""The claims table: what papers say, where it stands, and what came out here. Made from data, never typed. No torch.
+"""The claims table: what papers say, where it stands, and what came out here. Made from data, not by hand. No torch.
 
-A claim is a row of a CSV file. Its `run` names the run that would answer it, as on the command line: model=, bench= and
-method= by their short names, and any setting of theirs. Without `bench.suite` it speaks of all suites of LIBERO.
+A claim is a row of a CSV file. Its `run` names the run that it is compared with, as on the command line: model=, bench=
+and method= by their short names, and any setting of theirs. Without `bench.suite`, a claim on LIBERO is about all of
+`SUITES`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class Claim:
     """A number that a paper prints.
 
     where     table or section
-    evidence  who was read (`EVIDENCE`)
-    preset    the experiment file that repeats it, if one does
-    run       the run that answers it, see above
-    quantity  what is counted, with its unit
-    value     in that unit
-    spread    in that unit, as printed
+    evidence  which text the number was read in (`EVIDENCE`)
+    preset    name of the experiment file that repeats it; may be empty
+    run       settings of the run to compare with, see above
+    quantity  what the number counts, with its unit
+    value     the number, in that unit
+    spread    its printed spread, in that unit; may be empty
     """
 
     paper: str
@@ -47,12 +48,12 @@ class Claim:
 
     @property
     def wanted(self) -> dict[str, str]:
-        """The settings of `run`."""
+        """The settings of `run`: key -> value."""
         return dict(part.split("=", 1) for part in self.run.split())
 
 
 def load(folder: Path) -> list[Claim]:
-    """Every claim of a folder's CSV files. UserError names the first line that is none."""
+    """Every claim of a folder's CSV files. UserError names the first line that is no claim."""
     claims = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
@@ -71,12 +72,12 @@ def load(folder: Path) -> list[Claim]:
 
 
 def answers(run: Run, wanted: Mapping[str, str]) -> bool:
-    """Whether a run is the one that a claim asks for, and nothing was done to it that no paper did."""
+    """Whether a run has the settings that a claim asks for, and its conditions are those of a paper."""
     return not _altered(run.header) and all(_is(run.header.identity, key, value) for key, value in wanted.items())
 
 
 def _altered(header: Header) -> bool:
-    """Whether the world did not wait, was perturbed or drawn faster, or the run is an arm of an audit or unproved."""
+    """Whether the world did not wait, was perturbed or rendered faster, or the run is an audit's arm or not proved."""
     bench, method = header.identity["bench"], header.identity["method"]
     changed = "delay" in header.identity or "audit" in method or not header.proved
     return changed or bool(bench.get("stress") or bench.get("fast"))
@@ -93,7 +94,7 @@ def _is(identity: Mapping[str, Any], key: str, value: str) -> bool:
 
 
 def ours(claim: Claim, runs: Sequence[Run]) -> str:
-    """Our number with its 95 % interval, or why there is none."""
+    """Our number with its 95 % interval, or the reason why there is none."""
     if not claim.quantity.startswith("success %"):
         return "not compared" if any(answers(r, claim.wanted) for r in runs) else NOT_RUN
     asked = [claim.wanted]

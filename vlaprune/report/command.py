@@ -1,4 +1,4 @@
-"""The command vlaprune-report: tables on the terminal and in files, one page."""
+"""The command vlaprune-report: prints a table, writes it to files, and makes a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlaprune.report.tables import tabulate
 from vlaprune.report.text import below, terminal, write
 from vlaprune.stats.markdown import TERMINAL
 
-STUDIES = {  # another report than the table of methods, and the options that it has
+STUDIES = {  # other reports than the table of methods -> their options
     "audit": ("partial",),
     "conditions": ("baseline", "partial", "wide"),
     "suites": ("baseline", "partial", "mixed", "criteria", "timed", "untimed", "wide"),
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _study(args: argparse.Namespace) -> str | None:
-    """The study that was asked for. UserError for an option that it does not have."""
+    """The name of the report that was asked for; None for the table. UserError for an option that it does not have."""
     study = next((name for name in STUDIES if getattr(args, name)), None)
     if study is None:
         return None
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
-    """The text of what was asked for, and its files, which are written before anything is printed."""
+    """The text of the report and the paths of its files, which are written before anything is printed."""
     study = _study(args)
     named = args.name or study or "table"
     if args.delay:
@@ -132,7 +132,7 @@ def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
     table = tabulate(comparison, args.tasks, args.timed, args.untimed)
     paths = [*write(table, args.output, named)]
     if args.html:
-        from vlaprune.report import page  # draws: loaded where it is wanted
+        from vlaprune.report import page  # imports matplotlib, so only on demand
 
         room = int(1e6 * args.videos)
         text = page.page(comparison, args.html, timed=args.timed, untimed=args.untimed, videos=room)

@@ -41,14 +41,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Condition:
-    """A perturbation, in words, and the runs under it."""
+    """One perturbation, named in words, and the comparison of the runs under it."""
 
     name: str
     comparison: Comparison
 
 
 def perturbed(runs: Sequence[Run]) -> bool:
-    """Whether these runs are of several perturbations."""
+    """Whether these runs differ in their perturbation."""
     return len({_name(run.header) for run in runs}) > 1
 
 
@@ -58,7 +58,7 @@ def _name(header: Header) -> str:
 
 
 def conditions(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[Condition]:
-    """Runs by their perturbation, the unperturbed ones first. UserError where they differ in anything else."""
+    """Groups runs by perturbation, the unperturbed first. UserError if they differ in more than method and seed."""
     runs = begun(runs, partial)
     groups = sorted(noise.alike(runs), key=lambda group: _name(group[0].header) != PLAIN)
     first = {_name(group[0].header): group[0] for group in reversed(groups)}
@@ -85,14 +85,24 @@ def _unstressed(run: Run) -> Header:
 
 
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
-    """A row per condition and arm, the baseline of each first; then, of several perturbations, all of them together.
+    """A row per condition and arm, the baseline of each first; then rows over all perturbations, if there are several.
 
-    The columns are always COLUMNS, with NaN where a value is not known: condition, method, marks (of missing
-    episodes and the like), base (whether it is the baseline), success, episodes, rate, low, high; against the baseline
-    under the same condition paired, lost, gained, difference, held_low, held_high (at the level of the verdict),
-    verdict, more; moved, moved_low, moved_high: against the same method without a perturbation, in success, with
-    Tango's 95 % interval; beyond, beyond_low, beyond_high: the difference to the baseline here less that without a
-    perturbation, on the episodes that all four runs have, with a 95 % interval. `attrs` holds title, notes, sources.
+    The columns are always COLUMNS. A value that is not known is NaN. Rates and differences are shares from 0 to 1.
+
+    condition  the perturbation and its severity; "none", or "together" for all perturbations
+    method, marks  label of the arm, and its marks (`Arm.marks`)
+    base  whether it is the baseline
+    success, episodes  numbers of successful and of finished episodes
+    rate, low, high  success rate with its 95 % Wilson interval
+    paired, lost, gained  episodes shared with the baseline of the condition, and those lost and gained
+    difference, held_low, held_high  difference to that baseline, with the interval at the level of the verdict
+    verdict, more  verdict, adjusted over all comparisons (Holm), and further episodes needed for one
+    moved, moved_low, moved_high  rate minus that of the same method without perturbation, Tango's 95 % interval
+    beyond, beyond_low, beyond_high  difference to the baseline minus the difference without perturbation, on the
+        episodes that all of these runs have, with its 95 % interval
+
+    In a row "together", rate and difference are means over perturbations and intervals are at 95 %; low, high, paired,
+    lost, gained, verdict, more and moved are NaN. `attrs` holds title, notes and sources.
     """
     found = conditions(runs, baseline, partial)
     plain = next((c.comparison for c in found if c.name == PLAIN), None)
@@ -140,7 +150,7 @@ def _notes(margin: float, count: int, plain: bool) -> list[str]:
 
 
 def _marks(found: Sequence[Condition]) -> list[str]:
-    """What the marks mean, and the conditions that nothing can be compared under."""
+    """Notes on the meaning of the marks, and on conditions without a baseline."""
     out = [f"{c.name}: {line}" for c in found for line in marks(c.comparison)]
     lone = [c.name for c in found if c.comparison.baseline is None]
     return [*out, *([f"Without a baseline, so not compared: {', '.join(lone)}."] if lone else [])]
@@ -165,10 +175,10 @@ def _row(condition: str, arm: Arm, base: Arm | None, plain: Comparison | None) -
 
 
 def _pooled(perturbed: Sequence[Comparison], plain: Comparison | None) -> list[dict[str, Any]]:
-    """A row per arm that every perturbation has, over all of them together; none where there are fewer than two.
+    """A row over all perturbations for each arm that all of them have; no rows for fewer than two perturbations.
 
-    A difference is the mean over perturbations. Episodes of one (task, episode) are a cluster, under whatever
-    perturbation and seed, so that its interval is Student's over as many clusters.
+    A difference is the mean over perturbations. The episodes of one (task, episode) under all perturbations and seeds
+    are one cluster; the interval is Student's over these clusters. No rows if a perturbation lacks its baseline.
     """
     if len(perturbed) < 2 or any(c.baseline is None for c in perturbed):
         return []
@@ -194,9 +204,9 @@ def _pooled(perturbed: Sequence[Comparison], plain: Comparison | None) -> list[d
 
 
 def _change(name: str, ends: str, arms: Sequence[tuple[Arm, Arm]], less: tuple[Arm, Arm] | None) -> dict[str, float]:
-    """Mean of arm - base over pairs of arms, less that of another pair, on the episodes that all of them have.
+    """The mean of arm - base over pairs of arms, minus that of the pair `less`, on the episodes that all of them have.
 
-    With its 95 % interval over clusters of (task, episode), see `rates.mean_change`.
+    With its 95 % interval over clusters of (task, episode), see `rates.mean_change`. Empty for fewer than two clusters.
     """
     every = [*arms, *([less] if less else [])]
     changes = {}
@@ -216,7 +226,7 @@ def _won(arm: Arm, key: Key) -> int:
 
 
 def _moved(arm: Arm, before: Arm, keys: Sequence[Key]) -> dict[str, float]:
-    """What the perturbation did to one method, with Tango's 95 % interval."""
+    """The change of one method's success by the perturbation, with Tango's 95 % interval; empty without episodes."""
     if not keys:
         return {}
     found = pairs(arm, before, keys)
@@ -225,9 +235,9 @@ def _moved(arm: Arm, before: Arm, keys: Sequence[Key]) -> dict[str, float]:
 
 
 def grid(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
-    """Conditions, and for each method a cell for each: success; below it the difference to the baseline there.
+    """The conditions, and a row of cells for each method: success, and below it the difference to the baseline.
 
-    The colour is that difference; for the baseline itself what the perturbation moved.
+    The colour shows that difference; for the baseline it shows the change by the perturbation.
     """
     names, methods = (list(dict.fromkeys(rows[key])) for key in ("condition", "method"))
     found = {(r.method, r.condition): r for r in rows.itertuples()}
@@ -245,7 +255,7 @@ def _shade(row: Any) -> Shade:
 
 
 def cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the long table for people."""
+    """Column heads and rows of the long table, as text."""
     judged, compared = rows["difference"].notna().any(), rows["beyond"].notna().any()
     heads = [
         "condition",
@@ -275,14 +285,14 @@ def _around(row: Any, name: str, ends: str) -> str:
 
 
 def terminal(rows: pd.DataFrame, width: int | None = TERMINAL) -> str:
-    """A title, the long table in a terminal's width, notes."""
+    """The report for a terminal: a title, the long table in the terminal's width, notes."""
     heads, body = cells(rows)
     swapped = [[line[1], line[0], *line[2:]] for line in (heads, *body)]
     return f"{rows.attrs['title']}\n\n{columns(swapped[0], swapped[1:], width)}\n\n{short_notes(rows.attrs['notes'])}"
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The grid, the long table, notes and sources."""
+    """The report as Markdown: the grid, the long table, notes and sources."""
     names, found = grid(rows)
     wide = [[method, *(f"{c.text} ({c.under})" if c.under else c.text for c in own)] for method, own in found]
     parts = [
@@ -296,8 +306,8 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def write(rows: pd.DataFrame, folder: Path, name: str = "conditions") -> list[Path]:
-    """NAME.csv with plain numbers, NAME.md, and NAME.html with the grid in colours; returns their paths."""
-    from vlaprune.report.page import conditions_page  # draws: loaded where it is wanted
+    """Writes NAME.csv with plain numbers, NAME.md, and NAME.html with the grid in colours; returns their paths."""
+    from vlaprune.report.page import conditions_page  # imports matplotlib, so only on demand
 
     folder.mkdir(parents=True, exist_ok=True)
     csv, md, html = (folder / f"{name}.{ending}" for ending in ("csv", "md", "html"))

@@ -1,4 +1,4 @@
-"""Runs in worlds that do not wait: success and seconds against delay, the break-even table, motion. No torch.
+"""The report of runs in worlds that do not wait: success against delay, break-even table, motion. No torch.
 
 A setting is one way of delay (mode, and what calls take). Runs of one setting differ in the method only and are paired
 with the baseline of the same setting: each method at its own latency against dense at dense's.
@@ -36,9 +36,9 @@ MOTION = {
 JUDGED = (
     *("success", "episodes", "rate", "low", "high", "difference", "difference_low", "difference_high"),
     *("held_low", "held_high", "verdict", "more", "lost", "gained", "paired", "kept", "visual"),
-)  # what `tabulate` says of them
+)  # columns taken from `tabulate`
 COST = ("cost", "cost_low", "cost_high", "cost_lost", "cost_gained")  # against the same method without delay
-LEAST = 10  # episodes that an interval of a mean is made of
+LEAST = 10  # fewest episodes for an interval of a mean
 CHANGES = ["sooner_pairs"]
 CHANGES += [
     f"{name}{end}" for name in ("sooner", *(f"{key}_change" for key in MOTION)) for end in ("", "_low", "_high")
@@ -46,7 +46,7 @@ CHANGES += [
 
 
 def delayed(runs: Iterable[Run]) -> bool:
-    """Whether any of these runs is of a world that did not wait."""
+    """Whether any of these runs is in a world that did not wait."""
     return any("delay" in run.header.identity for run in runs)
 
 
@@ -55,9 +55,9 @@ class DelaySetting:
     """One way of delay and the runs under it.
 
     mode   wait, hold, overlap, stale or rtc
-    where  what calls take, in words: "100 ms", "Orin64 as oft"
-    ms     the number of milliseconds; None where a device or a table decides
-    note   where milliseconds come from; empty for a world that waits
+    where  latency of a call, in words: "100 ms", "Orin64 as oft"
+    ms     the latency in milliseconds; None if a device, a table or measurement decides
+    note   source of the milliseconds; empty for a world that waits
     """
 
     mode: str
@@ -68,9 +68,9 @@ class DelaySetting:
 
 
 def settings(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> list[DelaySetting]:
-    """Runs by their delay, in the order of mode and latency.
+    """Groups runs by their delay, in the order of mode and latency; those without a number of milliseconds last.
 
-    UserError as `compare` raises it, and where runs differ in more than method, seed and delay.
+    UserError as in `compare`, and if runs differ in more than method, seed and delay.
     """
     runs = begun(runs, partial)
     for run in runs:
@@ -106,15 +106,30 @@ def _where(said: Mapping[str, Any]) -> str:
 def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -> pd.DataFrame:
     """A row per setting and arm, the baseline first.
 
-    The columns are always these, with NaN where a value is not known: mode, where, set_ms (NaN where a device decides),
-    method; ms and late, means over calls; success, episodes, rate, low, high; seconds, seconds_low, seconds_high: the
-    world's seconds to success, mean over successes with its 95 % interval; replans, calls a second of the world; held
-    and stale, shares of steps; the keys of MOTION, means over episodes; against the same method without delay, where
-    there is such a run, cost, cost_low, cost_high (Tango, 95 %), cost_lost, cost_gained; and against the baseline of
-    the same setting difference, difference_low, difference_high (95 %), held_low, held_high (at the level of the
-    verdict), verdict, more, lost, gained, paired; sooner, sooner_low, sooner_high: seconds that the method succeeds
-    sooner, mean over the sooner_pairs episodes in which both do; and for each number of motion its paired mean change
-    with _low and _high. `attrs` holds title, margin, notes (where milliseconds come from) and sources.
+    The columns are always the same. A value that is not known is NaN. Rates and differences are shares from 0 to 1.
+
+    mode, where  mode of delay; latency of a call in words
+    set_ms  latency in milliseconds; NaN if a device, a table or measurement decides
+    method, marks, family  label of the arm, its marks (`Arm.marks`), short name of the method
+    base  whether it is the baseline
+    ms, late  milliseconds of a call and control steps by which its actions are late, means over calls
+    success, episodes, rate, low, high, kept, visual  as in `tabulate`
+    seconds, seconds_low, seconds_high  seconds of the world to success, mean over successes, 95 % interval
+    replans  calls per second of the world
+    held, stale  shares of steps without an action, and of steps on which an older chunk went on while a call ran
+    cost, cost_low, cost_high  rate minus that of the same method without delay, Tango's 95 % interval
+    cost_lost, cost_gained  episodes lost and gained against the same method without delay
+
+    There is a column for each key of MOTION, the mean over episodes, in the unit of that key.
+    These compare an arm with the baseline of the same setting, on the same episodes:
+
+    difference, difference_low, difference_high, held_low, held_high  as in `tabulate`
+    verdict, more, lost, gained, paired  as in `tabulate`
+    sooner, sooner_low, sooner_high  seconds that the method succeeds sooner, mean over episodes in which both succeed
+    sooner_pairs  number of these episodes
+
+    For each key of MOTION, KEY_change is its paired mean change, with KEY_change_low and KEY_change_high.
+    `attrs` holds title, margin, notes (among them the sources of milliseconds) and sources.
     """
     found = settings(runs, baseline, partial)
     undelayed = {arm.label: arm for s in found if s.ms == 0 for arm in s.comparison.arms}
@@ -174,7 +189,7 @@ def _row(setting: DelaySetting, arm: Arm) -> dict[str, Any]:
 
 
 def _cost(setting: DelaySetting, arm: Arm, undelayed: Mapping[str, Arm]) -> dict[str, float]:
-    """What the delay costs: an arm against that of its label in `undelayed`, on the same episodes."""
+    """The cost of the delay: an arm against the arm of the same label in `undelayed`, on the same episodes."""
     base = None if setting.ms == 0 else undelayed.get(arm.label)
     if base is None or not (keys := shared_episodes(arm, base)):
         return dict.fromkeys(COST, float("nan"))
@@ -189,7 +204,7 @@ def _seconds(record: EpisodeRecord) -> float:
 
 
 def _judged(setting: DelaySetting, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one setting with success, verdicts and what is paired."""
+    """The rows of one setting, with success, verdicts and paired changes added."""
     labels = {arm.marked: arm.label for arm in setting.comparison.arms}
     told = tabulate(setting.comparison).set_index("method")[list(JUDGED)].rename(index=labels)
     base = setting.comparison.baseline
@@ -212,9 +227,9 @@ def _paired(arm: Arm, base: Arm) -> dict[str, float]:
 
 
 def _mean(values: Mapping[Key, float]) -> tuple[float, Interval]:
-    """The mean over (task, episode), each under all its seeds together, with Student's 95 % interval.
+    """The mean over (task, episode), each averaged over its seeds, with Student's 95 % interval.
 
-    The interval is infinite where fewer than LEAST episodes, or no spread at all, tell nothing of how sure it is.
+    The interval is infinite for fewer than LEAST episodes and for values without any spread.
     """
     means = list(map(mean, by_episode(values)))
     middle, interval = mean_interval(means)
@@ -223,7 +238,7 @@ def _mean(values: Mapping[Key, float]) -> tuple[float, Interval]:
 
 
 def verdict(row: Any) -> str:
-    """Success and time in one: "no worse and sooner"; the baseline of a setting has none."""
+    """The verdict on success and time in words, such as "no worse and sooner"; else "baseline" or "not compared"."""
     if not isinstance(row.verdict, str):
         return "baseline" if row.base else "not compared"
     if row.verdict != "no worse":
@@ -234,7 +249,7 @@ def verdict(row: Any) -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The curve, the break-even table of devices and tables, and motion, with notes and sources."""
+    """The report as Markdown: success against delay, the break-even table, motion, notes and sources."""
     parts = [f"# {rows.attrs['title']}"]
     curve, devices = rows[rows["set_ms"].notna()], rows[rows["set_ms"].isna()]
     if len(curve):
@@ -287,8 +302,8 @@ def _around(middle: float, low: float, high: float, form: str) -> str:
 
 
 def write(rows: pd.DataFrame, folder: Path, name: str = "delay") -> list[Path]:
-    """NAME.md, NAME.csv with plain numbers, and NAME.html with charts; returns their paths."""
-    from vlaprune.report.delay_charts import html  # draws: loaded where it is wanted
+    """Writes NAME.md, NAME.csv with plain numbers, and NAME.html with charts; returns their paths."""
+    from vlaprune.report.delay_charts import html  # imports matplotlib, so only on demand
 
     folder.mkdir(parents=True, exist_ok=True)
     md, csv, page = (folder / f"{name}.{ending}" for ending in ("md", "csv", "html"))

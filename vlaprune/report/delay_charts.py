@@ -11,13 +11,13 @@ from vlaprune.report.delay import verdict
 from vlaprune.report.html import template
 from vlaprune.report.svg import BAD, INK, Chart, draw, frame, marker_style, short
 
-MARKERS = "Dos^vXP<>*"  # of lines, by method
+MARKERS = "Dos^vXP<>*"  # markers of lines, one per line
 
 
 def curve(rows: pd.DataFrame, line: str, column: str, axis: str, title: str) -> Chart:
-    """Lines of `rows` against delay in ms, with intervals COLUMN_low and COLUMN_high; success from 0 to 100 %.
+    """A chart of `column` against delay in ms, with its intervals; success from 0 to 100 %.
 
-    line  the column that tells lines apart: method, or mode where there is one method
+    line  the column that tells lines apart: method, or mode if there is only one method
     """
     rate = column == "rate"
     low, high, scale = ("low", "high", 100) if rate else (f"{column}_low", f"{column}_high", 1)
@@ -48,7 +48,7 @@ def curve(rows: pd.DataFrame, line: str, column: str, axis: str, title: str) -> 
 
 
 def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
-    """Success and seconds against delay: a line a method, mode by mode; or a line a mode, where there is one method."""
+    """Charts of success and seconds against delay: a line per method for each mode, or a line per mode."""
     zero = rows[rows["set_ms"] == 0].drop_duplicates("method")
     late = rows[rows["set_ms"] > 0]
     modes = list(dict.fromkeys(late["mode"]))
@@ -63,7 +63,7 @@ def _curves(rows: pd.DataFrame) -> Iterator[Chart]:
 
 
 def break_even(rows: pd.DataFrame, margin: float) -> Chart:
-    """Every method's difference of success to dense, each at its own latency, device by device."""
+    """A chart of every method's difference of success to the baseline, each at its own latency, device by device."""
     rows = rows[rows["difference"].notna()]
     points = [
         tuple(100 * v for v in row) for row in rows[["difference", "held_low", "held_high"]].itertuples(index=False)
@@ -74,7 +74,7 @@ def break_even(rows: pd.DataFrame, margin: float) -> Chart:
 
 
 def motion(rows: pd.DataFrame, key: str, called: str) -> Chart:
-    """The paired mean change of one number of motion against the baseline at the same delay."""
+    """A chart of the paired mean change of one number of motion against the baseline at the same delay."""
     rows = rows[rows[f"{key}_change"].notna()]
     ends = [f"{key}_change{end}" for end in ("", "_low", "_high")]
     values = list(rows[ends].itertuples(index=False, name=None))
@@ -91,11 +91,11 @@ def _changes(
     told: Sequence[str],
     limit: float | None = None,
 ) -> Chart:
-    """A line a row: the change and its interval, `values` (middle, low, high), beside zero and a limit.
+    """A chart with a line per row: the change and its interval, `values` (middle, low, high), beside zero and a limit.
 
-    form   of the numbers in words
+    form   format of the numbers in words
     named  id and title of the chart
-    told   what follows the numbers of each row in words
+    told   text after the numbers of each row
     """
     names = _names(rows)
 
@@ -121,7 +121,7 @@ def _changes(
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
-    """Device, mode and method of each row; the model that is timed, and the mode, only where they differ."""
+    """The name of each row: device, mode and method; the timed model and the mode only if the rows differ in them."""
     places = [where.removesuffix(", modelled") for where in rows["where"]]
     if len({place.partition(" as ")[2] for place in places}) == 1:
         places = [place.partition(" as ")[0] for place in places]
@@ -130,7 +130,7 @@ def _names(rows: pd.DataFrame) -> list[str]:
 
 
 def charts(rows: pd.DataFrame) -> list[Chart]:
-    """Success and seconds against delay (no delay is the same in every mode), break-even, motion."""
+    """All charts of the page: success and seconds against delay, break-even, motion."""
     out: list[Chart] = []
     judged = rows[rows["verdict"].notna()]
     numbers_of = {method: i for i, method in enumerate(dict.fromkeys(judged["family"]), 1)}

@@ -1,4 +1,4 @@
-"""Every episode of a page as data for its browser: outcomes, films, and commands that make missing films."""
+"""Data for the list of episodes on a page: outcomes, films, and commands that make missing films."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlaprune.records import Run
 from vlaprune.report.flips import Video, run_of, video
 from vlaprune.report.runs import Comparison, Key
 
-ABSENT = -1  # in place of steps and outcome
+ABSENT = -1  # in place of an outcome, or of the baseline's number
 
 
 def keys(comparison: Comparison) -> list[Key]:
@@ -22,7 +22,7 @@ def keys(comparison: Comparison) -> list[Key]:
 
 
 def films(comparison: Comparison) -> dict[tuple[int, Key], Path]:
-    """(number of the arm, episode) -> its film, where there is one."""
+    """(number of the arm, episode) -> path of its film, for episodes that have one."""
     out = {}
     for i, arm in enumerate(comparison.arms):
         for key in arm.episodes:
@@ -32,12 +32,14 @@ def films(comparison: Comparison) -> dict[tuple[int, Key], Path]:
 
 
 def browser(comparison: Comparison, places: Mapping[Path, Video]) -> dict[str, Any]:
-    """What the page's script shows.
+    """The data that the page's script shows, ready for JSON.
 
-    arms      name, number of the baseline (or -1), and per seed the command to which a film's TASK:NUMBER is added
-    tasks     names
-    rows      [task, episode, seed, outcomes]: for each arm 2 * steps + success, -1 where it has no such episode
-    films     "row-arm" -> [key of the embedded film or "", link]
+    arms      names of the arms, with marks
+    base      number of the baseline among the arms, or -1
+    commands  per arm: seed -> the command that films episodes; TASK:NUMBER of the film is added to it
+    tasks     names of the tasks
+    rows      [number of the task, episode, seed, outcomes]; an outcome is 2 * steps + success, or -1 for no episode
+    films     "ROW-ARM", by numbers -> [key of the embedded film or "", link]
     """
     every, found = keys(comparison), films(comparison)
     at = {key: i for i, key in enumerate(every)}
@@ -64,7 +66,7 @@ def browser(comparison: Comparison, places: Mapping[Path, Video]) -> dict[str, A
 
 
 def command(run: Run) -> str:
-    """What films episodes of a run again, but for the list of them; empty where the journal does not tell."""
+    """The command that films episodes of a run again, without the list of episodes; empty if it is not recorded."""
     said = run.header.provenance.get("overrides")
     if said is None:
         return ""

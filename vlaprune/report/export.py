@@ -54,7 +54,7 @@ def inspect_log(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
 
 
 def _setting(run: Run, others: Sequence[Run]) -> dict[str, Any]:
-    """What was run, as Inspect's `eval`."""
+    """The settings of a run, as Inspect's `eval`."""
     said, told = run.header.identity, run.header.provenance
     name = f"{said['bench']['name']}"
     return {
@@ -125,7 +125,7 @@ def _names(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def episodes(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """A row an episode of all runs; empty cells are None."""
+    """One row per episode of all runs; empty cells are None."""
     for run in runs:
         for record in run.episodes.values():
             row = {k: None if v == "" else v for k, v in episode_row(record).items()}
@@ -133,7 +133,7 @@ def episodes(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def calls(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """A row a model call of all runs: tokens at each layer, FLOPs and milliseconds by stage."""
+    """One row per model call of all runs: tokens at each layer, FLOPs and milliseconds by stage."""
     for run in runs:
         for record in run.episodes.values():
             for number, call in enumerate(record.calls):
@@ -150,7 +150,7 @@ def _told(run: Run, method: str) -> str:
 
 
 def hub_folder(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Writes a dataset folder that `datasets.load_dataset` reads and the hub shows; gives the files."""
+    """Writes a dataset folder that `datasets.load_dataset` reads and the hub shows; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         f"| {n['model']} | {_told(run, n['method'])} | {n['bench']} | {n['protocol']} | {len(run.episodes)} | "

@@ -17,11 +17,11 @@ from vlaprune.stats import paired as stats
 
 @dataclass(frozen=True)
 class Flip:
-    """One episode that ended differently; steps as recorded, videos where there are any."""
+    """One episode that the method and the baseline ended differently, with steps and videos (None if not filmed)."""
 
     task: str
     episode: int
-    steps: tuple[int, int]  # of the baseline, of the method
+    steps: tuple[int, int]  # (baseline, method); so are the videos
     videos: tuple[Path | None, Path | None]
 
 
@@ -45,7 +45,7 @@ class Video:
 
 
 def flips(comparison: Comparison) -> list[Flips]:
-    """Every arm that shares episodes with the baseline."""
+    """The flips of every arm that shares episodes with the baseline."""
     base, out = comparison.baseline, []
     for arm in comparison.others if base else ():
         assert base is not None
@@ -80,9 +80,10 @@ def video(run: Run, task: str, episode: int) -> Path | None:
 def place_videos(
     found: Sequence[Flips], page: Path, budget: int, others: Iterable[Path] = ()
 ) -> tuple[dict[Path, Video], dict[str, str]]:
-    """Gives every video its place: in the page while `budget` bytes last, LOST before GAINED, methods in turn.
+    """Decides where every video goes: in the page while `budget` bytes (as base64) last, else as a link.
 
-    Then come `others`. Returns the places, and the embedded files as base64 by key.
+    Lost episodes come before gained ones, methods in turn, then `others`. Returns the places by path, and the embedded
+    files as base64 by key.
     """
     lost, gained = (chain.from_iterable(zip_longest(*(getattr(f, kind) for f in found))) for kind in ("lost", "gained"))
     sets = [[p for p in flip.videos if p is not None] for flip in chain(lost, gained) if flip is not None]
@@ -90,7 +91,7 @@ def place_videos(
     held: dict[str, str] = {}
     for group in chain(sets, ([path] for path in others)):
         new = [p for p in group if p not in places]
-        size = sum(4 * ((p.stat().st_size + 2) // 3) for p in new)  # as base64
+        size = sum(4 * ((p.stat().st_size + 2) // 3) for p in new)  # size as base64
         fits = size <= budget
         budget -= size if fits else 0
         for path in new:

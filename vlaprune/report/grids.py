@@ -11,12 +11,12 @@ from vlaprune.report.runs import Arm, Comparison
 from vlaprune.report.tables import pairs, shared_episodes
 from vlaprune.stats.paired import holm, mcnemar_exact
 
-DEEPEST = 50.0  # points of difference from which a colour is no deeper
+DEEPEST = 50.0  # points of difference at which a colour is deepest
 
 
 @dataclass(frozen=True)
 class Shade:
-    """A coloured cell: what is read, a second line, what it is sorted by, the colour's name and depth in percent."""
+    """A coloured cell: text, second line, sort value, colour name and depth (percent), whether it is emphasised."""
 
     text: str
     under: str = ""
@@ -27,12 +27,12 @@ class Shade:
 
 
 def shade(points: float) -> tuple[str, int]:
-    """The colour of a difference of so many points, and how deep it is."""
+    """The colour of a difference in points, and its depth in percent."""
     return ("good" if points > 0 else "bad"), round(70 * min(1.0, abs(points) / DEEPEST))
 
 
 def heat(comparison: Comparison, table: pd.DataFrame) -> list[tuple[Arm, list[Shade]]]:
-    """A row per arm, a cell per task: success, lost and gained; coloured by the difference to the baseline there."""
+    """A row per arm, a cell per task: success, lost and gained; coloured by the difference to the baseline."""
     found = {(r.method, r.task): r for r in table.itertuples()}
     out = []
     for arm in comparison.arms:
@@ -51,10 +51,10 @@ def heat(comparison: Comparison, table: pd.DataFrame) -> list[tuple[Arm, list[Sh
 
 
 def versus(comparison: Comparison) -> list[tuple[Arm, list[Shade]]]:
-    """Success of the row's method less that of the column's, in points, on the episodes that both have.
+    """A grid of paired differences: the row's success minus the column's, in points, on the episodes that both have.
 
-    `strong` where exact McNemar, Holm over all pairs of methods, finds a difference at 5 %. A run that a rule ended, or
-    that differs in more than the method, has no such test.
+    A cell is `strong` if exact McNemar, adjusted over all pairs of methods (Holm), finds a difference at 5 %. A run
+    that a rule ended, or that differs in more than the method, is not tested.
     """
     arms = comparison.arms
     keys = {(a.label, b.label): shared_episodes(a, b) for a, b in combinations(arms, 2)}
@@ -68,7 +68,7 @@ def versus(comparison: Comparison) -> list[tuple[Arm, list[Shade]]]:
 def _against(row: Arm, column: Arm, found: dict, held: dict) -> Shade:  # type: ignore[type-arg]
     for key, sign in (((row.label, column.label), 1), ((column.label, row.label), -1)):
         if key in found:
-            pair = found[key]  # its difference is that of the first of the key
+            pair = found[key]  # its difference is that of the first label in the key
             points = 100 * sign * pair.difference
             hue, depth = shade(points)
             p = held.get(key)

@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def template(name: str) -> Template:
-    """A template by its file name; what it fills in is escaped, and a name that is not given is an error."""
+    """A template by its file name. Values are escaped; a missing value is an error."""
     environment = Environment(
         loader=PackageLoader("vlaprune.report"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Whether some runs had their machines to themselves, from what was recorded while they ran and from nothing else."""
+"""Decides from the journals alone whether some runs had their machines to themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLACK = 0.05  # seconds: two clocks of one process differ by less
 
 
 def shared(runs: Sequence[Run]) -> str:
-    """Why milliseconds of these runs do not compare, empty where nothing speaks against it."""
+    """The first reason why milliseconds of these runs do not compare; empty if there is none."""
     return next(_reasons(runs), "")
 
 
@@ -43,7 +43,7 @@ def _hardware(run: Run) -> Mapping[str, Any]:
 
 
 def _kind(run: Run) -> tuple[tuple[str, str], ...]:
-    """What of the hardware decides times: the device; on a CPU also which, and how many threads."""
+    """The parts of the hardware that decide times: the device; on a CPU also its name and the number of threads."""
     found = _hardware(run)
     matters = ("device", "cpu", "threads") if str(found.get("device", "cpu")).startswith("cpu") else ("device",)
     return tuple((key, str(found[key])) for key in matters if key in found)
@@ -59,12 +59,12 @@ def _machine(run: Run) -> tuple[str, str]:
 
 
 def _spans(run: Run) -> list[Span]:
-    """When each episode ran, by its start."""
+    """Start and end of each episode, sorted by start."""
     return sorted((r.ended - r.seconds, r.ended) for r in run.episodes.values() if r.ended)
 
 
 def _deepest(spans: Sequence[Span]) -> int:
-    """How many episodes ran at once, at most."""
+    """The largest number of episodes that ran at once."""
     turns = sorted([(start + SLACK, 1) for start, end in spans if end - start > 2 * SLACK])
     turns += [(end, -1) for start, end in spans if end - start > 2 * SLACK]
     deep = most = 0
@@ -75,7 +75,7 @@ def _deepest(spans: Sequence[Span]) -> int:
 
 
 def _overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
-    """Seconds that both were at work; spans of one run are joined first."""
+    """Seconds during which both runs were at work; spans of one run are joined first."""
     ours, theirs = _joined(a), _joined(b)
     total, i, j = 0.0, 0, 0
     while i < len(ours) and j < len(theirs):

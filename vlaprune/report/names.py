@@ -23,13 +23,13 @@ class Box:
     top: float
 
     def meets(self, other: Box) -> bool:
-        """Whether the two overlap."""
+        """Whether the two boxes overlap."""
         return (
             self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
         )
 
     def holds(self, other: Box) -> bool:
-        """Whether the other lies inside."""
+        """Whether the other box lies inside this one."""
         return (
             self.left <= other.left
             and other.right <= self.right
@@ -39,7 +39,7 @@ class Box:
 
 
 def label_families(figure: Figure, ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, width: int) -> None:
-    """Names every family once, beside its cheapest budget; what fits nowhere is named in the tooltip only."""
+    """Names every family once, beside its rightmost mark. A name that fits nowhere is in the tooltip only."""
     figure.draw_without_rendering()
     size, high = (11, 13.0) if width > NARROW else (10, 11.5)
     scale = 72 / figure.dpi
@@ -63,7 +63,7 @@ def label_families(figure: Figure, ax: Axes, rows: pd.DataFrame, x: np.ndarray, 
 
 
 def _places(px: float, py: float, long: float, high: float) -> Iterator[tuple[int, float, Box]]:
-    """Where a name may stand, the nearest first: right or left of its mark, then ever further up or down."""
+    """Places for a name, the nearest first: right or left of its mark, then ever further up or down."""
     for step in range(40):
         for shift in (step * high / 2, -step * high / 2):
             for side in (1, -1):

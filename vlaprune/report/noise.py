@@ -1,4 +1,4 @@
-"""The A/A noise beside a table: how often the baseline alone, run again, ends an episode otherwise."""
+"""The A/A noise of a table: how often the baseline alone, run again, ends an episode differently."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vlaprune.stats.rates import Interval
 
 @dataclass(frozen=True)
 class Noise:
-    """The repeat of the baseline that differs most: the rate of episodes that end otherwise, and its interval."""
+    """The repeat of the baseline that differs most: rate of episodes that end differently, interval, words."""
 
     rate: float
     interval: Interval
     told: str
 
     def units(self, share: float) -> float:
-        """A share of episodes in units of the noise; NaN where a repeat changed nothing."""
+        """A share of episodes in units of the noise; NaN if the repeats changed nothing."""
         return share / self.rate if self.rate else math.nan
 
     def hides(self, share: float) -> bool:
-        """Whether a method that ends this share of episodes otherwise is a tie: a mere repeat may do as much."""
+        """Whether a method that ends this share of episodes differently is a tie: a repeat alone may do as much."""
         return share <= self.interval.high
 
 
 def measure_noise(repeats: Sequence[Run], baseline: Run) -> Noise:
-    """Measures the noise. UserError where the runs are no repeats of the baseline."""
+    """Measures the noise. UserError if the runs are no repeats of the baseline."""
     for run in repeats:
         if differ := differences(_kind(baseline), _kind(run)):
             raise UserError(f"{run.folder} is no repeat of {baseline.folder}: {differ}")
@@ -47,6 +47,6 @@ def measure_noise(repeats: Sequence[Run], baseline: Run) -> Noise:
 
 
 def _kind(run: Run) -> Header:
-    """What a repeat must have in common; kernel and renderer are what it is made to vary."""
+    """The settings that a repeat must share with the baseline: all but kernel and renderer."""
     same = without(run.header, "kernel").identity
     return Header({**same, "bench": {k: v for k, v in same["bench"].items() if k != "renderer"}}, {}, {})

@@ -1,4 +1,4 @@
-"""What must be said beside the numbers: footnotes of a table, and what a report does not claim."""
+"""Footnotes of a table, and a list of what a report does not claim."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JUDGED = ("no worse", "worse", "undecided")
 
 
 def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
-    """How the verdicts of a table were reached, what it could have seen, what its marks mean."""
+    """The footnotes of a table: how verdicts were made, power of the test, what marks mean, how times were taken."""
     whole = table[table["task"] == "all"]
     out = _verdicts(comparison, whole)
     if whole["difference_clustered"].notna().any():
@@ -39,7 +39,7 @@ def footnotes(comparison: Comparison, table: pd.DataFrame) -> list[str]:
 
 
 def marks(comparison: Comparison) -> list[str]:
-    """What the marks behind the names of arms mean, and what was pooled in them."""
+    """Notes on the meaning of the marks after the names of arms, repeated episodes and pooled seeds."""
     out = [f"* {a.label}: {a.missing} episodes missing." for a in comparison.arms if a.missing]
     again = [f"{a.label} {a.repeated}" for a in comparison.arms if a.repeated]
     if again:
@@ -63,24 +63,24 @@ def marks(comparison: Comparison) -> list[str]:
 
 
 def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:
-    """Every arm with its row."""
+    """Every arm with its row of the table."""
     found = {row.method: row for row in whole.itertuples()}
     return [(arm, found[arm.marked]) for arm in comparison.arms]
 
 
 def _unproved(arm: Arm) -> str:
-    """Where a run without proof comes from."""
+    """The note on an arm without proof: where its run comes from."""
     source = arm.run.header.provenance.get("source", "another harness")
     return f"{UNPROVED}: {source}. What it computes is not known, so tokens and FLOPs are left empty."
 
 
 def _answers(arm: Arm, row: Any) -> str:
-    """What is known of the time of a black box."""
+    """The note on the time of a black box's answers."""
     return f"{arm.label}: an answer takes {row.ms_answer:.2f} ms, mean of {row.answers:.0f}, the network included."
 
 
 def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
-    """How times were taken, how many calls they rest on, which of them cannot be."""
+    """Notes on times: how they were taken, how many calls they rest on, which are impossible."""
     out = []
     if table.attrs["shared"]:
         shown = "~ Times are shown because of --timed" if table["ms"].notna().any() else "No times"
@@ -101,7 +101,7 @@ def _times(comparison: Comparison, table: pd.DataFrame, whole: pd.DataFrame) -> 
 
 
 def _counts(whole: pd.DataFrame, told: Mapping[str, str]) -> list[str]:
-    """Calls of each arm; arms all of whose calls are steady in one breath."""
+    """The calls of each arm in words; arms whose calls are all steady are summed up together."""
     plain = whole[(whole["steady"] >= STEADY) & (whole[["cold", "packed", "untimed"]].sum(axis=1) == 0)]
     if len(plain) < 3:
         return [f"{method} {count}" for method, count in told.items()]
@@ -123,7 +123,7 @@ def _noise(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
 
 
 def ties(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
-    """Methods not called worse that end no more episodes otherwise than a repeat of the baseline may."""
+    """Methods not judged worse that change no more episodes than a repeat of the baseline may."""
     if comparison.noise is None:
         return []
     rows = whole[whole["otherwise"].notna() & ~whole["verdict"].isin(["worse", "stopped: worse"])]
@@ -153,7 +153,7 @@ def _verdicts(comparison: Comparison, whole: pd.DataFrame) -> list[str]:
 
 
 def _pooled(comparison: Comparison) -> list[str]:
-    """What is said where arms have several seeds."""
+    """The note on pooled seeds; empty if every arm has one seed."""
     if all(len(arm.seeds) < 2 for arm in comparison.arms):
         return []
     seeds = ", ".join(dict.fromkeys(str(seed) for arm in comparison.arms for seed in arm.seeds))
@@ -164,13 +164,13 @@ def _pooled(comparison: Comparison) -> list[str]:
 
 
 def typical(judged: pd.DataFrame) -> tuple[int, float]:
-    """Paired episodes of the smallest comparison, and the median rate of those that flip in equal number both ways."""
+    """The paired episodes of the smallest comparison, and the median share of episodes that flip equally both ways."""
     both_ways = 2 * judged[["lost", "gained"]].min(axis=1) / judged["paired"]
     return int(judged["paired"].min()), float(both_ways.median())
 
 
 def detectable_loss(n: int, flipped: float, methods: int) -> str:
-    """The loss that n paired episodes can show, at Holm's first level; a share `flipped` of them flips both ways."""
+    """The loss that n paired episodes can show, in words; at Holm's first level, a share `flipped` flips both ways."""
     loss = power.mde(n, flipped, alpha=0.05 / methods)
     seen = f"a loss of about {100 * loss:.1f} points" if math.isfinite(loss) else "no loss of any size"
     level = f"alpha 0.05 / {methods}" if methods > 1 else "alpha 0.05"
@@ -186,7 +186,7 @@ class Limit:
 
 
 def limits(comparison: Comparison, table: pd.DataFrame) -> list[Limit]:
-    """What these runs do not show, from the runs themselves."""
+    """The list of what these runs do not show, made from the runs."""
     whole = table[table["task"] == "all"]
     found = [_undecided(comparison, whole), _small(comparison, whole), _chance(comparison), _repeats(comparison, whole)]
     found += [_time(whole), _tasks(comparison), _seeds(comparison), _unseen(comparison), _marked(comparison)]

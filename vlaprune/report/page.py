@@ -23,13 +23,13 @@ from vlaprune.report.runs import Arm, Comparison, context
 from vlaprune.report.svg import METHODS, Chart
 from vlaprune.report.tables import tabulate
 
-MATRIX = 40  # arms up to which every one is held against every other
-VIDEOS = 20_000_000  # bytes of film that a page holds as base64; the rest is linked
+MATRIX = 40  # largest number of arms for the grid of all pairs
+VIDEOS = 20_000_000  # bytes of film that a page embeds as base64; further films are linked
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what is read, a smaller second line, what it is sorted by."""
+    """A table cell: text, smaller second line, sort value."""
 
     text: str
     under: str = ""
@@ -37,10 +37,12 @@ class Cell:
 
 
 def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool = False, videos: int = VIDEOS) -> str:
-    """The page as text. `file` is where it will be, for links to videos that it has no room for.
+    """The page as HTML text.
 
-    timed    milliseconds although the runs shared their machine
-    untimed  no milliseconds at all
+    file     where the page will be, for links to videos
+    timed    show milliseconds although the runs shared their machine
+    untimed  show no milliseconds
+    videos   bytes of video, as base64, that the page may embed; further videos are linked
     """
     colours = _colours(comparison)
     table, whole = _tables(comparison, colours, timed, untimed)
@@ -84,7 +86,7 @@ def page(comparison: Comparison, file: Path, timed: bool = False, untimed: bool 
 def _tables(
     comparison: Comparison, colours: Mapping[str, int], timed: bool, untimed: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of `tabulate` by task with family and colour, and its rows of all tasks in the order of the page."""
+    """The table of `tabulate` by task, with family and colour; and its rows over all tasks, in the page's order."""
     table = tabulate(comparison, by_task=True, timed=timed, untimed=untimed)
     table["family"] = table["method"].map({a.marked: a.method for a in comparison.arms})
     table["colour"] = table["method"].map(colours)
@@ -95,7 +97,7 @@ def _tables(
 
 
 def _hue(number: int) -> int:
-    """The number of a colour of the page: there are as many as `METHODS`."""
+    """The colour number in the page's style: 0 for the baseline, else 1 to len(METHODS), repeating."""
     return (number - 1) % len(METHODS) + 1 if number else 0
 
 
@@ -122,7 +124,7 @@ def _grid_page(
     notes: Sequence[str],
     made: Sequence[str],
 ) -> str:
-    """A page of a grid (heads, rows by method) and a long table (heads, rows); methods of one family in one colour."""
+    """A page with a grid (heads, rows by method) and a long table (heads, rows); one colour per family of methods."""
     families = dict.fromkeys(method.split()[0] for method, _ in grid[1] if method not in base)
     numbers = {family: i for i, family in enumerate(families, 1)}
     return template(name).render(
@@ -139,12 +141,12 @@ def _grid_page(
 
 
 def _inert(value: Any) -> str:
-    """JSON that may stand in a script element: no text of a journal can end it or begin another."""
+    """JSON that is safe inside a script element: no text of a journal can end the element or begin another."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def write(text: str, file: Path) -> Path:
-    """Writes the page, making its folder where there is none."""
+    """Writes the page; creates its folder if needed. Returns its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return file
@@ -171,7 +173,7 @@ def _shown(table: pd.DataFrame, name: str) -> bool:
 
 
 def _cells(row: Any, about: str = "") -> dict[str, Cell]:
-    """Column -> cell of a row of `tabulate`; a number that is not known is an empty cell."""
+    """The cells of one row of `tabulate`, by column; an unknown number is an empty cell."""
 
     def cell(value: float, text: str, under: str = "", scale: float = 1.0) -> Cell:
         return Cell("") if pd.isna(value) else Cell(text.format(scale * value), under, float(value))
@@ -213,7 +215,7 @@ def _more(row: Any) -> str:
 
 
 def _verdicts(table: pd.DataFrame) -> list[tuple[str, list[Any]]]:
-    """Verdict -> its rows, the cheapest first."""
+    """Pairs of a verdict and its rows, the fewest GFLOPs first."""
     every = ("no worse", "worse", "undecided", "stopped: worse", "stopped: better", "not judged")
     words = [w for w in every if (table["verdict"] == w).any()]
     return [(w, list(table[table["verdict"] == w].sort_values("gflops").itertuples())) for w in words]
@@ -250,7 +252,7 @@ def _colours(comparison: Comparison) -> dict[str, int]:
 
 
 def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:
-    """An arm with its settings and the hash of its journals."""
+    """An arm, the settings of its method, and the SHA-256 of its journals."""
     digest = hashlib.sha256()
     for run in arm.runs:
         for path in sorted(run.folder.glob("journal*.jsonl")):
@@ -259,7 +261,7 @@ def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:
 
 
 def _provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What made the runs: every value that any of them has, in order of appearance."""
+    """The provenance of the runs: key -> every value that any run has, in order of appearance."""
     out: dict[str, dict[str, None]] = {}
     for run in runs:
         for key, value in run.header.provenance.items():

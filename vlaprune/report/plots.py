@@ -54,7 +54,7 @@ def forest(table: pd.DataFrame, margin: float, baseline: str) -> Chart:
 
 
 def scale_start(values: np.ndarray, always: Sequence[float] = ()) -> float:
-    """The value from which a scale begins: the least, unless leaving out up to a third of them more than halves it.
+    """The start of a scale: the least value, unless leaving out up to a third of the values more than halves the scale.
 
     `always` are values that a scale shows in any case.
     """
@@ -104,7 +104,7 @@ def cost(table: pd.DataFrame, column: str, axis: str, key: str, title: str) -> C
 
 
 def _draw_lines(ax: Axes, rows: pd.DataFrame, cut: bool) -> None:
-    """A line through the budgets of each method, and the front of those that none beats."""
+    """Draws a line through the budgets of each method, and the front of the points that no other beats."""
     for _, one in rows.groupby("family", sort=False):
         one = one.sort_values("kept")
         colour, _, _ = marker_style(None, int(one["colour"].iloc[0]))
@@ -117,7 +117,7 @@ def _draw_lines(ax: Axes, rows: pd.DataFrame, cut: bool) -> None:
 def _place_marks(
     ax: Axes, rows: pd.DataFrame, inside: np.ndarray, left: float, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sets the limits, with room for names, and gives where each mark stands: at the edge if it is not `inside`."""
+    """Sets the limits, with room for names; returns the place of each mark, at the edge if it is not `inside`."""
     x, y, lows, highs = (rows[name].to_numpy(float) for name in ("x", "y", "low", "high"))
     across, lows, highs = x[x >= left], 100 * lows[inside], 100 * highs[inside]
     reach, span = max(float(np.ptp(across)), 1e-9), max(float(highs.max() - lows.min()), 1.0)
@@ -130,7 +130,7 @@ def _place_marks(
 
 
 def front(gain: np.ndarray, success: np.ndarray) -> list[int]:
-    """The points that none beats on both counts, by falling gain."""
+    """Indices of the points that no other beats in both gain and success, by falling gain."""
     out: list[int] = []
     for i in sorted(range(len(gain)), key=lambda i: (-gain[i], -success[i])):
         if not out or success[i] > success[out[-1]]:
@@ -141,7 +141,7 @@ def front(gain: np.ndarray, success: np.ndarray) -> list[int]:
 def tokens(
     layers: Mapping[str, Sequence[float]], totals: Mapping[str, int], colours: Mapping[str, int] | None = None
 ) -> Chart:
-    """Visual tokens computed at every layer, a row per method: the darker, the more of what came from the projector."""
+    """A chart of the visual tokens computed at every layer, a row per method; darker is a larger share."""
     deepest, widest = max(len(v) for v in layers.values()), max(totals.values())
 
     def paint(figure: Figure, width: int) -> dict[str, str]:
@@ -173,7 +173,7 @@ def tokens(
 
 
 def _runs(means: Sequence[float]) -> str:
-    """Equal layers in one breath: "128 at layers 0 to 2, 32 at layers 3 to 5"."""
+    """The numbers of all layers in words, equal ones together: "128 at layers 0 to 2, 32 at layers 3 to 5"."""
     out = []
     for value, group in groupby(enumerate(means), key=lambda pair: f"{pair[1]:.0f}"):
         own = [layer for layer, _ in group]

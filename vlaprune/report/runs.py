@@ -1,4 +1,4 @@
-"""Which runs may stand in one table, what they are called there, and what is refused."""
+"""Puts runs into one comparison: which runs fit together, how they are labelled, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def name(header: Header) -> str:
 
 
 def label(header: Header, others: Sequence[Header] = ()) -> str:
-    """The short name, the budget, and options in which runs of the same method differ: "fastv keep=0.25 layer=2".
+    """The label of a method: name, budget, and options in which its runs differ: "fastv keep=0.25 layer=2".
 
     Methods of two packages that have one name are told apart by package: "a mine", "b mine".
     """
@@ -45,7 +45,7 @@ def find(paths: Iterable[Path]) -> list[Run]:
 
 
 def _named(run: Run) -> Run:
-    """The run, whose header says what it joins. UserError where it does not."""
+    """The run itself. UserError if its header lacks a name that a table needs."""
     for part, key in (("model", "name"), ("method", "name"), ("bench", "name"), ("bench", "margin")):
         said = run.header.identity.get(part)
         if not isinstance(said, Mapping) or key not in said:
@@ -53,11 +53,11 @@ def _named(run: Run) -> Run:
     return run
 
 
-Key = tuple[str, int, Any]  # of an episode in a report: task, episode, seed
+Key = tuple[str, int, Any]  # task, episode, seed
 
 
 def by_episode(values: Mapping[Key, float]) -> list[list[float]]:
-    """Values in groups, one for each (task, episode): all that an episode has under its seeds."""
+    """The values grouped by (task, episode): one list per episode, with its values under all seeds."""
     groups: dict[tuple[str, int], list[float]] = {}
     for (task, episode, _), value in values.items():
         groups.setdefault((task, episode), []).append(value)
@@ -68,14 +68,15 @@ def by_episode(values: Mapping[Key, float]) -> list[list[float]]:
 class Arm:
     """Runs that are one row of a report: one method under one or several seeds.
 
-    runs     one for each seed
-    label    unique in the report
-    missing  episodes that were requested and are not in the journals
-    stopped  the rule that ended it early; empty if none did
+    runs     one run for each seed
+    label    name of the arm, unique in the report
+    missing  number of episodes that were requested and are not in the journals; 0 for runs that a rule ended
+    stopped  in words, the rule that ended it early; empty if none did
     tuned    its weights were tuned from the baseline's, with the method at work: policy and method are judged as one
-    mixed    what of its protocol differs from the first run's, empty where nothing does
+    mixed    in words, how settings, weights, seeds or episodes differ from the baseline's (without a baseline, from the
+             first arm's); empty if they do not
     judged   whether it may be compared with the baseline after a fixed number of episodes; not if more differs than
-             which episodes were asked for, nor if a rule chose the number
+             which seeds or episodes were asked for, if no seed is shared, or if a rule chose the number
     """
 
     runs: tuple[Run, ...]
@@ -88,7 +89,7 @@ class Arm:
 
     @property
     def run(self) -> Run:
-        """The run under the first seed: settings are the same in all."""
+        """The run under the first seed. All runs have the same settings."""
         return self.runs[0]
 
     @cached_property
@@ -103,7 +104,7 @@ class Arm:
 
     @property
     def repeated(self) -> int:
-        """Episodes that were begun more than once, since their simulator raised."""
+        """The number of episodes that were begun more than once because their simulator raised."""
         return sum(record.attempts > 1 for record in self.episodes.values())
 
     @property
@@ -113,12 +114,12 @@ class Arm:
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """Of its runs."""
+        """The seeds of the runs, in their order."""
         return tuple(_seed(run) for run in self.runs)
 
     @property
     def marks(self) -> str:
-        """* for missing episodes, ‡ where a rule ended it, § if tuned, † for another protocol, ¶ without proof."""
+        """The marks of the arm: * missing episodes, ‡ ended by a rule, § tuned, † `mixed`, ¶ without proof."""
         marks = {"*": self.missing, "‡": self.stopped, "§": self.tuned, "†": self.mixed, "¶": not self.proved}
         return "".join(mark for mark, holds in marks.items() if holds)
 
@@ -135,12 +136,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What an audit says of a method's criterion.
+    """The result of an audit of a method's criterion.
 
-    difference  of success, the method's less that of as many tokens at random
-    p           that the method is one more random draw; adjusted over all methods that were audited together
-    verdict     in words
-    audited     how many methods that were
+    difference  success of the method minus that of as many tokens at random
+    p           p-value of "the method is one more random draw", adjusted over all methods audited together
+    verdict     the verdict in words
+    audited     number of methods audited together
     """
 
     difference: float
@@ -151,10 +152,10 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that stand in one report, the baseline first where there is one.
+    """The arms of one report, the baseline first if there is one.
 
-    noise     how often the baseline alone ends an episode otherwise when it is run again; None where not measured
-    criteria  by label, of the arms that were audited
+    noise     how often the baseline, run again, ends an episode differently; None if not measured
+    criteria  label -> result of the audit, for the arms that were audited
     """
 
     arms: tuple[Arm, ...]
@@ -164,7 +165,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
-        """Of all arms, under every seed."""
+        """The runs of all arms, under every seed."""
         return [run for arm in self.arms for run in arm.runs]
 
     @property
@@ -173,7 +174,7 @@ class Comparison:
         return float(self.arms[0].run.header.identity["bench"]["margin"])
 
     def with_noise(self, repeats: Sequence[Run]) -> Comparison:
-        """The same, with the noise that these repeats of the baseline make. UserError where they are none."""
+        """A copy with the noise measured from repeats of the baseline. UserError if they are no repeats of it."""
         if self.baseline is None:
             raise UserError("noise needs a baseline among the runs; name one with --baseline")
         return replace(self, noise=measure_noise(repeats, self.baseline.run))
@@ -185,7 +186,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Models and benchmarks: "tiny on robosuite"."""
+        """The models and benchmarks of the arms: "tiny on robosuite"."""
         models, benches = (
             ", ".join(dict.fromkeys(display_name(a.run, of) for a in self.arms)) for of in ("model", "bench")
         )
@@ -203,12 +204,12 @@ def short_name(run: Run, of: str) -> str:
 
 
 def display_name(run: Run, of: str) -> str:
-    """The same for a reader: the benchmark's own label ("simpler-ms2 google_vm") where it has one."""
+    """The name of a run's model or bench for readers: its label ("simpler-ms2 google_vm"), else its short name."""
     return str(run.header.identity[of].get("label") or short_name(run, of))
 
 
 def context(run: Run) -> Mapping[str, Any]:
-    """All of a run's identity but the method: what must be equal before two runs may be compared."""
+    """A run's identity without the method; it must be equal in two runs that are compared."""
     return without(run.header, "method").identity
 
 
@@ -219,13 +220,13 @@ def compare(
     mixed: bool = False,
     others: Sequence[Header] = (),
 ) -> Comparison:
-    """Puts runs side by side, or says in one line why they cannot be: UserError.
+    """Puts runs into one comparison. UserError says in one line why they do not fit together.
 
     Runs that differ in the seed only are one row.
 
     partial  runs with episodes missing are shown, marked *
     mixed    runs of another protocol, other weights, seeds or episodes are shown, marked †
-    others   headers of runs in other comparisons of one study: one label is one method in all of them
+    others   headers of runs in other comparisons of one study, so that a label means the same method in all of them
     """
     runs = begun(runs, partial)
     groups = _over_seeds(runs)
@@ -241,7 +242,7 @@ def compare(
 
 
 def begun(runs: Sequence[Run], partial: bool) -> list[Run]:
-    """The runs, with `partial` without those that have no finished episode. UserError where none has one."""
+    """The runs; with `partial` only those with a finished episode. UserError if no run has one."""
     if not any(r.episodes for r in runs):
         named = ", ".join(str(r.folder) for r in runs[:2]) + (", ..." if len(runs) > 2 else "")
         raise UserError(f"none of these runs has a finished episode: {named}; finish one, or leave them out")
@@ -249,9 +250,9 @@ def begun(runs: Sequence[Run], partial: bool) -> list[Run]:
 
 
 def _baseline(wanted: str, names: Sequence[str], labels: Sequence[str], mixed: bool) -> int | None:
-    """Which arm is the baseline: of that label, else of that method. None without a dense one, if dense is wanted.
+    """The number of the baseline: the arm with that label, else with that method. None if `dense` is not there.
 
-    UserError where another one was asked for and is not there, or where several could be meant.
+    UserError if another baseline is not there, or if several arms fit and `mixed` is False.
     """
     found = [i for i, one in enumerate(labels) if one == wanted] or [i for i, one in enumerate(names) if one == wanted]
     if not found and wanted != "dense":
@@ -290,7 +291,7 @@ def _arm(group: Sequence[Run], base: Sequence[Run], called: str, partial: bool, 
 
 
 def _over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs in groups that differ in the seed only, in the order in which they come; one seed twice is two groups."""
+    """Groups of runs that differ in the seed only, in their order; a seed that comes twice makes two groups."""
     groups: list[list[Run]] = []
     for run in runs:
         own = [g for g in groups if _but_seed(g[0]) == _but_seed(run) and _seed(run) not in map(_seed, g)]
@@ -310,7 +311,7 @@ def _seed(run: Run) -> Any:
 
 
 def _seeds(group: Sequence[Run], base: Sequence[Run]) -> str:
-    """Seeds that one arm has and the baseline has not, or the other way round."""
+    """In words, the seeds of an arm and of the baseline, if they differ; else empty."""
     a, b = (sorted(map(str, map(_seed, runs))) for runs in (base, group))
     return f"differ in more than the method (seed {', '.join(a)} -> {', '.join(b)})" if a != b else ""
 
@@ -319,7 +320,7 @@ def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str
     trained = [
         label if labels.count(label) == 1 else f"{label} {_origin(r)}" for r, label in zip(runs, labels, strict=True)
     ]
-    if len(set(trained)) == len(trained):  # one method on weights that were tuned in several ways
+    if len(set(trained)) == len(trained):  # labels that came twice now differ by their weights
         return trained
     twice = sorted({one for one in labels if labels.count(one) > 1})
     if twice and not mixed:
@@ -328,7 +329,7 @@ def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str
 
 
 def _origin(run: Run) -> str:
-    """Which weights a run had: the name of shipped ones, or the folder that vlaprune-train made."""
+    """The weights of a run: their name, or the folder that vlaprune-train made."""
     given = str(run.header.identity["model"].get("weights"))
     return f"weights={Path(given).parent.name if given.endswith('.safetensors') else given}"
 
@@ -339,23 +340,23 @@ def _tuned(run: Run, first: Run) -> bool:
 
 
 def _protocol(run: Run, first: Run, tuned: bool) -> str:
-    """Settings of model, bench or execution that differ; weights and seeds have a line of their own."""
+    """In words, the settings of model, bench or execution that differ; weights and seeds are compared elsewhere."""
     if run.header.proved != first.header.proved:
         return f"differ in more than the method ({_unproved(run, first)} is {UNPROVED}: its model is not known)"
     a, b = (dict(without(r.header, "method", "weights", "seed").identity) for r in (first, run))
-    if tuned:  # where its weights lie is then no difference of protocol
+    if tuned:  # the path of its weights is then no difference of protocol
         a, b = (one | {"model": {k: v for k, v in one["model"].items() if k != "weights"}} for one in (a, b))
     return f"differ in more than the method ({differences(Header(a, {}, {}), Header(b, {}, {}))})" if a != b else ""
 
 
 def _unproved(*runs: Run) -> str:
-    """The name of the run of which nobody saw a layer."""
+    """The method's name of the first run without proof."""
     return next(name(run.header) for run in runs if not run.header.proved)
 
 
 def _weights(run: Run, first: Run) -> str:
     if run.header.proved != first.header.proved:
-        return ""  # said already
+        return ""  # `_protocol` reports it
     a, b = (str(context(r).get("weights")) for r in (first, run))
     return f"have different weights (sha256 {a[:12]} -> {b[:12]})" if a != b else ""
 

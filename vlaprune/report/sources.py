@@ -1,4 +1,4 @@
-"""What made some runs: commands, commits, versions, hardware, weights."""
+"""The sources of some runs: commands, commits, versions, hardware, weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlaprune.records import Run
 
 
 def sources(runs: Sequence[Run]) -> list[str]:
-    """What made some runs, a line each: commands, commits, versions, hardware, weights."""
+    """Lines that say what made some runs: commands, commits, versions, hardware, weights."""
     told = [header.provenance for r in runs for header in (r.headers or [r.header])]
 
     def each(key: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Method by suite, with the mean over the suites, as tables of LIBERO have it. No torch.
+"""A table of methods by suite, with the mean over the suites, as in tables of LIBERO. No torch.
 
 A suite is a benchmark or a part of one (`bench.suite`). It may have weights of its own, but the model is the same.
 Every method is paired with the baseline of the same suite; its verdict there is that of the suite's own table.
@@ -29,7 +29,7 @@ from vlaprune.stats.markdown import table as lined
 MEAN = "mean"
 COLUMNS = ("suite", *tables.COLUMNS)
 LEAD = "Success in %; in brackets the difference to the baseline on the same episodes, in points."
-APART = ("suite", "label", "only", "names")  # of a benchmark: what may differ from suite to suite
+APART = ("suite", "label", "only", "names")  # settings of a benchmark that may differ from suite to suite
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Study:
-    """The suites of one model; of every method that all of them have a row of means (`COLUMNS`); what made the runs."""
+    """The suites of one model, a row of means for every method that all suites have (`COLUMNS`), notes and sources."""
 
     title: str
     suites: Sequence[Suite]
@@ -53,7 +53,7 @@ class Study:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Every row of every suite and the means: suite and the columns of `tabulate`, NaN where not known."""
+        """All rows of all suites, then the means: suite and the columns of `tabulate`, NaN if not known."""
         parts = [one.table.assign(suite=one.name) for one in self.suites]
         whole = [*("success", "episodes", "seeds", "paired", "both", "lost", "gained", "neither"), *tables.WHOLE]
         rows = pd.concat([part.astype(dict.fromkeys(whole, "Int64")) for part in (*parts, self.means)])
@@ -61,13 +61,13 @@ class Study:
 
 
 def suite_of(run: Run) -> str:
-    """What a reader calls the benchmark of a run: its suite where it has one."""
+    """The name of a run's benchmark for readers: its label, else its suite, else its name."""
     bench = run.header.identity["bench"]
     return str(bench.get("label") or bench.get("suite") or bench["name"])
 
 
 def several(runs: Sequence[Run]) -> bool:
-    """Whether these are runs of one model on several suites."""
+    """Whether these runs are of one model on several suites."""
     return len(set(map(suite_of, runs))) > 1 and len({short_name(run, "model") for run in runs}) == 1
 
 
@@ -80,11 +80,14 @@ def study(
     timed: bool = False,
     untimed: bool = False,
 ) -> Study:
-    """The suites among these runs. UserError where `compare` raises it, for several models, or for one suite.
+    """Compares the runs of each suite and takes means over suites.
 
-    mixed    also runs of which more differs from suite to suite than the benchmark and the weights; it is then said
+    UserError as in `compare`, for several models, for a single suite, and for different baselines.
+
+    mixed    allow runs that differ from suite to suite in more than benchmark and weights; a note then says so
     audited  runs of audits, of some methods on some of the suites
-    timed    milliseconds even of runs that shared their machine; untimed: none at all
+    timed    keep milliseconds even if runs shared their machine
+    untimed  leave out all milliseconds
     """
     runs = begun(runs, partial)
     if len(models := sorted({short_name(run, "model") for run in runs})) > 1:
@@ -114,7 +117,7 @@ def study(
 
 
 def _apart(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    """By suite, in what more than suite, weights and method its runs differ from those of the first suite."""
+    """Suite -> how its runs differ from those of the first suite in more than suite, weights and method, in words."""
     first = next(iter(groups.values()))[0]
     out = {}
     for name, runs in groups.items():
@@ -126,10 +129,10 @@ def _apart(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
 
 
 def _common(header: Header, alike: bool) -> Header:
-    """What must be equal in all suites.
+    """The settings that must be equal in all suites.
 
-    alike  they are of one kind of benchmark. If not, a model has other options, and a robot another control: equal must
-           be seed, kernel and delay, and how the world is perturbed
+    alike  both suites are of one benchmark. If not, options of the model and control may differ: only seed, kernel,
+           delay and the perturbation must be equal
     """
     same = dict(without(header, "method", "weights").identity)
     bench, model = same.pop("bench"), {k: v for k, v in same.pop("model").items() if k != "weights"}
@@ -143,7 +146,7 @@ def _common(header: Header, alike: bool) -> Header:
 def _means(found: Sequence[Suite]) -> pd.DataFrame:
     """A row for each method that every suite has: unweighted means over the suites, as papers have them.
 
-    A policy that was tuned with its method on one suite and not on another is no one method.
+    A method whose policy was tuned on one suite and not on another gets no row.
     """
     rows = []
     for label in [arm.label for arm in found[0].comparison.arms]:
@@ -164,14 +167,14 @@ def _means(found: Sequence[Suite]) -> pd.DataFrame:
 
 
 def _success(row: Any) -> float:
-    """Success as the suite's own papers have it: the mean of tasks where their numbers of episodes differ."""
+    """The success of a row as papers print it: the mean over tasks if they have unequal episodes, else the rate."""
     return float(row["rate"] if pd.isna(row["average"]) else row["average"])
 
 
 def _difference(pairs: Sequence[tuple[Arm, Arm]]) -> dict[str, float]:
-    """Mean over suites of method - baseline with its 95 % interval, see `rates.mean_change`.
+    """The mean over suites of method - baseline with its 95 % interval, see `rates.mean_change`.
 
-    Suites are strata, and a (task, episode) under all its seeds is a cluster. Nothing where one has no common episode.
+    Suites are strata, and a (task, episode) under all its seeds is a cluster. Empty if a suite has no common episode.
     """
     strata = []
     for arm, base in pairs:
@@ -185,7 +188,7 @@ def _difference(pairs: Sequence[tuple[Arm, Arm]]) -> dict[str, float]:
 
 
 def _notes(found: Sequence[Suite]) -> list[str]:
-    """The footnotes of every suite's table, each once, and what the mean is."""
+    """The footnotes of all suites' tables, each once, and a note on the mean."""
     told: dict[str, list[str]] = {}
     for one in found:
         for note in one.table.attrs["notes"]:
@@ -205,7 +208,7 @@ def _notes(found: Sequence[Suite]) -> list[str]:
 
 
 def _order(found: Study) -> list[str]:
-    """Labels without marks: the baselines first, then by mean difference, then those that not every suite has."""
+    """The labels without marks: baselines first, then by mean difference, then methods that some suites lack."""
     labels = list(dict.fromkeys(arm.label for one in found.suites for arm in one.comparison.arms))
     bases = {one.comparison.baseline.label for one in found.suites if one.comparison.baseline}
     judged = found.means.dropna(subset=["difference"])
@@ -218,9 +221,9 @@ def _unmarked(label: str) -> str:
 
 
 def grid(found: Study) -> tuple[list[str], list[tuple[str, list[Shade]]]]:
-    """Heads and a row for each method: success on each suite, its mean, mean of visual tokens, mean of FLOPs cut.
+    """Column heads and a row for each method: success on each suite, its mean, mean visual tokens, mean FLOPs cut.
 
-    The colour is the difference to the baseline of the suite. Costs are of methods that every suite has.
+    The colour shows the difference to the baseline of the suite. Methods that some suites lack have no costs.
     """
     heads = [*(one.name for one in found.suites), MEAN, "visual tokens", "FLOPs cut"]
     rows = found.table.assign(label=lambda r: r["method"].map(_unmarked))
@@ -254,7 +257,7 @@ def _shade(row: Any) -> Shade:
 
 
 def flat(found: Study) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the grid as text, and what audits say of each suite."""
+    """Column heads and rows of the grid as text, with the results of audits on each suite."""
     heads, rows = grid(found)
     seen = [one for one in found.suites if one.comparison.criteria]
     body = []
@@ -268,7 +271,7 @@ def flat(found: Study) -> tuple[list[str], list[list[str]]]:
 
 
 def cells(found: Study) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of all numbers, suite by suite, as the table of each has them."""
+    """Column heads and rows of the tables of all suites, one after the other, as text."""
     parts = []
     for one in found.suites:
         alone = {} if one.comparison.baseline else {"verdict": "not compared"}
@@ -280,7 +283,7 @@ def cells(found: Study) -> tuple[list[str], list[list[str]]]:
 
 
 def terminal(found: Study, width: int | None = TERMINAL) -> str:
-    """A title, success and difference on each suite and in the mean, in a terminal's width, notes."""
+    """The report for a terminal: title, success and difference on each suite and in the mean, notes."""
     heads, rows = grid(found)
     count = len(found.suites) + 1
     body = [[method, *(_short(cell) for cell in own[:count])] for method, own in rows]
@@ -289,19 +292,19 @@ def terminal(found: Study, width: int | None = TERMINAL) -> str:
 
 
 def _short(cell: Shade) -> str:
-    """Success and difference alone, and < for worse."""
+    """A cell as short text: success, difference, and < if worse."""
     return f"{cell.text} {cell.under.split()[0]}{' <' if cell.strong else ''}" if cell.under else cell.text
 
 
 def markdown(found: Study) -> str:
-    """The grid, all numbers, notes and sources."""
+    """The report as Markdown: the grid, all numbers, notes and sources."""
     parts = [f"# {found.title}", LEAD, lined(*flat(found)), "## All numbers", lined(*cells(found))]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in (*found.notes, *found.sources))]) + "\n"
 
 
 def write(found: Study, folder: Path, name: str = "suites") -> list[Path]:
-    """NAME.csv with plain numbers, NAME.md, NAME.tex with the grid, NAME.html with its colours; returns their paths."""
-    from vlaprune.report.page import suites_page  # draws: loaded where it is wanted
+    """Writes NAME.csv with plain numbers, NAME.md, NAME.tex with the grid, NAME.html in colour; returns their paths."""
+    from vlaprune.report.page import suites_page  # imports matplotlib, so only on demand
 
     folder.mkdir(parents=True, exist_ok=True)
     csv, md, tex, html = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex", "html"))

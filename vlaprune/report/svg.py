@@ -1,4 +1,4 @@
-"""Matplotlib's drawings as elements of a page: inline SVG in the page's own colours and type, told in words."""
+"""Turns drawings of matplotlib into inline SVG with the colours and fonts of the page and a description in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# What matplotlib is told to paint with, and what the page puts in its place: light and dark follow the reader.
+# Colour that matplotlib paints with -> CSS variable of the page, so that charts follow its light or dark mode.
 PAINT = {
     "#010101": "var(--ink)",
     "#020202": "var(--muted)",
@@ -27,7 +27,7 @@ PAINT = {
 INK, MUTED, LINE, GOOD, BAD, OPEN, PAPER, ACCENT = PAINT
 METHODS = [f"#0b00{i:02x}" for i in range(1, 13)]  # a colour for each method
 PAINT |= {paint: f"var(--m{i})" for i, paint in enumerate(METHODS, 1)}
-STYLE: Any = {  # keys are names of matplotlib's settings
+STYLE: Any = {  # settings of matplotlib
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 12,
@@ -44,7 +44,7 @@ STYLE: Any = {  # keys are names of matplotlib's settings
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-# verdict -> marker, and whether it is filled; the colour tells the method
+# verdict -> (marker, whether it is filled); the colour shows the method
 LOOK = {
     "no worse": ("o", True),
     "worse": ("v", True),
@@ -59,7 +59,7 @@ WIDE, NARROW = 1000, 350  # pixels
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture in two widths; `told` says in words what it shows."""
+    """One chart in two widths, as SVG text; `told` describes it in words."""
 
     key: str
     title: str
@@ -69,14 +69,14 @@ class Chart:
 
 
 def marker_style(verdict: Any, colour: int) -> tuple[str, str, str]:
-    """Colour, marker and face of an arm: 0 is the baseline's ink, then those of methods; no verdict is the baseline."""
+    """Colour, marker and fill of an arm. Colour 0 and a missing verdict are those of the baseline."""
     marker, full = LOOK[verdict if isinstance(verdict, str) else "baseline"]
     paint = METHODS[(colour - 1) % len(METHODS)] if colour else INK
     return paint, marker, paint if full else PAPER
 
 
 def short(text: str, width: int) -> str:
-    """A label that fits beside a chart of that width; the whole name is in the table and in the tooltip."""
+    """A label that fits beside a chart of that width; the full name is in the table and in the tooltip."""
     most = 34 if width > NARROW else 19
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -97,7 +97,7 @@ def draw(
 
 
 def _inline(svg: str, key: str, title: str, told: str, tips: Mapping[str, str]) -> str:
-    """A file of matplotlib's as an element of a page: unique ids, the page's type and colours, words for readers."""
+    """An SVG of matplotlib as an element of a page: unique ids, fonts and colours of the page, words, tooltips."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size is not None, "matplotlib writes a viewBox"
@@ -121,7 +121,7 @@ def _inline(svg: str, key: str, title: str, told: str, tips: Mapping[str, str]) 
 
 
 def frame(ax: Axes, grid: str) -> None:
-    """Hairlines only: no box, no tick marks."""
+    """Styles an axis: hairlines only, no box, no tick marks."""
     ax.spines["left"].set_visible(False)
     ax.tick_params(length=0)
     ax.set_axisbelow(True)

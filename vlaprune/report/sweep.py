@@ -1,4 +1,4 @@
-"""What is printed at the end of a sweep: the table, study or noise that its runs are made for."""
+"""The text printed at the end of a sweep: the table, study or noise that fits its runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlaprune.stats import noise
 
 
 def told(runs: Sequence[Run]) -> Iterator[str]:
-    """Paragraphs.
+    """The paragraphs that are printed at the end of a sweep.
 
-    Runs that differ in more than method and seed have a table each: one for each suite or model. Those of one model on
-    several suites then have a table of the suites. UserError where they cannot stand in a table.
+    Runs that differ in more than method and seed get separate tables, one for each suite or model. Runs of one model on
+    several suites also get a table of the suites. UserError if runs do not fit into a table.
     """
     runs = [run for run in runs if run.episodes]
     if any(map(audit.arm, runs)):

@@ -1,4 +1,4 @@
-"""Journals to numbers: success with intervals, the paired comparison with dense, tokens, FLOPs, milliseconds."""
+"""The table of a report: success with intervals, paired comparison with the baseline, tokens, FLOPs, times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
 from vlaprune.stats.measured import impossible
 
-WHOLE = ["visual", "steady", "cold", "packed", "untimed", "answers"]  # columns that count; empty where not known
+WHOLE = ["visual", "steady", "cold", "packed", "untimed", "answers"]  # columns of counts; NA where not known
 COLUMNS = (
     *("method", "task", "success", "episodes", "seeds", "rate", "low", "high", "exact_low", "exact_high"),
     *("average", "clustered", "proved", "kept", "visual", "gflops"),
@@ -44,22 +44,60 @@ def tabulate(
     untimed: bool = False,
     beside: Sequence[Run] = (),
 ) -> pd.DataFrame:
-    """One row per arm (and per task), the baseline first.
+    """One row per arm (with `by_task` also one per arm and task), the baseline first.
 
-    The columns are always COLUMNS, with NaN where a value is not known: proved, False where nobody saw the layers (a
-    black box, results of another harness): tokens, FLOPs and times are then empty, but for ms_answer, the mean
-    milliseconds of an answer of a black box, over so many answers; success and episodes; rate with its 95 % Wilson
-    interval (low, high), its exact interval and its standard error over tasks (clustered); average, the unweighted mean
-    over tasks where their numbers of episodes differ, as in SIMPLER's tables; pooled over the model calls kept (visual
-    tokens computed, mean over layers) of visual and gflops; ms, ms_method and the steady calls they are medians of
-    (`times`), with cold, packed and untimed ones beside; against the baseline on the same episodes paired, both, lost,
-    gained, neither, otherwise (the share lost or gained) and times_noise (that in units of what a repeat of the
-    baseline does), difference with Tango's interval (difference_low, difference_high), the interval at the level of its
-    verdict (held_low, held_high) and its standard error over tasks, McNemar p, Holm p, verdict; flops_cut, speedup,
-    impossible (whether the speed-up is above what the FLOPs allow); of an audited method criterion, its success less
-    that of as many tokens at random, with criterion_p and criterion_verdict. All times are NaN with `untimed`, and
-    where the runs and those `beside` them did not have their machine to themselves, unless `timed` says to look anyway.
-    `attrs` holds title, sources, notes (the footnotes), shared (why milliseconds do not compare, if they do not) and
+    timed    keep milliseconds even if the runs shared their machine
+    untimed  leave out all milliseconds
+    beside   further runs that must not have shared the machine either
+
+    The columns are always COLUMNS. Rates, differences and their intervals are shares from 0 to 1, not percent.
+
+    method  label with marks (`Arm.marked`)
+    task  task name; "all" for the row over all tasks
+    success, episodes  numbers of successful and of finished episodes
+    seeds  number of seeds
+    rate, low, high  success rate with its 95 % Wilson interval; episodes of one initial state are one cluster
+    exact_low, exact_high  95 % Clopper-Pearson interval of the rate
+    average  unweighted mean rate over tasks; NaN if all tasks have equally many episodes
+    clustered  standard error of the rate with tasks as clusters; NaN for a single task
+    proved  False if nobody saw the layers (a black box, results of another harness)
+    kept  visual tokens computed, mean over layers and calls; NaN if not proved
+    visual  visual tokens of a call; NA if not proved
+    gflops  GFLOPs of a call, mean over calls; NaN if not proved
+    ms, ms_method  milliseconds of a call and of the method in it, medians as in `times`; NaN if too few calls were
+        timed, if not proved, with `untimed`, or if the machine was shared (unless `timed`)
+    steady, cold, packed, untimed  numbers of calls of each kind (`times`); NA if not proved
+    ms_answer, answers  milliseconds of a black box's answer, mean over `answers` steady answers; NaN and NA for other
+        arms and with `untimed`. A shared machine does not remove it
+    verdict  "no worse", "worse", "undecided"; "stopped: worse" or "stopped: better" if a rule ended the run;
+        "not judged"; NaN for the baseline, and if there is none
+
+    These compare an arm with the baseline on the same episodes. They are NaN for the baseline, and if no episode is
+    shared.
+
+    paired  number of shared episodes
+    both, lost, gained, neither  episodes that both won, only the baseline, only the arm, neither
+    otherwise  share of episodes lost or gained
+    times_noise  `otherwise` divided by that share for a repeat of the baseline; NaN if not measured, or if that is 0
+    difference, difference_low, difference_high  rate minus the baseline's, with Tango's 95 % interval
+    held_low, held_high  interval of the difference at the level of the verdict; Tango's 95 % if not judged
+    difference_clustered  standard error of the difference with tasks as clusters; NaN for a single task
+    mcnemar_p  exact McNemar p-value, not adjusted
+    holm_p  p-value of the verdict, adjusted over the methods (Holm); NaN if not judged
+    more  further episodes needed for a verdict, at even odds; 0 once decided, NaN if not judged
+
+    These compare costs with the baseline. They are NaN without a baseline.
+
+    flops_cut  share of the baseline's FLOPs that is saved; NaN if either is not proved
+    speedup  the baseline's ms divided by ms; NaN if either has fewer than 20 steady calls (`STEADY`), or no ms
+    impossible  whether the speed-up is more than the FLOPs saved allow; False if not known
+
+    These come from an audit. They are NaN for methods not audited, and in rows of single tasks.
+
+    criterion  success of the method minus that of as many tokens chosen at random
+    criterion_p, criterion_verdict  p-value of that difference (Holm over the audited methods), and its verdict in words
+
+    `attrs` holds title, sources, notes (the footnotes), shared (why milliseconds do not compare; empty if they do) and
     times (the counts of calls in words).
     """
     frames = {a.label: _frame(a) for a in comparison.arms}
@@ -96,12 +134,12 @@ def tabulate(
 
 
 def _frame(arm: Arm) -> pd.DataFrame:
-    """A row per episode."""
+    """A table with one row per episode."""
     return pd.DataFrame([episode_row(r) | {"seed": seed} for (_, _, seed), r in arm.episodes.items()])
 
 
 def _counted(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
-    """Tokens, FLOPs and times of an arm's calls; of a black box the milliseconds of an answer alone."""
+    """Tokens, FLOPs and times of an arm's calls; for an arm without proof only the milliseconds of an answer."""
     calls = [call for key, record in arm.episodes.items() if task in (None, key[0]) for call in record.calls]
     if not arm.proved:
         alone = [sum(call.ms.values()) for call in calls if call.steady]
@@ -149,20 +187,20 @@ def _row(arm: Arm, frame: pd.DataFrame, task: str | None) -> dict[str, Any]:
 
 
 def shared_episodes(arm: Arm, base: Arm, task: str | None = None) -> list[Key]:
-    """What both arms have: the same task, episode and seed; nothing where their benchmarks differ."""
+    """The episodes that both arms have: same task, episode and seed. Empty if their benchmarks differ."""
     if context(arm.run)["bench"] != context(base.run)["bench"]:
         return []
     return [key for key in base.episodes if key in arm.episodes and task in (None, key[0])]
 
 
 def pairs(arm: Arm, base: Arm, keys: Sequence[Key]) -> stats.Pairs:
-    """2x2 counts on those episodes; those of one (task, episode) under several seeds are a cluster."""
+    """The 2x2 counts of two arms on the episodes `keys`; one (task, episode) under several seeds is a cluster."""
     ours, theirs = ({key: one.episodes[key].success for key in keys} for one in (arm, base))
     return stats.pair(theirs, ours, cluster=lambda key: key[:2])
 
 
 def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: Mapping[str, dict[str, Any]]) -> None:
-    """Adds to every row but the baseline's the paired comparison, its verdict being one of several (Holm)."""
+    """Adds the paired comparison to every row but the baseline's; verdicts are adjusted over the methods (Holm)."""
     base = comparison.baseline
     if base is None or base not in here:
         return
@@ -205,7 +243,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
 def _by_task(
     keys: Sequence[Key], ours: Mapping[Key, EpisodeRecord], theirs: Mapping[Key, EpisodeRecord]
 ) -> dict[str, tuple[int, int]]:
-    """Task -> episodes gained less those lost, and paired episodes."""
+    """Task -> (episodes gained minus episodes lost, paired episodes)."""
     out: dict[str, tuple[int, int]] = {}
     for key in keys:
         net, n = out.get(key[0], (0, 0))
@@ -214,6 +252,6 @@ def _by_task(
 
 
 def _other(arm: Arm) -> str:
-    """What stands for a verdict where none is reached on a fixed number of episodes."""
+    """The text in place of a verdict if none is made after a fixed number of episodes."""
     stop = next((run.stopped for run in arm.runs if run.stopped), None)
     return f"stopped: {stop['verdict']}" if stop and arm.stopped else "not judged"

@@ -18,7 +18,7 @@ from vlaprune.stats.markdown import table as lined
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
-    """The same for people: percent, signs, verdicts in words."""
+    """The table of `tabulate` as text for readers: percent, signs, verdicts in words."""
     rows = list(table.itertuples())
 
     def cells(say: Callable[[Any], str], needs: str) -> list[str]:
@@ -75,13 +75,16 @@ def _words(row: Any) -> str:
     return f"undecided (about {row.more:.0f} more)"
 
 
-# what a terminal shows first, under shorter names
+# columns that a terminal shows by default -> their shorter names
 SHORT = {"method": "method", "task": "task", "%": "%", "success": "success", "difference [interval]": "difference"}
 SHORT |= {"verdict": "verdict", "FLOPs cut": "FLOPs", "speed-up": "speed"}
 
 
 def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) -> str:
-    """A title and plain columns, at most 80 characters a line; with `wide` or `only` every column, or those named.
+    """The table for a terminal: a title and plain columns, at most 80 characters a line.
+
+    wide  every column, in lines of any length
+    only  names of the columns to show
 
     UserError for a column that this table does not have.
     """
@@ -100,31 +103,31 @@ def terminal(table: pd.DataFrame, wide: bool = False, only: Sequence[str] = ()) 
 
 
 def below(table: pd.DataFrame) -> str:
-    """The notes of a table, in lines of a terminal's width."""
+    """The notes of a table, wrapped to a terminal's width."""
     return short_notes(table.attrs["notes"])
 
 
 def short_notes(notes: Sequence[str]) -> str:
-    """Notes in lines of a terminal's width."""
+    """Notes wrapped to a terminal's width."""
     return "\n".join(fill(note, TERMINAL, subsequent_indent="  ") for note in notes)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A title and a Markdown table."""
+    """The table as Markdown, below its title."""
     shown = pretty(table)
     rows = [list(row) for row in shown.itertuples(index=False)]
     return f"**{table.attrs['title']}**\n\n{lined(list(shown.columns), rows)}"
 
 
 def latex(table: pd.DataFrame) -> str:
-    """The same as a LaTeX tabular with booktabs rules."""
+    """The table as a LaTeX tabular with booktabs rules; title and notes are comments."""
     shown = pretty(table)
     rows = list(shown.itertuples(index=False))
     return latex_of(table.attrs["title"], list(shown.columns), rows, table.attrs.get("notes", []))
 
 
 def latex_of(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """Rows as a LaTeX tabular with booktabs rules, title and notes as comments."""
+    """Rows as a LaTeX tabular with booktabs rules; title and notes are comments."""
     special = {c: f"\\{c}" for c in "%_&#"} | {
         "¶": "\\P{}",
         "†": "\\textdagger{}",

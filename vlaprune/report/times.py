@@ -14,13 +14,13 @@ from statistics import median
 
 from vlaprune.records import StepRecord
 
-STEADY = 20  # calls that a speed-up needs, of the method and of its baseline
-COVERED = 0.95  # of all calls: the share that must be of a size which was timed
+STEADY = 20  # steady calls that a speed-up needs, both of the method and of the baseline
+COVERED = 0.95  # share of all calls whose size must have been timed
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds a call and of it the method's own; NaN where too few sizes were timed. Calls of each kind."""
+    """Milliseconds of a call and of the method in it (NaN if too few sizes were timed); numbers of calls by kind."""
 
     ms: float
     method: float
@@ -31,7 +31,7 @@ class Times:
 
     @property
     def enough(self) -> bool:
-        """Whether a speed-up may rest on them."""
+        """Whether there are enough steady calls for a speed-up."""
         return self.steady >= STEADY and not math.isnan(self.ms)
 
     @property
@@ -42,7 +42,7 @@ class Times:
 
 
 def times(calls: Iterable[StepRecord]) -> Times:
-    """Of all calls of an arm."""
+    """The times of all calls of an arm."""
     sizes: dict[str, list[StepRecord]] = {}
     often: dict[str, int] = {}
     count = {"steady": 0, "cold": 0, "packed": 0, "untimed": 0}

@@ -1,8 +1,8 @@
 """Ends a run early, by rule: an e-process on the episodes that a method and its baseline end differently. No torch.
 
-The rule may be looked at after every episode: if losses and gains are equally likely, it ever stops with a chance of
-at most alpha (Ville 1939; `stats.EProcess`). Episodes are taken in the order of the run's list, however they finish:
-short, won episodes come out of parallel slots first, and a rule fed in that order would be fooled by it.
+The rule may be looked at after every episode: if losses and gains are equally likely, the chance that it ever stops is
+at most alpha (Ville 1939; `stats.EProcess`). Episodes are taken in the order of the run's list, not in the order in
+which they finish: short, successful episodes finish first in parallel slots, and that order would bias the rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlaprune.stats.paired import EProcess, e_process
 class Anytime:
     """The rule `stop=anytime` of one run against its baseline.
 
-    UserError where the baseline is another protocol or lacks an episode that this run asks for.
+    UserError if the baseline has another protocol or lacks an episode that this run asks for.
     """
 
     def __init__(self, base: Run, header: Header, alpha: float = 0.05) -> None:
@@ -35,7 +35,7 @@ class Anytime:
         self.state, self.seen = EProcess(alpha), 0
 
     def __call__(self, record: EpisodeRecord) -> bool:
-        """Takes a finished episode; whether the run may end."""
+        """Takes a finished episode and returns whether the run may end."""
         self._ours[record.task, record.episode] = record.success
         while not self.state.stopped and self.seen < len(self._order) and self._order[self.seen] in self._ours:
             key = self._order[self.seen]
@@ -45,7 +45,7 @@ class Anytime:
 
     @property
     def stop(self) -> Mapping[str, Any]:
-        """What the journal keeps: the rule, when it stopped and why."""
+        """The entry for the journal: the rule, after how many episodes it stopped, and why."""
         state = self.state
         return {
             "rule": "anytime",
@@ -61,7 +61,7 @@ class Anytime:
 
 
 def said(stop: Mapping[str, Any]) -> str:
-    """The same in words."""
+    """The journal's entry of a stopped run (`Anytime.stop`) in words."""
     return (
         f"stopped by rule after {stop['after']} of {stop['of']} episodes: {stop['verdict']} than {stop['baseline']}, "
         f"lost {stop['lost']}, gained {stop['gained']} (e-process, alpha {stop['alpha']:g})"

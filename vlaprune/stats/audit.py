@@ -1,4 +1,4 @@
-"""What a method earns beside controls on the same episodes: an exact test, and a share with its interval."""
+"""Statistics of an audit, on paired episodes: an exact test against controls, and a share with its interval."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def exchangeable(one: Sequence[bool], others: Sequence[Sequence[bool]]) -> float
     one     success of each episode
     others  for each episode, success in each of the m controls
 
-    If it is, then in an episode with s successes among these m + 1 each is equally likely to be the one's, whatever the
-    other episodes do. So its total is a sum of coins of s / (m + 1), a Poisson binomial given the episodes. Doubled is
-    the smaller tail. With one control this is McNemar's exact test.
+    If it is, then in an episode with s successes among these m + 1 arms, `one` has a success with chance s / (m + 1),
+    independently of other episodes. So its total is Poisson binomial. The p-value is twice the smaller tail. With one
+    control this is McNemar's exact test.
     """
     if len(one) != len(others) or not others or not others[0]:
         raise UserError(f"{len(one)} episodes of one arm, {len(others)} of its controls; give the same, with controls")
@@ -34,7 +34,7 @@ def exchangeable(one: Sequence[bool], others: Sequence[Sequence[bool]]) -> float
 
 
 def normal_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The normal interval of a mean over episodes, as `share` has it. Too narrow where few of them are not zero."""
+    """The normal interval of a mean over episodes, as `share` has it. Too narrow if few values are not zero."""
     every = np.array(values, float)
     half = float(norm.ppf((1 + confidence) / 2) * every.std(ddof=1) / math.sqrt(len(every)))
     return Interval(float(every.mean()) - half, float(every.mean()) + half)
@@ -42,7 +42,7 @@ def normal_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 @dataclass(frozen=True)
 class Share:
-    """A ratio of two mean differences over the same episodes; the interval is None where its lower part may be 0."""
+    """A ratio of two mean differences over the same episodes; the interval is None if no finite interval exists."""
 
     value: float
     interval: Interval | None
@@ -61,7 +61,7 @@ def share(gained: Sequence[float], lost: Sequence[float], confidence: float = 0.
     (aa, ab), (_, bb) = np.cov(a, b) / n * float(norm.ppf((1 + confidence) / 2)) ** 2
     square, half, constant = bottom**2 - bb, top * bottom - ab, top**2 - aa
     inside = half**2 - square * constant
-    if square <= 0 or inside < 0 or not aa:  # the loss may be 0, or nothing was gained anywhere: any share fits
+    if square <= 0 or inside < 0 or not aa:  # the loss may be 0, or every gain is the same: any share fits
         return Share(value, None)
     root = math.sqrt(inside)
     return Share(value, Interval((half - root) / square, (half + root) / square))

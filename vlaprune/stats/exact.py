@@ -15,14 +15,14 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln, xlog1py, xlogy
 
-Counts = float | np.ndarray  # of any one shape
+Counts = float | np.ndarray  # arrays share one shape
 BEYOND = 1e-6  # the level at which a rate is excluded; no p-value is smaller
-POINTS = 65  # rates that are tried: about one each sixth of a standard error
-MASS = 1e-10  # of counts of gained episodes, left out on each side
+POINTS = 65  # rates that are tried, about a sixth of a standard error apart
+MASS = 1e-10  # probability of counts of gained episodes left out on each side
 
 
 def score(gained: Counts, lost: Counts, n: float, delta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Tango's numerator and its standard error, were the true difference delta; counts of n episodes, any one shape."""
+    """The numerator of Tango's score and its standard error, if the true difference is delta; counts of n episodes."""
     linear = (2 * n - gained + lost) * delta - gained - lost
     root = np.sqrt(np.maximum(0.0, linear * linear + 8 * n * lost * delta * (1 - delta)))
     rate = (root - linear) / (4 * n)  # most likely rate of losses, given delta
@@ -40,8 +40,8 @@ def statistic(gained: Counts, lost: Counts, n: float, delta: float) -> np.ndarra
 def below(gained: float, lost: float, n: int, delta: float) -> float:
     """One-sided p-value of "the difference, gained - lost, is delta or more"; small where it lies far below.
 
-    n episodes; the counts may be broken numbers, as those of a clustered sample are. The p-value of "delta or less" is
-    that of the mirrored table: `below(lost, gained, n, -delta)`.
+    The counts of n episodes may be fractions, as in a clustered sample. The p-value of "delta or less" is that of the
+    mirrored table: `below(lost, gained, n, -delta)`.
     """
     rates = _nuisance(gained + lost, n, delta)
     if not rates.size:
@@ -52,12 +52,12 @@ def below(gained: float, lost: float, n: int, delta: float) -> float:
 
 
 def region(rates: np.ndarray, n: int, delta: float, fewest: np.ndarray) -> np.ndarray:
-    """Chance, at each rate of losses, of at least `fewest[g]` losses beside g gains; the true difference is delta."""
+    """Chance, at each rate of losses, of at least `fewest[g]` losses and g gains, if the true difference is delta."""
     return _chance(rates, n, delta, lambda g: fewest[g])
 
 
 def _nuisance(changed: float, n: int, delta: float) -> np.ndarray:
-    """Rates of losses to try: those that this many changed episodes leave possible. Empty where delta itself is not."""
+    """The rates of losses to try: those that `changed` episodes leave possible. Empty if delta is not possible."""
     low = float(betaincinv(changed, n - changed + 1, BEYOND / 2)) if changed > 0 else 0.0
     high = float(betaincinv(changed + 1, n - changed, 1 - BEYOND / 2)) if changed < n else 1.0
     low, high = max((low - delta) / 2, 0.0, -delta), min((high - delta) / 2, (1 - delta) / 2)
@@ -68,7 +68,7 @@ def _nuisance(changed: float, n: int, delta: float) -> np.ndarray:
 
 
 def _fewest(gained: np.ndarray, n: int, delta: float, seen: float) -> np.ndarray:
-    """The fewest losses, beside so many gains [G], whose statistic is `seen` or less; n - gained + 1 if none is."""
+    """For each count of gains [G], the fewest losses whose statistic is `seen` or less; else n - gained + 1."""
     low, high = np.zeros(len(gained), int), n - gained + 1
     while (low < high).any():  # the statistic falls with every loss
         middle = (low + high) // 2
@@ -85,7 +85,7 @@ def _chance(rates: np.ndarray, n: int, delta: float, fewest: Callable[[np.ndarra
     gained = np.arange(ends[0], ends[1] + 1)
     need = fewest(gained)
     left = n - gained
-    share = np.clip(rates / np.maximum(1 - gain, 1e-300), 0.0, 1.0)[:, None]  # of losses among those not gained
+    share = np.clip(rates / np.maximum(1 - gain, 1e-300), 0.0, 1.0)[:, None]  # losses among those not gained
     inside = (need > 0) & (need <= left)
     tail = betainc(np.where(inside, need, 1), np.where(inside, left - need + 1, 1), share)
     tail = np.where(inside, tail, np.where(need <= 0, 1.0, 0.0))
@@ -95,7 +95,7 @@ def _chance(rates: np.ndarray, n: int, delta: float, fewest: Callable[[np.ndarra
 
 
 def _quantile(n: int, rate: float, side: int) -> int:
-    """A count that a binomial one lies beyond with a chance of less than `MASS` (Bernstein's bound)."""
+    """A bound that a binomial count exceeds, on one side, with a chance below `MASS` (Bernstein)."""
     reach = -np.log(MASS)
     away = reach / 3 + np.sqrt(reach * reach / 9 + 2 * reach * n * rate * (1 - rate))
     return int(np.clip(round(n * rate + side * away), 0, n))

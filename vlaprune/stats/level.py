@@ -1,4 +1,4 @@
-"""How often a verdict is wrong, by enumeration: every table of n paired episodes, every rate of changes."""
+"""The rate of wrong verdicts, by enumeration over all tables of n paired episodes and over rates of losses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vlaprune.stats.paired import Pairs, against
 
 
 def boundary(n: int, margin: float, alpha: float = 0.05, side: int = 1) -> np.ndarray:
-    """[n + 1] the fewest lost episodes, beside so many gained, that are "worse" (side 1).
+    """[n + 1] the fewest lost episodes that give the verdict "worse", for each number of gained ones (side 1).
 
-    Side -1 mirrors it: the fewest gained, beside so many lost, that are "no worse".
+    Side -1 is the mirror image: the fewest gained episodes that give "no worse", for each number of lost ones.
     """
 
     def decided(few: int, many: int) -> bool:
@@ -34,8 +34,8 @@ def boundary(n: int, margin: float, alpha: float = 0.05, side: int = 1) -> np.nd
 
 
 def worst(n: int, margin: float, side: int = 1, points: int = 400) -> tuple[float, float]:
-    """The largest rate of that wrong verdict where the truth is on the margin, and the rate of losses it is at."""
-    delta = -side * margin  # as the side sees it: side -1 has gained and lost exchanged
+    """The largest rate of a wrong verdict if the true difference is on the margin, and the rate of losses there."""
+    delta = -side * margin  # for side -1 gained and lost are exchanged
     low, high = (math.asin(math.sqrt(rate)) for rate in (max(0.0, -delta), (1 - delta) / 2))
     rates = np.sin(np.linspace(low, high, points)) ** 2
     chance = exact.region(rates, n, delta, boundary(n, margin, side=side))

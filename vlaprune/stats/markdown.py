@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-TERMINAL = 80  # columns
+TERMINAL = 80  # characters a line
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -17,9 +17,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = TERMINAL) -> str:
-    """The same for a terminal: two spaces between columns, the first one cut with an ellipsis where a line is too wide.
+    """A table for a terminal: two spaces between columns, names in the first one cut with an ellipsis if too long.
 
-    width  characters a line; None for as many as it takes. Columns that do not fit at all are left out from the right.
+    width  characters a line; None for no limit. Columns that do not fit are left out, from the right.
     """
     count = len(heads)
     widths = [max(len(heads[i]), *(len(row[i]) for row in rows), 0) for i in range(count)]
@@ -36,7 +36,7 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
 
 
 def _cut(names: Sequence[str], width: int) -> list[str]:
-    """Names of at most that many characters: the end goes, or the middle where names are equal without it."""
+    """Names cut to at most `width` characters: at the end, or in the middle if names would be equal otherwise."""
     ends = [name if len(name) <= width else name[: width - 1] + "…" for name in names]
     half = (width - 1) // 2
     middles = [name if len(name) <= width else name[: width - 1 - half] + "…" + name[-half:] for name in names]

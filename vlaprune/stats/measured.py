@@ -1,4 +1,4 @@
-"""Medians of what was measured, with their intervals, and whether a speed-up is possible. numpy only."""
+"""Intervals of medians, and whether a measured speed-up is possible. numpy only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tup
 
 
 def impossible(speedup: float, flops_cut: float, tolerance: float = 0.1) -> bool:
-    """Whether a speed-up is above what this share of FLOPs saved allows, were all time spent computing.
+    """Whether a speed-up is more than the share of FLOPs saved allows, even if all time were spent computing.
 
-    Then the times do not measure the method: cold calls, a neighbour on the machine, a slow baseline.
+    Then the times do not measure the method but cold calls, other load on the machine, or a slow baseline.
     """
     return speedup > (1 + tolerance) * max(1.0, 1 / max(1e-9, 1 - flops_cut))

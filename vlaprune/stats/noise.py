@@ -1,4 +1,4 @@
-"""A/A noise: how often a method, run again, ends an episode otherwise. Below it no difference means anything."""
+"""A/A noise: how often a method, run again, ends an episode differently. A smaller difference means nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def same_method(runs: Sequence[Run]) -> bool:
 
 
 def alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs in groups that differ in method and seed only, in the order in which they come."""
+    """Groups of runs that differ in method and seed only, in the order of the runs."""
     groups: list[list[Run]] = []
     for run in runs:
         own = [g for g in groups if not differences(conditions(g[0].header), conditions(run.header))]
@@ -33,7 +33,7 @@ def conditions(header: Header) -> Header:
 
 
 def lines(runs: Sequence[Run]) -> list[str]:
-    """The first run against each of the others, a line each. UserError where two have no episode in common."""
+    """Lines that compare the first run with each of the others. UserError if two have no episode in common."""
     first = runs[0]
     out = [f"A/A: every run against {first.folder}, episodes that both have"]
     for other in runs[1:]:
@@ -53,7 +53,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
 
 
 def _apart(old: Header, new: Header) -> str:
-    """Conditions in which two runs of a method differ: what decides numbers, slots, and the machine."""
+    """In words, how the conditions of two runs of a method differ: settings, slots and hardware."""
     told = [
         Header(
             {

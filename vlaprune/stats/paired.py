@@ -2,7 +2,7 @@
 
 Counts are episodes. Rates, differences and margins are proportions (0.02 = two points), and a
 difference is method - dense: a loss is negative. Bad input raises UserError in one line.
-What a run could show is in `power`.
+`power` has the loss that a run can show.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from vlaprune.errors import UserError
 from vlaprune.stats.exact import below, score
 from vlaprune.stats.rates import Interval, design_effect, wilson
 
-Key = TypeVar("Key", bound=Hashable)  # of an episode
-SEARCHED = 3000  # episodes up to which further ones are counted by the exact test
+Key = TypeVar("Key", bound=Hashable)  # names an episode
+SEARCHED = 3000  # largest number of episodes for which the exact test is searched
 
 
 @dataclass(frozen=True)
 class Pairs:
     """A 2x2 table of the same episodes run dense and with the method; counts of episodes.
 
-    design  with several seeds: factor by which changes of one (task, episode) under several seeds repeat each other
-    net     with several seeds: (task, episode) that lost more often than they gained, and the other way round
+    design  with several seeds: design effect, the factor by which changes of one (task, episode) repeat each other
+    net     with several seeds: number of (task, episode) that lost more often than they gained, and of the opposite
     """
 
     both: int
@@ -58,7 +58,7 @@ class Pairs:
 
     @property
     def effective(self) -> tuple[float, float, int]:
-        """Gained, lost and n of as many independent episodes as tell as much; the counts themselves with one seed."""
+        """Gained, lost and n of independent episodes with the same information; with one seed, the counts."""
         n = max(1, int(self.n / self.design + 1e-9))
         return self.gained * n / self.n, self.lost * n / self.n, n
 
@@ -68,7 +68,7 @@ def pair(
 ) -> Pairs:
     """Count a method against dense, episode by episode; both must hold the same episodes.
 
-    cluster  what episodes that repeat each other share, such as (task, episode) of several seeds
+    cluster  key -> name of its cluster, such as (task, episode) for several seeds
     """
     if dense.keys() != method.keys():
         absent, extra = len(dense.keys() - method.keys()), len(method.keys() - dense.keys())
@@ -111,7 +111,7 @@ def tango(pairs: Pairs, confidence: float = 0.95) -> Interval:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for being several, in the given order (Holm 1979)."""
+    """Return p-values adjusted for multiple tests, in the given order (Holm 1979)."""
     p = np.array(pvalues, dtype=float)
     order, adjusted = np.argsort(p), np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -134,13 +134,13 @@ def clustered_error(tasks: Mapping[str, tuple[int, int]]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a paired comparison allows to be said at a margin, and `words` to say it."""
+    """The verdict of a paired comparison at a margin, with its numbers, and in `words`."""
 
     decision: Literal["no worse", "worse", "undecided"]
-    interval: Interval  # Tango, of method - dense, of this method alone
-    held: Interval  # at the level at which Holm judges this method: beside -margin exactly where it is decided
+    interval: Interval  # Tango, method - dense, not adjusted for other methods
+    held: Interval  # at Holm's level for this method: it excludes -margin exactly if there is a decision
     p: float  # exact McNemar
-    adjusted: float  # p-value of the decision, made for as many methods as were judged together (Holm)
+    adjusted: float  # p-value of the decision, adjusted over the methods judged together (Holm)
     more: int  # episodes still needed, 0 once decided
     words: str
 
@@ -169,7 +169,7 @@ def verdicts(several: Sequence[Pairs], margin: float, confidence: float = 0.95) 
 
 
 def against(pairs: Pairs, margin: float) -> float:
-    """Return the two-sided p-value of "the difference is -margin", of McNemar too where it lies below."""
+    """Return the two-sided p-value of "the difference is -margin"; if it lies below, McNemar's if that is larger."""
     if pairs.difference < -margin:
         return max(_beside(*pairs.effective, margin), mcnemar_exact(pairs))
     return _beside(*pairs.effective, margin)
@@ -182,7 +182,7 @@ def _beside(gained: float, lost: float, n: int, margin: float) -> float:
 
 
 def _held(tango: Interval, decision: str, margin: float) -> Interval:
-    """The score interval; its end stands at the margin where the exact test of the margin says otherwise."""
+    """The score interval, with its end moved to the margin if the exact test at the margin disagrees."""
     if decision == "no worse":
         return Interval(max(tango.low, -margin), tango.high)
     if decision == "worse":
@@ -209,9 +209,9 @@ def _say(pairs: Pairs, margin: float, confidence: float, adjusted: float, level:
 
 
 def _more(pairs: Pairs, margin: float, level: float) -> int:
-    """Return how many more episodes decide at even odds: those after which a table of these rates does, to 1 %.
+    """Return the further episodes for a verdict at even odds: those after which these rates decide, to 1 %.
 
-    The score grows as sqrt(n); where that says fewer than `SEARCHED` episodes, the exact test is asked.
+    The score grows as sqrt(n); if this gives at most `SEARCHED` episodes, the exact test decides.
     """
     gained, lost, n = pairs.effective
     scale = pairs.n / n

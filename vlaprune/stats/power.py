@@ -1,4 +1,4 @@
-"""What loss so many paired episodes can show: power of exact McNemar, said before a run starts."""
+"""The loss that a number of paired episodes can show: power of exact McNemar, printed before a run starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlaprune.errors import UserError
 
 def mcnemar_power(n: int, lost: float, gained: float, alpha: float = 0.05) -> float:
     """Return the chance that n pairs at these true rates make exact McNemar call a loss."""
-    counts = np.arange(n + 1)  # of discordant pairs
+    counts = np.arange(n + 1)  # number of discordant pairs
     limit = binom.ppf(alpha / 2, counts, 0.5)
     limit -= binom.cdf(limit, counts, 0.5) > alpha / 2
     called = binom.cdf(limit, counts, gained / (lost + gained))
@@ -36,7 +36,7 @@ def mde(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> 
 
 
 def power_line(episodes: int, tasks: int, discordance: float = 0.05) -> str:
-    """Say before a run what loss it can show, were all its episodes on all tasks independent."""
+    """Return a line on the loss that a run can show, if all its episodes on all tasks are independent."""
     losses = [100 * mde(n, discordance) for n in (episodes * tasks, episodes)]
     pooled, one = (f"a loss of about {x:.1f} points" if math.isfinite(x) else "no loss of any size" for x in losses)
     line = f"with {episodes} episodes per task on {tasks} tasks you can see {pooled} (pooled), {one} (one task): "

@@ -1,4 +1,4 @@
-"""A race over settings of a method: which of them deserve episodes, when one is out, and which are on the front."""
+"""A race over settings of a method: which settings get episodes, when one is out, and which are on the front."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from vlaprune.errors import UserError
 from vlaprune.stats.paired import EProcess, Key
 
-DRAWS, SURE = 2000, 0.95  # of a bootstrap; share of it that must agree
+DRAWS, SURE = 2000, 0.95  # bootstrap draws; share of them that must agree
 
 
 @dataclass(frozen=True)
 class Entrant:
     """One setting before it has run an episode.
 
-    cost    of a call, in any unit; less is better
-    prior   how far its actions stray from dense ones on recorded observations, rmse; less is better
-    errors  the squares that it is the mean of: of every call, by recorded episode. Empty where they are not known
+    cost    cost of a call, in any unit; less is better
+    prior   distance of its actions from dense ones on recorded observations, rmse; less is better
+    errors  squared errors of every call, by recorded episode; prior is the root of their mean. Empty if not known
     """
 
     name: str
@@ -28,9 +28,9 @@ class Entrant:
     errors: tuple[tuple[float, ...], ...] = ()
 
     def strays_less(self, other: Entrant) -> bool:
-        """Whether it strays no further than another one on most draws of the recorded episodes, not by their luck.
+        """Whether its actions are at least as near to dense as the other's, in a share `SURE` of bootstrap draws.
 
-        Of one recorded episode nothing is sure.
+        Episodes are drawn. False for a single recorded episode; without errors to draw from, priors are compared.
         """
         if len(self.errors) == len(other.errors) == 1:
             return False
@@ -43,7 +43,7 @@ class Entrant:
 
 @dataclass
 class RaceStatus:
-    """How far an entrant is: success of each episode it ran, and why it is out (empty while it is in)."""
+    """The state of an entrant: success of each episode that it ran, and why it is out (empty while it is in)."""
 
     entrant: Entrant
     success: dict[object, bool] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class RaceStatus:
 
 
 def promising(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Those that no other one undercuts in cost without straying further; the cheapest first.
+    """The entrants for which no cheaper one has actions at least as near to dense; the cheapest first.
 
-    A setting is left out only where the recorded episodes are sure of it: what a few of them do not tell apart, runs.
+    An entrant is left out only if the recorded episodes are sure of it (`Entrant.strays_less`).
     """
     out: list[Entrant] = []
     for one in sorted(entrants, key=lambda e: (e.cost, e.prior, e.name)):
@@ -76,19 +76,19 @@ def race(
     batch: int,
     alpha: float = 0.05,
 ) -> list[RaceStatus]:
-    """Runs episodes of the entrants until all are out or through, or the budget is spent.
+    """Runs episodes of the entrants until all are out or complete, or the budget is spent.
 
     keys    the episodes, in the order in which they are run
     dense   success of each without a method
-    play    success of an entrant on the first so many episodes; what it ran before is not run again
+    play    returns the success of an entrant on the given first episodes; those run before are not run again
     budget  episodes of all entrants together
     batch   episodes between two looks
 
-    In every round the promising of those still in run one batch more. One is out as soon as an e-process says that it
-    is worse than dense, or worse than another one that costs no more. Each comparison of two errs in at most `alpha` of
-    all races, whenever it is looked at (Ville 1939); a race of many equal settings makes many. Where the promising are
-    all through, the entrant nearest to them (by what it strays beyond the promising one of its cost) runs, while the
-    budget lasts. Gives those that ran.
+    In every round the promising entrants that are still in run one more batch. An entrant is out as soon as an
+    e-process says that it is worse than dense, or worse than another one that costs no more. Each comparison of two is
+    wrong in at most `alpha` of all races, whenever it is looked at (Ville 1939); a race of many equal settings makes
+    many comparisons. When the promising are complete, the entrant whose prior is nearest to theirs at its cost runs,
+    while the budget lasts. Returns the entrants that ran.
     """
     if batch < 1 or budget < batch:
         raise UserError(f"budget={budget} batch={batch}; use a batch of 1 or more episodes, within the budget")
@@ -115,7 +115,7 @@ def race(
 
 
 def judge(standings: Sequence[RaceStatus], keys: Sequence[Key], dense: Mapping[Key, bool], alpha: float) -> None:
-    """Says who is out."""
+    """Marks the entrants that are out, with the reason."""
     for one in standings:
         if one.out or not one.success:
             continue
@@ -128,7 +128,7 @@ def judge(standings: Sequence[RaceStatus], keys: Sequence[Key], dense: Mapping[K
 
 
 def worse(ours: Mapping[object, bool], theirs: Mapping[Key, bool], keys: Sequence[Key], alpha: float) -> bool:
-    """Whether an e-process over the episodes of both, in their order, has seen that ours lose more than they gain."""
+    """Whether an e-process over the common episodes, in order, shows that `ours` lose more than they gain."""
     state = EProcess(alpha)
     for key in keys:
         if key in ours and key in theirs:
@@ -137,7 +137,7 @@ def worse(ours: Mapping[object, bool], theirs: Mapping[Key, bool], keys: Sequenc
 
 
 def front(standings: Sequence[RaceStatus]) -> list[RaceStatus]:
-    """Those in the race that no cheaper one equals in success, on the episodes that both ran; the cheapest first."""
+    """The entrants still in that beat every cheaper one on the front, on common episodes; the cheapest first."""
     out: list[RaceStatus] = []
     for one in sorted((s for s in standings if not s.out and s.success), key=lambda s: (s.entrant.cost, -s.rate)):
         if all(_ahead(one, cheaper) > 0 for cheaper in out):
@@ -146,11 +146,11 @@ def front(standings: Sequence[RaceStatus]) -> list[RaceStatus]:
 
 
 def _ahead(one: RaceStatus, other: RaceStatus) -> float:
-    """Successes of one less those of the other, on the episodes that both ran; of rates where there is none."""
+    """Successes of one minus those of the other on common episodes; without any, the difference of their rates."""
     both = one.success.keys() & other.success.keys()
     return sum(one.success[k] - other.success[k] for k in both) if both else one.rate - other.rate
 
 
 def _beyond(entrant: Entrant, front: Sequence[Entrant]) -> float:
-    """How much further it strays than the promising one that costs no more."""
+    """The prior of an entrant minus the least prior on the front at no higher cost; 0 without one."""
     return entrant.prior - min((f.prior for f in front if f.cost <= entrant.cost), default=entrant.prior)

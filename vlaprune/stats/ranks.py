@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of the last axes; NaN where one of them is the same throughout."""
+    """Spearman's rank correlation along the last axis; NaN if one of the two is constant."""
     ranks = (rankdata(x, axis=-1) for x in (a, b))
     x, y = (r - r.mean(-1, keepdims=True) for r in ranks)
     norm = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
@@ -15,7 +15,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def partial_rank(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
-    """Rank correlation of a and b [n] that `given` [n] does not explain; NaN where it explains one of them."""
+    """Partial rank correlation of a and b [n] given `given` [n]; NaN if that explains one of them fully."""
     ab, ac, bc = (float(rank_correlation(x, y)) for x, y in ((a, b), (a, given), (b, given)))
     rest = (1 - ac * ac) * (1 - bc * bc)
     return float((ab - ac * bc) / np.sqrt(rest)) if rest > 1e-9 else float("nan")

@@ -42,17 +42,17 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95, design: fl
 
 
 def _rate(successes: int, n: int, design: float) -> tuple[float, float]:
-    """The rate, and how many independent episodes tell as much."""
+    """The rate, and the number of independent episodes with the same information (n / design)."""
     if n < 1 or not 0 <= successes <= n:
         raise UserError(f"no success rate of {successes} out of {n} episodes")
     return successes / n, n / design
 
 
 def design_effect(clusters: Iterable[Sequence[float]]) -> float:
-    """By what factor the variance of a mean is larger than that of independent values (Kish 1965), at least 1.
+    """The factor by which clusters enlarge the variance of a mean, at least 1 (Kish 1965).
 
-    A cluster holds the values of one (task, episode) under every seed. One more cluster, in which every seed changes
-    alike, is counted, so that a sample in which nothing changed does not pass for independent. 1 with one seed.
+    A cluster holds the values of one (task, episode) under every seed. One more cluster, in which all seeds change
+    together, is added, so that a sample without any change does not count as independent. 1 with one seed.
     """
     groups = [np.asarray(values, float) for values in clusters]
     several = max((len(g) for g in groups), default=1)
@@ -66,10 +66,11 @@ def design_effect(clusters: Iterable[Sequence[float]]) -> float:
 
 
 def mean_of_tasks(tasks: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
-    """Unweighted mean over tasks of (successes, episodes), as the protocols have it, with an interval for episodes.
+    """The unweighted mean rate over tasks (successes, episodes), with a 95 % interval over episodes.
 
-    Wilson's of the pooled episodes where tasks have equally many, else the normal one of a mean of rates, each with
-    two successes and two failures more in its error (Agresti and Coull 1998): a task without a failure has a spread.
+    It is Wilson's interval of the pooled episodes if tasks have equally many. Else it is the normal interval of a mean
+    of rates; two successes and two failures are added to each rate in its error (Agresti and Coull 1998), so that a
+    task without a failure has a spread.
     """
     rates = [won / n for won, n in tasks]
     rate = sum(rates) / len(rates)
@@ -97,12 +98,12 @@ RARE = 3.0  # changes that are added to the spread, see `mean_change`
 def mean_change(strata: Sequence[Sequence[float]]) -> tuple[float, Interval]:
     """The unweighted mean over independent strata of their mean changes of success, with its 95 % interval.
 
-    strata  of each the changes of its clusters, every one from -1 to 1 (differences of differences: from -2 to 2)
+    strata  for each stratum the changes of its clusters, from -1 to 1 (differences of differences: from -2 to 2)
 
-    Student's interval with Welch's degrees of freedom. The spread has three more changes than were seen: where changes
-    are rare, few or none show, and the spread of those that do is too small. Unseen ones are taken to be as large as
-    those seen (root mean square), and 1 where none is: with none in n clusters the interval reaches 3.5 / n instead of
-    nowhere. It is infinite where a stratum has fewer than two clusters.
+    Student's interval with Welch's degrees of freedom. Three more changes than were seen are added to the spread: if
+    changes are rare, few or none are seen, and their spread is too small. The added ones are as large as those seen
+    (root mean square), or 1 if none was seen: with none in n clusters the interval reaches to 3.5 / n, not 0. It is
+    infinite if a stratum has fewer than two clusters.
     """
     middle = float(np.mean([np.mean(own) for own in strata]))
     if min(map(len, strata)) < 2:
