@@ -1,4 +1,4 @@
-"""What an episode is: it starts, then executes chunks of actions until it is over. In this process or in a worker."""
+"""Runs episodes: start, then chunks of actions until the end. In this process or in a worker."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vlaprune.benchmark import Env, Interface, Observation, SupportsHand, Task
 
 
 class Outcome(NamedTuple):
-    """How an episode ended.
+    """The end of an episode.
 
     success  whether the task was achieved
     steps    control steps that it took
-    hands    [steps + 1, 3] where the hand was before each step and after the last, in metres; empty where the world
-             does not tell
+    hands    [steps + 1, 3] position of the hand before each step and after the last, in metres; empty if the world
+             does not give it
     """
 
     success: bool
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 class Episodes:
-    """The episodes of one open task, one after the other. UserError where the world shows or says what it must not."""
+    """The episodes of one open task, one after the other. UserError for an invalid observation or step result."""
 
     def __init__(self, env: Env, task: Task, interface: Interface) -> None:
         self._env, self._task, self._gate = env, task, Gate(interface)
@@ -34,14 +34,14 @@ class Episodes:
         self._success, self._steps, self._hands = False, 0, []  # type: tuple[bool, int, list[list[float]]]
 
     def start(self, episode: int) -> Observation:
-        """Puts the world into initial state `episode` and looks."""
+        """Puts the world into initial state `episode` and returns the first observation."""
         self._success, self._steps, self._hands = False, 0, []
         self._env.reset(episode)
         self._follow()
         return self._gate.check(self._env.observe())
 
     def advance(self, actions: np.ndarray) -> Observation | Outcome:
-        """Executes [n, action_dim] actions, one a control step, then looks; or the outcome, once it is decided."""
+        """Executes [n, action_dim] actions, one per control step. Returns an observation, or the outcome at the end."""
         for action in np.asarray(actions, np.float64):
             self._success = check_bool(self._env.step(action))
             self._steps += 1
@@ -51,6 +51,6 @@ class Episodes:
         return self._gate.check(self._env.observe())
 
     def _follow(self) -> None:
-        """Notes where the hand is now."""
+        """Notes the present position of the hand."""
         if self._hand is not None:
             self._hands.append(np.asarray(self._hand(), np.float64).tolist())

@@ -1,6 +1,6 @@
-"""The gate between a world and a policy: what a world shows and what its steps say is checked here, once.
+"""Checks observations and step results of a world before a policy gets them.
 
-What does not fit raises UserError in one line. In a rollout that is one episode that raised, not the end of the run.
+A wrong one raises UserError. In a rollout the episode then counts as raised; the run goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.errors import UserError
 
-PICTURES = 1 << 24  # bytes of all pictures of one observation, at most
-WORDS = 2000  # characters of an instruction, at most
+PICTURES = 1 << 24  # most bytes of all pictures of one observation
+WORDS = 2000  # most characters of an instruction
 
 
 class Gate:
@@ -22,10 +22,10 @@ class Gate:
 
     def __init__(self, interface: Interface) -> None:
         self._cameras, self._state, self._size = interface.cameras, interface.state, interface.state_size
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of the first pictures; later ones have the same
+        self._shapes: dict[str, tuple[int, ...]] = {}  # shapes of the first pictures; later ones must have the same
 
     def check(self, seen: Any) -> Observation:
-        """`seen` with contiguous pictures and a float64 state. UserError names the first thing that is wrong."""
+        """The observation `seen` with contiguous pictures and a float64 state. UserError names the first error."""
         if not isinstance(seen, Observation):
             raise UserError(f"observation is {_kind(seen)}; an Observation is needed")
         if not isinstance(seen.images, Mapping):
@@ -71,7 +71,7 @@ class Gate:
 
 
 def check_bool(said: Any) -> bool:
-    """What a step said, as a bool. UserError for anything but a truth value: 1, None or a tuple are none."""
+    """The result of a step as a bool. UserError for anything but a truth value, such as 1, None or a tuple."""
     if isinstance(said, (bool, np.bool_)):
         return bool(said)
     if isinstance(said, np.ndarray) and said.dtype == bool and said.ndim == 0:
@@ -90,7 +90,7 @@ def _words(instruction: Any) -> str:
 
 
 def _kind(thing: Any) -> str:
-    """What a thing is, in a few words: [64, 64, 4] uint8, None, str 'left'."""
+    """Describes a value in a few words: [64, 64, 4] uint8, None, str 'left'."""
     if isinstance(thing, np.ndarray):
         return f"{list(thing.shape)} {thing.dtype}"
     if thing is None:

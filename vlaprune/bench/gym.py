@@ -1,4 +1,4 @@
-"""Any environment with gymnasium's `reset`, `step` and `render` as one of ours. gymnasium itself is not imported."""
+"""Adapts environments with gymnasium's `reset`, `step` and `render` to ours. gymnasium itself is not imported."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Seen = tuple[Mapping[str, np.ndarray], np.ndarray | None]  # camera -> [h, w, 3]
 
 
 class GymLike(Protocol):
-    """What is called of an environment: gymnasium.Env has it."""
+    """The methods of an environment that are called; gymnasium.Env has them."""
 
     def reset(self, *, seed: int) -> tuple[Any, Mapping[str, Any]]:
-        """The first observation, and further information. The seed alone must decide them."""
+        """Returns the first observation and further information. The seed alone must decide them."""
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
-        """Observation, reward, terminated, truncated, further information."""
+        """Applies an action; returns observation, reward, terminated, truncated, further information."""
 
     def render(self) -> Any:
         """A picture [h, w, 3] uint8."""
@@ -35,9 +35,9 @@ class GymEnv:
     """One open task of a benchmark (`vlaprune.benchmark.Env`) in a gymnasium environment.
 
     env          the environment; its action space takes what the model emits
-    instruction  what the policy is told
-    read         pictures by camera and state, from gymnasium's last observation and the environment. It must change
-                 nothing and may be called several times a step
+    instruction  instruction for the policy
+    read         returns pictures by camera, and the state, from gymnasium's last observation and the environment. It
+                 must change nothing and may be called several times a step
     success      key of the information of a step that says whether the task is achieved
     first_seed   episode e is reset with seed first_seed + e
     """
@@ -49,24 +49,24 @@ class GymEnv:
     first_seed: int = 0
     _last: Any = field(default=None, init=False, repr=False)
     _ended: bool = field(default=False, init=False, repr=False)  # terminated or truncated
-    _success: Any = field(default=False, init=False, repr=False)  # of the last step
+    _success: Any = field(default=False, init=False, repr=False)  # result of the last step
 
     def reset(self, episode: int) -> None:
-        """Initial state `episode`."""
+        """Puts the environment into initial state `episode`."""
         self._ended, self._success = False, False
         self._last, _ = self.env.reset(seed=self.first_seed + episode)
 
     def observe(self) -> Observation:
-        """What the policy may see now."""
+        """The present observation for the policy."""
         images, state = self.read(self._last, self.env)
         return Observation(images, None if state is None else np.asarray(state, np.float64), self.instruction)
 
     def step(self, action: np.ndarray) -> bool:
-        """Applies one action; True while the task is achieved. UserError where the environment does not say.
+        """Applies one action; True while the task is achieved. UserError if the environment does not say.
 
-        An environment that has ended (terminated or truncated) is not stepped again: what it said last stands.
-        The numbers 0 and 1, which some environments say, count as False and True. Anything else is returned as it is,
-        for the gate (`vlaprune.bench.gate`) to refuse.
+        An environment that has ended (terminated or truncated) is not stepped again: its last result stays.
+        The numbers 0 and 1, which some environments return, count as False and True. Anything else is returned as it
+        is, for the gate (`vlaprune.bench.gate`) to refuse.
         """
         if self._ended:
             return bool(self._success)

@@ -5,14 +5,15 @@ Use it inside a benchmark's `open`:
     with remote.opened(replace(self, worker=False), task, self.python) as env:
         yield env
 
-What is passed must be picklable and open the simulator itself (here: with worker=False). Its module may import numpy,
+The benchmark must be picklable and open the simulator itself (here: with worker=False). Its module may import numpy,
 the standard library, `vlaprune.benchmark` and others of `vlaprune.bench`, because the other Python has nothing else of
-ours. The environment it gives has the contract's `reset`, `observe` and `step`, and `call(name, ...)` for any further
-method with plain arguments and a plain result. A worker that dies or hangs raises; the next `reset` starts another.
+vlaprune. The environment it gives has the contract's `reset`, `observe` and `step`, and `call(name, ...)` for any
+further method with plain arguments and a plain result. A worker that dies or hangs raises; the next `reset` starts
+another.
 
-Whoever has several of them need not wait for one: `begin` asks, `connection` can be read once there is an answer, and
-`finish` takes it. The verbs `start` and `advance` (`vlaprune.bench.episodes`) run a whole chunk of actions with one
-message. Opening begins at once and is waited for at the first use.
+With several workers, nobody need wait for one: `begin` sends a command, `connection` can be read once there is an
+answer, and `finish` takes it. `start` and `advance` (`vlaprune.bench.episodes`) run a whole chunk of actions with one
+message. Opening begins at once; the first use waits for it.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ from vlaprune.bench.gate import PICTURES
 from vlaprune.benchmark import Env, Interface, Observation, Task
 from vlaprune.errors import UserError
 
-TRIES = 2  # starts of a simulator that dies or hangs while it opens
+TRIES = 2  # most starts of a simulator that dies or hangs while it opens
 CLOSING = 5.0  # seconds after which a simulator that does not close is killed
 
 
 class Openable(Protocol):
-    """As much of a benchmark as a worker needs."""
+    """The part of a benchmark that a worker needs."""
 
     @property
     def name(self) -> str:
-        """Of the benchmark."""
+        """The name of the benchmark."""
 
     @property
     def interface(self) -> Interface:
-        """What its observations must have."""
+        """The conventions of its observations and actions."""
 
     def open(self, task: Task) -> AbstractContextManager[Env]:
         """Starts the simulator for one task, in this very process."""
 
 
 class WorkerDied(RuntimeError):
-    """The worker died."""
+    """Raised if the worker died."""
 
 
 class RemoteEnv:
@@ -75,28 +76,28 @@ class RemoteEnv:
         self._label = f"worker of {bench.name} {task.name}"
         self._python, self._opening, self._answering = python, opening, answering
         self._worker: _Worker | None = None
-        self._tries = 0  # of opening; 0 once open
+        self._tries = 0  # starts so far while opening; 0 once open
         self._start(tries=1)
 
     def limit(self, seconds: float) -> None:
-        """Other limits, to open and to answer: after so many seconds the worker is killed; 0 for never."""
+        """Sets the limits to open and to answer: after this many seconds the worker is killed; 0 for never."""
         self._opening = self._answering = seconds or inf
         self._until = self._asked + self._opening
 
     @property
     def connection(self) -> Connection:
-        """Can be read once the worker has answered or died."""
+        """The connection, which can be read once the worker has answered or died."""
         return self._there().pipe
 
     @property
     def deadline(self) -> float:
-        """When the worker has had its time, on the clock of `time.monotonic`."""
+        """The time at which the worker's limit is over, on the clock of `time.monotonic`."""
         return self._until
 
     def up(self) -> bool:
-        """Waits for the worker's first answer: whether the simulator is open now.
+        """Waits for the worker's first answer; returns whether the simulator is open now.
 
-        False where it died or hung and was started once more. Raises what opening raised, or TimeoutError or
+        False if it died or hung and was started again. Raises what opening raised, or TimeoutError or
         `WorkerDied` after the last try.
         """
         if self._tries == 0:
@@ -125,7 +126,7 @@ class RemoteEnv:
         self._there().send((name, arguments))
 
     def finish(self) -> Any:
-        """Waits for the answer. What the world raised is raised here; TimeoutError or `WorkerDied` end the worker."""
+        """Waits for the answer. Raises the world's errors; TimeoutError or `WorkerDied` end the worker."""
         try:
             return self._receive(self._doing)
         except (WorkerDied, TimeoutError):
@@ -133,7 +134,7 @@ class RemoteEnv:
             raise
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """The result of the environment's method `name`."""
+        """Calls the environment's method `name` and returns the result."""
         self.begin(name, *arguments)
         return self.finish()
 
@@ -144,7 +145,7 @@ class RemoteEnv:
         self.call("reset", episode)
 
     def observe(self) -> Observation:
-        """What the policy may see now; pictures are copied out of shared memory."""
+        """The present observation for the policy; pictures are copied out of shared memory."""
         seen = self.call("observe")
         assert isinstance(seen, Observation)
         return seen
@@ -159,7 +160,7 @@ class RemoteEnv:
             self._worker.pipe.close()
 
     def kill(self) -> None:
-        """Ends the worker and what it has started at once."""
+        """Ends the worker and the processes that it has started, at once."""
         if self._worker is not None:
             self._worker.kill()
 
@@ -169,7 +170,7 @@ class RemoteEnv:
         return self._worker is None or self._worker.process.poll() is not None
 
     def close(self) -> None:
-        """Ends the worker."""
+        """Ends the worker and waits for it."""
         if self._worker is not None:
             self._worker.close()
         self._worker = None
@@ -192,14 +193,14 @@ class RemoteEnv:
 
 
 class _Worker:
-    """The process, its pipe, its shared memory and its log."""
+    """A worker process with its pipe, shared memory and log."""
 
     def __init__(self, python: str | None) -> None:
         near, far = socket.socketpair()
         shared = _memory(PICTURES)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         here = Path(__file__).resolve()
-        # a worker that outlives its parent is ended by the kernel; it goes by the parent's thread
+        # the kernel ends the worker when the thread that started it ends, so only the main thread is named
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         command = [python or sys.executable, str(here.with_name("worker.py")), str(far.fileno()), str(shared)]
         try:
@@ -210,7 +211,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                start_new_session=True,  # an interrupt at the keyboard is the parent's to handle
+                start_new_session=True,  # the parent handles an interrupt at the keyboard
             )
         except OSError as error:
             near.close()
@@ -223,17 +224,17 @@ class _Worker:
         self.pipe = Connection(near.detach())
 
     def send(self, message: Any) -> None:
-        """One message. A dead worker is noticed when it should answer."""
+        """Sends one message. A dead worker is noticed when it should answer."""
         with suppress(ConnectionError):
             self.pipe.send(message)
 
     def send_bytes(self, message: bytes) -> None:
-        """The first message, pickled already."""
+        """Sends the first message, which is pickled already."""
         with suppress(ConnectionError):
             self.pipe.send_bytes(message)
 
     def answer(self, until: float, what: str, limit: float) -> Any:
-        """The worker's answer. Raises what it raised; TimeoutError if it gave none in time, `WorkerDied` if it died."""
+        """The worker's answer. Raises its error; TimeoutError if none came in time, `WorkerDied` if it died."""
         try:
             left = until - time.monotonic()
             if not self.pipe.poll(None if left == inf else max(0.0, left)):
@@ -251,11 +252,11 @@ class _Worker:
         return Outcome(*said) if kind == "end" else said[0]
 
     def _picture(self, shape: tuple[int, ...], at: int) -> np.ndarray:
-        """A copy of the picture that lies at `at`."""
+        """A copy of the picture at offset `at` of the shared memory."""
         return np.frombuffer(self._memory, np.uint8, int(np.prod(shape)), at).reshape(shape).copy()
 
     def close(self) -> None:
-        """Lets the worker close its simulator, and kills it, and what it has started, if it takes too long."""
+        """Lets the worker close its simulator; kills it and its processes if that takes too long."""
         self.pipe.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSING)
@@ -265,12 +266,12 @@ class _Worker:
         self._memory.close()
 
     def kill(self) -> None:
-        """Ends the process and all of its session at once."""
+        """Kills the process and its whole session at once."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _end(self) -> str:
-        """How a process ended that has closed its pipe."""
+        """In words, how a process that has closed its pipe ended."""
         try:
             code = self.process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -289,11 +290,11 @@ class _Worker:
 def opened(
     bench: Openable, task: Task, python: str | None = None, opening: float = 600.0, answering: float = 300.0
 ) -> Iterator[RemoteEnv]:
-    """`bench.open(task)` in a worker process.
+    """The environment of `bench.open(task)` in a worker process.
 
     python     the worker's interpreter; None for this one
     opening    seconds after which a simulator that has not opened is killed and started once more
-    answering  seconds after which one that does not answer is killed
+    answering  seconds after which a worker that does not answer is killed
     """
     env = RemoteEnv(bench, task, python, opening, answering)
     try:
@@ -303,7 +304,7 @@ def opened(
 
 
 def _raised(name: str, text: str, trace: str, calls: Sequence[tuple[str, int, str]]) -> Exception:
-    """The exception that a worker told of, of its own type where that is UserError, or built in and takes a text."""
+    """The exception that a worker sent: of its type if that is UserError or built in, else a RuntimeError."""
     known = UserError if name == UserError.__name__ else getattr(builtins, name, None)
     simple = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError)
     error: Any = known(text) if simple else RuntimeError(f"{name}: {text}")  # type: ignore[misc]
@@ -313,13 +314,13 @@ def _raised(name: str, text: str, trace: str, calls: Sequence[tuple[str, int, st
 
 
 def _environment(python: str | None) -> dict[str, str]:
-    """The worker's variables: this interpreter's import path for itself, none for another."""
+    """The worker's environment variables: with this interpreter's import path, without one for another interpreter."""
     rest = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     return rest | ({} if python else {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
 
 
 def _memory(size: int) -> int:
-    """A file descriptor of so much memory, which is free again when nobody holds it."""
+    """A file descriptor of `size` bytes of memory, which is freed when nobody holds it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("vlaprune")
     else:

@@ -17,22 +17,22 @@ from vlaprune.benchmark import Benchmark, Env, Observation, Task, in_process
 
 
 class _Slow:
-    """A world whose every answer takes its time."""
+    """A world that pauses before each step and each look."""
 
     def __init__(self, world: Env, pause: Callable[[float], None], step: float, look: float) -> None:
         self._world, self._pause, self._step, self._look = world, pause, step, look
 
     def reset(self, episode: int) -> None:
-        """At once."""
+        """Resets the world at once."""
         self._world.reset(episode)
 
     def observe(self) -> Observation:
-        """After the time of a look."""
+        """Pauses for the time of a look, then observes."""
         self._pause(self._look)
         return self._world.observe()
 
     def step(self, action: np.ndarray) -> bool:
-        """After the time of a step."""
+        """Pauses for the time of a step, then steps."""
         self._pause(self._step)
         return self._world.step(action)
 
@@ -42,9 +42,9 @@ class Sleeping(Toy):
     """The toy world, slowed down.
 
     step, look, start  seconds of a control step, of a look, and of opening
-    steps   control steps of every episode, which does not end sooner; None for the toy's
-    jitter  share of its length by which each pause is drawn longer or shorter, 0 .. 1: what finishes first is then a
-            matter of luck
+    steps   control steps of every episode, which does not end earlier; None for the toy's limit
+    jitter  largest random change of each pause, as a share of its length, 0 .. 1: the order in which things finish is
+            then random
     worker  each environment in a process of its own
     """
 
@@ -58,14 +58,14 @@ class Sleeping(Toy):
     name = "sleeping"
 
     def tasks(self) -> list[Task]:
-        """The toy's, perhaps of a fixed length."""
+        """The tasks of the toy world, with a fixed length if `steps` is set."""
         tasks = super().tasks()
         if self.steps is None:
             return list(tasks)
         return [replace(t, max_steps=self.steps, terminate_on_success=False) for t in tasks]
 
     def open(self, task: Task) -> AbstractContextManager[Any]:
-        """A fresh world, after the time of opening."""
+        """Opens a new world after the time of opening."""
         return remote.opened(replace(self, worker=False), task) if self.worker else self._here(task)
 
     @contextmanager
@@ -81,10 +81,10 @@ class Sleeping(Toy):
 
 @dataclass
 class Paused:
-    """Any benchmark, each environment in a worker that pauses before each answer: what finishes first is luck.
+    """Any benchmark, each environment in a worker that pauses before each look: the order of finishing is random.
 
     bench   the benchmark; its own numbers must not depend on the pauses
-    most    seconds of the longest pause; each is drawn anew
+    most    longest pause in seconds; each pause is drawn anew
     worker  each environment in a process of its own
     """
 
@@ -93,16 +93,16 @@ class Paused:
     worker: bool = True
 
     def __post_init__(self) -> None:
-        """Everything but opening is the benchmark's own."""
+        """Takes over everything but opening from the benchmark."""
         self.name, self.robot, self.interface = self.bench.name, self.bench.robot, self.bench.interface
         self.control_hz, self.margin, self.protocol = self.bench.control_hz, self.bench.margin, self.bench.protocol
 
     def tasks(self) -> Sequence[Task]:
-        """The benchmark's own."""
+        """The tasks of the benchmark."""
         return self.bench.tasks()
 
     def open(self, task: Task) -> AbstractContextManager[Any]:
-        """The benchmark's environment; it pauses before each look."""
+        """Opens the benchmark's environment, which pauses before each look."""
         return remote.opened(replace(self, worker=False), task) if self.worker else self._here(task)
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Toy: a point that must reach the light of the right colour. Instant, numpy only; for tests and newcomers.
 
-Nothing turns or grips, every camera shows the same picture, and the state is as long as its layout says: so that every
-model can act here, though only those that were made for it will succeed.
+Nothing turns or grips, every camera shows the same picture, and the state is as long as its layout says. So every model
+can act here, though only models made for it will succeed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlaprune.errors import UserError
 
 
 class _World:
-    """One light of each colour, drawn as a square of an eighth of the picture on a dim, noisy ground."""
+    """The world: one light of each colour, drawn as a square of an eighth of the picture on a dim, noisy ground."""
 
     def __init__(self, task: Task, interface: Interface, image: int) -> None:
         self._task, self._interface, self._image = task, interface, image
@@ -35,7 +35,7 @@ class _World:
         self._at = np.zeros(2)
 
     def observe(self) -> Observation:
-        """The picture from above; the point itself is not drawn, its position begins the state."""
+        """The picture from above. The point is not drawn; its position is the beginning of the state."""
         image, half = self._ground.copy(), self._image // 16
         for channel, (x, y) in zip((0, 2), self._lights, strict=True):
             column, row = (round((v + 1) * self._image / 2) for v in (x, y))
@@ -71,7 +71,7 @@ class Toy:
     protocol = "vlaprune"
 
     def __post_init__(self) -> None:
-        """UserError for a state or a picture that is too small."""
+        """Raises UserError for a state or a picture that is too small."""
         if self.interface.state_size < 2:
             raise UserError(
                 f"state={self.state}; the toy world needs a layout of at least two numbers, such as position2"
@@ -81,17 +81,17 @@ class Toy:
 
     @property
     def interface(self) -> Interface:
-        """Whatever way a hand is turned or closed is the same here."""
+        """The conventions: any rotation and any gripper, since nothing turns or grips."""
         return Interface("any", "any", "delta", tuple(self.cameras), self.state)
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
-        """The point stays where it is."""
+        """An action that leaves the point where it is."""
         return hold_still(last, start=0.0)
 
     def tasks(self) -> Sequence[Task]:
-        """Reach the red light, reach the blue light."""
+        """Two tasks: reach the red light, reach the blue light."""
         return [Task(f"reach-{c}", f"reach the {c} light", max_steps=12, episodes=50) for c in ("red", "blue")]
 
     def open(self, task: Task) -> AbstractContextManager[Any]:
-        """A fresh world."""
+        """Opens a new world."""
         return nullcontext(_World(task, self.interface, self.image))

@@ -1,8 +1,8 @@
-"""The far end of `vlaprune.bench.remote`: one environment in a process of its own, possibly under another Python.
+"""The worker process of `vlaprune.bench.remote`: one environment, possibly under another Python.
 
 A script that needs Python 3.9 or later, numpy and what the simulator needs; it loads no model code. The first message
-is a pickled (benchmark, task) to open, each further one a verb with plain arguments; it answers one at a time. Pictures
-go through shared memory, the rest through the pipe. It ends when the pipe closes.
+is a pickled (benchmark, task) to open; each further one is a command with plain arguments. It answers one at a time.
+Pictures go through shared memory, the rest through the pipe. It ends when the pipe closes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 
 def load_package(folder: Path) -> None:
-    """Makes `vlaprune` importable from its folder alone; what else is installed beside it stays out of here."""
+    """Makes `vlaprune` importable from its folder, without the packages installed beside it."""
     if "vlaprune" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "vlaprune", folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -52,9 +52,9 @@ def pack(observation: Any, memory: mmap.mmap) -> tuple[list[tuple[str, tuple[int
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Opens what the first message says, then answers until the pipe closes.
+    """Opens the environment of the first message, then answers commands until the pipe closes.
 
-    `start` and `advance` are whole episodes' verbs (`vlaprune.bench.episodes`), one message for a chunk of actions; any
+    `start` and `advance` are methods of `vlaprune.bench.episodes.Episodes`: one message for a chunk of actions. Any
     other name is a method of the open environment.
     """
     from vlaprune.bench.episodes import Episodes
@@ -79,7 +79,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
 
 
 def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
-    """An answer in plain words; pictures lie in shared memory."""
+    """An answer as plain values; pictures go into shared memory."""
     from vlaprune.bench.episodes import Outcome
     from vlaprune.benchmark import Observation
 
@@ -91,17 +91,17 @@ def _plain(said: Any, memory: mmap.mmap) -> tuple[Any, ...]:
 
 
 def _told(error: BaseException) -> tuple[str, str, str, str, list[tuple[str, int | None, str]]]:
-    """An exception as plain words: type, message, traceback, and file, line and function of each call."""
+    """An exception as plain values: type, message, traceback, and file, line and function of each call."""
     try:
         text = str(error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error)
-    except Exception:  # an error that cannot even say what it is
+    except Exception:  # an error whose text cannot be made
         text = ""
     calls = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     return "error", type(error).__name__, text, traceback.format_exc(), calls
 
 
 def die_with(parent: int) -> None:
-    """On Linux: killed as soon as the thread that started it is gone, whatever the simulator does then."""
+    """On Linux, lets the kernel kill this process as soon as the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     pipe, shared, package, parent = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     if parent:
         die_with(parent)
-    os.dup2(2, 1)  # what simulators print belongs to the log
+    os.dup2(2, 1)  # what simulators print goes to the log
     own = Path(__file__).resolve().parent  # its folders robosuite, libero and mujoco must not hide the packages
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != own]
     load_package(package)

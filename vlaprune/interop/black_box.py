@@ -1,6 +1,6 @@
 """Any model server of vla-eval as a policy: `vlaprune eval model=vla_eval model.url=ws://HOST:PORT method=dense`.
 
-It is a black box: whether an episode succeeds and how long an answer takes is known, what the server computes is not.
+It is a black box: whether an episode succeeds and how long an answer takes is known; what the server computes is not.
 Its records hold no tokens and no FLOPs, and every table marks it as without proof of pruning.
 
 The messages are those of vla-eval 0.8.0 (vla_eval/connection.py, runners/sync_runner.py): a greeting, the beginning of
@@ -30,14 +30,14 @@ from vlaprune.serve import LIMIT, Message, check_installed, unpack
 
 @dataclass
 class BlackBox:
-    """Where a model server is, and what it is sent.
+    """The address of a model server, and what it is sent.
 
-    url          of its websocket
-    called       what tables call it; None for what it says it is
+    url          URL of its websocket
+    called       its name in tables; None for the name in its greeting
     images       camera -> its name in a message; None for all cameras of the benchmark under their own names
     state_names  names under which the state is sent; empty for none
-    check        hold what the server declares against what it is sent and what the robot takes; False to leave that
-    patience     seconds that an answer may take
+    check        compare the conventions that the server declares with the messages and the robot
+    patience     most seconds that an answer may take
     """
 
     url: str = "ws://127.0.0.1:8000"
@@ -49,7 +49,7 @@ class BlackBox:
 
     @contextmanager
     def connect(self, bench: Benchmark, control: Control, slots: int) -> Iterator[BlackBoxPolicy]:
-        """The server as a policy, a connection for each slot. UserError where it cannot be reached or does not fit."""
+        """The server as a policy, a connection for each slot. UserError if it cannot be reached or does not fit."""
         check_installed()
         images = dict(self.images or {camera: camera for camera in bench.interface.cameras})
         if unknown := sorted(images.keys() - {*bench.interface.cameras}):
@@ -63,14 +63,14 @@ class BlackBox:
             yield policy
 
     def _sent(self, world: Interface, cameras: tuple[str, ...]) -> Interface:
-        """What the server gets to see."""
+        """The conventions of what the server is sent."""
         return replace(world, cameras=cameras, state=world.state if self.state_names else None)
 
 
 class Line:
     """One connection to a model server, which has been greeted.
 
-    said  what the server says of itself
+    said  payload of the server's greeting
     """
 
     def __init__(self, socket: Any, url: str, patience: float) -> None:
@@ -84,7 +84,7 @@ class Line:
     @classmethod
     @contextmanager
     def opened(cls, url: str, patience: float) -> Iterator[Line]:
-        """A connection. UserError where nothing answers."""
+        """Opens a connection. UserError if nothing answers."""
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
@@ -99,11 +99,11 @@ class Line:
                 ) from None
             line = cls(socket, url, patience)
             yield line
-            with suppress(UserError):  # gone already
+            with suppress(UserError):  # the server is gone already
                 line.over()
 
     def say(self, kind: str, payload: Mapping[str, Any]) -> None:
-        """Sends one message. UserError where the server has gone."""
+        """Sends one message. UserError if the server is gone."""
         from websockets.exceptions import ConnectionClosed
 
         self._seq += 1
@@ -113,13 +113,13 @@ class Line:
             raise self._gone(error) from None
 
     def hear(self) -> tuple[str, Message]:
-        """Kind and content of the answer to the last message. UserError for an error, or for none in time."""
+        """The kind and payload of the answer to the last message. UserError for an error, or if none comes in time."""
         from websockets.exceptions import ConnectionClosed
 
         try:
             message = unpack(self._socket.recv(timeout=self._patience))
             kind, seq, payload = message["type"], message["seq"], decoded(message["payload"])
-        except (ConnectionClosed, OSError) as error:  # TimeoutError is one
+        except (ConnectionClosed, OSError) as error:  # includes TimeoutError
             raise self._gone(error) from None
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.url} sends what is no message of vla-eval ({error})") from None
@@ -150,10 +150,10 @@ class Line:
 
 
 class BlackBoxPolicy:
-    """A model server at work: what a rollout asks of a policy, see evaluation/rollout.py.
+    """A connected model server as the policy of a rollout, see evaluation/rollout.py.
 
-    called  what tables call it
-    said    what it says of itself
+    called  its name in tables
+    said    payload of its greeting
     """
 
     def __init__(
@@ -168,19 +168,19 @@ class BlackBoxPolicy:
 
     @property
     def slots(self) -> int:
-        """How many episodes run side by side."""
+        """The number of episodes that run side by side."""
         return len(self._lines)
 
     @property
     def server(self) -> str:
-        """Where it is and what it says it is."""
+        """The server's address and its description of itself."""
         told = "" if self.said.get("action_spec") else ", which declares no conventions"
         return (
             f"{self._box.url} ({server_name(self.said)}, vla-eval {self.said.get('harness_version', 'unknown')}{told})"
         )
 
     def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
-        """An episode begins in a slot. What is random in the server is the server's; it is told task and number."""
+        """Begins an episode in a slot. The server gets task and number but no seed: its noise is its own."""
         self._calls[slot].clear()
         self._controllers[slot].reset()
         self._lines[slot].begin({"name": task, "suite": self._bench, "episode_idx": episode})
@@ -208,10 +208,10 @@ class BlackBoxPolicy:
         return {"images": images, **state, "task_description": seen.instruction}
 
     def trace(self, slot: int) -> None:
-        """Nobody can see what a call computed."""
+        """None: the computation of a call is not visible."""
 
     def drain(self, slot: int, steps: int | None = None) -> tuple[StepRecord, ...]:
-        """The answers since the episode began: their times, and nothing else."""
+        """The records of all answers since the episode began: only their times."""
         return tuple(self._calls[slot])
 
     def executed(self, slot: int, steps: int) -> np.ndarray:
@@ -220,7 +220,7 @@ class BlackBoxPolicy:
 
 
 def _chunk(kind: str, payload: Message, url: str) -> np.ndarray:
-    """Actions [n, A] of an answer. UserError for anything else."""
+    """The actions [n, A] of an answer. UserError for anything else."""
     said = payload.get("actions", payload.get("action")) if kind == "action" else None
     try:
         actions = np.atleast_2d(np.asarray(said, np.float64))
@@ -233,11 +233,11 @@ def _chunk(kind: str, payload: Message, url: str) -> np.ndarray:
 
 
 def check_declared(said: Message, sent: Interface, fits: Callable[[Interface], None]) -> None:
-    """UserError in one line where a server declares other conventions than it meets here.
+    """Raises UserError if a server declares other conventions than those used here.
 
-    said  its greeting
-    sent  what it gets: cameras and state
-    fits  raises UserError where the robot does not take an interface's actions
+    said  payload of its greeting
+    sent  conventions of what it is sent: cameras and state
+    fits  raises UserError if the robot does not take an interface's actions
 
     What a server does not declare cannot be checked.
     """
@@ -261,7 +261,7 @@ def check_declared(said: Message, sent: Interface, fits: Callable[[Interface], N
 
 
 def _unseen(sees: Mapping[str, Any], sent: Interface) -> Iterator[str]:
-    """What a server declares to see and is not sent."""
+    """Yields the inputs that a server declares but is not sent."""
     formats = [str((spec or {}).get("format")) for spec in sees.values()]
     if (pictures := formats.count(PICTURE)) != len(sent.cameras):
         yield f"it sees {pictures} pictures, {len(sent.cameras)} are sent"

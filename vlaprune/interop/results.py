@@ -1,4 +1,4 @@
-"""Results of vla-eval as a recorded run: success and steps of each episode, and nothing that it does not say. No torch.
+"""Imports results of vla-eval as a recorded run: success and steps of each episode, and nothing else. No torch.
 
 The file is the JSON that `vla-eval run` and `vla-eval export` write (NAME_aggregate.json, vla_eval/results/collector.py
 of 0.8.0): tasks, and in each its episodes with a number and metrics.
@@ -22,10 +22,10 @@ FORM = "give the JSON that vla-eval writes, NAME_aggregate.json"
 
 @dataclass(frozen=True)
 class Results:
-    """What a file of results says.
+    """The content of a file of results.
 
     episodes  (task, number) -> success, steps, seconds
-    failed    (task, number) of those that raised there and have no outcome
+    failed    (task, number) of episodes that raised there and have no outcome
     """
 
     path: Path
@@ -38,13 +38,13 @@ class Results:
 
 
 def server_name(said: Mapping[str, Any]) -> str:
-    """A short name from a server's greeting: that of its class, or model and method where they are told."""
+    """A short name from a server's greeting: model and method if it names them, else its class."""
     parts = [said[key] for key in ("model", "method") if said.get(key)] or [said.get("model_server") or "model-server"]
     return "-".join("-".join(str(part).split()) for part in parts)
 
 
 def load(path: Path) -> Results:
-    """Reads a file of results. UserError in one line where it is none, or where its episodes cannot be told apart."""
+    """Reads a file of results. UserError if it is no such file, or if its episodes cannot be distinguished."""
     try:
         data = path.read_bytes()
         said = json.loads(data)
@@ -76,7 +76,7 @@ def load(path: Path) -> Results:
 
 
 def _each(path: Path, tasks: Sequence[tuple[str, list[Any]]]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Task, number and content of every episode. The number is that of the initial state, where it is told."""
+    """Yields task, number and content of every episode. The number is that of the initial state, if the file has it."""
     seen = set()
     for task, found in tasks:
         for one in found:
@@ -98,13 +98,13 @@ def _outcome(path: Path, task: str, number: int, one: Mapping[str, Any]) -> tupl
 
 
 def recorded(found: Results, like: Run, called: str, tasks: Mapping[str, str]) -> tuple[Header, list[EpisodeRecord]]:
-    """A run's header and episodes from results, to be paired with those of another run by task and number.
+    """Makes a run's header and episodes from results, to pair them with another run by task and number.
 
-    like    the run to be paired with: its benchmark and seed are taken over
-    called  what tables call it
-    tasks   name there -> name here, for tasks that cannot be recognised
+    like    the run to pair with: its benchmark and seed are taken over
+    called  name of the run in tables
+    tasks   name there -> name here, for tasks that are not recognised
 
-    Errors: UserError in one line where nothing could be paired.
+    Errors: UserError if nothing can be paired.
     """
     said, ours = like.header.identity, list(like.header.tasks)
     if said.get("delay") or said["bench"].get("stress"):
@@ -138,7 +138,7 @@ def recorded(found: Results, like: Run, called: str, tasks: Mapping[str, str]) -
 
 
 def _task(theirs: str, ours: Sequence[str], told: Mapping[str, str]) -> str:
-    """Our name of a task: as told, or the one that has the same words, perhaps behind the name of a scene."""
+    """Our name of a task: as given, or the one with the same words, perhaps after the name of a scene."""
     if told.get(theirs, theirs) in ours:
         return told.get(theirs, theirs)
     if theirs in told:

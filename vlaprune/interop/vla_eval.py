@@ -23,9 +23,9 @@ from vlaprune.errors import UserError
 from vlaprune.policy import episode_seed
 from vlaprune.serve import Client, ClientSlot, Message, PendingRequest, Server, send_within, unpack
 
-VERSION, PROTOCOL = "0.8.0", 1  # of vla-eval, whose messages these are
-SIDE = 4096  # pixels of a picture's side at most
-# conventions as vla-eval (specs.py) and as benchmark.Interface name them; what is not here has no counterpart
+VERSION, PROTOCOL = "0.8.0", 1  # version of vla-eval whose messages these are
+SIDE = 4096  # largest side of a picture in pixels
+# names of conventions in vla-eval (specs.py) -> in benchmark.Interface; others have no counterpart
 FRAMES = {"delta_xyz": "delta", "absolute_xyz": "absolute"}
 ROTATIONS = {"axis_angle": "axis_angle", "euler_xyz": "euler_xyz", "quaternion_xyzw": "quat_xyzw"}
 GRIPPERS = {"binary_close_positive": "close_positive", "binary_close_negative": "open_positive"}
@@ -33,7 +33,7 @@ PICTURE, LANGUAGE = "rgb_hwc_uint8", "language"
 
 
 def decoded(value: Any) -> Any:
-    """A payload with arrays in place of their encodings. UserError for a picture that is none or is too large."""
+    """A payload with arrays in place of their encodings. UserError for a damaged or too large picture."""
     if isinstance(value, list):
         return [decoded(v) for v in value]
     if not isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def _picture(data: bytes) -> np.ndarray:
 
 
 def flat(payload: Mapping[str, Any], prefix: str = "") -> Message:
-    """Nested names joined by slashes: images/agentview."""
+    """The payload without nesting, names joined by slashes: images/agentview."""
     out: Message = {}
     for key, value in payload.items():
         out |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -82,7 +82,7 @@ def _array(value: object) -> object:
 
 
 def declared(robot: Interface, client: Client) -> Message:
-    """What a server says of its conventions in its greeting: what `robot` takes, what `client` sends."""
+    """The conventions in a server's greeting: actions as `robot` takes them, observations as `client` sends them."""
 
     def spec(kind: str, dims: int, called: str) -> Message:
         return {"name": kind, "dims": dims, "format": called}
@@ -102,13 +102,13 @@ def declared(robot: Interface, client: Client) -> Message:
 
 
 class VlaEvalServer(Server):
-    """The same server, slots and checks; other messages."""
+    """`vlaprune.serve.Server` with the messages of vla-eval; slots and checks are the same."""
 
     async def _greet(self, websocket: Any) -> None:
-        """vla-eval's client speaks first."""
+        """Sends nothing: vla-eval's client speaks first."""
 
     async def _episodes(self, websocket: Any, place: ClientSlot) -> None:
-        """Messages of one connection. What is wrong is told in an `error` message; the connection stays open."""
+        """Answers the messages of one connection. Errors are sent as `error` messages; the connection stays open."""
         gate, left, seen, task = self.client.gate(), deque[np.ndarray](), Counter[str](), ""
         begins, number = False, None
         async for data in websocket:

@@ -14,7 +14,7 @@ from vlaprune.pruner import Calibrated, Probe, Pruner
 
 
 def ready(methods: Methods, model: VLA, recording: Recording, seed: int, folder: Path) -> Methods:
-    """The methods; those that need a calibration and have none read one that is made here, in `folder`."""
+    """The methods, where those that need a calibration and have none read one that is made here, in `folder`."""
     out, made = [], dict[str, Path]()
     for label, make in methods:
         method = make()
@@ -29,13 +29,13 @@ def ready(methods: Methods, model: VLA, recording: Recording, seed: int, folder:
 
 
 def of_run(make: Callable[[], Pruner], folder: Path) -> Callable[[], Pruner]:
-    """`make`, whose methods read the calibration that a recorded run has in its folder, if any."""
+    """The constructor `make`, whose methods read the calibration in the folder of a recorded run, if there is one."""
     path = folder / FILE
     return with_calibration(make, path) if path.is_file() else make
 
 
 def probed(probe: Probe, model: VLA, recording: Recording, seed: int, calls: int) -> Probe:
-    """The probe, after whole recorded episodes until `calls` are measured, or all."""
+    """The probe, after it has seen whole recorded episodes until it has measured `calls` calls, or all episodes."""
     policy = recording.policy(model, partial(iter([probe]).__next__))
     for episode in recording.episodes:
         if probe.calls < calls:

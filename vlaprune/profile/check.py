@@ -1,7 +1,7 @@
-"""`make gpu-check`: every model with random weights, every method at some budgets, in a few minutes and one table.
+"""`make gpu-check`: times every model with random weights and every method at some budgets, in a few minutes.
 
-The cost of a call does not depend on the values of the weights, save where a method's count does; such rows show what
-random weights make of it, in their column of visual tokens.
+The cost of a call does not depend on the values of the weights, except where a method's token count does; the column of
+visual tokens shows the count with random weights.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ LAUNCHES = (
     "fewer kernels than it has operators: they are not counted, and the number of such segments in a mean call is "
     "given."
 )
-BLOCK = 12  # calls; a method that looks at the calls before has its dense ones at the beginning
+BLOCK = 12  # calls; temporal methods make their dense calls at the beginning
 
 
 def models(named: Sequence[str] | None) -> list[str]:
-    """The named models, or all: at full size on a GPU, else the same at the size of tests."""
+    """The names of the models, or of all: at full size on a GPU, else at the size of tests."""
     full = torch.cuda.is_available()
     return [f"{name}_tiny" if name in FULL and not full else name for name in named or FULL]
 
 
 def shares(named: Sequence[str] | None, minutes: float) -> list[tuple[str, float]]:
-    """The models, each with its seconds for the blocks; six tenths of the time are for building, warming, compiling."""
+    """The models, each with its seconds for the blocks; 60 % of the time is for building, warm-up and compiling."""
     chosen = models(named)
     return [(name, 0.4 * 60 * minutes / len(chosen)) for name in chosen]
 
@@ -48,7 +48,7 @@ def shares(named: Sequence[str] | None, minutes: float) -> list[tuple[str, float
 def one(
     model: VLA, methods: Methods, recording: Recording, seconds: float, cfg: Any, save: Callable[[Measured], None]
 ) -> Measured:
-    """Measures one model. `save` gets what is known so far, again and again."""
+    """Measures one model. `save` is called with the results so far, again and again."""
     rules = micro.TimingConfig(
         warmup=BLOCK, calls=10**6, seconds=0.0, block=BLOCK, seed=cfg.seed, windows=0, limit=seconds
     )
@@ -64,7 +64,7 @@ def rows_of(found: Mapping[str, Measured]) -> list[dict[str, Any]]:
 
 
 def page_of(found: Mapping[str, Measured]) -> Page:
-    """The tables of every model, and a summary of all."""
+    """The page with the tables of every model and a summary."""
     page = Page("Every method on every model")
     for name, own in found.items():
         page.parts.append(f"# {name}")
@@ -98,7 +98,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def launches(row: dict[str, Any]) -> str:
-    """What the host launches in a mean call of an arm, in words where not all of it can be counted (`LAUNCHES`)."""
+    """The number of launches in a mean call of an arm, with words if not all can be counted (`LAUNCHES`)."""
     if row["kernel"] not in ("compile", "graph"):
         return f"{row['launch_operators']:.0f}"
     known = f"{row['launch_outside'] + row['launch_launched']:.0f}"
@@ -107,14 +107,14 @@ def launches(row: dict[str, Any]) -> str:
 
 
 def free() -> None:
-    """Gives a dropped model's memory back."""
+    """Frees the memory of a dropped model."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def where(device: str) -> str:
-    """The device in a file name."""
+    """The name of the device for a file name."""
     if not device.startswith("cuda"):
         return "cpu"
     return torch.cuda.get_device_name().lower().replace(" ", "-")

@@ -1,4 +1,4 @@
-"""What papers call FLOPs: each convention from the shapes that a call was seen to compute, beside our own count.
+"""What papers call FLOPs: each convention, computed from the observed shapes of a call, beside our own count.
 
 The same dense call of OpenVLA (291 positions) is published as 1.9 T and as 1.5 T, and is 3.8 T when a
 multiply-accumulate counts twice. So a number means something only with its convention; `CONVENTIONS` names them and who
@@ -28,7 +28,8 @@ def prefill_macs(config: DecoderConfig, rows: Sequence[float], ffn: int = 3) -> 
     """Multiply-accumulates of the first pass as papers count them, from the rows computed at each layer.
 
     `ffn` is the coefficient of the feed-forward: 3 for the gated one that these models have, 2 as in VLA-Cache's
-    Eq. 9. Reused columns are not counted, also by the papers that reuse. No vision, projector, head, decode.
+    Eq. 9. Reused columns are not counted; papers that reuse do not count them either. Vision, projector, head
+    and decode are left out.
     """
     inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     token = config.hidden_size * (2 * inner + 2 * kv) + ffn * config.hidden_size * config.intermediate_size
@@ -36,7 +37,7 @@ def prefill_macs(config: DecoderConfig, rows: Sequence[float], ffn: int = 3) -> 
 
 
 def rosetta(config: DecoderConfig, record: StepRecord) -> dict[str, float]:
-    """One call in every convention; the keys are those of `CONVENTIONS`."""
+    """The numbers of one call in every convention; the keys are those of `CONVENTIONS`."""
     rows = (*record.first_rows, *record.rows)
     paper = prefill_macs(config, rows)
     return {

@@ -1,7 +1,7 @@
 """The fidelity gate: how far a method's actions stray from dense ones on the same recorded observations, in minutes.
 
-Nothing is stepped: every method sees exactly what dense saw, so a difference is the method's own and not a course that
-went elsewhere. `correlate_losses` measures how well this predicts a loss of success.
+No simulator is stepped: every method sees exactly what dense saw, so a difference comes from the method and not from
+another course of the episode. `correlate_losses` measures how well this predicts a loss of success.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vlaprune.stats.ranks import partial_rank, rank_correlation
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a policy answered to a recording.
+    """The answers of a policy to a recording.
 
     chunks  [n, chunk, action_dim] before any control of the robot
     kept    [n, V] bool: computed in the last layer
     visual  [n] visual tokens computed, mean over layers
-    total   V
-    ms, gflops  [n] of each call; NaN where no time was kept or the call was a cold one
+    total   V, the number of visual tokens
+    ms, gflops  [n] milliseconds and GFLOPs of each call; ms is NaN if not timed, or if the call was cold
     """
 
     chunks: np.ndarray
@@ -38,7 +38,7 @@ class Replay:
 
     @property
     def total(self) -> int:
-        """V."""
+        """V, the number of visual tokens."""
         return int(self.kept.shape[1])
 
 
@@ -47,13 +47,13 @@ class Fidelity:
     """How a replay differs from the dense one, over all calls.
 
     rmse        root of the mean squared difference of the motion numbers, each in units of its standard deviation in
-                the dense actions; the worst of none is 0, of unrelated actions about 1.4
-    cosine      of a call's motion with the dense motion, mean over calls
-    flips       share of actions whose gripper command is the other one
+                the dense actions; 0 for equal actions, about 1.4 for unrelated ones
+    cosine      cosine of a call's motion with the dense motion, mean over calls
+    flips       share of actions with the opposite gripper command
     agreement      share of the calls of an episode before the first that differs by more than the tolerance, mean over
-                episodes: 1 is an episode without any
+                episodes: 1 is an episode without such a call
     steady      overlap (intersection over union) of the tokens kept in one call and in the next
-    errors      the squares that rmse is the root of the mean of: of every call, by episode
+    errors      squared error of every call, by episode; rmse is the root of their mean
     phases      the rmse by phase of the task
     """
 
@@ -96,7 +96,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def score(
     recording: Recording, interface: Interface, dense: Replay, method: Replay, tolerance: float = 0.1
 ) -> Fidelity:
-    """Compares two replays of one recording; `tolerance` is the rmse from which a call counts as another action."""
+    """Compares two replays of one recording; `tolerance` is the rmse above which a call counts as different."""
     scale = dense.chunks[..., :-1].std((0, 1)) + 1e-9
     ours, theirs = (r.chunks[..., :-1] / scale for r in (method, dense))
     calls = np.sqrt(((ours - theirs) ** 2).mean((1, 2)))
@@ -126,7 +126,7 @@ def _before(differs: np.ndarray) -> float:
 class LossCorrelation:
     """Rank correlation over arms of a score with the loss of success, and its 95 % bootstrap interval.
 
-    beyond  the same at a given number of visual tokens (partial rank correlation); NaN where that number says it all
+    beyond  partial rank correlation given the number of visual tokens; NaN if that number explains one of them fully
     """
 
     rho: float
@@ -139,7 +139,7 @@ class LossCorrelation:
 def correlate_losses(
     scores: Sequence[float], losses: Sequence[float], tokens: Sequence[float], seed: int = 0, draws: int = 4000
 ) -> LossCorrelation:
-    """Spearman's rank correlation; arms are drawn anew for the interval. UserError for fewer than 4 arms."""
+    """Spearman's rank correlation; the interval is a bootstrap over arms. UserError for fewer than 4 arms."""
     a, b = np.asarray(scores, float), np.asarray(losses, float)
     if len(a) < 4:
         raise UserError(f"{len(a)} arms; a rank correlation needs at least 4")

@@ -1,4 +1,4 @@
-"""The page of `vlaprune-profile mode=floors`: what full-size models must cost, and the most pruning can give them."""
+"""The page of `vlaprune-profile mode=floors`: least times of full-size models, and the most that pruning can save."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlaprune.profile.published import MODELS, Model
 from vlaprune.profile.roofline import DEVICES, Device, ceiling, total
 from vlaprune.profile.times import table
 
-LAYERS = (0, 2)  # before which tokens are dropped
+LAYERS = (0, 2)  # layers before which tokens are dropped
 
 
 def fill(page: Page, keeps: Sequence[float]) -> list[dict[str, Any]]:
-    """A table per device; returns the plain numbers."""
+    """Adds a table per device; returns the plain numbers."""
     page.text(
         "One call at batch 1 in bf16, from the models' public sizes, without weights or a device: per matrix "
         "product the longer of its arithmetic and its memory traffic.",

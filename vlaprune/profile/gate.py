@@ -1,4 +1,4 @@
-"""The page of `vlaprune-profile mode=fidelity`: scores of every arm, and what they foretold of closed-loop success."""
+"""The page of `vlaprune-profile mode=fidelity`: scores of every arm, and how well they predict closed-loop success."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vlaprune.records import Run, differences, without
 from vlaprune.stats import paired as stats
 
 RESEEDED = "dense, another seed"
-LEAST = 150  # episodes that an arm must share with dense before its loss says anything
+LEAST = 150  # fewest episodes that an arm must share with dense for its loss to count
 
 
 @dataclass
 class Judged:
-    """An arm: its fidelity and, where a run was given, the loss of success on the episodes shared with dense."""
+    """An arm: its fidelity and, if a run was given, the loss of success on the episodes shared with dense."""
 
     label: str
     replay: Replay
@@ -37,7 +37,7 @@ class Judged:
 
     @property
     def scores(self) -> dict[str, float]:
-        """What might foretell a loss; higher is worse. The last is no look at actions at all, for comparison."""
+        """The scores that may predict a loss; higher is worse. The last one ignores the actions, for comparison."""
         f = self.fidelity
         out = {"rmse": f.rmse, "1 - cosine": 1 - f.cosine, "gripper flips": f.flips, "1 - agreement": 1 - f.agreement}
         out |= {f"rmse in {phase}": value for phase, value in f.phases.items()}
@@ -45,7 +45,7 @@ class Judged:
 
 
 def draws_noise(model: VLA, recording: Recording, seed: int) -> bool:
-    """Whether another seed changes the dense actions of the first call, as where a flow turns noise into actions."""
+    """Whether another seed changes the dense actions of the first call, as it does where a flow starts from noise."""
     first = replace(recording, frames=recording.frames[:1])
     one, other = (replay(recording.policy(model, Dense), first, own).chunks for own in (seed, seed + 1))
     return not np.array_equal(one, other)
@@ -59,9 +59,9 @@ def judge(
     reseed: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Judged]:
-    """Replays dense, dense again (the same seed: what a repeat alone changes), and every method.
+    """Replays dense, dense again with the same seed (the effect of a repeat), and every method.
 
-    reseed  also dense under another seed: what the policy's own noise changes
+    reseed  replay dense under another seed too: the effect of the policy's own noise
     """
     dense = replay(recording.policy(model, Dense), recording, seed)
     own = [(AGAIN, Dense, seed), *([(RESEEDED, Dense, seed + 1)] if reseed else [])]
@@ -76,7 +76,7 @@ def judge(
 def arms(
     runs: Sequence[Run], dense: Run, make: Callable[[Mapping[str, Any]], Pruner], weights: object
 ) -> list[tuple[str, Callable[[], Pruner], Run]]:
-    """The method of every run but dense, as its journal configures it; of runs with one setting the longest.
+    """Label, method and run of every run but dense; of runs with the same settings only the longest.
 
     UserError for runs of other weights, and for those that differ from the dense run in more than the method.
     """
@@ -105,7 +105,7 @@ def losses(judged: Sequence[Judged], runs: Mapping[str, Run], dense: Run) -> Non
 
 
 def correlations(judged: Sequence[Judged]) -> dict[str, LossCorrelation]:
-    """Each score against the loss, over the arms with enough episodes."""
+    """The correlation of each score with the loss, over arms with enough episodes; empty for fewer than 4 arms."""
     told = [a for a in judged if a.loss is not None and a.episodes >= LEAST]
     if len(told) < 4:
         return {}
@@ -115,7 +115,7 @@ def correlations(judged: Sequence[Judged]) -> dict[str, LossCorrelation]:
 
 
 def fill(page: Page, judged: Sequence[Judged], foretold: Mapping[str, LossCorrelation], tolerance: float = 0.1) -> None:
-    """The tables."""
+    """Adds the tables of fidelity, correlations and overlaps to the page."""
     page.table("Fidelity", [_row(a) for a in judged])
     page.text(
         "*rmse*: motion numbers in units of their standard deviation in the dense actions. *flips*: gripper commands "
@@ -171,7 +171,7 @@ def _overlaps(judged: Sequence[Judged]) -> list[dict[str, str]]:
 
 
 def rows(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """Plain numbers of every arm."""
+    """The plain numbers of every arm."""
     return [
         {"arm": a.label, "visual": float(np.mean(a.replay.visual)), **a.scores, "steady": a.fidelity.steady}
         | {"episodes": a.episodes, "loss": a.loss}

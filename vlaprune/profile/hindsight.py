@@ -1,9 +1,9 @@
-"""The hindsight oracle: which tokens a method should have kept, were it told how far the actions then stray.
+"""The hindsight oracle: the tokens that a method should have kept, if it knew the resulting actions.
 
 No method may look at the dense actions; the oracle does. For one observation it searches for the set of `count` tokens
 whose actions are nearest to dense ones, and for the set whose actions are farthest. So the fidelity of every method
-with as many tokens at that layer has a ceiling and a floor beside it. Both are what a search found: the true ones lie
-beyond.
+with as many tokens at that layer has a ceiling and a floor beside it. Both come from a search, so the true
+ceiling and floor are further apart.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PACK = 8  # candidates tried in one packed call
 
 
 class FixedTokens(Pruner):
-    """Keeps the tokens that it is told, at one layer; all where it is told none.
+    """Keeps given tokens at one layer; keeps all if none are given.
 
-    tokens  numbers among the V
+    tokens  numbers of the tokens to keep, among the V; None for all
     """
 
     def __init__(self, layer: int) -> None:
@@ -39,17 +39,17 @@ class FixedTokens(Pruner):
         self.tokens: np.ndarray | None = None
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer; the count is whatever it is told."""
+        """Acts before one layer; promises no count."""
         return Plan((self.layer,))
 
     def select(self, context: PruneContext) -> Selection | None:
-        """What it was told."""
+        """Keeps the given tokens."""
         return None if self.tokens is None else Selection(torch.from_numpy(self.tokens).to(context.alive.device))
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search found for one observation: tokens kept, their actions [chunk, action_dim], how far they stray."""
+    """The result of a search for one observation: tokens kept, their actions [chunk, action_dim], error of these."""
 
     tokens: np.ndarray
     chunk: np.ndarray
@@ -60,7 +60,7 @@ class Search:
     """Searches on one model for the tokens before `layer`.
 
     count   tokens kept
-    trials  sets tried for each observation and direction, beside one for each token
+    trials  sets tried for each observation and direction, in addition to one for each token
     scale   [action_dim - 1] standard deviation of the motion numbers, in which errors are measured
     execute actions of each chunk that are executed and count; None for all
     """
@@ -79,7 +79,7 @@ class Search:
         return self._tellers[-1]
 
     def chunks(self, observation: Observation, sets: Sequence[np.ndarray | None], seed: int) -> list[np.ndarray]:
-        """The actions with each set of tokens, every one in a call of its own episode with the same seed."""
+        """The actions with each set of tokens, each in the first call of an episode with the same seed."""
         out: list[np.ndarray] = []
         for start in range(0, len(sets), PACK):
             some = sets[start : start + PACK]
@@ -99,10 +99,10 @@ class Search:
     ) -> Found:
         """The tokens whose actions are nearest to dense ones, or farthest from them.
 
-        start  sets [count] to begin with, such as what methods chose; it never ends with a worse one
+        start  sets [count] to begin with, such as the choices of methods; the result is never worse than these
 
-        The first guess keeps the tokens that are missed most when each alone is dropped. Then one kept token and one
-        dropped one, drawn at random, change places wherever that helps.
+        The first guess keeps the tokens whose removal alone changes the actions most. Then random swaps of one kept and
+        one dropped token are tried, and the best one is accepted if it helps.
         """
         (dense,) = self.chunks(observation, [None], seed)
         total, sign = self.policy.trace(0).layout.total, -1.0 if farthest else 1.0
@@ -142,7 +142,7 @@ def bounds(
     seed: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Replay]:
-    """Replays of a recording in which every call keeps what the search found: `nearest` and `farthest`."""
+    """Replays of a recording in which every call keeps the tokens that a search found: `nearest` and `farthest`."""
     search = Search(model, layer, count, trials, scale, recording.execute)
     out = {}
     for name in ("nearest", "farthest"):
@@ -161,7 +161,7 @@ def bounds(
 
 
 def alone(model: VLA, recording: Recording, seed: int) -> Replay:
-    """The dense replay in which every call is the first of an episode, as the search has them."""
+    """The dense replay in which every call is the first of an episode, as in the search."""
     policy, chunks, kept = recording.policy(model, Dense), [], []
     for frame in recording.frames:
         policy.reset(0, episode_seed(seed, frame.task, frame.episode))
@@ -180,7 +180,7 @@ def fill(
     seed: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Adds a table: the nearest and the farthest tokens of some frames, and how far every arm strays on the same ones.
+    """Adds a table: the nearest and the farthest tokens of some frames, and the error of every arm on the same frames.
 
     arms   label -> replay of the whole recording; `dense` is the dense one
     rules  count, layer, trials and frames, as in configs/profile.yaml

@@ -1,4 +1,4 @@
-"""What the modes of vlaprune-profile do."""
+"""The modes of vlaprune-profile, one function each."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from vlaprune.profile.page import Page, free_name
 from vlaprune.profile.recording import Recording, record, synthetic
 from vlaprune.pruner import Calibrated, Pruner
 
-PICTURE = 256  # side of the pictures that LIBERO renders, in px: models that resize must be seen resizing
+PICTURE = 256  # side of the pictures that LIBERO renders, in px: models that resize pictures must do so here too
 
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """What a mode works with.
+    """The inputs of a mode of vlaprune-profile.
 
     cfg      the settings of configs/profile.yaml
     load     builds the configured model, or another by its name in configs/model, with random weights
     methods  labels and constructors, one per arm of the command line
-    every    the same for all methods at some budgets, and, where asked, as their papers set them
+    every    labels and constructors of all methods at given budgets and, if asked, also as their files set them
     control  how the model drives the robot of the benchmark
-    bench    where observations are recorded, if they are not there yet
-    make     a method from the configuration that a journal holds
-    made     provenance of this process on a device
-    scratch  folder for files that only this process needs
+    bench    benchmark on which observations are recorded, if their file does not exist
+    make     builds a method from the configuration in a journal
+    made     returns the provenance of this process on a device
+    scratch  folder for temporary files of this process
     """
 
     cfg: Any
@@ -56,12 +56,12 @@ class ProfileJob:
 
     @property
     def rules(self) -> micro.TimingConfig:
-        """How long to measure."""
+        """The settings that say how long to measure."""
         cfg = self.cfg
         return micro.TimingConfig(cfg.warmup, cfg.calls, cfg.seconds, cfg.block, cfg.seed)
 
     def observations(self) -> Recording:
-        """What is replayed: seeded noise, or a file, made by a dense rollout where it is not there yet."""
+        """The observations to replay: seeded noise, or a file, which a dense rollout makes if it does not exist."""
         cfg, model = self.cfg, self.model
         if cfg.observations == "noise":
             return noise(model, cfg.seed)
@@ -86,11 +86,11 @@ class ProfileJob:
         return replace(recording, execute=self.control().actions_per_call(model.chunk))
 
     def ready(self, methods: Methods, model: VLA, recording: Recording) -> Methods:
-        """The methods, with a calibration from these frames where they need one."""
+        """The methods, with a calibration from these frames if they need one."""
         return calibrate.ready(methods, model, recording, self.cfg.seed, self.scratch)
 
     def write(self, page: Page, otherwise: str, rows: Sequence[Mapping[str, Any]], device: str) -> list[Path]:
-        """The page and its numbers, under the asked name or this one."""
+        """Writes the page and its numbers, under the configured name or else `otherwise`."""
         return page.write(Path(self.cfg.output), str(self.cfg.name or otherwise), rows, self.made(device))
 
 
@@ -100,7 +100,7 @@ def noise(model: VLA, seed: int) -> Recording:
 
 
 def speeds(setting: ProfileJob) -> list[Path]:
-    """What every method saves against the fastest dense."""
+    """mode=speed: what every method saves against the fastest dense backend."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     methods = setting.ready(setting.methods, model, recording)
     with _bar("blocks", "block") as tell:
@@ -112,7 +112,7 @@ def speeds(setting: ProfileJob) -> list[Path]:
 
 
 def fidelities(setting: ProfileJob) -> list[Path]:
-    """How far each method's actions stray from dense ones, and whether that foretold its loss of success."""
+    """mode=fidelity: how far each method's actions are from dense ones, and whether that predicts lost success."""
     from vlaprune import report
     from vlaprune.profile import gate, hindsight
 
@@ -149,7 +149,7 @@ def fidelities(setting: ProfileJob) -> list[Path]:
 
 
 def overheads(setting: ProfileJob) -> list[Path]:
-    """What the instrument costs: our decoder against transformers', methods that keep everything against dense."""
+    """mode=overhead: our decoder against transformers', and methods that keep everything against dense."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     page = Page("What the instrument costs")
     decoder = DecoderConfig(
@@ -165,22 +165,22 @@ def overheads(setting: ProfileJob) -> list[Path]:
 
 
 def ceilings(setting: ProfileJob) -> list[Path]:
-    """The most that pruning can give the published models on known devices; nothing is run."""
+    """mode=floors: the most that pruning can save for published models on known devices; nothing is run."""
     page = Page("The most that pruning can give")
     return setting.write(page, "floors", floors.fill(page, setting.cfg.keeps), "cpu")
 
 
 def preparations(setting: ProfileJob) -> list[Path]:
-    """What preparing the pictures of the benchmark costs a call, in each way that models name."""
+    """mode=pictures: the time to prepare the benchmark's pictures for a call, in each way that models use."""
     page = Page("Preparing pictures")
     rows = pictures.fill(page, setting.bench.name, pictures.seen(setting.bench), setting.cfg.calls)
     return setting.write(page, "pictures", rows, "cpu")
 
 
 def checks(setting: ProfileJob) -> list[Path]:
-    """Every model and method in a few minutes, on the machine at hand.
+    """mode=check: every model and method in a few minutes, on this machine.
 
-    The page is written again after every round of arms: whoever stops it keeps what is there.
+    The page is written again after every round of arms, so the results so far remain if it is stopped.
     """
     cfg, found = setting.cfg, dict[str, Measured]()
     written: list[Path] = []
@@ -206,7 +206,7 @@ def checks(setting: ProfileJob) -> list[Path]:
 
 
 def calibrations(setting: ProfileJob) -> list[Path]:
-    """A calibration file for every method that needs one, from the recorded dense frames."""
+    """mode=calibrate: writes a calibration file for every method that needs one, from recorded dense frames."""
     cfg, model, recording = setting.cfg, setting.model, setting.observations()
     out = []
     for label, make in setting.methods:
@@ -221,7 +221,7 @@ def calibrations(setting: ProfileJob) -> list[Path]:
 
 @contextmanager
 def _bar(what: str, unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A progress bar; gives the function that says what was done last."""
+    """A progress bar; yields the function that reports the last step."""
     from tqdm import tqdm
 
     with tqdm(desc=what, unit=unit, total=total) as bar:

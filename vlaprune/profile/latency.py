@@ -1,4 +1,4 @@
-"""How long a call takes on the robot's device: a number, a distribution, a measured table, a model, or as here.
+"""Sources of a call's latency: a number, a distribution, a measured table, a model of time, or this machine's time.
 
 A call's latency is a function of its episode's seed, its number and what it computed, so that a run is the same on
 every machine; `Measured` alone is not.
@@ -21,13 +21,13 @@ from vlaprune.profile.published import MODELS, Model
 from vlaprune.profile.roofline import Stages, decoder, device, total
 from vlaprune.records import StepRecord
 
-P99 = 2.3263478740408408  # of a standard normal distribution
-SHARE = 0.6  # of the roofline that a good implementation reaches, unless said otherwise
+P99 = 2.3263478740408408  # 99th percentile of a standard normal distribution
+SHARE = 0.6  # default share of the roofline that an implementation reaches
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Every call takes the same time, or a lognormal one.
+    """A fixed latency, or a lognormal one.
 
     p50  milliseconds
     p99  milliseconds; None where every call takes p50
@@ -37,7 +37,7 @@ class Fixed:
     p99: float | None = None
 
     def __post_init__(self) -> None:
-        """UserError for times that are none."""
+        """Raises UserError for impossible times."""
         if not (math.isfinite(self.p50) and self.p50 >= 0):
             raise UserError(f"delay.ms={self.p50}; use a number of milliseconds from 0 on, or measured")
         if self.p99 is not None and not self.p50 < self.p99 < math.inf:
@@ -47,11 +47,11 @@ class Fixed:
 
     @property
     def expected(self) -> float:
-        """The p50."""
+        """The p50, in milliseconds."""
         return self.p50
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """The time, drawn from a generator of this episode and call alone."""
+        """The milliseconds of a call, drawn from a generator seeded by episode and call."""
         if self.p99 is None:
             return self.p50
         z = np.random.default_rng([seed, call]).standard_normal()
@@ -59,29 +59,29 @@ class Fixed:
 
     @property
     def note(self) -> str:
-        """For a footnote."""
+        """A sentence for a footnote: where the milliseconds come from."""
         spread = "" if self.p99 is None else f", p99 {self.p99:g} ms (lognormal)"
         return f"every call takes {self.p50:g} ms{spread}"
 
 
 class Measured:
-    """The call's own time here. Not reproducible."""
+    """The measured time of the call on this machine. Not reproducible."""
 
     expected = 0.0
     note = "each call's own wall time on this machine: not reproducible"
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """The sum of the call's stages. UserError where it shared a packed call."""
+        """The sum of the call's stages, in milliseconds. UserError if it shared a packed call or was not timed."""
         if record.packed > 1 or not record.ms:
             raise UserError("delay.ms=measured needs calls of one sequence each; set slots=1")
         return sum(record.ms.values())
 
 
 def observed(model: Model, record: StepRecord) -> Stages:
-    """The stages of a published model that keeps the shares of visual tokens that a call was seen to keep.
+    """The stages of a published model that keeps the same shares of visual tokens as an observed call.
 
-    Its layer i takes the shares of the observed layer at the same relative depth. Where the method took a second pass
-    of the prompt, the first is added.
+    Its layer i takes the shares of the observed layer at the same relative depth. If the method computed the
+    prompt twice, the first pass is added.
     """
     layers, own = model.config.num_layers, len(record.visual)
     at = [i * own // layers for i in range(layers)]
@@ -100,9 +100,9 @@ def observed(model: Model, record: StepRecord) -> Stages:
 class Modelled:
     """The roofline floor of a full-size model on a device, divided by a share. A model of time, not a measurement.
 
-    model   in `published.MODELS`; it need not be the model that acts, whose shares of tokens it keeps
-    device  in `roofline.DEVICES`
-    share   of the roofline that the implementation reaches
+    model   name in `published.MODELS`; it may differ from the acting model, whose shares of tokens it keeps
+    device  name in `roofline.DEVICES`
+    share   share of the roofline that the implementation reaches
     guided  the steps of a flow are guided (rtc): each goes forward and backward, which is twice the work (without the
             few hundredths that attention takes more)
     """
@@ -113,7 +113,7 @@ class Modelled:
     guided: bool = False
 
     def __post_init__(self) -> None:
-        """UserError in one line for a model or a device without a floor."""
+        """Raises UserError for a model or a device without a floor, or a share outside (0, 1]."""
         device(self.device)
         if self.model not in MODELS:
             raise UserError(
@@ -129,16 +129,16 @@ class Modelled:
 
     @cached_property
     def expected(self) -> float:
-        """Of a dense call."""
+        """The milliseconds of a dense call."""
         return self._ms(MODELS[self.model].call())
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """From the visual tokens that the call computed and attended to at each layer."""
+        """The milliseconds of a call, from the visual tokens that it computed and attended to at each layer."""
         return self._ms(observed(MODELS[self.model], record))
 
     @property
     def note(self) -> str:
-        """For a footnote."""
+        """A sentence for a footnote: where the milliseconds come from."""
         return (
             f"modelled, not measured: roofline floor of {self.model} on {device(self.device).name} divided by "
             f"{self.share:g}, without a method's own work; a dense call takes {self.expected:.1f} ms"
@@ -147,7 +147,7 @@ class Modelled:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One line of a table: GFLOPs and milliseconds of one kind of call."""
+    """One arm of a table: its method, and FLOPs and milliseconds of a call."""
 
     method: str
     flops: float
@@ -158,10 +158,10 @@ class LatencyRow:
 class Table:
     """Milliseconds from a CSV of vlaprune-profile mode=speed, piecewise-linear in a call's FLOPs between its arms.
 
-    path    the CSV
-    model   whose times it must hold
-    method  the method that runs: its own arms and dense decide where the table has any, else all arms do
-    scaled  calls are counted as those of the full-size `model` (delay.model), not as what the acting model computed
+    path    path of the CSV
+    model   name of the model whose times it must hold
+    method  the method that runs: only its arms and dense are used, or all arms if the table has none of it
+    scaled  FLOPs are those of the full-size `model` (delay.model), not those of the acting model
     """
 
     path: Path
@@ -171,7 +171,7 @@ class Table:
 
     @cached_property
     def arms(self) -> list[LatencyRow]:
-        """Sorted by FLOPs. UserError in one line for a file that is no such table, or of another model."""
+        """The arms of the table, sorted by FLOPs. UserError for a file that is no such table, or of another model."""
         rows = self._rows()
         dense = [r for r in rows if r["method"].split()[0] == "dense"]
         if not dense:
@@ -207,16 +207,16 @@ class Table:
 
     @cached_property
     def _curve(self) -> tuple[list[float], list[float]]:
-        """FLOPs without repeats, and the mean time at each."""
+        """The FLOPs of the arms without repeats, and the mean milliseconds at each."""
         return curve(self.arms)
 
     @property
     def expected(self) -> float:
-        """Of a dense call."""
+        """The milliseconds of a dense call."""
         return next(arm.ms for arm in self.arms if arm.method == "dense")
 
     def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """Between the arms; below the least and above the most, theirs."""
+        """The milliseconds of a call, interpolated between the arms; constant below the first and above the last."""
         flops = sum(record.flops.values())
         if self.scaled:
             flops = total(observed(MODELS[self.model], record)).flops
@@ -224,7 +224,7 @@ class Table:
 
     @property
     def error(self) -> float:
-        """The largest relative difference between an arm's time and the line through the others; 0 for two arms."""
+        """The largest relative error of an inner arm's time if it is interpolated from the others; 0 for two arms."""
         worst = 0.0
         for i in range(1, len(self.arms) - 1):
             others = curve([*self.arms[:i], *self.arms[i + 1 :]])
@@ -234,7 +234,7 @@ class Table:
 
     @property
     def note(self) -> str:
-        """For a footnote."""
+        """A sentence for a footnote: where the milliseconds come from."""
         return (
             f"measured times of {self.model} in {self.path.name}: {len(self.arms)} arms, linear in FLOPs between them, "
             f"an arm left out is missed by at most {100 * self.error:.0f} %; a dense call takes {self.expected:.1f} ms"
@@ -242,7 +242,7 @@ class Table:
 
 
 def curve(arms: Sequence[LatencyRow]) -> tuple[list[float], list[float]]:
-    """FLOPs, ascending without repeats, and the mean time of the arms at each."""
+    """FLOPs of the arms, ascending without repeats, and their mean milliseconds at each."""
     found: dict[float, list[float]] = {}
     for arm in sorted(arms, key=lambda arm: arm.flops):
         found.setdefault(arm.flops, []).append(arm.ms)
@@ -253,9 +253,9 @@ Source = Fixed | Measured | Modelled | Table
 
 
 def source(settings: Mapping[str, Any], model: str, method: str) -> Source:
-    """The one source that the keys of `delay` name. UserError in one line where there is none, or more than one.
+    """The source of latency that the keys of `delay` name. UserError if there is none, or more than one.
 
-    model, method  short names of what acts
+    model, method  short names of the acting model and method
     """
     ms, on, table, jitter = (settings.get(key) for key in ("ms", "device", "table", "jitter"))
     timed = str(settings.get("model") or model)

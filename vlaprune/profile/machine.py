@@ -1,6 +1,6 @@
-"""The machine while it is measured: is it ours alone, do its clocks hold, what energy and memory does it take.
+"""The state of the machine during a measurement: other users, clocks, energy and memory.
 
-Everything that a machine cannot say is None, with the reason beside it; never a zero.
+A value that the machine cannot report is None, with the reason beside it; never 0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from types import ModuleType
 
 import torch
 
-CLOCKS_MAY_MOVE = 0.05  # between two neighbouring blocks, whose ratio is a speed-up
-PAIRS_MAY_MOVE = 0.1  # share of neighbouring blocks; a median over blocks does not feel fewer
+CLOCKS_MAY_MOVE = 0.05  # largest relative change of the clock between two neighbouring blocks
+PAIRS_MAY_MOVE = 0.1  # share of neighbouring blocks whose clocks may change; a median over blocks is robust to fewer
 SAMPLE = 0.02  # seconds between two readings of the clock
 WINDOW = 2.0  # seconds; NVML's energy counter is refreshed every 20 to 100 ms
 
@@ -40,11 +40,11 @@ class Nvml:
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self._nvml = pynvml
-        except Exception as error:  # ImportError, or one of NVML's own
+        except Exception as error:  # ImportError, or an error of NVML
             self.reason = f"no NVML: {type(error).__name__} {error}"
 
     def energy(self) -> float | None:
-        """Joules the board has taken since the driver was loaded."""
+        """The joules that the board has used since the driver was loaded; None if not known."""
         if self._nvml is None:
             return None
         try:
@@ -54,13 +54,13 @@ class Nvml:
             return None
 
     def clock(self) -> float | None:
-        """MHz of the multiprocessors at this moment."""
+        """The current clock of the multiprocessors in MHz; None if not known."""
         if self._nvml is None:
             return None
         return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
 
     def processes(self) -> int | None:
-        """Processes that compute on the board, this one included."""
+        """The number of processes that compute on the board, this one included; None if not known."""
         if self._nvml is None:
             return None
         try:
@@ -72,10 +72,10 @@ class Nvml:
 
 @dataclass
 class Watch:
-    """Looks at the machine between blocks and says why a ratio of its times is not to be believed.
+    """Watches the machine during a measurement and says why its times cannot be trusted.
 
-    On a GPU a stranger or moving clocks forbid a speed-up (`refusal`); on a CPU, where nobody has a machine to himself,
-    load beyond our own threads is said beside the table (`shared`).
+    On a GPU another process or moving clocks forbid a speed-up (`refusal`). On a CPU, which is rarely exclusive, a load
+    beyond our own threads is noted beside the table (`shared`).
     """
 
     device: torch.device
@@ -86,9 +86,9 @@ class Watch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Reads the clock again and again while its `with` block keeps the device busy; the highest is kept.
+        """Reads the clock repeatedly while its `with` block keeps the device busy; keeps the highest reading.
 
-        A device that has just been waited for clocks down at once, so a reading afterwards says nothing.
+        A reading afterwards says nothing, because an idle device lowers its clock at once.
         """
         if self.device.type != "cuda" or self.nvml.clock() is None:
             yield
@@ -109,7 +109,7 @@ class Watch:
             self.clocks += [max(seen)] if seen else []
 
     def check(self) -> None:
-        """One look between two blocks: who else is there."""
+        """Notes other processes and the load, between two blocks."""
         processes = self.nvml.processes()
         self.most = max(self.most, processes or 0)
         self.load = max(self.load, os.getloadavg()[0])
@@ -127,19 +127,19 @@ class Watch:
 
     @property
     def shared(self) -> str | None:
-        """What to say of a CPU on which others computed too; None if nobody did."""
+        """The note for a CPU on which others computed too; None if nobody did."""
         if self.device.type == "cpu" and self.load > torch.get_num_threads() + 0.5:
             return f"shared machine: load {self.load:.1f} for {torch.get_num_threads()} of our threads"
         return None
 
     @property
     def unknown(self) -> str | None:
-        """What of a GPU could not be looked at."""
+        """The reason why something on a GPU could not be observed; None if all could."""
         return self.nvml.reason if self.device.type == "cuda" else None
 
 
 def idle_power(nvml: Nvml, seconds: float = WINDOW) -> float | None:
-    """Watts of the board when nothing runs."""
+    """The watts of the board when nothing runs; None if not known. Takes `seconds`."""
     before = nvml.energy()
     if before is None:
         return None
@@ -150,19 +150,19 @@ def idle_power(nvml: Nvml, seconds: float = WINDOW) -> float | None:
 
 
 def peak_memory(device: torch.device) -> tuple[float, float | None]:
-    """MB allocated at most and MB reserved since the last reset; on a CPU the process's peak, which has no reset."""
+    """Peak MB allocated and reserved since the last reset; on a CPU the peak of the whole process, and None."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6, torch.cuda.max_memory_reserved(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, None
 
 
 def allocated(device: torch.device) -> float:
-    """MB of tensors on a GPU now; 0 on a CPU, which is not asked."""
+    """MB of tensors on a GPU now; 0 on a CPU."""
     return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
 
 
 def forget_peak(device: torch.device) -> None:
-    """Starts a new peak, where the device can."""
+    """Resets the peak of memory, if the device can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -184,7 +184,7 @@ def _memories(thing: object, depth: int) -> Iterator[torch.UntypedStorage]:
 
 
 def _parts(thing: object) -> Iterable[object]:
-    """What a container or an object holds."""
+    """The elements of a container, or the attributes of an object."""
     if isinstance(thing, Mapping):
         return thing.values()
     if isinstance(thing, (list, tuple, set, frozenset, deque)):

@@ -22,7 +22,7 @@ Methods = Sequence[tuple[str, Callable[[], Pruner]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of the tables, what must be said beside them, why no speed-up may be printed, and the machine's own peak."""
+    """The result: rows of the tables, notes, the reason why no speed-up may be printed, and the machine's peaks."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -40,12 +40,12 @@ def measure(
     quick: micro.TimingConfig | None = None,
     save: Callable[[Measured], None] = lambda found: None,
 ) -> Measured:
-    """Latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense.
+    """Measures latency, stages, FLOPs, floors, memory and energy of every method against the fastest dense backend.
 
-    quick  other rules for the dense backends
-    save   is called with what is known so far: after the dense backends, and after every round of the methods
+    quick  other settings for the dense backends
+    save   is called with the results so far: after the dense backends, and after every round of the methods
 
-    UserError where no backend runs here.
+    UserError if no backend runs here.
     """
     nvml = Nvml(model.device)
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
@@ -86,7 +86,7 @@ def measure(
 def _arms(
     model: VLA, methods: Methods, recording: Recording, backend: str, skipped: dict[str, str]
 ) -> list[micro.TimedArm]:
-    """An arm per method that this model can have."""
+    """One arm for each method that fits this model; the reasons of the others go into `skipped`."""
     arms = []
     for label, make in methods:
         try:
@@ -106,7 +106,7 @@ def _notes(
     skipped: Mapping[str, str],
     idle: float | None,
 ) -> list[str]:
-    """What must be said beside the tables."""
+    """The notes beside the tables."""
     least = f"at least {rules.calls} calls and {rules.seconds:g} s of each arm"
     lines = [
         f"- speed-up: against the fastest dense measured here ({best.backend}), median over blocks of {rules.block} "

@@ -1,7 +1,7 @@
-"""The micro arm: recorded observations replayed in order, every method against dense, in interleaved blocks.
+"""Timing of calls: recorded observations are replayed in order, every method against dense, in interleaved blocks.
 
 A block is one episode (or its first calls), replayed from a reset. Each of a method's blocks has a dense block of the
-same observations beside it, before and after in turn, so a machine that grows slower slows both; a speed-up is the
+same observations beside it, before and after in turn, so a machine that becomes slower slows both; a speed-up is the
 median of the blocks' ratios. Beside wall time stands the processor's time of this process, which neighbours on a shared
 CPU lengthen far less.
 """
@@ -27,22 +27,22 @@ from vlaprune.profile.roofline import Stages
 from vlaprune.records import StepRecord
 
 Block = Sequence[Frame]
-AGAIN = "dense again"  # the arm that is dense, too: what a page can tell apart
-AWAKE = 4  # calls after which a device that was idle runs at its own clock again
+AGAIN = "dense again"  # the dense arm measured again: differences below it mean nothing
+AWAKE = 4  # calls after which an idle device is back at its full clock
 
 
 @dataclass(frozen=True)
 class TimingConfig:
     """How long to measure.
 
-    warmup   calls of each arm that are thrown away
-    calls    calls of each arm at least
-    seconds  seconds of each arm at least
-    block    calls of a block at most
-    look     count products and memory in calls that are not timed
-    windows  of two seconds or more in which a board's energy is taken
-    limit    seconds for all arms together, warm-up included, half of them at most; None for no limit
-    seed     of the policies
+    warmup   warm-up calls of each arm, not timed
+    calls    fewest timed calls of each arm
+    seconds  fewest timed seconds of each arm
+    block    most calls in a block
+    look     count products and memory, in calls that are not timed
+    windows  number of windows, of two seconds or more, in which a board's energy is measured
+    limit    seconds for all arms together, warm-up included, which takes at most half; None for no limit
+    seed     seed of the policies
     """
 
     warmup: int = 20
@@ -55,20 +55,20 @@ class TimingConfig:
     limit: float | None = None
 
     def blocks(self, episodes: Sequence[Block]) -> Iterator[Block]:
-        """The first calls of every episode, over and over."""
+        """The first calls of every episode, repeated without end."""
         while True:
             yield from (episode[: self.block] for episode in episodes)
 
 
 @dataclass(frozen=True)
 class Launches:
-    """What the host launches in a mean call.
+    """The launches of the host in a mean call.
 
-    operators  of the call as eager runs it; views and bare allocations left out
-    outside    those of them that are in no segment
-    segments   runs of segments, under the arm's own backend
-    replayed   those of them that replayed a captured graph
-    launched   by these replays: graphs, and copies of their inputs
+    operators  operators of the call in eager mode, without views and bare allocations
+    outside    operators outside of any segment
+    segments   runs of segments under the arm's backend
+    replayed   runs that replayed a captured graph
+    launched   launches by these replays: graphs, and copies of their inputs
     """
 
     operators: float = 0.0
@@ -80,18 +80,21 @@ class Launches:
 
 @dataclass
 class TimedArm:
-    """One way to run the model, and what was seen of it.
+    """One way to run the model, and its measurements.
 
-    label    what it is called in the table
-    policy   one slot
-    backend  of the dense arm, which it runs under
-    blocks   milliseconds of each call, by block; the first call of a block follows a reset
-    busy     milliseconds of processor time of each block
-    calls    the records of each block
-    launches  of a call: operators, segments and replays
-    products  of some calls, as many as `counted`, as torch dispatched them
-    joules   energy of the board per call, in windows of two seconds or more
-    refused  why it has no speed-up: what the call raised
+    label        name in the table
+    policy       the policy, with one slot
+    backend      name of the backend that it runs under
+    blocks       milliseconds of each call, by block; the first call of a block follows a reset
+    busy         milliseconds of processor time of each block
+    calls        the records of each block
+    products     matrix products of `counted` calls, as torch dispatched them
+    launches     launches in a mean call: operators, segments and replays
+    joules       energy of the board per call, one number per window
+    memory       peak MB allocated without other arms, and peak MB reserved (None on a CPU)
+    cache_bytes  bytes of keys and values that the session keeps
+    state_bytes  bytes of tensors that the method keeps
+    refused      why it has no speed-up; None if it has one
     """
 
     label: str
@@ -110,7 +113,7 @@ class TimedArm:
     refused: str | None = None
 
     def replay(self, block: Block, seed: int) -> tuple[list[float], list[StepRecord]]:
-        """Milliseconds and records of the calls of one block: issue to actions on the host."""
+        """Milliseconds and records of the calls of one block, each timed from its start to the actions on the host."""
         policy, took = self.policy, []
         policy.reset(0, episode_seed(seed, block[0].task, block[0].episode))
         with kernel(self.backend):
@@ -121,7 +124,7 @@ class TimedArm:
         return took, list(policy.drain(0))
 
     def refuse(self, error: Exception) -> None:
-        """No speed-up for this arm, for the reason that the error gives in its first line; the others go on."""
+        """Gives this arm no speed-up, for the reason in the first line of the error; other arms go on."""
         self.refused = (str(error).strip() or type(error).__name__).splitlines()[0]
         self.policy.model.backend.clear()
         if isinstance(error, torch.OutOfMemoryError):
@@ -129,7 +132,7 @@ class TimedArm:
             torch.cuda.empty_cache()
 
     def run(self, block: Block, seed: int) -> None:
-        """Replays and keeps what was seen. An arm that raises, or breaks its own budget, is refused, not fatal."""
+        """Replays a block and keeps its measurements. An arm that raises, or breaks its budget, is refused."""
         busy = time.process_time()
         try:
             took, records = self.replay(block, seed)
@@ -148,11 +151,11 @@ class TimedArm:
         others: float = 0.0,
         same: TimedArm | None = None,
     ) -> None:
-        """Throws calls away, then looks at one block's products and memory.
+        """Runs warm-up calls, then observes the products and the memory of one block.
 
-        deadline  of time.perf_counter, after which the arm is refused
-        others    MB that other arms hold on the device: their caches and graphs
-        same      an arm whose calls have the same products and operators: they are not counted again
+        deadline  value of time.perf_counter after which the arm is refused
+        others    MB that caches and graphs of other arms hold on the device
+        same      an arm with the same products and operators, whose counts are taken over
         """
         device = self.policy.model.device
         done = 0
@@ -185,7 +188,7 @@ class TimedArm:
         self.state_bytes = bytes_held(session.pruner)
 
     def _count(self, block: Block, seed: int) -> None:
-        """Counts the products of a block. Its segments run as they are: of a replayed graph nothing would be seen."""
+        """Counts the products of a block. Segments run in eager mode: a replayed graph would hide its products."""
         policy, model = self.policy, self.policy.model
         clock = policy.clock
         policy.model = copy.copy(model)
@@ -206,7 +209,7 @@ class TimedArm:
 
     @property
     def records(self) -> list[StepRecord]:
-        """Of every call that was timed."""
+        """The records of every timed call."""
         return [r for block in self.calls for r in block]
 
     @property
@@ -215,13 +218,13 @@ class TimedArm:
         return float(np.median([block[0] for block in self.blocks]))
 
     def enough(self, rules: TimingConfig) -> bool:
-        """Whether it was measured for long enough."""
+        """Whether the arm was measured for long enough, or is refused."""
         return self.refused is not None or (len(self.ms) >= rules.calls and self.ms.sum() >= 1e3 * rules.seconds)
 
 
 @dataclass
 class Pair:
-    """A method's arm, and which of the dense arm's blocks ran beside its own."""
+    """A method's arm and the dense arm; `beside` holds the number of the dense block beside each of its blocks."""
 
     arm: TimedArm
     dense: TimedArm
@@ -235,11 +238,11 @@ class Pair:
 
     @property
     def busy_ratios(self) -> np.ndarray:
-        """[blocks] the same by processor time."""
+        """[blocks] speed-up of each block in processor time: dense time over the method's."""
         return np.array([self.dense.busy[i] for i in self.beside]) / np.array(self.arm.busy)
 
     def stage_ratios(self, name: str) -> np.ndarray:
-        """[blocks] the same for one stage; NaN where the method's call spends no time in it."""
+        """[blocks] speed-up of each block in one stage; NaN if the method spends no time in it."""
         theirs, ours = ([_stage(arm.calls[i], name) for i in blocks] for arm, blocks in self._both)
         return np.array(theirs) / np.where(np.array(ours) > 0, ours, np.nan)
 
@@ -249,18 +252,18 @@ class Pair:
 
 
 def _alike(records: Sequence[StepRecord]) -> bool:
-    """Whether every call computed the same rows and was charged the same FLOPs: then two of them tell of all."""
+    """Whether every call computed the same rows and was charged the same FLOPs, so that two of them represent all."""
     counts = [(r.rows, r.columns, r.first_rows, r.flops) for r in records]
     return all(one == counts[0] for one in counts)
 
 
 def _stage(records: Sequence[StepRecord], name: str) -> float:
-    """Median milliseconds of a stage in the calls of a block."""
+    """The median milliseconds of a stage over the calls of a block."""
     return float(np.median([r.ms.get(name, 0.0) for r in records]))
 
 
 def fastest_backend(arms: Sequence[TimedArm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> TimedArm:
-    """Measures dense under each backend in turn; gives the fastest."""
+    """Measures dense under each backend in turn; returns the fastest arm."""
     alone = allocated(arms[0].policy.model.device)
     counted: TimedArm | None = None
     for arm in arms:
@@ -294,7 +297,7 @@ def compare(
     tell: Callable[[str], None] = lambda text: None,
     seen: Callable[[Sequence[Pair]], None] = lambda pairs: None,
 ) -> list[Pair]:
-    """Measures every method beside the dense arm, block by block, the order turned about in every block.
+    """Measures every method beside the dense arm, block by block; the order is reversed after every block.
 
     `seen` is called after every round of all arms.
     """
@@ -322,7 +325,7 @@ def compare(
 
 
 def _awake(dense: TimedArm, block: Block, seed: int) -> None:
-    """Calls that are thrown away: between rounds the device was idle, and clocked down."""
+    """Runs a few calls that are not timed, since an idle device lowers its clock between rounds."""
     try:
         dense.replay(block[:AWAKE], seed)
     except (ValueError, RuntimeError) as error:
@@ -330,7 +333,7 @@ def _awake(dense: TimedArm, block: Block, seed: int) -> None:
 
 
 def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> None:
-    """One dense block and one of the method. A block that has no other beside it is thrown away."""
+    """Runs one dense block and one block of the method. A method's block without a dense one is thrown away."""
     before = len(pair.dense.blocks), len(pair.arm.blocks)
     order = (pair.dense, pair.arm) if first else (pair.arm, pair.dense)
     for arm in order:
@@ -345,7 +348,7 @@ def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> N
 
 
 def energy(arm: TimedArm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:
-    """Joules of the board per call, over windows long enough for its counter; nothing where there is none."""
+    """Measures the joules of the board per call, in windows long enough for its counter; none without a counter."""
     if nvml.energy() is None or arm.refused:
         return
     blocks = rules.blocks(episodes)

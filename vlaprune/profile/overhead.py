@@ -1,4 +1,4 @@
-"""The page of `vlaprune-profile mode=overhead`: what the instrument costs when it prunes nothing."""
+"""The page of `vlaprune-profile mode=overhead`: the cost of vlaprune itself when it prunes nothing."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ ALLOWED = 1.03
 
 
 class IgnoredChoice(PrunerWrapper):
-    """A method that reads and scores as ever, and whose choice is thrown away: dense actions at the method's cost."""
+    """A method that reads and scores as usual, but whose choice is ignored: dense actions at the method's cost."""
 
     def plan(self, info: ModelInfo) -> Plan:
-        """The method's own, without the promise of a count."""
+        """The method's plan, without the promise of a count."""
         return replace(self.inner.plan(info), budget={})
 
     def select(self, context: PruneContext) -> Selection | None:
-        """Chooses, and keeps everything; what it asks to read in this call is read."""
+        """Lets the method choose, then keeps everything; the rows that it asks to read are read."""
         chosen = self.inner.select(context)
         return None if chosen is None else Selection.all(context, chosen.reads)
 
 
 @torch.inference_mode()
 def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Our decoder and transformers' Llama under SDPA with the same weights, in turns."""
+    """Times our decoder and transformers' Llama under SDPA with the same weights, in turns."""
     rows = []
     for length in lengths:
         theirs, ours = _both(config, length)
@@ -68,7 +68,7 @@ def decoders(page: Page, config: DecoderConfig, lengths: Sequence[int], rounds: 
 
 
 def _both(config: DecoderConfig, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Calls of transformers' model and of ours on one prompt."""
+    """Two functions that run transformers' model and ours on one prompt."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def _both(config: DecoderConfig, length: int) -> tuple[Callable[[], Tensor], Cal
 
 
 def alternate(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> np.ndarray:
-    """[rounds, calls, 2] wall and processor milliseconds, one call after the other, the order turned every round."""
+    """[rounds, calls, 2] wall and processor milliseconds of calls in turn, the order reversed after every round."""
     out = np.zeros((rounds + warmup, len(calls), 2))
     for number in range(len(out)):
         order = range(len(calls)) if number % 2 else reversed(range(len(calls)))
@@ -112,7 +112,7 @@ def alternate(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 
 
 
 def ratios(base: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Medians of base and other [n, 2] (wall, processor), and of the rounds' ratios with its 95 % interval."""
+    """The medians of base and other [n, 2] (wall, processor) and of their ratios, with 95 % intervals of the ratios."""
     each = other / base
     low, high = median_interval(each[:, 0])
     busy_low, busy_high = median_interval(each[:, 1])
@@ -140,7 +140,7 @@ def _shown(row: dict[str, Any], base: str, other: str) -> dict[str, str]:
 
 
 def kept(every: Methods, info: ModelInfo) -> list[tuple[str, Callable[[], Pruner]]]:
-    """Each method at keep=1.0; where that promises no count, at its own settings with its choice thrown away."""
+    """Each method at keep=1.0; a method that promises no count at its default settings, with its choice ignored."""
     arms = dict(every)
     out = [(n, m) for n, m in arms.items() if n.endswith(" keep=1.0") and m().plan(info).budget]
     full = {label.split()[0] for label, _ in out}
@@ -163,7 +163,7 @@ def methods(
     rules: micro.TimingConfig,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Calls that prune nothing, with all of a method's reading and scoring, beside `method=dense`."""
+    """Times calls that read and score with a method but prune nothing, beside `method=dense`."""
     watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
     base = micro.TimedArm("dense", recording.policy(model, Dense), "sdpa")
     again = micro.TimedArm(micro.AGAIN, recording.policy(model, Dense), "sdpa")

@@ -17,17 +17,17 @@ Cells = Mapping[str, str]
 
 @dataclass
 class Page:
-    """A title, then paragraphs and tables in the order they were added, then what made it."""
+    """A page: a title, then paragraphs and tables in the order in which they were added, then its sources."""
 
     title: str
     parts: list[str] = field(default_factory=list)
 
     def text(self, *lines: str) -> None:
-        """A paragraph."""
+        """Adds a paragraph."""
         self.parts.append("\n".join(lines))
 
     def table(self, heading: str, rows: Sequence[Cells]) -> None:
-        """A heading and a table; the first row's keys are its columns. Nothing for no rows."""
+        """Adds a heading and a table, whose columns are the keys of the first row. Adds nothing without rows."""
         if not rows:
             return
         columns = list(rows[0])
@@ -35,10 +35,10 @@ class Page:
         self.parts.append(f"## {heading}\n\n{table(columns, cells)}")
 
     def write(self, folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
-        """NAME.md and NAME.csv; `made` is the provenance of this process.
+        """Writes NAME.md and NAME.csv; returns their paths. `made` is the provenance of this process.
 
-        A page that git tracks is left alone: the new one gets the time behind its name. Else every later run of this
-        checkout would be recorded as one of changed files.
+        A page that git tracks is not overwritten: the new one gets the time after its name. Otherwise every later run
+        of this checkout would be recorded as a run with changed files.
         """
         folder.mkdir(parents=True, exist_ok=True)
         name = free_name(folder, name)
@@ -52,7 +52,7 @@ class Page:
 
 
 def free_name(folder: Path, name: str) -> str:
-    """The name of a page that may be written there: with the time behind it if git tracks one of this name."""
+    """A name for a page that may be written: followed by the time if git tracks a page of this name."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if tracked(folder / f"{name}.md") else name
 
 
@@ -66,7 +66,7 @@ def tracked(path: Path) -> bool:
 
 
 def sources(made: Mapping[str, Any]) -> str:
-    """What made a page, a line each."""
+    """The sources of a page as lines of Markdown: command, commit, versions, hardware."""
     lines = [f"- command: `{made['command']}`", f"- commit: {made['commit']}"]
     for key in ("versions", "hardware"):
         lines.append(f"- {key}: " + ", ".join(f"{k} {v}" for k, v in made[key].items() if v is not None))
@@ -74,5 +74,5 @@ def sources(made: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """0.123 as 12.3 %."""
+    """Formats a share: 0.123 as 12.3 %."""
     return f"{100 * share:.1f} %"

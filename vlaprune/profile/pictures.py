@@ -1,4 +1,4 @@
-"""The page of `vlaprune-profile mode=pictures`: what preparing a benchmark's own pictures for a model costs a call."""
+"""The page of `vlaprune-profile mode=pictures`: the time to prepare a benchmark's pictures for a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlaprune.profile.page import Page
 SIZE = 224  # px that the full-size models read
 Prepare = Callable[[np.ndarray, int], object]  # an image [h, w, 3] uint8 and the size in px
 
-# Ways of preparing that models name, and the round trip that is a part of the first two.
+# The ways to prepare pictures that models name, and the JPEG round trip that is a part of the first two.
 WAYS: Mapping[str, Prepare] = {
     "JPEG round trip alone": lambda image, size: images.jpeg(image),
     **images.PIPELINES,
@@ -36,7 +36,7 @@ def seen(bench: Benchmark) -> dict[str, np.ndarray]:
 
 
 def took(prepare: Prepare, pictures: Sequence[np.ndarray], rounds: int) -> np.ndarray:
-    """[rounds, 2] milliseconds on the wall and of processors for all pictures of a call; three rounds more are lost."""
+    """[rounds, 2] milliseconds of wall and processor time for all pictures of a call, after three rounds of warm-up."""
     out = []
     for _ in range(rounds + 3):
         wall, busy = time.perf_counter(), time.process_time()
@@ -47,7 +47,7 @@ def took(prepare: Prepare, pictures: Sequence[np.ndarray], rounds: int) -> np.nd
 
 
 def fill(page: Page, bench: str, shown: Mapping[str, np.ndarray], rounds: int) -> list[dict[str, Any]]:
-    """The table; returns its numbers. A way that refuses pictures of this size has no row."""
+    """Adds the table; returns its numbers. A way that refuses pictures of this size has no row."""
     load, rows = os.getloadavg()[0], []
     for name, way in WAYS.items():
         try:

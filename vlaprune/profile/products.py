@@ -1,7 +1,7 @@
-"""What a call really did: every matrix product that torch dispatched, by stage, with its FLOPs and bytes.
+"""The observed work of a call: every matrix product that torch dispatched, by stage, with its FLOPs and bytes.
 
-The formulas of the meter say what a call costs; this looks. It sees a method's own products (similarities, matching)
-too, and any model's head, so the roofline floor of a call needs no description of the model.
+The meter computes the cost of a call from formulas; this module observes it. It also sees a method's own products
+(similarities, matching) and any model's head, so the roofline floor of a call needs no description of the model.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class Products(TorchDispatchMode):
     """Notes matrix products, convolutions and fused attentions while its `with` block runs.
 
-    stage   says under which name; asked at every product
-    found   stage -> the products, in order; those of preparing pictures left out
-    operators  that ran; views, bare allocations and the preparation of pictures left out
-    outside    those of them that ran outside the segments of `Watched`
+    stage      returns the name of the current stage; called at every product
+    found      stage -> its products, in order, without those of preparing pictures
+    operators  number of operators that ran, without views, bare allocations and the preparation of pictures
+    outside    number of operators that ran outside the segments of `Watched`
     """
 
     def __init__(self, stage: Callable[[], str]) -> None:
@@ -52,7 +52,7 @@ class Products(TorchDispatchMode):
             return func(*args, **kwargs)
         self._count()
         out = func(*args, **kwargs)
-        if packet is _CPU_ATTENTION:  # which torch's registry leaves out
+        if packet is _CPU_ATTENTION:  # missing in torch's registry
             flops = sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
         else:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
@@ -67,14 +67,14 @@ class Products(TorchDispatchMode):
 
 
 class Watched(Backend):
-    """Runs segments as they are, and tells who counts operators when a segment is running."""
+    """A backend that runs segments as they are and tells a `Products` when a segment is running."""
 
     def __init__(self, seen: Products) -> None:
         super().__init__()
         self.seen = seen
 
     def run(self, key: Hashable, segment: Callable[..., Any], *inputs: Any) -> Any:
-        """Runs a segment."""
+        """Runs a segment and counts as inside while it runs."""
         self.seen.depth += 1
         try:
             return super().run(key, segment, *inputs)
@@ -83,7 +83,7 @@ class Watched(Backend):
 
 
 def _looks(func: Any) -> bool:
-    """Whether an operator runs nothing: it looks at its input in another way, or only takes memory."""
+    """Whether an operator computes nothing: it is a view of its input, or only allocates memory."""
     returns = func._schema.returns
     views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
     return views or func._schema.name in ("aten::empty", "aten::empty_strided")

@@ -23,7 +23,7 @@ GEMMA = DecoderConfig(
 EXPERT = DecoderConfig(
     hidden_size=1024, num_layers=18, num_heads=8, num_kv_heads=1, head_dim=256, intermediate_size=4096, causal=False
 )
-BIDIRECTIONAL = replace(LLAMA, causal=False)  # as OFT runs it
+BIDIRECTIONAL = replace(LLAMA, causal=False)  # OFT's decoder
 PATCHES, VOCABULARY = 256, 32064
 
 
@@ -43,12 +43,12 @@ def siglip(images: int) -> tuple[list[Work], list[Work]]:
 
 @dataclass(frozen=True)
 class Model:
-    """A published model as far as its cost goes.
+    """A published model, described by the work of its calls.
 
-    config   the decoder that prunes
-    images   cameras
-    others   prompt positions that are no visual tokens: text, state, slots
-    build    stages of a call from the visual tokens that each layer computes and those that it attends to
+    config   the decoder in which tokens are pruned
+    images   number of cameras
+    others   number of prompt positions that are no visual tokens: text, state, slots
+    build    makes the stages of a call from the visual tokens that each layer computes and attends to
     """
 
     name: str
@@ -63,7 +63,7 @@ class Model:
         return self.images * PATCHES
 
     def call(self, kept: int | None = None, layer: int = 0) -> dict[str, list[Work]]:
-        """Stages of a call that computes `kept` visual tokens from `layer` on; None for a dense one."""
+        """Stages of a call that computes `kept` visual tokens from `layer` on; None for a dense call."""
         kept = self.visual if kept is None else kept
         visual = [self.visual if i < layer else kept for i in range(self.config.num_layers)]
         return self.build(self, visual, visual)
@@ -114,7 +114,7 @@ def _flow(
     steps: int = 10,
     adaptive: bool = False,
 ) -> dict[str, list[Work]]:
-    """pi0, or with `adaptive` pi0.5, which has no state row and whose time goes into the norms, computed once."""
+    """Stages of pi0 or, with `adaptive`, of pi0.5: no state row, and norms that depend on the time, computed once."""
     tower, projector = siglip(model.images)
     rows = chunk if adaptive else chunk + 1
     step = [*linear(chunk, 32, 1024), *linear(chunk, 1024, 32)]
@@ -130,7 +130,7 @@ def _flow(
 
 
 def flow(name: str, images: int, others: int, chunk: int = 50, steps: int = 10) -> Model:
-    """pi0 or pi05 with so many cameras, other prompt positions, actions a chunk and steps of the flow."""
+    """The model pi0 or pi05 with these numbers of cameras, other prompt positions, actions a chunk and flow steps."""
     build = partial(_flow, chunk=chunk, steps=steps, adaptive=name == "pi05")
     return Model(name, GEMMA, images, others, build)
 

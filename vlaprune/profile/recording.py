@@ -1,4 +1,4 @@
-"""Recorded observations: what a dense policy saw, in order, with the episodes they are from."""
+"""Recorded observations of a dense policy, in order, with their episodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlaprune.policy import VLA, Policy, episode_seed
 from vlaprune.pruner import Pruner
 
 PHASES = ("approach", "switch", "carry", "after")
-COARSE = 12  # side of the noise that synthetic pictures enlarge
+COARSE = 12  # side of the noise that is enlarged to a synthetic picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Frames in the order seen, and what made them.
+    """Frames in the order in which they were seen, and a card of what made them.
 
-    execute  actions of each chunk that the robot executes before the next call, for methods that look at them; None
-             for all
+    execute  actions of each chunk that the robot executes before the next call, for methods that read them; None for
+             all
     """
 
     frames: Sequence[Frame]
@@ -51,14 +51,14 @@ class Recording:
     execute: int | None = None
 
     def policy(self, model: VLA, make_pruner: Callable[[], Pruner], slots: int = 1) -> Policy:
-        """A policy to replay these frames, whose methods are told that as many actions are executed as in evaluation.
+        """A policy to replay these frames; its methods see `execute` actions of each chunk as executed.
 
-        Its answers are the model's own actions, in no robot's conventions.
+        Its answers are the actions of the model, before any control of a robot.
         """
         return Policy(model, make_pruner, slots, Control(execute=self.execute))
 
     def check(self, path: Path, bench: Benchmark, episodes: int, seed: int) -> None:
-        """UserError where a file holds other tasks, or episodes of another number or seed, than asked for."""
+        """Raises UserError if a file has other tasks, another number of episodes or another seed than asked for."""
         remedy = "delete it to record anew, or name another file"
         there, asked = sorted({f.task for f in self.frames}), sorted(t.name for t in bench.tasks())
         if there != asked:
@@ -109,15 +109,15 @@ class Recording:
                 )
                 for i in range(len(arrays["step"]))
             ]
-        except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
+        except Exception as error:  # zipfile, zlib, numpy and the OS raise different errors for a broken file
             raise UserError(f"{path} is no whole recording ({error}); delete it and run again") from error
         return cls(frames, card)
 
 
 def closes(actions: np.ndarray, gripper: Gripper) -> np.ndarray:
-    """[..., n] whether each of the actions [..., n, action_dim] in turn closes the gripper, or leaves it closed.
+    """[..., n] bool, whether the gripper is closed by or during each of the actions [..., n, action_dim], in order.
 
-    gripper  what their last number means, see Interface; with `close_delta` the gripper is open before the first change
+    gripper  meaning of the last number of an action, see Interface; with `close_delta` the gripper is open at first
     """
     grip = actions[..., -1]
     if gripper == "close_delta":
@@ -127,7 +127,7 @@ def closes(actions: np.ndarray, gripper: Gripper) -> np.ndarray:
 
 
 def phases(closed: Sequence[np.ndarray]) -> list[str]:
-    """The phase of every call of an episode from the executed gripper commands [execute] of each."""
+    """The phase of every call of an episode, from its executed gripper commands [execute] (closed or not)."""
     out, before, ever = [], False, False
     for now in closed:
         if now.any() != now.all() or bool(now[0]) != before:
@@ -167,9 +167,9 @@ def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Record
 
 
 def synthetic(interface: Interface, image: int, episodes: int = 4, steps: int = 12, seed: int = 0) -> Recording:
-    """Seeded smooth noise that hardly changes from step to step, for costs that do not depend on what is seen.
+    """Seeded smooth noise that hardly changes from step to step, for costs that do not depend on the scene.
 
-    As smooth as rendered pictures: they compress as well, so that preparing them takes as long.
+    The pictures are as smooth as rendered ones: they compress equally well, so preparing them takes as long.
     """
     rng = np.random.default_rng(seed)
     frames = []

@@ -1,4 +1,4 @@
-"""Bytes moved and the roofline floor: the least time in which a device can do what a call was seen to do.
+"""Bytes moved and the roofline floor: the least time in which a device can do the work of a call.
 
 Per matrix product max(FLOPs / peak, bytes / bandwidth), summed (Williams, Waterman & Patterson 2009). Bytes are weights
 read once a pass, activations in and out once; launches, norms and synchronisation cost nothing. Real stacks sit 3 to 20
@@ -32,7 +32,7 @@ class Work:
     single: bool = False
 
     def times(self, count: int) -> Work:
-        """The same done `count` times over, as one entry; each has the same ratio, so the floor is the same."""
+        """This work done `count` times, as one entry. Its floor is `count` times as large."""
         return Work(self.flops * count, self.bytes * count, self.single)
 
 
@@ -41,9 +41,9 @@ Stages = Mapping[str, Sequence[Work]]
 
 @dataclass(frozen=True)
 class Device:
-    """Peak FLOP/s of dense matrix products in the dtype computed in, bytes/s of the memory, and who says so.
+    """A device: peak FLOP/s of dense matrix products in its dtype, bytes/s of its memory, and the source.
 
-    single  peak FLOP/s of products in fp32, where it is another and known: parts of a bf16 model may stay in fp32
+    single  peak FLOP/s of products in fp32, if it differs and is known: parts of a bf16 model may stay in fp32
     """
 
     name: str
@@ -86,7 +86,7 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """One of `DEVICES`, in capital letters or not. UserError names them."""
+    """A device of `DEVICES` by name, in any case. UserError for another name; it lists the names."""
     found = {known.lower(): on for known, on in DEVICES.items()}.get(name.lower())
     if found is None:
         raise UserError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
@@ -140,14 +140,14 @@ def total(stages: Stages) -> Work:
 
 
 def ceiling(on: Device, dense: Stages, pruned: Stages) -> float:
-    """The largest speed-up that going from one to the other can possibly give: the ratio of their floors."""
+    """The largest possible speed-up of the pruned over the dense call: the ratio of their floors."""
     return sum(on.floors(dense).values()) / sum(on.floors(pruned).values())
 
 
 def measure(where: torch.device, dtype: torch.dtype, side: int = 0, repeats: int = 12) -> Device:
-    """This machine's own peaks: the best of some square products and of some copies, a few seconds on a CPU.
+    """Measures the peaks of this machine: the best of some square products and copies. Takes seconds on a CPU.
 
-    Products in `dtype`, and in fp32 if that is another.
+    The products are in `dtype`, and in fp32 if that differs.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The page of `vlaprune-profile mode=speed`: what each method saves and costs, from its micro arm."""
+"""The page of `vlaprune-profile mode=speed`: what each method saves and costs, from timed calls."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from vlaprune.records import STAGES, TIMED, StepRecord
 from vlaprune.stats.measured import impossible, median_interval
 
 SHOWN = ("H100", "H200", "4090", "A100")
-COMPLETE = 0.95  # share of a call that its stages must explain
+COMPLETE = 0.95  # share of a call's time that its stages must sum up to
 
 
 def mean(records: Sequence[StepRecord], stage: str) -> float:
-    """Mean FLOPs of a stage per call."""
+    """The mean FLOPs of a stage per call."""
     return float(np.mean([r.flops.get(stage, 0.0) for r in records]))
 
 
 def dense_share(records: Sequence[StepRecord]) -> float:
-    """Share of calls that computed every visual token in every layer: warm-up, key and refresh calls."""
+    """The share of calls that computed every visual token in every layer: warm-up, key and refresh calls."""
     return float(np.mean([not r.pruned for r in records]))
 
 
 def described(model: VLA, arm: TimedArm, here: Device) -> dict[str, Any]:
-    """What one arm alone shows: tokens, FLOPs in every convention, milliseconds, memory, floors."""
+    """The numbers of one arm alone: tokens, FLOPs in every convention, milliseconds, memory, floors."""
     ms, records = arm.ms, arm.records
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
     pruned = [r for r in records if r.pruned]
@@ -69,9 +69,9 @@ def floor(on: Device, arm: TimedArm) -> float:
 
 
 def against(row: dict[str, Any], pair: Pair, dense: TimedArm, base: dict[str, Any]) -> dict[str, Any]:
-    """What an arm shows against dense: FLOPs cut, the speed-up they promise, the one measured, the largest possible.
+    """Adds the comparison with dense to a row: FLOPs cut, the speed-up they promise, the measured and the largest one.
 
-    `bound` is the larger of the promise of the FLOPs and the ratio of the floors on the device measured on.
+    `bound` is the larger of the speed-up by FLOPs and the ratio of the floors on the measured device.
     """
     ratios = pair.ratios
     low, high = median_interval(ratios)
@@ -92,9 +92,9 @@ def against(row: dict[str, Any], pair: Pair, dense: TimedArm, base: dict[str, An
 
 
 def beside_sdpa(arms: Sequence[TimedArm]) -> dict[str, dict[str, float]]:
-    """By backend, time of a dense call over that under sdpa: median over blocks on the same observations, interval.
+    """Backend -> time of a dense call relative to sdpa: median over blocks on the same observations, with its interval.
 
-    Right after the backends were compared, when all arms have the same blocks. Empty where sdpa did not run.
+    Call it right after the backends were compared, while all arms have the same blocks. Empty if sdpa did not run.
     """
     run = {arm.backend: arm for arm in arms if not arm.refused}
     if "sdpa" not in run:
@@ -111,7 +111,7 @@ def beside_sdpa(arms: Sequence[TimedArm]) -> dict[str, dict[str, float]]:
 
 
 def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: Device) -> None:
-    """The tables: speed, stages, FLOPs, floors, memory."""
+    """Adds the tables of speed, stages, FLOPs, floors and memory to the page."""
     page.table("Speed", [_speed(r, refusal) for r in rows])
     if any("?" in _speed(r, refusal)["speed-up [95 %]"] for r in rows):
         page.text(
@@ -142,12 +142,12 @@ def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: 
 
 
 def floor_share(row: dict[str, Any]) -> str:
-    """The floor as a share of the time, and a mark where the time is below it, which cannot be."""
+    """The floor as a share of the time, with a mark if the time is below the floor, which is impossible."""
     return percent(row["floor_share"]) + (" ? a floor above the time is wrong" if row["floor_share"] > 1 else "")
 
 
 def speedup(row: dict[str, Any]) -> str:
-    """The speed-up and its interval, and a warning where no such speed-up is possible."""
+    """The speed-up and its interval, with a warning if such a speed-up is impossible."""
     if "speedup" not in row:
         return "baseline" if row.get("baseline") else ""
     around = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if row["blocks"] > 2 else ""

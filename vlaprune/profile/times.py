@@ -1,4 +1,4 @@
-"""Times of whole calls that others published, held against our floors: a floor above one of them would be wrong."""
+"""Published times of whole calls, compared with our floors: a floor above one of them would be wrong."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vlaprune.profile.roofline import device
 class Published:
     """One published time of a call at batch 1.
 
-    views, chunk, prompt  cameras, actions a call and prompt positions beside the visual tokens, as far as they are
-                          told; a smaller prompt makes a lower floor
-    bits                  of a weight and of an activation: 16, or 8 (FP8, INT8), which halves arithmetic and traffic
+    views, chunk, prompt  numbers of cameras, actions a call and prompt positions besides the visual tokens, if
+                          published; a smaller prompt makes a lower floor
+    bits                  bits of a weight and of an activation: 16, or 8 (FP8, INT8), which halves the floor
     """
 
     model: str
@@ -28,7 +28,7 @@ class Published:
 
     @property
     def sized(self) -> Model | None:
-        """The model with these sizes; None where its sizes are not in `published`."""
+        """The model with these sizes; None if `published` does not have the model."""
         if self.model not in MODELS:
             return None
         return flow(self.model, self.views, self.prompt, self.chunk)
@@ -43,7 +43,7 @@ class Published:
 
     @property
     def ratio(self) -> float | None:
-        """The published time in floors."""
+        """The published time divided by the floor; None without a floor."""
         return None if self.floor is None else self.ms / self.floor
 
 

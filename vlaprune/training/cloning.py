@@ -25,7 +25,7 @@ from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
 
 
 def match_interface(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
-    """The same demonstrations with the cameras that a model reads and the gripper that it says."""
+    """The demonstrations with the cameras and the gripper convention of a model. UserError for a missing camera."""
     missing = sorted(set(model.cameras) - set(world.cameras))
     if missing:
         raise UserError(f"demonstrations lack cameras {missing} that the model reads; set model.cameras")
@@ -37,7 +37,7 @@ def match_interface(arrays: dict[str, np.ndarray], world: Interface, model: Inte
 
 @dataclass(frozen=True)
 class Teaching:
-    """What is demonstrated.
+    """The plan of demonstrations, corrections and training rounds.
 
     episodes     training episodes per task
     first        number of the first of them
@@ -47,8 +47,8 @@ class Teaching:
     rounds       further rounds: the policy acts, the expert labels the states it visits (DAgger, arXiv:1011.0686)
     steps        optimiser steps of every round but the last, which has the recipe's; None for the recipe's everywhere
     corrections  episodes per task of such a round
-    beta         share of the chunks that the expert executes in it
-    rewind       labels are rolled out and taken back; without, they come from the states met (see `demos.record`)
+    beta         share of the chunks that the expert executes in such a round
+    rewind       labels are rolled out and undone; otherwise they come from the visited states (see `demos.record`)
     weights      task name -> factor on its episodes, its corrections and its share of a batch; 1 for a task not named
     """
 
@@ -65,7 +65,7 @@ class Teaching:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """UserError for numbers that no plan can have."""
+        """Raises UserError for impossible numbers."""
         counts = {"episodes": self.episodes, "every": self.every, "workers": self.workers}
         counts |= {"corrections": self.corrections, "steps": 1 if self.steps is None else self.steps}
         for name, count in {**counts, "rounds": self.rounds + 1, "first": self.first + 1}.items():
@@ -90,7 +90,7 @@ class Teaching:
         return range(self.first, self.first + round(self.episodes * self.weight(task)))
 
     def corrected(self, task: str, number: int) -> range:
-        """Numbers of the episodes of `task` in round `number`, from 1; no other round or demonstration has them."""
+        """Numbers of the episodes of `task` in round `number` (from 1); no other round or demonstration has them."""
         count = round(self.corrections * self.weight(task))
         start = self.demonstrations(task).stop + (number - 1) * count
         return range(start, start + count)
@@ -100,22 +100,22 @@ TURN = 25  # episodes of a task that are recorded one after the other
 
 
 def teaching(cfg: Any) -> Teaching:
-    """The section `teaching` of a configuration."""
+    """The plan from the section `teaching` of a configuration."""
     return Teaching(**{**cfg.teaching, "noises": tuple(cfg.teaching.noises), "weights": dict(cfg.teaching.weights)})
 
 
 def check_weights(plan: Teaching, bench: Any) -> None:
-    """UserError for a weight of a task that the benchmark does not have."""
+    """Raises UserError for a weight of a task that the benchmark does not have."""
     if unknown := sorted(set(plan.weights) - {t.name for t in bench.tasks()}):
         raise UserError(f"teaching.weights of {unknown}; bench {bench.name} has {[t.name for t in bench.tasks()]}")
 
 
 def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, world: str) -> list[Path]:
-    """Demonstrations of every task of a benchmark with experts; those already in `folder` are kept. Their files.
+    """Records demonstrations of every task of a benchmark with experts; keeps those in `folder`. Returns their files.
 
-    world  what tells the benchmark from others, see `world_of`
+    world  identity of the benchmark as text, see `world_of`
     """
-    teaches = isinstance(bench, SupportsExpert)  # a name of its own: mypy would narrow `bench` to it
+    teaches = isinstance(bench, SupportsExpert)  # a separate variable: mypy would narrow `bench` otherwise
     if not teaches:
         raise UserError(f"bench {bench.name} has no scripted experts to learn from; use bench=robosuite")
     check_weights(plan, bench)
@@ -126,7 +126,7 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, 
         for i, task in enumerate(bench.tasks())
         for episode in plan.demonstrations(task.name)
     ]
-    turns = {task.name: i for i, task in enumerate(bench.tasks())}  # after an early stop there is some of each task
+    turns = {task.name: i for i, task in enumerate(bench.tasks())}  # an early stop leaves some of each task
     jobs.sort(key=lambda job: ((job.episode - plan.first) // TURN, turns[job.task], job.episode))
     demos.collect(bench, jobs, folder, plan.workers, demos.Style(plan.every, chunk, plan.rewind, world=world))
     return demos.planned(jobs, folder)
@@ -135,11 +135,11 @@ def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, 
 def record_corrections(
     bench: Any, teaching: Teaching, folder: Path, policy: Policy, number: int, seed: int, by: str, world: str
 ) -> list[Path]:
-    """Episodes of the policy itself, labelled by the expert; those already in `folder` are kept. Their files.
+    """Records episodes of the policy, labelled by the expert; keeps those in `folder`. Returns their files.
 
-    seed   of the run, which with task and episode fixes what the policy draws
-    by     what tells the policy from others
-    world  what tells the benchmark from others
+    seed   seed of the run, which with task and episode fixes the noise of the policy
+    by     identity of the policy as text
+    world  identity of the benchmark as text
     """
 
     def act(observation: Observation) -> np.ndarray:
@@ -174,19 +174,19 @@ def corrected_files(bench: Any, plan: Teaching, folder: Path, number: int) -> li
 
 
 def world_of(bench: Mapping[str, Any]) -> str:
-    """What tells a benchmark's demonstrations from those of others, as text: its identity without what it scores."""
+    """The identity of a benchmark's demonstrations as text: that of the benchmark, without its scoring."""
     unseen = ("only", "names", "margin", "renderer")
     return json.dumps({key: value for key, value in bench.items() if key not in unseen}, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained, on which benchmark.
+    """The model and method to train, and the benchmark.
 
-    make_model, make_method  build them
+    make_model, make_method  constructors of the model and the method
     control   how the model drives the benchmark's robot
-    identity  of model, method and bench, as a journal has them
-    words     of the command line that name model and benchmark, for the command that evaluates what was trained
+    identity  identity of model, method and bench, as in a journal
+    words     words of the command line that name model and benchmark, for the command that evaluates the result
     """
 
     bench: Any
@@ -198,11 +198,11 @@ class Subject:
 
     @property
     def world(self) -> str:
-        """What tells the benchmark's demonstrations from those of others."""
+        """The identity of the benchmark's demonstrations as text, see `world_of`."""
         return world_of(self.identity["bench"])
 
     def origin(self, *parts: Any) -> str:
-        """What tells this training from others: model, method, world, and `parts` that JSON can hold."""
+        """The identity of this training as text: model, method, world, and `parts` that JSON can hold."""
         model = {key: value for key, value in self.identity["model"].items() if key != "device"}
         return json.dumps([model, self.identity["method"], self.world, *parts], sort_keys=True, default=str)
 
@@ -212,7 +212,7 @@ class Subject:
 
 
 def main(cfg: Any, subject: Subject) -> None:
-    """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it goes on."""
+    """vlaprune-train: demonstrations, training, corrections, training; weights and card. Run again, it continues."""
     recipe, plan, bench = Recipe(**cfg.recipe), teaching(cfg), subject.bench
     folder, data = Path(cfg.output), Path(cfg.data)
     torch.manual_seed(recipe.seed)

@@ -1,4 +1,4 @@
-"""Demonstrations for behaviour cloning: what an expert would do from the states that a policy gets into."""
+"""Demonstrations for behaviour cloning: the actions of an expert from the states that a policy visits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from vlaprune.files import replacing
 
 FRAMES = ("images", "state", "labels", "hints")
 FACTS = ("task", "episode", "success", "steps", "noise")
-MADE = "made"  # how an episode was recorded; files of early versions do not say it
-IN = ", in "  # before the world in it; files of 0.1.0 do not name their world
+MADE = "made"  # key: how an episode was recorded; missing in files of early versions
+IN = ", in "  # text before the world in it; files of 0.1.0 do not name their world
 Policy = Callable[[Observation], np.ndarray]
 
 
@@ -33,7 +33,7 @@ class DemoJob(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How episodes are recorded: `every`, `chunk`, `rewind`, `beta`, `by` and `world` as `record` has them."""
+    """How episodes are recorded: `every`, `chunk`, `rewind`, `beta`, `by` and `world` as in `record`."""
 
     every: int = 3
     chunk: int = 8
@@ -43,7 +43,7 @@ class Style(NamedTuple):
     world: str = ""
 
     def made(self, noise: float) -> str:
-        """What a file of an episode says of how it was recorded."""
+        """The text in an episode's file that says how it was recorded."""
         how = f"every {self.every}, chunk {self.chunk}, rewind {self.rewind}, beta {self.beta:g}, noise {noise:g}"
         return f"{how}, by {self.by}" + (f"{IN}{self.world}" if self.world else "")
 
@@ -68,13 +68,13 @@ def record(
 ) -> list[bool]:
     """Records episodes of one task, one .npz file each, and returns which ended in success.
 
-    Every `every` steps, from a random first one, a file keeps images [cameras, h, w, 3], state [s] and the
-    label [chunk, actions] and the hint [h]. The label is the expert's own next actions from there, rolled out without
-    noise; without `rewind`, which an environment that cannot go back needs, it is what the expert would have done at
-    each of the states that came next. With a `policy`, its [k, actions] chunks are executed, save that with probability
-    `beta` the expert takes a turn of `chunk` steps; without one the expert acts throughout. A file that exists is left
-    as it is; UserError where it was recorded in another way, by another one than `by` says, or in another `world` (what
-    tells the benchmark from others; empty where that need not be known).
+    Every `every` steps, from a random first one, a file keeps images [cameras, h, w, 3], state [s], the label
+    [chunk, actions] and the hint [h]. The label is the expert's next actions from there, rolled out without noise; with
+    `rewind=False`, for environments that cannot go back, it is what the expert would have done at each of the states
+    that came next. With a `policy`, its [k, actions] chunks are executed, but with probability `beta` the expert acts
+    for `chunk` steps; without a policy the expert always acts. A file that exists is left as it is; UserError if it was
+    recorded in another way, not by `by`, or in another `world` (the identity of the benchmark as text; empty if not
+    needed).
     """
     style = Style(every, chunk, rewind, beta, by, world)
     bench = in_process(bench)
@@ -86,10 +86,10 @@ def record(
 def collect(
     bench: Any, plan: Sequence[DemoJob], out_dir: str | Path, workers: int = 2, style: Style = STYLE
 ) -> dict[str, float]:
-    """Records `plan` in processes, as `record` does; returns each task's rate of success.
+    """Records `plan` in processes, as `record` does; returns each task's success rate.
 
-    A process has one environment open at a time: with its meshes and textures it may take a gigabyte of memory. So a
-    plan should have many episodes of a task one after the other.
+    A process has one environment open at a time, which may take a gigabyte of memory for meshes and textures. So a plan
+    should list many episodes of a task one after the other.
     """
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         shares = [
@@ -107,8 +107,8 @@ def planned(plan: Iterable[DemoJob], out_dir: str | Path) -> list[Path]:
 def load(*places: str | Path) -> dict[str, np.ndarray]:
     """Every frame in some folders or files, one row each: in the order given, in a folder in that of the file names.
 
-    images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32, and of the
-    episode that it is from: task, episode, success, steps, noise [n]. Memory holds the images only once.
+    Arrays: images [n, cameras, h, w, 3] uint8, state [n, s] and labels [n, chunk, actions] float32; and of the frame's
+    episode: task, episode, success, steps, noise [n]. Memory holds the images only once.
     UserError for a folder without demonstrations, or a damaged file.
     """
     paths = []
@@ -127,7 +127,7 @@ def load(*places: str | Path) -> dict[str, np.ndarray]:
 
 
 def _check(bench: Any, env: Any, style: Style) -> None:
-    """UserError where an environment cannot show what demonstrations need."""
+    """Raises UserError if an environment lacks a method that demonstrations need."""
     if not isinstance(env, SupportsHint):
         raise UserError(f"bench {bench.name} does not tell where its objects are; add `hint()` to its environment")
     if style.rewind and not isinstance(env, SupportsSnapshot):
@@ -137,7 +137,7 @@ def _check(bench: Any, env: Any, style: Style) -> None:
 def _episode(
     bench: Any, env: Any, task: Task, job: DemoJob, out_dir: str | Path, style: Style, policy: Policy | None
 ) -> bool:
-    """Records one episode in the open `env`, unless its file is there; whether it ended in success."""
+    """Records one episode in the open `env`, unless its file exists. Returns whether it ended in success."""
     name, episode, noise = job
     path = _path(out_dir, job)
     if path.exists():
@@ -152,8 +152,8 @@ def _episode(
     env.reset(episode)
     expert = bench.expert(env)
     frames: list[tuple[np.ndarray, ...]] = []
-    told: list[np.ndarray] = []  # by the expert, of every step
-    turn: list[np.ndarray | None] = []  # actions to come; None is the expert's
+    told: list[np.ndarray] = []  # the expert's actions, one per step
+    turn: list[np.ndarray | None] = []  # actions to execute next; None: ask the expert
     phase, step, done = int(rng.integers(style.every)), 0, False
     while step < task.max_steps and not done:
         if step % style.every == phase:
@@ -188,7 +188,7 @@ def _path(out_dir: str | Path, job: DemoJob) -> Path:
 def _visited(
     env: Any, expert: Callable[[], np.ndarray], told: list[np.ndarray], style: Style, phase: int, frames: int
 ) -> np.ndarray:
-    """Labels [frames, chunk, actions] from what the expert said at each step; it goes on a while for the last ones."""
+    """Labels [frames, chunk, actions] from the expert's action at each step; the episode goes on for the last ones."""
     for _ in range(style.chunk):
         told.append(expert())
         env.step(told[-1])
@@ -197,7 +197,7 @@ def _visited(
 
 
 def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray:
-    """The expert's next actions [chunk, actions] without noise; `env` is afterwards as it was."""
+    """The expert's next actions [chunk, actions] without noise; `env` is restored afterwards."""
     now = env.snapshot()
     actions = []
     for _ in range(chunk):
@@ -208,24 +208,24 @@ def _ahead(env: Any, expert: Callable[[], np.ndarray], chunk: int) -> np.ndarray
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    """One uncompressed .npz, whole or not there at all."""
+    """Writes one uncompressed .npz, whole or not at all."""
     with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, **data)
 
 
 def _read(path: Path, *keys: str, known: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Some arrays of one file, and those of `known` that it has; or UserError that names the file."""
+    """The arrays `keys` of one file, and those of `known` that it has. A UserError names a damaged file."""
     try:
         with np.load(path) as data:
             return {key: data[key] for key in (*keys, *(k for k in known if k in data.files))}
-    except Exception as error:  # zipfile, zlib, numpy and the OS each have their own for a broken file
+    except Exception as error:  # zipfile, zlib, numpy and the OS raise different errors for a broken file
         raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 
 def _share(
     bench: Any, plan: Sequence[DemoJob], out_dir: str | Path, style: Style, worker: int
 ) -> list[tuple[str, bool]]:
-    """What one process does of `collect`: one environment at a time, opened when the task of the plan changes."""
+    """The part of `collect` that one process records: one environment at a time, opened when the task changes."""
     bench = in_process(bench)
     tasks = {task.name: task for task in bench.tasks()}
     won: list[tuple[str, bool]] = []

@@ -20,19 +20,19 @@ from vlaprune.nn.load import fill, trainable_state
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """The settings of a training.
 
     steps       optimiser steps
     batch       frames per step
     lr          peak learning rate: linear warm-up over 3 % of the steps, then a cosine down to a hundredth of it
-    decay       AdamW weight decay, of matrices and convolutions; vectors (norms, biases) have none
-    ema_decay   decay of the exponential moving average of the weights, which is what is saved; smaller in the first
-                steps, so that the random initial weights do not count
+    decay       AdamW weight decay of matrices and convolutions; vectors (norms, biases) have none
+    ema_decay   decay of the exponential moving average of the weights, which is saved; smaller in the first steps, so
+                that the random initial weights do not count
     shift       largest random translation of each image in pixels; 0 for cameras that stand still, because a
                 translation hides where things are
     bf16        compute matrix products in bfloat16
     save_every  steps between two checkpoints
-    seed        of a policy's initial weights and of the batches; adapters begin alike for any
+    seed        seed of a policy's initial weights and of the batches; adapters start the same for every seed
     """
 
     steps: int = 2500
@@ -46,7 +46,7 @@ class Recipe:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        """UserError for numbers that no training can have."""
+        """Raises UserError for impossible numbers."""
         for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("seed", 0), ("shift", 0), ("decay", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"recipe.{name}={getattr(self, name)}; use {least} or more")
@@ -58,7 +58,7 @@ class Recipe:
 class Frames:
     """Demonstrated frames: images [n, cameras, h, w, 3] uint8, state [n, s], words [n, w], labels [n, chunk, a].
 
-    hints [n, h] say where the objects are, NaN for what is not there.
+    hints [n, h] are positions of objects, NaN for objects that do not exist.
     task [n] is the number of the task that a frame is from.
     share [tasks] is the expected share of a batch that comes from each task; None for equal shares.
     """
@@ -73,7 +73,7 @@ class Frames:
 
     @cached_property
     def by_task(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frame numbers sorted by task [n]; how many frames each task has, and where its first stands."""
+        """Frame numbers sorted by task [n]; number of frames of each task, and position of its first one."""
         counts = np.bincount(self.task)
         return np.argsort(self.task, kind="stable"), counts, np.cumsum(counts) - counts
 
@@ -95,13 +95,13 @@ class Frames:
 
 
 def quantiles(values: np.ndarray, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """The 1 % and 99 % quantiles of each column of [n, c], apart by at least `floor`: what is normalised to [-1, 1]."""
+    """The 1 % and 99 % quantiles of each column of [n, c], which are normalised to -1 and 1; at least `floor` apart."""
     low, high = np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0)
     return torch.tensor(low).float(), torch.tensor(np.maximum(high, low + floor)).float()
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """The learning rate's factor at a step."""
+    """The factor of the learning rate at a step: warm-up, then a cosine."""
     warm = max(1, round(0.03 * recipe.steps))
     if step < warm:
         return (step + 1) / warm
@@ -123,9 +123,9 @@ class Trainer:
         loss: Callable[..., Tensor] | None = None,
         origin: str = "",
     ) -> None:
-        """`loss` makes a number of a step and a batch; without it the model's own `train_loss` does, of the batch.
+        """`loss` maps a step and a batch to the loss; without it the model's `train_loss` maps the batch.
 
-        origin  the weights that training begins with; a checkpoint of a run that began with others is refused
+        origin  identity of the training; a checkpoint with another one is refused
         """
         self.model, self.frames, self.recipe, self.origin = model, frames, recipe, origin
         self.loss = loss or (lambda step, *batch: model.train_loss(*batch))  # type: ignore[operator]
@@ -169,7 +169,7 @@ class Trainer:
         self.step, self.losses = saved["step"], saved["losses"]
 
     def save(self) -> None:
-        """Writes the checkpoint, at once or not at all."""
+        """Writes the checkpoint, whole or not at all."""
         saved = {
             "recipe": asdict(self.recipe),
             "origin": self.origin,
@@ -198,7 +198,7 @@ class Trainer:
         return self.average
 
     def _once(self) -> float:
-        rng = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming changes nothing
+        rng = np.random.default_rng((self.recipe.seed, self.step))  # so that resuming gives the same result
         device = next(self.model.parameters()).device
         batch = [t.to(device) for t in self.frames.batch(rng, self.recipe.batch, self.recipe.shift)]
         for group in self.optimiser.param_groups:
@@ -224,7 +224,7 @@ def frames(
     words: Callable[[str], list[int]],
     weights: Mapping[str, float] | None = None,
 ) -> Frames:
-    """Frames of loaded demonstrations.
+    """Makes frames from loaded demonstrations.
 
     instructions  task name -> instruction
     words         turns an instruction into its word numbers

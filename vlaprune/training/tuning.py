@@ -1,4 +1,4 @@
-"""Fine-tuning with a method that is learnt (LightVLA): the policy comes to ask for the tokens that it needs."""
+"""Fine-tuning of a policy together with a learned method (LightVLA)."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ THIRDS = ("begin", "middle", "end")
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a policy is tuned together with a method.
+    """The settings for tuning a policy together with a method.
 
-    weights   of the policy to begin with; None for the model's own
-    schedule  of the noise over training: linear (from 1 to 0, LightVLA's), cosine (from 1 to 0.01, ThinkProprio's),
+    weights   weights of the policy to begin with; None for the model's own
+    schedule  noise over training: linear (from 1 to 0, LightVLA's), cosine (from 1 to 0.01, ThinkProprio's),
               constant, none
-    noise     what the schedule is multiplied by; 1 as published
-    probe     steps between two looks at what the method keeps without noise
+    noise     factor of the schedule; 1 as published
+    probe     steps between two measurements of the tokens that the method keeps without noise
     lora      rank (0 trains the whole policy) and alpha of adapters, which are trained in place of the trunk
-    recipe    where it differs from the recipe of cloning
+    recipe    settings that differ from the recipe of cloning
     """
 
     weights: str | None = None
@@ -64,7 +64,7 @@ class Tuning:
     recipe: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """UserError for an unknown schedule, a rank below 0, or adapters that do nothing."""
+        """Raises UserError for an unknown schedule, a rank below 0, or adapters that do nothing."""
         if self.lora["rank"] and not self.lora["alpha"] > 0:
             raise UserError(f"tuning.lora.alpha={self.lora['alpha']}; use a number above 0")
         if self.lora["rank"] < 0:
@@ -74,38 +74,38 @@ class Tuning:
 
 
 def is_learnable(method: object) -> bool:
-    """Whether a method is trained together with a policy."""
+    """Whether a method can be trained together with a policy."""
     return isinstance(method, Learned)
 
 
 class Student(nn.Module):
-    """A policy and one method, of which every sequence of a batch has its own copy with shared parameters.
+    """A policy and one method; every sequence of a batch has a copy of the method with shared parameters.
 
-    The loss is the mean absolute error of the actions alone; nothing asks for few tokens.
+    The loss is the mean absolute error of the actions alone; nothing rewards few tokens.
     """
 
     def __init__(self, policy: Any, method: Any, tuning: Tuning, steps: int, seed: int) -> None:
         super().__init__()
-        method.plan(policy.info)  # parameters of a method exist from here on
+        method.plan(policy.info)  # creates the parameters of the method
         self.policy, self.steps, self.seed, self.tuning = policy, steps, seed, tuning
         self.prototype = method
         self._clock = Clock(str(policy.device))
         self._sessions: list[Session] = []
 
     def sessions(self, count: int, step: int, noise: float | None) -> Sequence[Session]:
-        """`count` sessions with noise of this step's own, or, with `noise` None, as at test."""
+        """`count` sessions with noise of this step; with `noise` None in evaluation mode."""
         while len(self._sessions) < count:
             method = copy.copy(self.prototype)
             self._sessions.append(Session(method, self.policy.info, self.policy.decoder.config, self._clock))
         for i, session in enumerate(self._sessions[:count]):
-            session.reset(((self.seed * 1_000_003 + step) * 4096 + i) % 2**46)  # methods multiply it by some 10^5
+            session.reset(((self.seed * 1_000_003 + step) * 4096 + i) % 2**46)  # methods multiply it by about 10^5
             if isinstance(session.pruner, Learned):
                 session.pruner.train(noise is not None)
                 session.pruner.noise_scale = noise or 0.0
         return self._sessions[:count]
 
     def loss(self, step: int, *batch: Tensor) -> Tensor:
-        """Of one training step."""
+        """The loss of one training step."""
         return self._loss(batch, self.sessions(len(batch[0]), step, self.noise(step)))
 
     def noise(self, step: int) -> float:
@@ -113,14 +113,14 @@ class Student(nn.Module):
         return self.tuning.noise * SCHEDULES[self.tuning.schedule](step / self.steps)
 
     def _loss(self, batch: Sequence[Tensor], sessions: Sequence[Session]) -> Tensor:
-        blind = (*batch[:-1], torch.full_like(batch[-1], torch.nan))  # no hints on where the objects are
+        blind = (*batch[:-1], torch.full_like(batch[-1], torch.nan))  # without hints on the positions of objects
         loss: Tensor = self.policy.train_loss(*blind, sessions)
         self._clock.read()
         return loss
 
     @torch.no_grad()
     def probe(self, *batch: Tensor) -> tuple[float, np.ndarray]:
-        """The loss as at test, and [B, V] bool: what of each frame goes on to the end."""
+        """The loss in evaluation mode, and [B, V] bool: the tokens of each frame that are kept to the end."""
         sessions = self.sessions(len(batch[0]), 0, None)
         loss = float(self._loss(batch, sessions))
         kept = np.ones((len(sessions), sessions[0].trace.layout.total), bool)
@@ -132,7 +132,7 @@ class Student(nn.Module):
 
 
 class Curve:
-    """A CSV file with a line per probe; made again, it goes on behind the last line that counts."""
+    """A CSV file with a line per probe. A resumed one continues after its last line up to `step`."""
 
     head = "step,noise,l1_training,l1_test,tokens"
 
@@ -141,14 +141,14 @@ class Curve:
         self.path, self.lines = path, [line for line in old if int(line.split(",")[0]) <= step]
 
     def add(self, step: int, *values: float) -> None:
-        """One line more."""
+        """Adds a line and writes the file."""
         self.lines.append(",".join([str(step), *(f"{v:.4f}" for v in values)]))
         with replacing(self.path) as part:
             part.write_text("\n".join([self.head, *self.lines]) + "\n")
 
 
 def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tensor]) -> None:
-    """Trains to the end, looking at a fixed batch now and then."""
+    """Trains to the end and probes a fixed batch at regular steps."""
     tuning = student.tuning
 
     def measure(step: int) -> float:
@@ -172,7 +172,7 @@ def tune(trainer: Trainer, student: Student, curve: Curve, batch: Sequence[Tenso
 
 
 def kept_by_phase(student: Student, arrays: Mapping[str, np.ndarray], shown: Frames, most: int = 128) -> Iterator[str]:
-    """Lines of a CSV: tokens kept at test by task, third of the episode and camera, of at most `most` frames each."""
+    """Lines of a CSV: tokens kept in evaluation by task, third of the episode and camera, from `most` frames each."""
     yield "task,third,camera,frames,tokens,of"
     device = student.policy.device
     place = np.concatenate([np.arange(n) / n for n in _runs(arrays["task"], arrays["episode"])])
@@ -190,17 +190,17 @@ def kept_by_phase(student: Student, arrays: Mapping[str, np.ndarray], shown: Fra
 
 
 def _runs(*keys: np.ndarray) -> list[int]:
-    """Lengths of the runs of neighbours that agree in all keys."""
+    """Lengths of the runs of neighbours that are equal in all keys."""
     change = np.flatnonzero(np.any([k[1:] != k[:-1] for k in keys], axis=0)) + 1
     return np.diff([0, *change, len(keys[0])]).tolist()
 
 
 def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, object]:
-    """Freezes a policy's trunk beside adapters; the rest is trained in full, all of it in fp32. What a card says of it.
+    """Freezes a policy's trunk and adds adapters; the rest is trained in full, in fp32. Returns the entry for the card.
 
-    UserError for a policy without a trunk of its own.
+    UserError for a policy without a trunk.
     """
-    fits = isinstance(policy, HasTrunk)  # a name of its own: mypy would narrow `policy` to it
+    fits = isinstance(policy, HasTrunk)  # a separate variable: mypy would narrow `policy` otherwise
     if not fits:
         raise UserError(f"model {policy.info.name} has no trunk for LoRA; set tuning.lora.rank=0")
     add_adapters(policy.trunk, rank, alpha, seed)
@@ -211,9 +211,9 @@ def add_lora(policy: Any, rank: int, alpha: float, seed: int) -> dict[str, objec
 
 
 def load_demonstrations(cfg: Any, subject: Subject, policy: Any) -> tuple[dict[str, np.ndarray], Frames]:
-    """Demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts.
+    """Loads demonstrations as `policy` reads them: published ones, if the folder has some, or those of the experts.
 
-    With the experts' go the corrections of the same plan, as many rounds as there are.
+    The experts' come with the corrections of the same plan, as many rounds as exist.
     """
     data, plan, bench = Path(cfg.data), teaching(cfg), subject.bench
     check_weights(plan, bench)
@@ -237,7 +237,7 @@ def load_demonstrations(cfg: Any, subject: Subject, policy: Any) -> tuple[dict[s
 
 
 def main(cfg: Any, subject: Subject) -> None:
-    """Demonstrations, fine-tuning, weights with cards, the curve and what is kept where. Run again, it goes on."""
+    """The job of fine-tuning: demonstrations, training, weights with cards, curve, tokens kept. It can be resumed."""
     tuning, bench = Tuning(**cfg.tuning), subject.bench
     recipe = Recipe(**{**cfg.recipe, **tuning.recipe})
     folder = Path(cfg.output)

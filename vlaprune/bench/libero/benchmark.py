@@ -31,7 +31,7 @@ from vlaprune.bench.mujoco.panda import INTERFACE
 from vlaprune.benchmark import Env, Finding, Interface, Task, hold_still
 from vlaprune.errors import UserError
 
-MUJOCO = "3.3.2"  # of the protocol
+MUJOCO = "3.3.2"  # set by the protocol
 MODULES = ("robosuite", "mujoco", "bddl", "easydict", "gymnasium", "matplotlib", "cloudpickle", "future")
 
 
@@ -46,10 +46,10 @@ class Libero:
     image     side of the square images in pixels; None for the protocol's: 256, or 360 of lerobot
     fast      render faster, without multisampling, shadows and reflections; pictures differ from the protocol
     stress    what is perturbed, one of `stress.KINDS`; None for nothing
-    severity  of the perturbation, 1 to 5
+    severity  severity of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
     mujoco    expected version of MuJoCo; from 3.3.3 on libero_object is dark, from 3.4 on objects rest in other places
-    worker    each environment in a process of its own
+    worker    open each environment in a separate process
     python    that process's interpreter; None for this one
     """
 
@@ -91,7 +91,7 @@ class Libero:
         return tasks if self.only is None else tuple(tasks[n] for n in self.only)
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
-        """No motion; before the first action the gripper goes on opening, as in the protocol's settling steps."""
+        """An action without motion; before the first action the gripper goes on opening, as in the settling steps."""
         return hold_still(last, start=-1.0)
 
     @contextmanager
@@ -114,7 +114,7 @@ class Libero:
         return experts.expert(env.world)
 
     def ready(self) -> None:
-        """UserError in one line where a package or the assets are missing."""
+        """Raises UserError if a package or the assets are missing."""
         if self.python is None:
             self._check()
             files.assets()
@@ -122,7 +122,7 @@ class Libero:
     def provenance(self) -> dict[str, Any]:
         """The source of the instructions, the package's version, and which assets these are.
 
-        LIBERO's pictures are only as true as its meshes. Those of another Python are not known here.
+        LIBERO's pictures depend on its meshes. The assets of another Python are not known here.
         """
         prompt = {"prompt": files.prompt_source(self.suite)}
         if self.python is not None:
@@ -144,7 +144,7 @@ class Libero:
                 yield Finding(about, str(error), ok=False)
 
     def _check(self) -> None:
-        """UserError where a package is missing or MuJoCo is another one."""
+        """Raises UserError if a package is missing or MuJoCo has another version."""
         files.package()
         if lacks := [module for module in MODULES if importlib.util.find_spec(module) is None]:
             raise UserError(f"LIBERO needs {', '.join(lacks)}; {files.INSTALL}")
@@ -169,7 +169,7 @@ class Libero:
         try:
             with quiet(), files.own_paths():
                 world = _world(files.package() / "bddl_files" / self.suite / f"{task.name}.bddl")
-        except (OSError, ValueError) as error:  # robosuite's and MuJoCo's ways to miss a file
+        except (OSError, ValueError) as error:  # errors of robosuite and MuJoCo for a missing file
             raise UserError(
                 f"{task.name} cannot be built from {meshes} ({error}); install it again: {files.INSTALL}"
             ) from error
@@ -179,7 +179,7 @@ class Libero:
 
 
 def _world(problem: Path) -> Any:
-    """LIBERO's environment of a problem file, as OpenVLA's evaluation makes it, save that it does not render."""
+    """LIBERO's environment of a problem file, as in OpenVLA's evaluation, but without rendering."""
     import robosuite
     from libero.libero.envs import TASK_MAPPING, bddl_utils
 

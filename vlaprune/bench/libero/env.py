@@ -19,14 +19,14 @@ from vlaprune.benchmark import Observation, Task, axis_angle, check_action
 from vlaprune.errors import UserError
 
 TRAIN_EPISODE = 1000  # first episode id that evaluation never uses
-STAYS = 0.03  # how far things may be pushed aside while an initial state of our own settles, metres
+STAYS = 0.03  # most metres that things may move while one of our own initial states settles
 SETTLE, NOTHING = 10, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 PLACES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """How a world is drawn, placed and perturbed: `rules` of the protocol, the rest as `Libero` has them."""
+    """How a world is drawn, placed and perturbed: `rules` are those of the protocol, the rest is as in `Libero`."""
 
     gl: str
     rules: Rules
@@ -70,7 +70,7 @@ class LiberoEnv:
         world.add_observable(Observable("seen", _sensor(self._sample), sampling_rate=world.control_freq))
 
     def reset(self, episode: int) -> None:
-        """Official initial state `episode` (0 .. 49), or one of our own (1000 and on), after ten steps of nothing."""
+        """Sets official initial state `episode` (0 .. 49) or one of our own (from 1000), then runs ten idle steps."""
         if not (0 <= episode < len(self._states) or episode >= TRAIN_EPISODE):
             raise UserError(f"episode {episode}; LIBERO has 0..{len(self._states) - 1}, ours begin at {TRAIN_EPISODE}")
         self._episode = episode
@@ -82,7 +82,7 @@ class LiberoEnv:
             self._own(episode)
 
     def _official(self, episode: int) -> None:
-        """LIBERO's reset number `episode` under the protocol's seed, then its initial state of that number."""
+        """Does LIBERO's reset number `episode` under the protocol's seed, then sets initial state `episode`."""
         if self._rules.anew:
             self._reset(np.random.RandomState(self._rules.seed + episode).get_state())
         else:
@@ -94,9 +94,9 @@ class LiberoEnv:
         self.world.sim.set_state_from_flattened(self._states[episode])
 
     def _own(self, episode: int) -> None:
-        """LIBERO's placement rules with a generator of the episode's own.
+        """Draws an initial state by LIBERO's placement rules, with a generator seeded by the episode.
 
-        They may put things into each other, which then burst apart: drawn again until all stays where it was put.
+        The rules may place objects inside each other, which then fly apart: the draw is repeated until all stay.
         """
         seed = np.random.SeedSequence([zlib.crc32(self.task.name.encode()), episode]).generate_state(8)
         state = np.random.RandomState(seed).get_state()
@@ -109,13 +109,13 @@ class LiberoEnv:
                 return
 
     def _spots(self) -> np.ndarray:
-        """Where every object stands [n, 2], in metres."""
+        """The positions of all objects on the table, [n, 2] in metres."""
         return np.array([self._data.xpos[self.world.obj_body_id[name]][:2] for name in self.world.objects_dict])
 
     def _settle(self) -> None:
-        """Ten steps of nothing from the present state."""
+        """Runs ten idle steps from the present state."""
         self._stress.start(self.world.robots[0], self._data, self._episode)
-        self._data.qacc_warmstart[:] = 0  # would depend on where the placement rules had put things
+        self._data.qacc_warmstart[:] = 0  # else it would depend on where the placement rules had put objects
         self.world.sim.forward()
         self.world._post_process()
         self.world._update_observables(force=True)
@@ -141,11 +141,11 @@ class LiberoEnv:
         return bool(success)
 
     def hand(self) -> np.ndarray:
-        """Where the gripper is, [3] in metres."""
+        """The position of the gripper, [3] in metres."""
         return np.copy(self._data.site_xpos[self.world.robots[0].eef_site_id])
 
     def hint(self) -> np.ndarray:
-        """Where what is to be moved is, and what it goes onto: x and y from the hand in metres; [4] float32.
+        """Positions of the object to move and of its target: x and y from the hand in metres; [4] float32.
 
         Privileged: for training, never for a policy that acts.
         """
@@ -154,7 +154,7 @@ class LiberoEnv:
         return np.concatenate(spots).astype(np.float32)
 
     def state_bits(self) -> bytes:
-        """All that decides what the simulator does next, for tests of repeatability."""
+        """The bytes of everything that decides what the simulator does next, for tests of repeatability."""
         spec = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
         out = np.empty(self._mujoco.mj_stateSize(self._model, spec))
         self._mujoco.mj_getState(self._model, self._data, out, spec)
@@ -166,11 +166,11 @@ class LiberoEnv:
         self.world.close()
 
     def _reset(self, state: Any) -> Any:
-        """LIBERO's own reset with numpy's global generator in `state`; returns its state afterwards."""
+        """Does LIBERO's reset with numpy's global generator in `state`; returns the generator's state afterwards."""
         from robosuite.utils.errors import RandomizationError
 
         gripper = self.world.robots[0].gripper
-        gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over from the episode before
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite would keep it from the episode before
         for fixture in self.world.fixtures_dict.values():
             # What lies on or in a fixture is placed relative to where the compiled model has the fixture. LIBERO
             # compiles it anew at each reset; here it would still be where the last reset moved it.
@@ -186,7 +186,7 @@ class LiberoEnv:
                     continue
 
     def _sample(self, _: Any) -> np.ndarray:
-        """What robosuite calls when it would render: remembers the scene, to be rendered if somebody looks."""
+        """Called by robosuite instead of rendering: remembers the scene, which is rendered only if observed."""
         for name in PLACES:
             getattr(self._seen, name)[:] = getattr(self._data, name)
         self._sites = self._model.site_rgba.copy()
@@ -200,7 +200,7 @@ class LiberoEnv:
 
 @contextmanager
 def numpy_state(state: Any) -> Iterator[None]:
-    """Puts numpy's global generator, which LIBERO draws from, into `state`; outside it is as it was."""
+    """Puts numpy's global generator, which LIBERO draws from, into `state` inside the context."""
     before = np.random.get_state()
     np.random.set_state(state)
     try:
@@ -210,7 +210,7 @@ def numpy_state(state: Any) -> Iterator[None]:
 
 
 def _sensor(function: Callable[[Any], np.ndarray]) -> Any:
-    """`function` as robosuite wants its sensors marked."""
+    """Marks `function` as a sensor of robosuite."""
     from robosuite.utils.observables import sensor
 
     return sensor(modality="seen")(lambda cache: function(cache))

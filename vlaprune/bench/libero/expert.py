@@ -1,6 +1,6 @@
 """A scripted expert for LIBERO's pick-and-place tasks: closed-loop, from privileged state, with no memory.
 
-It knows `in` (a basket) and `on` (a plate) goals of one object. What is too wide for the hand is taken by its rim.
+It knows `in` (a basket) and `on` (a plate) goals of one object. A too wide object is taken by its rim.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vlaprune.errors import UserError
 
 SPAN = 0.037  # half of what the hand can close around, metres
 RIM = 0.014  # how deep the fingers go below a rim, metres
-MARGIN = 0.02  # between what is carried and what it passes over, metres
-AHEAD = 0.05  # how far on its way the ground counts, metres
-BESIDE = 0.01  # and how far around it
-SAFE = 0.004  # a hand that keeps this from all else is in nobody's way, metres
-REACH = 0.25  # from a thing to the farthest that a hand at its rim can touch, metres
-YAWS = np.radians([0, 25, -25, 50, -50])  # of the finger axis at a rim, from the world's y axis
+MARGIN = 0.02  # clearance between a carried object and what it passes over, metres
+AHEAD = 0.05  # how far ahead on the way the ground counts, metres
+BESIDE = 0.01  # and how far around the object, metres
+SAFE = 0.004  # clearance from which a hand hits nothing, metres
+REACH = 0.25  # farthest that a hand at an object's rim can reach, metres
+YAWS = np.radians([0, 25, -25, 50, -50])  # turn of the finger axis at a rim, from the world's y axis
 CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)))
 # The open Panda hand around the point between its fingertips: along the finger axis, across it, and up, in metres.
 FINGERS = [(side * along, across, up) for side, along in product((-1, 1), (0.032, 0.05, 0.068)) for across in
@@ -34,9 +34,9 @@ HAND = np.array(FINGERS + BETWEEN + PALM)
 
 @dataclass(frozen=True)
 class Job:
-    """One object to be brought somewhere: `relation` is `in` or `on`, as the goal says.
+    """One object to bring somewhere: `relation` is `in` or `on`, as in the goal.
 
-    others  geometries [n] of all that is neither the robot nor the object
+    others  geometries [n] of everything but the robot and the object
     """
 
     world: Any
@@ -57,7 +57,7 @@ def expert(world: Any) -> Callable[[], np.ndarray]:
 
 
 def places(world: Any) -> list[np.ndarray]:
-    """Where what is to be moved is, and what it goes onto, [3] each in metres."""
+    """Positions of the object to move and of its target, [3] each in metres."""
     return [np.array(world.sim.data.body_xpos[world.obj_body_id[name]]) for name in world.obj_of_interest[:2]]
 
 
@@ -75,7 +75,7 @@ def box(world: Any, name: str) -> Thing:
 
 
 def _act(job: Job) -> np.ndarray:
-    """Grasp, lift, over the target, down, let go, up."""
+    """The [7] action now: grasp, lift, move over the target, go down, let go, go up."""
     world, item, thing = job.world, job.world.get_object(job.name), box(job.world, job.name)
     base = box(world, job.target)
     inside = job.relation == "in"
@@ -106,7 +106,7 @@ def _act(job: Job) -> np.ndarray:
 
 
 def _grasp(job: Job, thing: Thing, base: Thing) -> np.ndarray:
-    """Around the object itself, or around its rim where it is too wide."""
+    """The [7] action that grasps the object, or its rim if it is too wide."""
     level = sorted(range(3), key=lambda i: abs(thing.axes[2, i]))[:2]
     if any(thing.half[i] < SPAN for i in level):
         low = thing.centre[2] - thing.reach[2]
@@ -117,7 +117,7 @@ def _grasp(job: Job, thing: Thing, base: Thing) -> np.ndarray:
 
 
 def _rim(job: Job, thing: Thing, base: Thing, radius: float) -> Thing:
-    """The best spot of a rim: clear of all else, little turning, towards the target, near to the hand."""
+    """The best spot of a rim: clear of other things, little turning, towards the target, near the hand."""
     centres, halves, turns = _boxes(job.world, job.others)
     near = np.linalg.norm(centres - thing.centre, axis=1) - np.linalg.norm(halves, axis=1) < REACH
     boxes = (centres[near], halves[near], turns[near])
@@ -143,7 +143,7 @@ def _rim(job: Job, thing: Thing, base: Thing, radius: float) -> Thing:
 
 
 def _ground(job: Job, thing: Thing, base: Thing) -> float:
-    """Height in metres of the highest of all that a thing is above, or soon will be on its way to `base`."""
+    """The height in metres of the highest thing below an object, or soon below it on its way to `base`."""
     centres, halves, axes = _boxes(job.world, job.others)
     reach = np.einsum("nij,nj->ni", np.abs(axes), halves)
     way = AHEAD * (base.centre - thing.centre)[:2] / np.linalg.norm((base.centre - thing.centre)[:2])
@@ -153,7 +153,7 @@ def _ground(job: Job, thing: Thing, base: Thing) -> float:
 
 
 def _others(world: Any, name: str) -> np.ndarray:
-    """Geometries [n] that something can touch, save those of the robot and of an object."""
+    """The collision geometries [n], except those of the robot and of the object `name`."""
     model = world.sim.model._model
     robot = np.array([model.body(b).name.startswith(("robot0", "gripper0", "mount0")) for b in range(model.nbody)])
     solid = (model.geom_contype | model.geom_conaffinity) > 0
@@ -174,7 +174,7 @@ def _boxes(world: Any, geoms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _clearance(points: np.ndarray, boxes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-    """Metres between points [m, 3] and the nearest box, negative inside; short of the true distance at corners."""
+    """Metres between points [m, 3] and the nearest box, negative inside; less than the true distance at corners."""
     centres, halves, axes = boxes
     local = np.abs((points - centres[:, None]) @ axes) - halves[:, None]
     return float(local.max(axis=-1).min())

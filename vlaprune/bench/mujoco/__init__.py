@@ -1,1 +1,1 @@
-"""What the MuJoCo benchmarks share: renderers, and the motions of scripted experts."""
+"""Shared by the MuJoCo benchmarks: renderers, perturbations, and the motions of scripted experts."""

@@ -1,4 +1,4 @@
-"""What benchmarks that draw with MuJoCo share: the packages each renderer needs, and silence while robosuite loads."""
+"""Shared by benchmarks that render with MuJoCo: packages of each renderer, and no log while robosuite loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines below errors inside: robosuite's import advises about a private macro file."""
+    """Inside, no log lines below errors: the import of robosuite warns about a private macro file."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -25,18 +25,18 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def starting(gl: str) -> Iterator[None]:
-    """What OpenGL raises, in as many ways as there are platforms, becomes a RuntimeError that says what to do."""
+    """Inside, any error becomes a UserError that says what to do: OpenGL raises different errors on each platform."""
     try:
         yield
     except Exception as error:
-        missing = isinstance(error, (ImportError, AttributeError))  # how PyOpenGL misses a library
+        missing = isinstance(error, (ImportError, AttributeError))  # errors of PyOpenGL for a missing library
         need = f"; on Debian, apt install {PACKAGES.get(gl, 'its libraries')}" if missing else ""
         said = " ".join(str(error).split())
         raise UserError(f"renderer {gl} cannot start ({type(error).__name__}: {said}){need}") from error
 
 
 def draws_with(renderer: str) -> str:
-    """Chooses how this process draws, once. UserError where it draws otherwise: the journal would not be true."""
+    """Sets the renderer of this process, once. UserError if it has another one: the journal would be wrong."""
     gl = os.environ.setdefault("MUJOCO_GL", renderer)  # read when mujoco is first imported
     if gl != renderer:
         raise UserError(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-METRES = 0.05  # what an action of 1 moves the controller's goal by
+METRES = 0.05  # change of the controller's goal for an action of 1
 RADIANS = 0.5
-GAIN = 2.2  # of the position error
-TURN = 1.0  # of the rotation error
-SPIN = 0.5  # largest rotation action; faster, the wrist saturates and drags the hand aside
+GAIN = 2.2  # gain of the position error
+TURN = 1.0  # gain of the rotation error
+SPIN = 0.5  # largest rotation action; faster ones saturate the wrist, which moves the hand aside
 HOME = np.array([0.0, 1.0, 0.0])  # the axis between the fingers at the start
 OPEN, CLOSE = -1.0, 1.0
 UP, DOWN = np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])
@@ -38,9 +38,9 @@ class Thing:
 
 
 def grasp(world: Any, thing: Thing, avoid: Thing | None = None, slack: float = 0.014) -> np.ndarray:
-    """Towards and around `thing` from above, clear of `avoid`; then close.
+    """The [7] action that grasps `thing` from above, clear of `avoid`.
 
-    slack  how far aside in metres the hand may be when it has gone all the way down
+    slack  metres by which the hand may be aside when it is all the way down
     """
     hand, turn = palm(world)
     axis = _finger_axis(thing, turn[:, 0], avoid)
@@ -57,13 +57,13 @@ def grasp(world: Any, thing: Thing, avoid: Thing | None = None, slack: float = 0
 
 
 def retreat(world: Any) -> np.ndarray:
-    """Open, and straight up."""
+    """The [7] action that opens the hand and goes straight up."""
     hand, turn = palm(world)
     return _action(world, hand + 0.06 * UP, _level(turn[:, 0]), OPEN)
 
 
 def move(world: Any, thing: Thing, goal: np.ndarray, grip: float) -> np.ndarray:
-    """Carries the centre of `thing`, which is held, to `goal` [3]."""
+    """The [7] action that carries the centre of `thing`, which is held, to `goal` [3]."""
     hand, turn = palm(world)
     return _action(world, hand + goal - thing.centre, _level(turn[:, 0]), grip)
 
@@ -129,7 +129,7 @@ def held(world: Any, item: Any) -> bool:
 
 
 def shut(world: Any) -> float:
-    """What the gripper is commanded to: -1 open .. 1 shut."""
+    """The commanded position of the gripper: -1 open .. 1 shut."""
     return float(world.robots[0].gripper.current_action[-1])
 
 

@@ -1,4 +1,4 @@
-"""What a sensor may do to a picture: noise, defocus, zoom. Functions of a picture, a severity and a generator alone."""
+"""Effects of a sensor on a picture: noise, defocus, zoom. Functions of a picture, a severity and a generator alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-SIGMAS = (0.08, 0.12, 0.18, 0.26, 0.38)  # of Gaussian noise in ImageNet-C (arXiv:1903.12261), of the full range
+SIGMAS = (0.08, 0.12, 0.18, 0.26, 0.38)  # of noise in ImageNet-C (arXiv:1903.12261), of the full range
 # Every other of the ten levels of LIBERO-Plus (arXiv:2510.13626): pixels of a 256 px picture; last factor and step.
 BLUR = 2.0
 ZOOMS = (
@@ -19,13 +19,13 @@ ZOOMS = (
 
 
 def noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds Gaussian noise, another value to each number of the picture [h, w, 3] uint8."""
+    """Adds independent Gaussian noise to each number of the picture [h, w, 3] uint8."""
     noisy = image / 255.0 + SIGMAS[severity - 1] * rng.standard_normal(image.shape)
     return _whole(noisy)
 
 
 def blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur of the picture [h, w, 3] uint8; as wide, in parts of the picture, at every picture size."""
+    """Gaussian blur of the picture [h, w, 3] uint8; its width is a share of the picture's size."""
     from scipy.ndimage import gaussian_filter
 
     sigma = BLUR * severity * image.shape[0] / 256
@@ -33,7 +33,7 @@ def blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 
 
 def zoom(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean of the picture [h, w, 3] uint8 and of its middle, enlarged more and more: a camera that moves forward."""
+    """Zoom blur: the mean of the picture [h, w, 3] uint8 and of its middle, enlarged more and more."""
     sharp = (image / 255.0).astype(np.float32)
     end, step = ZOOMS[severity - 1]
     factors = np.arange(1, end, step)

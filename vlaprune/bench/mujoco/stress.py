@@ -24,15 +24,15 @@ from vlaprune.errors import UserError
 
 KINDS = ("camera", "robot", "light", "background", *FILTERS)
 SEVERITIES = range(1, 6)
-PIVOT = np.array([0.0, 0.0, 0.8])  # LIBERO-Plus moves the camera around it, metres
-ORBIT, TILT, AWAY, TURN = 15.0, 15.0, 0.2, 2.0  # degrees, degrees, share of the distance, degrees; of a severity
-JOINTS = 0.1  # how far the arm's joints are off, radians of a severity
-ROUND, BRIGHT, TINT = 12.0, 0.15, 0.08  # light: degrees, share of its intensity, and of each colour; of a severity
-PAINT = 0.15  # how much of a random colour the background takes on; of a severity
+PIVOT = np.array([0.0, 0.0, 0.8])  # point around which LIBERO-Plus moves the camera, metres
+ORBIT, TILT, AWAY, TURN = 15.0, 15.0, 0.2, 2.0  # degrees, degrees, share of the distance, degrees; per step of severity
+JOINTS = 0.1  # offset of the arm's joints, radians per step of severity
+ROUND, BRIGHT, TINT = 12.0, 0.15, 0.08  # light: degrees, shares of intensity and colour; per step of severity
+PAINT = 0.15  # share of a random colour that the background takes on; per step of severity
 
 
 def check(kind: str | None, severity: int) -> None:
-    """UserError for a perturbation or severity that does not exist."""
+    """Raises UserError for a perturbation or severity that does not exist."""
     if kind is not None and kind not in KINDS:
         raise UserError(f"stress={kind} is unknown; use null or one of {', '.join(KINDS)}")
     if severity not in SEVERITIES or type(severity) is not int:
@@ -46,7 +46,7 @@ def draws(kind: str, episode: int, *rest: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class View:
-    """Where a camera is moved: around the scene, farther away, turned on the spot.
+    """The movement of a camera: around the scene, farther away, turned on the spot.
 
     orbit, tilt  degrees around the vertical axis, and up around the y axis through the pivot
     away         factor of the distance from the pivot
@@ -61,7 +61,7 @@ class View:
 
 
 def view(severity: int, episode: int) -> View:
-    """How the outer camera is moved: one of LIBERO-Plus's three ways, up to its farthest at severity 5."""
+    """The movement of the outer camera: one of LIBERO-Plus's three ways, up to its largest at severity 5."""
     rng = draws("camera", episode)
     way = rng.integers(3)
     first, second = rng.choice([-1.0, 1.0], 2)
@@ -86,14 +86,14 @@ def pose(moved: View, place: np.ndarray, quat: np.ndarray) -> tuple[np.ndarray, 
 
 
 def joints(severity: int, episode: int) -> np.ndarray:
-    """How far each of the arm's joints starts from where it would [7], in radians: a random direction."""
+    """[7] offsets in radians of the arm's joints from their normal start, in a random direction."""
     way = draws("robot", episode).standard_normal(7)
     return np.asarray(JOINTS * severity * way / np.linalg.norm(way))
 
 
 @dataclass(frozen=True)
 class Light:
-    """How lights change: they move around a level axis [3] by `degrees`; `factors` [3] of red, green and blue."""
+    """The change of lights: they move around a level axis [3] by `degrees`; `factors` [3] of red, green and blue."""
 
     axis: np.ndarray
     degrees: float
@@ -101,7 +101,7 @@ class Light:
 
 
 def light(severity: int, episode: int) -> Light:
-    """Another direction, brighter or dimmer, warmer or colder."""
+    """The change of lights in an episode: direction, brightness and colour."""
     rng = draws("light", episode)
     angle, sign, tint = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0]), rng.uniform(-1, 1, 3)
     factors = (1 + sign * BRIGHT * severity) * (1 + TINT * severity * tint)
@@ -109,13 +109,13 @@ def light(severity: int, episode: int) -> Light:
 
 
 def paint(severity: int, episode: int, count: int) -> np.ndarray:
-    """Factors [count, 3] of the colours of as many surfaces, up to 1."""
+    """Factors [count, 3], up to 1, of the colours of `count` surfaces."""
     colours = draws("background", episode).uniform(0, 1, (count, 3))
     return np.asarray(1 - PAINT * severity * (1 - colours / colours.max(axis=1, keepdims=True)))
 
 
 def background(model: Any, others: Collection[str] = ()) -> np.ndarray:
-    """Numbers of the visible geometries of tables, floors and walls: of all that stands fast, save robots and `others`.
+    """Numbers of the visible geometries of tables, floors and walls: all fixed ones except robots and `others`.
 
     others  names of bodies at the top of the model, such as those of cabinets
     """
@@ -143,7 +143,7 @@ class Stress:
         self._before = [field.copy() for field in self._fields]
 
     def prepare(self, episode: int) -> None:
-        """Camera, lights and surfaces as in an episode; whatever an earlier episode changed is taken back."""
+        """Sets camera, lights and surfaces for an episode, after undoing the changes of earlier episodes."""
         for field, before in zip(self._fields, self._before, strict=True):
             field[:] = before
         model, severity = self._model, self.severity
@@ -165,7 +165,7 @@ class Stress:
             robot.controller.update_initial_joints(data.qpos[robot._ref_joint_pos_indexes])
 
     def picture(self, image: np.ndarray, episode: int, step: int, camera: int) -> np.ndarray:
-        """What a sensor makes of the picture [h, w, 3] that camera number `camera` takes after `step` steps."""
+        """The picture [h, w, 3] of camera number `camera` after `step` steps, with the effects of the sensor."""
         if self.kind is None or self.kind not in FILTERS:
             return image
         return FILTERS[self.kind](image, self.severity, draws(self.kind, episode, step, camera))

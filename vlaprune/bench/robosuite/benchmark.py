@@ -46,10 +46,10 @@ class Robosuite:
     names     which tasks, in this order; None for all
     image     side of the square images in pixels
     stress    what is perturbed, one of `stress.KINDS`; None for nothing
-    severity  of the perturbation, 1 to 5
+    severity  severity of the perturbation, 1 to 5
     renderer  "egl" or "osmesa"; MUJOCO_GL, where it is set, must say the same. A process has one
-    seed      of the initial states; another seed is another benchmark
-    worker    each environment in a process of its own
+    seed      seed of the initial states; another seed is another benchmark
+    worker    open each environment in a separate process
     """
 
     names: Sequence[str] | None = None
@@ -82,12 +82,12 @@ class Robosuite:
         return tuple(self.every if self.names is None else (by_name[name] for name in self.names))
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
-        """No motion; before the first action the fingers stay where the reset put them."""
+        """An action without motion; before the first action the fingers stay where the reset put them."""
         return hold_still(last, start=0.0)
 
     @contextmanager
     def open(self, task: Task) -> Iterator[Any]:
-        """Starts robosuite for one task (about 3 s): a `RobosuiteEnv`, or the same in a worker."""
+        """Starts robosuite for one task (about 3 s): a `RobosuiteEnv` here or in a worker."""
         if self.worker:
             with remote.opened(replace(self, worker=False), task) as far:
                 yield far
@@ -99,7 +99,7 @@ class Robosuite:
             env.close()
 
     def findings(self) -> Iterator[Finding]:
-        """Its packages."""
+        """Whether the packages robosuite and mujoco are installed."""
         for package in ("robosuite", "mujoco"):
             there = importlib.util.find_spec(package) is not None
             yield Finding(package, "is there" if there else f"is not installed; {install_command('sim')}", ok=there)
@@ -125,7 +125,7 @@ class Robosuite:
 
 @dataclass(frozen=True)
 class MovingRobosuite(Robosuite):
-    """Lift, with a cube that moves while the policy computes (`moving.py`). Options as of `Robosuite`, and one more.
+    """Lift, with a cube that moves while the policy computes (`moving.py`). One option more than `Robosuite`.
 
     max_steps  control steps to lift the cube in: 40 leave no time for a second try, 100 do
     """
@@ -135,7 +135,7 @@ class MovingRobosuite(Robosuite):
     name: str = field(default="robosuite_moving", init=False)
 
     def __post_init__(self) -> None:
-        """As `Robosuite`; UserError for a number of steps for which no motion is laid down."""
+        """Checks the options as `Robosuite` does. UserError if no motion is defined for `max_steps`."""
         super().__post_init__()
         if not 1 <= self.max_steps <= LAST:
             raise UserError(f"max_steps={self.max_steps}; use 1 to {LAST}")

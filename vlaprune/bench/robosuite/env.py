@@ -34,7 +34,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """How a world is drawn, seeded and perturbed: `seed`, `image`, `stress` and `severity` as `Robosuite` has them."""
+    """How a world is drawn, seeded and perturbed: `seed`, `image`, `stress` and `severity` as in `Robosuite`."""
 
     gl: str
     seed: int
@@ -68,7 +68,7 @@ class RobosuiteEnv:
         around = background(self._model)
         self._stress = Stress(options.stress, options.severity, self._model, CAMERAS["primary"], around)
         self._episode, self._steps = 0, 0
-        for name in world.observation_names:  # robosuite would sample these 25 times a step for nobody
+        for name in world.observation_names:  # robosuite would sample these 25 times a step, unused
             world.modify_observable(name, "enabled", False)
 
     def reset(self, episode: int) -> None:
@@ -76,7 +76,7 @@ class RobosuiteEnv:
         if episode < 0:
             raise UserError(f"episode {episode} is negative")
         gripper = self.world.robots[0].gripper
-        gripper.current_action = np.zeros(gripper.dof)  # robosuite would carry it over
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite would keep it
         self._episode, self._steps = episode, 0
         self._stress.prepare(episode)
         with seeded(self.seed, self.task.name, episode):
@@ -101,11 +101,11 @@ class RobosuiteEnv:
         return bool(self.world._check_success())
 
     def hand(self) -> np.ndarray:
-        """Where the gripper is, [3] in metres."""
+        """The position of the gripper, [3] in metres."""
         return np.copy(self._data.site_xpos[self.world.robots[0].eef_site_id])
 
     def hint(self) -> np.ndarray:
-        """Where the task's objects are: x and y from the hand, in metres, of up to two; [4] float32, NaN for none.
+        """Positions of up to two objects of the task: x and y from the hand, in metres; [4] float32, NaN for none.
 
         Privileged: for training, never for a policy that acts.
         """
@@ -116,7 +116,7 @@ class RobosuiteEnv:
         return out.ravel()
 
     def snapshot(self) -> Snapshot:
-        """A copy of the present state, to be given to `restore` of this same environment."""
+        """A copy of the present state, for `restore` of this environment."""
         physics = np.empty(self._mujoco.mj_stateSize(self._model, self._spec))
         self._mujoco.mj_getState(self._model, self._data, physics, self._spec)
         robot = self.world.robots[0]
@@ -165,7 +165,7 @@ def axis_angle(quat: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def seeded(seed: int, name: str, *rest: int) -> Iterator[None]:
-    """Seeds numpy's global generator, which robosuite draws from; outside it is as it was."""
+    """Seeds numpy's global generator, which robosuite draws from, inside the context."""
     before = np.random.get_state()
     np.random.seed(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *rest]).generate_state(8))
     try:

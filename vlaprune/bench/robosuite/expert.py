@@ -16,7 +16,7 @@ from vlaprune.bench.mujoco.motions import CLOSE, OPEN, UP, grasp, held, move, re
 from vlaprune.errors import UserError
 
 WALL = 0.90  # height of the bins' walls, metres
-NEARER = np.array([-0.025, -0.045, 0.0])  # from a bin's middle to where the arm reaches with ease
+NEARER = np.array([-0.025, -0.045, 0.0])  # from a bin's middle to where the arm reaches easily
 LEAD = 0.12  # seconds by which the arm lags behind a moving goal
 FENCE = -0.01  # y where the walls between the two bins begin, metres
 
@@ -35,7 +35,7 @@ def expert(name: str, world: Any) -> Callable[[], np.ndarray]:
 
 
 def places(name: str, world: Any) -> list[np.ndarray]:
-    """Where the things of task `name` are, [3] each in metres: what is to be moved first, then what it goes onto."""
+    """Positions of the things of task `name`, [3] each in metres: the object to move first, then its target."""
     if name.startswith("Lift"):
         return [thing_box(world, world.cube).centre]
     things = {"Stack": ("cubeA", "cubeB")}.get(name)
@@ -44,7 +44,7 @@ def places(name: str, world: Any) -> list[np.ndarray]:
 
 
 def _lift(world: Any) -> np.ndarray:
-    """Grasp the cube, then up."""
+    """The [7] action now: grasp the cube, then go up."""
     cube = thing_box(world, world.cube)
     if not held(world, world.cube):
         return grasp(world, cube)
@@ -52,7 +52,7 @@ def _lift(world: Any) -> np.ndarray:
 
 
 def _lift_moving(world: Any) -> np.ndarray:
-    """As `_lift`, with the hand ahead of the cube by as much as the arm lags behind its goal."""
+    """The action of `_lift`, with the hand ahead of the cube by the lag of the arm behind its goal."""
     cube = thing_box(world, world.cube)
     if held(world, world.cube):
         return move(world, cube, np.array([*cube.centre[:2], 0.90]), CLOSE)
@@ -62,7 +62,7 @@ def _lift_moving(world: Any) -> np.ndarray:
 
 
 def _stack(world: Any) -> np.ndarray:
-    """Grasp the red cube, over the green one, down, let go, up."""
+    """The [7] action now: grasp the red cube, move over the green one, go down, let go, go up."""
     red, green = thing_box(world, world.cubeA), thing_box(world, world.cubeB)
     place = green.centre + (green.reach[2] + red.reach[2]) * UP
     off = np.linalg.norm((red.centre - place)[:2])
@@ -84,7 +84,7 @@ def _stack(world: Any) -> np.ndarray:
 
 
 def _pick_place(world: Any) -> np.ndarray:
-    """Grasp the object, over the walls, low into its own bin, let go, up."""
+    """The [7] action now: grasp the object, move over the walls, go low into its bin, let go, go up."""
     item = world.objects[world.object_id]
     thing = thing_box(world, item)
     place = world.target_bin_placements[world.object_id]

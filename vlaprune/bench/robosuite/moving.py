@@ -19,20 +19,20 @@ from vlaprune.benchmark import Task
 from vlaprune.errors import UserError
 
 HZ = 20  # control steps per second
-LAST = 400  # steps for which a motion is laid down; every episode is shorter
-SPEEDS = (0.03, 0.12)  # of the conveyor, m/s
+LAST = 400  # steps for which a motion is defined; every episode is shorter
+SPEEDS = (0.03, 0.12)  # range of the conveyor's speed, m/s
 PUSH_STEPS = 6  # control steps that a push takes
 PUSH = (0.05, 0.08)  # how far a push moves the cube, metres
 PUSHED_AT = (2, 16)  # first and last step at which a push may begin
 RISE, THICK = 0.001, 0.01  # the carrier's top above the table, and half its thickness, metres
 CUBE = 0.021  # half the cube's side, metres
-MASS = "10000"  # kg; so heavy that nothing that touches the carrier changes its motion
+MASS = "10000"  # kg; so heavy that contact does not change the carrier's motion
 SLOW, FAST = np.array([0.2, 0.35, 0.9]), np.array([0.95, 0.6, 0.1])  # the belt's colour at the ends of SPEEDS
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where the carrier is in one episode.
+    """The motion of the carrier in one episode.
 
     start     [2] x and y of the cube at step 0, in metres from the table's middle
     velocity  [steps, 2] m/s during each control step; the carrier stands still after the last
@@ -82,7 +82,7 @@ class MovingEnv(RobosuiteEnv):
     """robosuite's Lift with a carrier under the cube."""
 
     def __init__(self, world: Any, task: Task, options: EnvOptions) -> None:
-        """As `RobosuiteEnv`; `world` comes from `add_carrier`."""
+        """Wraps `world`, which `add_carrier` has changed."""
         super().__init__(world, task, options)
         self._carrier = [world.sim.model.joint_name2id(f"carrier_{axis}") for axis in "xy"]
         self._belt = world.sim.model.geom_name2id("belt")
@@ -102,12 +102,12 @@ class MovingEnv(RobosuiteEnv):
         self.world.sim.forward()
 
     def step(self, action: np.ndarray) -> bool:
-        """As `RobosuiteEnv.step`, while the carrier goes on."""
+        """Applies one [7] action, as in `RobosuiteEnv.step`, while the carrier moves."""
         self._carry(self._step())
         return super().step(action)
 
     def hint(self) -> np.ndarray:
-        """Where the cube is, and where it will be in 0.4 s: x and y from the hand in metres; [4] float32."""
+        """Positions of the cube now and in 0.4 s: x and y from the hand in metres; [4] float32."""
         out = super().hint()
         out[2:] = out[:2] + 0.4 * self._motion.at(self._step())[1]
         return out
@@ -167,6 +167,6 @@ def _with_carrier(xml: str, height: float, belt: bool) -> str:
 
 
 def _child(root: ElementTree.Element, name: str) -> ElementTree.Element:
-    """The section `name` of a model; made where there is none."""
+    """The section `name` of a model; created if there is none."""
     found = root.find(name)
     return ElementTree.SubElement(root, name) if found is None else found

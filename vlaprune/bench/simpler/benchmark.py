@@ -23,14 +23,14 @@ from vlaprune.benchmark import Finding, Gripper, Interface, Task, hold_still
 from vlaprune.errors import UserError
 
 SUCCESS = ("last", "any", "stop")
-ANSWER = 1800.0  # seconds; ray tracing on a CPU takes ten minutes to begin, and time_limit stops a run earlier
+ANSWER = 1800.0  # seconds to open: ray tracing on a CPU takes ten minutes to begin; time_limit stops a run earlier
 
 
 class SuccessWrapper:
-    """A world, and when an episode of it counts as achieved."""
+    """A world with the rule that says when an episode counts as achieved."""
 
     def __init__(self, world: ManiSkill2 | ManiSkill3, ever: bool) -> None:
-        """`ever`: once achieved is achieved for good."""
+        """`ever`: an episode that was achieved once stays achieved."""
         self._world, self._ever = world, ever
         self._achieved = False
         self.observe, self.state_bits, self.close = world.observe, world.state_bits, world.close
@@ -73,7 +73,7 @@ class Simpler:
     worker: bool = True
 
     def __post_init__(self) -> None:
-        """UserError for options that do not exist, before anything is started."""
+        """Raises UserError for options that do not exist, before anything is started."""
         known = {"suite": tuple(SUITES), "backend": tuple(PACKAGE), "success": SUCCESS}
         for key, allowed in known.items():
             if getattr(self, key) not in allowed:
@@ -87,27 +87,27 @@ class Simpler:
 
     @property
     def name(self) -> str:
-        """With the backend, so that the two are never taken for one."""
+        """The name of the benchmark, with the backend: simpler-ms2 or simpler-ms3."""
         return f"simpler-{self.backend}"
 
     @property
     def robot(self) -> str | None:
-        """Whose controls a model's chunks go through."""
+        """The robot: widowx or google_robot."""
         return "widowx" if self.suite == "widowx" else "google_robot"
 
     @property
     def interface(self) -> Interface:
-        """Axis-angle changes; the Google robot's gripper is moved on, WidowX' is set and opens at +1."""
+        """The conventions: axis-angle changes; gripper changes (Google robot) or positions, open at +1 (WidowX)."""
         gripper: Gripper = "open_positive" if self.robot == "widowx" else "close_delta"
         return Interface("axis_angle", gripper, "delta", ("primary",), "eef_pos3_axisangle3_gripper2")
 
     @property
     def control_hz(self) -> float:
-        """Actions a second."""
+        """Actions per second."""
         return float((WIDOWX if self.robot == "widowx" else GOOGLE).hz)
 
     def hold(self, last: np.ndarray | None) -> np.ndarray:
-        """No motion. WidowX' gripper is set and begins open; the Google robot's is moved on, so zero leaves it."""
+        """An action without motion: zero for the Google robot; WidowX' gripper keeps its last command (first: open)."""
         return hold_still(last, start=1.0) if self.robot == "widowx" else np.zeros(7)
 
     @property
@@ -117,11 +117,11 @@ class Simpler:
 
     @property
     def protocol(self) -> str:
-        """SimplerEnv's own, or what mani-skill 3 makes of it, which are no SIMPLER scores."""
+        """The protocol: SimplerEnv's, or that of mani-skill 3, whose numbers are no SIMPLER scores."""
         return "simpler" if self.backend == "ms2" else "simpler-ms3"
 
     def tasks(self) -> Sequence[Task]:
-        """The rows of the papers' tables; a table's average is the unweighted mean over them."""
+        """The tasks: rows of the papers' tables, whose average is the unweighted mean over tasks."""
         rows = SUITES[self.suite]
         return tuple(
             Task(n, rows[n].instruction, self.limit or rows[n].limit, len(rows[n].starts()), self.success == "stop")
@@ -133,19 +133,19 @@ class Simpler:
         return SUITES[self.suite][task.name].starts()
 
     def open(self, task: Task) -> AbstractContextManager[Any]:
-        """Starts the simulator for one task: 10 to 20 s on a CPU. UserError where something is missing."""
+        """Starts the simulator for one task: 10 to 20 s on a CPU. UserError if something is missing."""
         if self.worker:
             return remote.opened(replace(self, worker=False), task, self.python, answering=ANSWER)
         return self._here(task)
 
     def ready(self) -> None:
-        """UserError in one line for the first thing that is in the way of a run; starts no simulator."""
+        """Raises UserError for the first thing that is in the way of a run; starts no simulator."""
         for finding in self.findings():
             if not finding.ok:
                 raise UserError(f"bench {self.name}: {finding.about}: {finding.said}")
 
     def findings(self) -> Iterator[Finding]:
-        """The interpreter, its packages, the asset files of each task, and what the simulator draws with."""
+        """The interpreter, its packages, the asset files of each task, and the device that renders."""
         about = f"python {self.python or 'of vlaprune'}"
         try:
             there = Interpreter.inspect(self.python)
@@ -172,19 +172,19 @@ class Simpler:
         return Finding(f"assets of {task.name}", said if gone else f"complete in {root}", ok=not gone)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers: the options save where things lie, and the bits of the assets."""
+        """The settings that decide numbers: the options except paths, and a digest of the assets."""
         assets = Interpreter.inspect(self.python).assets(self.backend, self.assets)
         digest = fingerprint(assets, [s for task in self.tasks() for s in self.starts(task)], self.backend)
         kept = ("suite", "backend", "names", "raytracing", "success", "limit")
         return {"label": f"{self.name} {self.suite}", **{key: getattr(self, key) for key in kept}, "assets": digest}
 
     def provenance(self) -> dict[str, Any]:
-        """Versions in the simulator's interpreter, and what it draws with."""
+        """Versions in the simulator's interpreter, and the device that it renders with."""
         return {"simulator": Interpreter.inspect(self.python).versions, "renderer": device(self.python, self.backend)}
 
     @contextmanager
     def _here(self, task: Task) -> Iterator[SuccessWrapper]:
-        """The world in this process, once packages and files that it would crash or go on without are there."""
+        """The world in this process, after a check of the packages and files that it needs."""
         there = Interpreter.inspect(None)
         files = self._files(task, there)
         for said in (*there.conflicts(self.backend), *([] if files.ok else [files.said])):

@@ -1,4 +1,4 @@
-"""What SIMPLER needs on disk: packages of the simulator's interpreter, and every asset file of the chosen tasks.
+"""The files that SIMPLER needs: packages of the simulator's interpreter, and every asset file of the chosen tasks.
 
 ManiSkill2 only logs a missing mesh and goes on without it, so all files are looked for before anything starts.
 """
@@ -39,7 +39,7 @@ print(json.dumps({
     "folders": {n: folder(n) for n in sys.argv[2].split()},
 }))
 """
-DRAW = {  # what the simulator itself draws with; prints it in its last line, or fails
+DRAW = {  # prints the simulator's render device in its last line, or fails
     "ms2": """
 import os, sapien.core
 sapien.core.SapienRenderer()
@@ -84,10 +84,10 @@ DRAWER: tuple[str, list[str]] = ("info_pick_custom_v0", [])  # the drawer tasks 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What is installed in an interpreter.
+    """The packages of an interpreter.
 
-    versions  package -> version or None
-    folders   importable package -> where it lies, or None
+    versions  package -> version, or None
+    folders   importable package -> its folder, or None
     """
 
     versions: dict[str, str | None]
@@ -95,7 +95,7 @@ class Interpreter:
 
     @classmethod
     def inspect(cls, python: str | None) -> Interpreter:
-        """Asks `python` (None for this one) without importing anything. UserError where it is no Python."""
+        """Asks `python` (None for this one) without importing anything. UserError if it is no Python."""
         packages = "numpy setuptools gymnasium sapien torch mani-skill mani_skill2_real2sim"
         try:
             found = json.loads(_ask(python, INSPECT, packages, "pkg_resources mani_skill mani_skill2_real2sim"))
@@ -104,7 +104,7 @@ class Interpreter:
         return cls(**found)
 
     def conflicts(self, backend: str) -> Iterator[str]:
-        """What is missing or too new for a backend, each with its remedy."""
+        """Yields what is missing or too new for a backend, each with its remedy."""
         package = PACKAGE[backend]
         if self.folders[package] is None:
             yield f"it lacks {package}, the simulator; install it ({GUIDE}) and name its interpreter: bench.python=PATH"
@@ -119,7 +119,7 @@ class Interpreter:
             yield f"its gymnasium {self.versions['gymnasium']} hides what SIMPLER asks for; pip install 'gymnasium<1'"
 
     def assets(self, backend: str, given: str | None) -> Path:
-        """The folder of a backend's assets: `given`, else what the simulator's variable says, else its own place."""
+        """The folder of a backend's assets: `given`, else the simulator's environment variable, else its default."""
         told = given or os.environ.get(VARIABLE[backend])
         if told:
             return Path(told)
@@ -128,7 +128,7 @@ class Interpreter:
 
 
 def device(python: str | None, backend: str) -> str:
-    """What the simulator draws with. UserError in one line where it finds no Vulkan device."""
+    """The device that the simulator renders with. UserError if it finds no Vulkan device."""
     try:
         return _ask(python, DRAW[backend])
     except UserError as error:
@@ -136,7 +136,7 @@ def device(python: str | None, backend: str) -> str:
 
 
 def _ask(python: str | None, code: str, *arguments: str) -> str:
-    """The last line that some Python prints in another process; UserError with the last line of its complaint."""
+    """The last line that some code prints in a process of `python`; UserError with the last line of its error."""
     env = {k: v for k, v in os.environ.items() if python is None or k not in ("PYTHONPATH", "PYTHONHOME")}
     command = [python or sys.executable, "-c", code, *arguments]
     try:
@@ -150,7 +150,7 @@ def _ask(python: str | None, code: str, *arguments: str) -> str:
 
 
 def needed(start: Start, backend: str) -> Iterator[tuple[str, ...]]:
-    """Files of one episode, relative to the assets' folder; of each tuple one is enough."""
+    """Yields the files of one episode, relative to the assets' folder; one file of each tuple is enough."""
     shared = SHARED[backend]
     listed, models = MODELS.get(start.env, DRAWER)
     if "Distractor" in start.env:
@@ -172,7 +172,7 @@ def needed(start: Start, backend: str) -> Iterator[tuple[str, ...]]:
 
 
 def missing(root: Path, starts: Iterable[Start], backend: str) -> Sequence[str]:
-    """What of the files of these episodes is not there, with all that they refer to: textures, meshes."""
+    """The missing files of these episodes, including textures and meshes that their files refer to."""
     out: list[str] = []
     for choices, found in _chosen(root, starts, backend):
         if found is None:
@@ -183,9 +183,9 @@ def missing(root: Path, starts: Iterable[Start], backend: str) -> Sequence[str]:
 
 
 def fingerprint(root: Path, starts: Iterable[Start], backend: str) -> str:
-    """SHA-256 of the files of these episodes that are there, so that stand-ins are never taken for the real ones.
+    """SHA-256 of the existing files of these episodes, so that replaced assets are noticed.
 
-    All that they refer to is part of it: a mesh with another texture is another picture.
+    Files that they refer to are included: another texture gives another picture.
     """
     digest = hashlib.sha256()
     for _, found in _chosen(root, starts, backend):
@@ -197,15 +197,15 @@ def fingerprint(root: Path, starts: Iterable[Start], backend: str) -> str:
 
 
 def _chosen(root: Path, starts: Iterable[Start], backend: str) -> Iterator[tuple[tuple[str, ...], Path | None]]:
-    """Files of these episodes of which one is enough, and the first of them that is there."""
+    """Yields tuples of files of which one is enough, and the first of them that exists."""
     for choices in sorted({files for start in starts for files in needed(start, backend)}):
         yield choices, next((root / name for name in choices if (root / name).is_file()), None)
 
 
 def _references(path: Path) -> Iterator[Path]:
-    """Files named in a URDF, a COLLADA or an OBJ file, and what those name in turn.
+    """Yields the files named in a URDF, a COLLADA or an OBJ file, and those that they name in turn.
 
-    None for collision meshes, of which the simulator reads the geometry alone.
+    Yields none for collision meshes, of which the simulator reads only the geometry.
     """
     patterns = {
         ".urdf": r'filename="(?:package://)?([^"]+)"',

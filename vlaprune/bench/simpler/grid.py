@@ -22,13 +22,13 @@ Option = str | bool
 class Start:
     """One official episode.
 
-    env      ManiSkill2's environment id
-    scene    its stage
+    env      environment id of ManiSkill2
+    scene    name of its stage
     robot    robot id, here with the camera that the policy looks through
     base     x, y of the robot in metres
-    yaw      of the robot in radians
+    yaw      yaw of the robot in radians
     thing    x, y of the object in metres; or a number in the environment's own list of arrangements
-    overlay  picture laid behind robot and objects (Visual Matching), or None (Variant Aggregation)
+    overlay  background picture behind robot and objects (Visual Matching), or None (Variant Aggregation)
     build    further options of the environment
     """
 
@@ -49,7 +49,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Robot:
-    """What SIMPLER always builds a robot with: control mode, control and physics rate in Hz, the policy's camera."""
+    """The fixed settings of a robot in SIMPLER: control mode, control and physics rate in Hz, the policy's camera."""
 
     control: str
     hz: int
@@ -192,7 +192,7 @@ def widowx(env: str) -> list[Start]:
 
 @dataclass(frozen=True)
 class Official:
-    """A row of the papers' tables: what to do, steps allowed, and its episodes."""
+    """A row of the papers' tables: instruction, steps allowed, and episodes."""
 
     instruction: str
     limit: int

@@ -15,11 +15,11 @@ import numpy as np
 from vlaprune.bench.simpler.grid import GOOGLE, WIDOWX, Start
 from vlaprune.benchmark import Observation, check_action
 
-SEED = 2022  # of ManiSkill2's own generators in a new environment; mani-skill 3 is given the same
+SEED = 2022  # seed of ManiSkill2's generators in a new environment; mani-skill 3 gets the same
 
 
 class ManiSkill2:
-    """A new environment for every episode, as SIMPLER's own evaluation has it, so that no episode depends on another.
+    """A new environment for every episode, as in SIMPLER's own evaluation, so that no episode depends on another.
 
     The renderer is kept, because its compiled shaders are lost with the last environment: half a minute on a CPU.
     """
@@ -61,7 +61,7 @@ class ManiSkill2:
         self._camera = robot.camera
 
     def observe(self) -> Observation:
-        """The picture of the last step (SIMPLER draws one with every step) and the instruction as it is now."""
+        """The picture of the last step (SIMPLER renders at every step), the state [8] and the present instruction."""
         world = self._env.unwrapped
         hand = world.agent.robot.pose.inv() * world.tcp.pose
         joints = [joint.name for joint in world.agent.robot.get_active_joints()]
@@ -71,12 +71,12 @@ class ManiSkill2:
         )
 
     def step(self, action: np.ndarray) -> bool:
-        """Applies one [7] action; True while SIMPLER's own judgement is success."""
+        """Applies one [7] action; True while SIMPLER judges it a success."""
         self._seen, _, done, _, _ = self._env.step(check_action(action, 7))
         return bool(done)
 
     def state_bits(self) -> bytes:
-        """All that decides what the simulator does next, for tests of repeatability."""
+        """The bytes of everything that decides what the simulator does next, for tests of repeatability."""
         return np.asarray(self._env.unwrapped.get_state()).tobytes()
 
     def close(self) -> None:
@@ -89,8 +89,8 @@ class ManiSkill2:
 class ManiSkill3:
     """One environment for a task, whose scene is built anew for each episode: then no episode depends on another.
 
-    Without that the sink of the eggplant's scene moves by a bit at its first reset. Never two tasks in one process: the
-    digital twins keep lists on their class (mani-skill 3.0.1) and spoil each other.
+    Otherwise the sink of the eggplant's scene moves slightly at its first reset. Never two tasks in one process: the
+    digital twins keep lists on their class (mani-skill 3.0.1) and change each other's.
     """
 
     def __init__(self, starts: Sequence[Start], limit: int) -> None:
@@ -114,7 +114,7 @@ class ManiSkill3:
         self._seen, _ = self._env.reset(seed=SEED, options={"episode_id": number, "reconfigure": True})
 
     def observe(self) -> Observation:
-        """The picture of the last step and the instruction."""
+        """The picture of the last step, the state [8] and the instruction."""
         world, robot = self._env.unwrapped, self._env.unwrapped.agent.robot
         hand = robot.pose.inv() * robot.links_map["ee_gripper_link"].pose
         joints = [joint.name for joint in robot.active_joints]
@@ -123,12 +123,12 @@ class ManiSkill3:
         return Observation({"primary": picture}, state, world.get_language_instruction()[0])
 
     def step(self, action: np.ndarray) -> bool:
-        """Applies one [7] action; True while the task's own judgement is success."""
+        """Applies one [7] action; True while the task judges it a success."""
         self._seen, _, _, _, said = self._env.step(check_action(action, 7))
         return bool(said["success"])
 
     def state_bits(self) -> bytes:
-        """All that decides what the simulator does next, for tests of repeatability."""
+        """The bytes of everything that decides what the simulator does next, for tests of repeatability."""
         return np.asarray(self._env.unwrapped.get_state()).tobytes()
 
     def close(self) -> None:

@@ -9,18 +9,18 @@ import numpy as np
 
 from vlaprune.errors import UserError
 
-STATE, ACTION = 8, 7  # hand's position and axis-angle, two fingers; hand's move and turn, gripper
+STATE, ACTION = 8, 7  # state: hand's position and axis-angle, two fingers; action: hand's move and turn, gripper
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """What one file says of one episode of LIBERO.
+    """One episode of LIBERO from a file.
 
-    instruction  in words
+    instruction  the instruction in words
     state        [n, 8] position and axis-angle of the hand, two finger joints
-    actions      [n, 7] the gripper from -1 (opens) to +1 (closes)
+    actions      [n, 7]; the gripper goes from -1 (opens) to +1 (closes)
     read_images  images [k, cameras, h, w, 3] uint8 of the steps [k], third person first, as a policy sees them
-    source       file and episode, for errors
+    source       names of file and episode, for errors
     """
 
     instruction: str
@@ -30,7 +30,7 @@ class Episode:
     source: str
 
     def __post_init__(self) -> None:
-        """UserError for arrays of other shapes, and for numbers that are none."""
+        """Raises UserError for arrays of other shapes, and for numbers that are not finite."""
         steps = len(self.actions)
         if self.state.shape != (steps, STATE) or self.actions.shape != (steps, ACTION):
             raise UserError(
@@ -41,7 +41,7 @@ class Episode:
             raise UserError(f"{self.source} has numbers that are not finite; it is damaged: download it again")
 
     def frames(self, chunk: int, every: int = 1) -> dict[str, np.ndarray]:
-        """images, state and labels [m, chunk, 7] of each `every`-th step that has a whole chunk before it."""
+        """images, state and labels [m, chunk, 7] of every `every`-th moving step at which a whole chunk can begin."""
         steps = moving(self.actions)
         starts = np.arange(0, len(steps) - chunk + 1, every)
         labels = self.actions[steps[starts[:, None] + np.arange(chunk)]]
@@ -53,9 +53,9 @@ class Episode:
 
 
 def moving(actions: np.ndarray, least: float = 1e-4) -> np.ndarray:
-    """[m] the steps of actions [n, 7] that are no no-ops: the arm moves, or the gripper changes.
+    """[m] the steps of actions [n, 7] that are not no-ops: the arm moves, or the gripper changes.
 
-    A gripper is compared with that of the last action kept. Source: openvla/openvla@c8f03f4:
+    The gripper is compared with that of the last action kept. Source: openvla/openvla@c8f03f4:
     experiments/robot/libero/regenerate_libero_dataset.py (is_noop).
     """
     kept: list[int] = []

@@ -18,7 +18,7 @@ BROKEN = (OSError, KeyError, IndexError, TypeError, json.JSONDecodeError)
 
 
 def episodes(path: Path) -> Iterator[Episode]:
-    """Every episode of a file, by number. UserError in one line for a file that is damaged or no demonstration.
+    """Every episode of a file, by number. UserError for a file that is damaged or no demonstration.
 
     Pictures are turned by 180 degrees, as OpenVLA turns them for training and for evaluation.
     """
@@ -53,7 +53,7 @@ def _episode(group: Any, instruction: str, source: str) -> Episode:
 
 
 def _instruction(file: Any, path: Path) -> str:
-    """From the file's own description, or from its name, as OpenVLA's conversion does: [SCENE_]words_demo.hdf5."""
+    """The instruction in the file, or else from its name, as in OpenVLA's conversion: [SCENE_]words_demo.hdf5."""
     said = file["data"].attrs.get("problem_info")
     if said is not None:
         return str(json.loads(said)["language_instruction"]).strip('"')

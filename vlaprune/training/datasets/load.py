@@ -1,4 +1,4 @@
-"""A folder of published demonstrations, as the arrays that `demos.load` makes of our own."""
+"""Loads a folder of published demonstrations as the same arrays that `demos.load` makes of our own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vlaprune.training.datasets import hdf5, rlds
 from vlaprune.training.datasets.episode import Episode
 
 READERS: dict[str, Callable[[Path], Iterator[Episode]]] = {"*.hdf5": hdf5.episodes, "*.tfrecord*": rlds.episodes}
-HINTS = 4  # numbers, none of which these files tell
+HINTS = 4  # numbers of a hint, none of which are in these files
 
 
 def files(folder: str | Path) -> dict[str, list[Path]]:
-    """The files of published demonstrations in a folder and those below, by pattern."""
+    """The files of published demonstrations in and below a folder: pattern -> paths."""
     found = {pattern: sorted(Path(folder).rglob(pattern)) for pattern in READERS}
     return {pattern: paths for pattern, paths in found.items() if paths}
 
@@ -26,8 +26,8 @@ def files(folder: str | Path) -> dict[str, list[Path]]:
 def load(folder: str | Path, chunk: int, every: int = 1) -> dict[str, np.ndarray]:
     """Every frame in a folder, one row each, as in `demos.load`; `task` is the instruction.
 
-    Frames are the steps that move and have a whole chunk of such steps before them, as in OpenVLA-OFT's training;
-    `every` leaves some out. UserError for a folder with none, or with both formats.
+    Frames are the moving steps at which a whole chunk of moving steps can begin, as in OpenVLA-OFT's training; with
+    `every` only each such step. UserError for a folder without demonstrations, or with both formats.
     """
     found = files(folder)
     if len(found) != 1:
@@ -50,7 +50,7 @@ def load(folder: str | Path, chunk: int, every: int = 1) -> dict[str, np.ndarray
 
 
 def _facts(episode: Episode, number: int, frames: int) -> dict[str, np.ndarray]:
-    """What every frame of an episode says of it. Both publications hold successes alone."""
+    """The facts of an episode, repeated for every frame. Both publications hold only successes."""
     told: dict[str, str | float] = {
         "task": episode.instruction,
         "episode": number,

@@ -22,7 +22,7 @@ Feature = list[bytes] | np.ndarray
 
 
 def episodes(path: Path) -> Iterator[Episode]:
-    """Every episode of a file, in its order. UserError in one line for one that is damaged or of another kind."""
+    """Every episode of a file, in its order. UserError for a file that is damaged or of another kind."""
     for number, record in enumerate(records(path)):
         source = f"{path}: record {number}"
         try:
@@ -37,7 +37,7 @@ def episodes(path: Path) -> Iterator[Episode]:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file. UserError where one is cut off, or its bytes are not those written."""
+    """The records of a TFRecord file. UserError if one is cut off or its checksum is wrong."""
     try:
         from google_crc32c import value as crc
     except ImportError:
@@ -69,7 +69,7 @@ def example(record: bytes) -> dict[str, Feature]:
 
 
 def _values(kind: int, parts: Sequence[bytes]) -> Feature:
-    """Of a bytes_list (1), a float_list (2) or an int64_list (3), packed or not."""
+    """The values of a bytes_list (1), a float_list (2) or an int64_list (3), packed or not."""
     if kind == 1:
         return list(parts)
     whole = b"".join(parts)
@@ -83,7 +83,7 @@ def _values(kind: int, parts: Sequence[bytes]) -> Feature:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of a protobuf message's fields; a number stays as the bytes it is written in."""
+    """The numbers and contents of a protobuf message's fields; numeric contents stay encoded bytes."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -121,7 +121,7 @@ def _looker(cameras: Sequence[Sequence[bytes]], source: str) -> Callable[[np.nda
 
 
 def _picture(packed: bytes) -> np.ndarray:
-    """[h, w, 3] of a JPEG as TensorFlow decodes it, or of a PNG."""
+    """[h, w, 3] uint8 of a JPEG, as TensorFlow decodes it, or of a PNG."""
     import simplejpeg
     from PIL import Image
 
