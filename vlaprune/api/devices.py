@@ -1,8 +1,8 @@
-"""`devices=`: one policy process for each device of this machine, which share the episodes of one run as its shards.
+"""`devices=`: one policy process for each device of this machine; they share the episodes of one run as shards.
 
-A process has its device alone in sight, renders on it, and takes its part of the cores. Each writes a journal of its
-own into the run's folder; this process only looks on: one line of progress, one table, one exit code. A process that
-was killed from outside loses nothing, and the same command goes on, with these devices or others.
+A process sees only its device, renders on it, and uses its part of the cores. Each writes its own journal into the
+run's folder. This process only shows one line of progress, one table and one exit code. If a process is killed, its
+finished episodes remain; the same command continues the run, with these devices or others.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ GRACE = 20.0  # seconds that an interrupted process has to end
 
 @dataclass(frozen=True)
 class Device:
-    """What one policy process computes on: `cpu`, or a GPU by its number among those in sight."""
+    """The device of one policy process: `cpu`, or a GPU by its number among the visible ones."""
 
     name: str
 
     def environment(self, count: int) -> dict[str, str]:
-        """The variables of its process, one of `count`."""
+        """The environment variables of the device's process, if `count` processes run."""
         cores = os.cpu_count() or 1
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
         if self.name == "cpu":
@@ -48,7 +48,7 @@ class Device:
 
 
 def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
-    """The devices of `devices=`; UserError for one that is not there, of `gpus` in sight."""
+    """The devices that `devices=` names. UserError for one that does not exist; `gpus` GPUs are visible."""
     if devices == "all":
         devices = list(range(gpus)) or ["cpu"]
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
@@ -63,7 +63,7 @@ def chosen(devices: str | int | Sequence[str | int], gpus: int) -> list[Device]:
 
 
 def run(cfg: Any, job: SweepJob | None) -> None:
-    """Runs `cfg` on its devices. UserError for options that do not go together, and where a process failed."""
+    """Runs `cfg` on its devices. UserError for options that do not go together, and if a process failed."""
     import torch
 
     if cfg.shard.count > 1:
@@ -99,7 +99,7 @@ def run(cfg: Any, job: SweepJob | None) -> None:
 
 
 class MemberError(Exception):
-    """A process of a run failed by a bug, which it has told itself."""
+    """A process of a run failed because of a bug, which it has printed itself."""
 
 
 def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> subprocess.Popen[bytes]:
@@ -112,14 +112,14 @@ def _start(cfg: Any, folder: Path, index: int, device: Device, count: int) -> su
         [sys.executable, "-c", "from vlaprune.api.devices import member; member()", str(task), str(os.getpid())],
         env={**os.environ, **device.environment(count), SWEEP: str(folder), "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt at the keyboard is this process's to handle
+        start_new_session=True,  # this process handles an interrupt at the keyboard
     )
 
 
 def _watch(
     processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[Device], folder: Path, job: SweepJob | None
 ) -> Mapping[int, RunStatus]:
-    """One line of progress until all have ended; their last statuses. One that fails is named at once."""
+    """Shows progress until all processes have ended; returns their last statuses. Reports a failed one at once."""
     bar, heard = None, 0
     while True:
         over = all(p.poll() is not None for p in processes)
@@ -142,13 +142,13 @@ def _watch(
 
 
 def _sum(statuses: Sequence[RunStatus]) -> RunStatus:
-    """How far the whole run is."""
+    """The progress of the whole run, summed over its processes."""
     totals = {key: sum(getattr(s, key) for s in statuses) for key in ("asked", "done", "won", "begun")}
     return replace(statuses[0], **totals, seconds=max(s.seconds for s in statuses), ended=False, error="")
 
 
 def _relay(place: Path, heard: int) -> int:
-    """Says what the processes have said since then; how much of it is heard now."""
+    """Prints new whole lines of the processes' messages after position `heard`; returns the new position."""
     text = place.read_text()[heard:] if place.is_file() else ""
     whole = text.rfind("\n") + 1
     for line in text[:whole].splitlines():
@@ -177,7 +177,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def member() -> None:
-    """One policy process; `run` starts it."""
+    """The main function of one policy process; `run` starts it."""
     from vlaprune import config
     from vlaprune.api.evaluation import run_composed
     from vlaprune.bench.worker import die_with

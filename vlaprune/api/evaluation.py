@@ -1,4 +1,4 @@
-"""`vlaprune.evaluate`: what `vlaprune eval` does, with names of configuration files or objects of one's own."""
+"""`vlaprune.evaluate`: what `vlaprune eval` does, with names of configuration files or your own objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlaprune.pruner import Pruner
 
 
-STAND_IN = {"model": "toy", "method": "dense", "bench": "toy"}  # what is composed where an object takes its place
+STAND_IN = {"model": "toy", "method": "dense", "bench": "toy"}  # composed where an object replaces it
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     output: str | Path | None = None,
     **overrides: Any,
 ) -> Run:
-    """Runs episodes into a journal and returns the recorded run. Episodes that the folder holds already are not redone.
+    """Runs episodes into a journal and returns the recorded run. Episodes already in the folder are not run again.
 
     model      a name in configs/model, or a model (`vlaprune.policy.VLA`)
     method     a name in configs/method, a method (`vlaprune.pruner.Pruner`; each slot gets a copy), or a class
@@ -50,7 +50,7 @@ def evaluate(
     given: dict[str, Any] = {"model": model, "method": method, "bench": bench}
     objects = {group: part for group, part in given.items() if not isinstance(part, str)}
     made = objects | ({"method": maker(objects["method"])} if "method" in objects else {})
-    shown = made | ({"method": made["method"]()} if "method" in made else {})  # what the journal describes
+    shown = made | ({"method": made["method"]()} if "method" in made else {})  # objects that the journal describes
     words = [f"{group}={part if group not in objects else STAND_IN[group]}" for group, part in given.items()]
     words += [setting(key, value) for key, value in ({"logger": "csv"} | overrides).items()]
     if output is not None:
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def setting(key: str, value: Any) -> str:
-    """One KEY=VALUE as Hydra reads it. UserError for a value that no configuration can hold."""
+    """A KEY=VALUE in Hydra's syntax. UserError for a value that no configuration can hold."""
     return f"{key.replace('__', '.')}={_written(key, value)}"
 
 
@@ -88,18 +88,18 @@ def _written(key: str, value: Any) -> str:
 
 
 def name_of(group: str, part: Any) -> str:
-    """The short name of an object: a model's or a benchmark's own, or a method's class in small letters."""
+    """The short name of an object: the name of a model or benchmark, or a method's class in small letters."""
     if group == "model":
         return str(part.info.name)
     return str(part.name) if group == "bench" else type(part).__name__.lower()
 
 
 def described(group: str, part: Any) -> dict[str, Any]:
-    """The class and options of an object, as a configuration holds them: what tells its runs from others.
+    """The class and options of an object, as in a configuration: they distinguish its runs from others.
 
-    Options are what the constructor takes and keeps under the same name, as a dataclass does. A model, and a method
-    with parameters, are told apart by their weights. UserError for a method or a benchmark that keeps an option
-    nowhere: two of them would count as one.
+    Options are the constructor's parameters that the object keeps under the same name, as a dataclass does. Models,
+    and methods with parameters, also have a digest of their weights. UserError for a method or a benchmark that does
+    not keep an option: two different ones would count as equal.
     """
     kind = type(part)
     name = f"{kind.__module__}.{kind.__qualname__}"
@@ -122,7 +122,7 @@ def _option_names(part: Any) -> list[str]:
 
 
 def _options(part: Any) -> dict[str, Any]:
-    """The options of an object that a configuration can hold; of an array or a tensor, its digest."""
+    """The options of an object that a configuration can hold; for an array or a tensor, its digest."""
     values = {key: getattr(part, key) for key in _option_names(part) if hasattr(part, key)}
     values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
     values |= {key: value.item() for key, value in values.items() if isinstance(value, np.generic)}
@@ -138,7 +138,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _weights(part: Any) -> Mapping[str, Any]:
-    """All parameters and buffers of an object: of a module its own, else those of the modules that it holds."""
+    """All parameters and buffers of a module, or of the modules in an object's attributes."""
     from torch import nn
 
     modules = {"": part} if isinstance(part, nn.Module) else vars(part) if hasattr(part, "__dict__") else {}
@@ -147,7 +147,7 @@ def _weights(part: Any) -> Mapping[str, Any]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a configuration can hold it."""
+    """Whether a configuration can hold this value."""
     if isinstance(value, Mapping):
         return all(isinstance(k, str) and _plain(v) for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -156,7 +156,7 @@ def _plain(value: Any) -> bool:
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """Tells tensors or arrays from others: by names, shapes and the first and last 256 numbers of each."""
+    """A SHA-256 of tensors or arrays: of their names, shapes, and the first and last 256 numbers of each."""
     import torch
 
     found = hashlib.sha256()
@@ -168,9 +168,9 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 
 def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob | None = None) -> None:
-    """Runs what a composed configuration of `vlaprune eval` asks for, alone or as a job of a sweep.
+    """Runs a composed configuration of `vlaprune eval`, alone or as a job of a sweep.
 
-    given  objects in place of what the configuration describes, see `config.build`
+    given  objects to use in place of configured ones, see `config.build`
     """
     from vlaprune import config
     from vlaprune.api import devices
@@ -206,7 +206,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob
     if arm not in (None, "own", *WITHOUT):
         audit.audited(cfg.audit.run, arm, header)
     if arm not in WITHOUT:
-        known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # a calibration, too, is the method's
+        known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # controls share the calibration
         make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, known, cfg.seed)
     if arm is not None:
         make_pruner, watchers = audit.ready(make_pruner, arm, cfg.audit.run, header, folder)
@@ -216,7 +216,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob
 
 
 def _run_black_box(cfg: Any, given: Mapping[str, Any], job: SweepJob | None) -> None:
-    """The same where a model server decides the actions: nothing is built, nothing can be pruned or looked into."""
+    """Runs a composed configuration whose actions come from a model server: no model is built, nothing is pruned."""
     from vlaprune import config
     from vlaprune.evaluation import run
 
@@ -230,7 +230,7 @@ def _run_black_box(cfg: Any, given: Mapping[str, Any], job: SweepJob | None) -> 
 
 
 def maker(method: Pruner | Callable[[], Pruner]) -> Callable[[], Pruner]:
-    """A function that gives every slot a method of its own."""
+    """A function that makes a separate method for every slot."""
     from vlaprune.pruner import Pruner
 
     return (lambda: copy.deepcopy(method)) if isinstance(method, Pruner) else method

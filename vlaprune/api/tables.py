@@ -1,4 +1,4 @@
-"""Recorded runs as DataFrames: a row an episode, or a row a method with its verdict. No torch."""
+"""Recorded runs as DataFrames: a row per episode, or a row per method with its verdict. No torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def compare(
     mixed: bool = False,
     timed: bool = False,
 ) -> pd.DataFrame:
-    """The table of verdicts: a row a method, paired with the baseline on the same episodes.
+    """The table of verdicts: a row per method, paired with the baseline on the same episodes.
 
     runs      a run, a folder with runs in or below it, or several of these
     baseline  label of the run that the others are compared with
@@ -70,7 +70,7 @@ def compare(
     The columns are described at `vlaprune.report.tabulate`; `verdict` is "no worse", "worse" or "undecided", and
     `attrs["notes"]` holds the footnotes. `vlaprune.report.markdown(table)` is the table as text.
 
-    Errors: UserError where the runs cannot stand in one table.
+    Errors: UserError if the runs do not fit into one table.
     """
     from vlaprune import report
 
@@ -78,7 +78,7 @@ def compare(
 
 
 def _read(runs: Runs) -> list[Run]:
-    """The runs themselves."""
+    """The runs, read from their folders where needed."""
     from vlaprune import report
 
     several = [runs] if isinstance(runs, (str, Path, Run)) else list(runs)

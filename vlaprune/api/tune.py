@@ -1,4 +1,4 @@
-"""`vlaprune tune`: which settings of a method are worth their milliseconds, with a fraction of the grid's episodes."""
+"""`vlaprune tune`: finds the settings of a method that are worth their cost, with a part of the grid's episodes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vlaprune.stats.rates import wilson
 if TYPE_CHECKING:
     from vlaprune.pruner import Pruner
 
-WHOLE = ("shard", "stop", "only", "audit", "output")  # settings that a race makes itself, or that leave episodes out
+WHOLE = ("shard", "stop", "only", "audit", "output")  # settings that a race sets itself, or that leave episodes out
 COSTS = {"ms": "ms/call", "gflops": "GFLOPs/call"}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a race found.
+    """The result of a race.
 
-    cost       ms or gflops: what cost the entrants have
-    dense      the same of dense, and its success
+    cost       unit of the costs: ms or gflops
+    dense      cost and success rate of dense
     entrants   all settings of the grid, whether they ran or not
-    standings  those that ran
-    episodes   that were run, and that the whole grid has
+    standings  states of the settings that ran
+    episodes   (number of episodes run, number of episodes of the whole grid)
     """
 
     cost: str
@@ -42,11 +42,11 @@ class Tuned:
 
     @property
     def front(self) -> list[RaceStatus]:
-        """The settings that no other one undercuts in cost without losing success; the cheapest first."""
+        """The settings that beat every cheaper one in success, on common episodes; the cheapest first."""
         return front(self.standings)
 
     def markdown(self) -> str:
-        """A table of all settings and what it says, for people."""
+        """A Markdown table of all settings and their results, with notes."""
         ran, best = {s.entrant.name: s for s in self.standings}, {s.entrant.name for s in self.front}
         hopeful = {e.name for e in promising(self.entrants)}
         columns = ["setting", COSTS[self.cost], "strays (rmse)", "success", "% [95 % interval]", ""]
@@ -78,13 +78,13 @@ def tune(
     record: int = 1,
     cost: str = "ms",
 ) -> Tuned:
-    """Races the settings of a method against dense and each other, on paired episodes. The same call goes on.
+    """Races the settings of a method against dense and each other, on paired episodes. The same call continues a race.
 
     settings  of `vlaprune eval`; those of the method may have several values: `method.layer=1,2 method.keep=0.5,0.25`
     output    folder; `dense` and one folder for each setting that runs are below it
     share     of the grid's episodes that may be run, dense aside
     batch     episodes of every task between two looks
-    record    dense episodes of every task on which it is seen how far every setting strays, and what it costs
+    record    dense episodes of every task, on which the cost and the error of every setting are measured
     cost      ms (of this machine, now) or gflops
 
     Errors: UserError for a grid of one setting, a share outside (0, 1], or what `vlaprune eval` refuses.
@@ -101,9 +101,9 @@ def tune(
     if refused := [word for word in rest if word.lstrip("+").split("=")[0].split(".")[0] in WHOLE]:
         raise UserError(f"{refused[0]}: a race plays whole runs, episode after episode; leave it out")
     names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
-    methods = _methods(rest, names)  # a wrong option speaks before anything runs
+    methods = _methods(rest, names)  # a wrong option is refused before anything runs
     dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
-    counts = dense.headers[-1].tasks  # of this call; an earlier one may have asked for more
+    counts = dense.headers[-1].tasks  # episodes of this call; an earlier one may have asked for more
     keys = [(t, e) for e in range(max(counts.values())) for t in counts if e < counts[t]]
     budget, wave = int(share * len(names) * len(keys)), batch * len(counts)
     if budget < wave:
@@ -134,7 +134,7 @@ def _run(words: Sequence[str]) -> Run:
 
 
 def _methods(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[tuple[str, Callable[[], Pruner]]]:
-    """What makes the method of every setting. UserError for an option that it does not take."""
+    """Name and constructor of the method of every setting. UserError for an option that it does not take."""
     from vlaprune import config
 
     out: list[tuple[str, Callable[[], Pruner]]] = []
@@ -148,7 +148,7 @@ def _methods(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[tu
 def _entrants(
     rest: Sequence[str], methods: Sequence[tuple[str, Callable[[], Pruner]]], seen: Path, record: int, cost: str
 ) -> tuple[list[Entrant], float]:
-    """Every setting with its cost and how far it strays on recorded dense episodes; the cost of dense."""
+    """Every setting with its cost and error on recorded dense episodes; and the cost of dense."""
     from tempfile import TemporaryDirectory
 
     import numpy as np

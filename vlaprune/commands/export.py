@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes files. UserError where there is no run."""
+    """Writes the files. UserError if there is no run."""
     parser = argparse.ArgumentParser(
         prog="vlaprune export",
         description="Writes recorded runs as evaluation logs of Inspect (one JSON a run) or as a dataset folder for "

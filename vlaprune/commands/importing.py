@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes a run folder. UserError where nothing can be paired."""
+    """Writes a run folder. UserError if nothing can be paired."""
     parser = argparse.ArgumentParser(
         prog="vlaprune import",
         description="Writes vla-eval's results as a run that `vlaprune report --mixed` pairs by task and episode. "
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _written(args: argparse.Namespace) -> str:
-    """Writes the run; what is to be said of it."""
+    """Writes the run; returns the text to print about it."""
     from vlaprune.evaluation.loggers import CSV
     from vlaprune.evaluation.recorder import Recorder
     from vlaprune.interop import results

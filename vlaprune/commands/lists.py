@@ -1,4 +1,4 @@
-"""`vlaprune list`: what there is to choose from, a line each."""
+"""`vlaprune list`: the options to choose from, one line each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def devices() -> dict[str, str]:
 
 
 def rows(what: str) -> dict[str, str]:
-    """Name -> one line, of models, methods, benches, robots, experiments or devices."""
+    """Name -> one line of description, for models, methods, benches, robots, experiments or devices."""
     if what == "devices":
         return devices()
     return {o.name: o.about for o in options.options(GROUPS[what]).values()}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints one list, or all."""
+    """Prints one list, or all lists."""
     parser = argparse.ArgumentParser(
         prog="vlaprune list", description="What there is to choose from, a line each.", epilog=NOTE
     )

@@ -11,7 +11,7 @@ from vlaprune import cli
 from vlaprune.commands import completion, demo, export, importing, lists, new, tune, usage, watch
 
 Job = Callable[[], None]
-SCRIPTS: dict[str, tuple[Job, str]] = {  # these are scripts of their own, too: vlaprune-eval and so on
+SCRIPTS: dict[str, tuple[Job, str]] = {  # these also exist as separate scripts: vlaprune-eval and so on
     "eval": (cli.evaluate, "run episodes of a model with a pruning method on a benchmark"),
     "profile": (cli.profile, "measure what methods save and cost: time, FLOPs, floors, fidelity"),
     "train": (cli.train, "train the small policies, or fine-tune with a learnt method"),
@@ -32,7 +32,7 @@ OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command line. Exit code 2 where there is no such command."""
+    """Runs one command line. Exit code 2 if there is no such command."""
     try:
         _run(argv)
     except BrokenPipeError:
@@ -58,10 +58,10 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _exit_code(command: Callable[[Sequence[str]], int], rest: Sequence[str]) -> int:
-    """Runs a command: its exit code, 2 with one line for what the user can mend, 1 for a bug."""
+    """Runs a command and returns its exit code: 2 with one line for an error that the user can fix, 1 for a bug."""
     try:
         code = command(rest)
-        sys.stdout.flush()  # here, where a reader that has gone is noticed, and not as the interpreter ends
+        sys.stdout.flush()  # here a closed pipe is noticed, not when the interpreter ends
         return code
     except BrokenPipeError:
         raise
@@ -70,7 +70,7 @@ def _exit_code(command: Callable[[Sequence[str]], int], rest: Sequence[str]) -> 
 
 
 def text() -> str:
-    """The help of the command itself."""
+    """The help of the command `vlaprune`."""
     about = {name: said for name, (_, said) in [*SCRIPTS.items(), *OTHERS.items()]}
     return "\n".join(
         [

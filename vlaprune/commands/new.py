@@ -1,4 +1,4 @@
-"""`vlaprune new`: writes a package with a method, a model or a benchmark of one's own, ready to install."""
+"""`vlaprune new`: writes a package with a method, a model or a benchmark of your own, ready to install."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN = {
 
 
 def files(kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Path inside the package's folder, and text, of every file of a new package."""
+    """Yields the path and the text of every file of a new package."""
     words = name.split("_")
     said = {
         "NAME": name,
@@ -42,7 +42,7 @@ def filled(text: str, said: Mapping[str, str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the package and says what to do next. Exit code 2 for a bad name or a folder that is there already."""
+    """Writes the package and says what to do next. Exit code 2 for a bad name or a folder that exists already."""
     parser = argparse.ArgumentParser(
         prog="vlaprune new",
         description="Writes a package with a method, a model or a benchmark of your own: code, configuration, tests. "
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def refused(kind: str, name: str, folder: Path) -> str:
-    """Why such a package cannot be written; empty where it can."""
+    """The reason why such a package cannot be written; empty if it can."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         return f"name {name!r}; use small letters, digits and single underscores, a letter first"
     if name in options.options(kind):

@@ -1,4 +1,4 @@
-"""What configuration files say of themselves: options of a group, their settings and comments. Reads text, no Hydra."""
+"""Reads the options of config groups, their settings and comments from YAML files as text, without Hydra."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-PLAIN = re.compile(  # one key of a YAML file; a `#` that follows a blank outside of quotes begins a comment
+PLAIN = re.compile(  # one key of a YAML file; a `#` after a space outside of quotes begins a comment
     r"^(?P<indent> *)(?P<key>[\w/ ]+?):"
     r"""(?: +(?P<value>(?:"[^"]*"|'[^']*'|[^#"']|(?<=\S)#)*?))?"""
     r"(?: +# *(?P<about>.*))?$"
@@ -19,7 +19,7 @@ PLAIN = re.compile(  # one key of a YAML file; a `#` that follows a blank outsid
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One key of a configuration file: dotted name, value as written, and the comment behind it."""
+    """One key of a configuration file: dotted name, value as written, and the comment after it."""
 
     key: str
     value: str
@@ -28,7 +28,7 @@ class ConfigKey:
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a config group: the file's name, its first comment line, and where it is."""
+    """One option of a config group: the file's name, its first comment line, and its path."""
 
     name: str
     about: str
@@ -36,7 +36,7 @@ class Option:
 
     @classmethod
     def of(cls, path: Path) -> Option:
-        """The option that a file holds."""
+        """The option in a file."""
         return cls(path.stem, (comment(path) or [""])[0], path)
 
 
@@ -53,7 +53,7 @@ def folders() -> list[Path]:
 
 
 def options(group: str) -> dict[str, Option]:
-    """Name -> option of a config group, sorted by name; the first file of a name counts, as it does for Hydra."""
+    """Name -> option of a config group, sorted by name; the first file of a name is used, as in Hydra."""
     found: dict[str, Option] = {}
     for folder in folders():
         for path in sorted((folder / group).glob("*.yaml")):
@@ -90,7 +90,7 @@ def defaults(path: Path) -> dict[str, str]:
 
 
 def settings(path: Path) -> list[ConfigKey]:
-    """The settings of a file and of those that it builds on; a lack of comments is made up by the class's docstring."""
+    """The settings of a file and of its base files. A missing comment is taken from the docstring of the class."""
     base = defaults(path).get("")
     found = {s.key: s for s in settings(path.with_name(f"{base}.yaml"))} if base else {}
     target = ""
@@ -98,7 +98,7 @@ def settings(path: Path) -> list[ConfigKey]:
         if setting.key.split(".")[-1] == "_target_":
             target = setting.value if setting.key == "_target_" else target
             continue
-        found.pop(setting.key.rpartition(".")[0], None)  # a value of the base that became a group of values here
+        found.pop(setting.key.rpartition(".")[0], None)  # a value of the base file that is a group of values here
         known = found.get(setting.key)
         found[setting.key] = setting if setting.about or known is None else replace(setting, about=known.about)
     told = documented(target) if target else {}
@@ -106,7 +106,7 @@ def settings(path: Path) -> list[ConfigKey]:
 
 
 def _own(text: str) -> Iterator[ConfigKey]:
-    """Keys with values in the order of the file, nested ones dotted; `defaults` and Hydra's own are left out."""
+    """The keys that have values, in the order of the file, nested ones dotted; without `defaults` and `hydra`."""
     above: list[tuple[int, str]] = []
     for line in text.splitlines():
         match = PLAIN.match(line)

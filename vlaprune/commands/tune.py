@@ -1,4 +1,4 @@
-"""`vlaprune tune`: races the settings of a method, so that a quarter of the grid's episodes finds its front."""
+"""`vlaprune tune`: races the settings of a method to find the best ones with a quarter of the grid's episodes."""
 
 from __future__ import annotations
 

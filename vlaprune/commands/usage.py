@@ -24,11 +24,11 @@ HYDRA = {
     "--config-dir FOLDER": "look for configuration files in this folder, too",
     "--hydra-help": "options of Hydra itself",
 }
-GROUPS = ("model", "robots", "method", "bench", "experiment")  # whose chosen option is explained
+GROUPS = ("model", "robots", "method", "bench", "experiment")  # groups whose chosen option is explained
 
 
 def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
-    """The help of a command, whose file is `name`.yaml; of options chosen in `arguments` the settings are shown."""
+    """The help of a command, whose file is `name`.yaml, with the settings of the options chosen in `arguments`."""
     home = options.folders()[0] / f"{name}.yaml"
     given = dict(a.partition("=")[::2] for a in arguments)
     chosen = options.defaults(home)
@@ -37,7 +37,7 @@ def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
     lines += [f"  {command} {example}" for example in EXAMPLES[name]]
     lines += ["", "Choose one of each (`vlaprune list` explains them):"]
     for group, found in offered.items():
-        if group == "robots":  # the model's choice
+        if group == "robots":  # chosen by the model
             continue
         lines += _entry(f"  {group}=", ", ".join(found), 14)
     lines += ["", "Settings:", *_settings(options.settings(home))]
@@ -51,14 +51,14 @@ def usage(name: str, command: str, arguments: Sequence[str] = ()) -> str:
 
 
 def table(rows: Mapping[str, str]) -> Iterator[str]:
-    """Names and what they are, in two columns."""
+    """Lines with names and their explanations in two columns."""
     width = max(map(len, rows), default=0) + 2
     for name, about in rows.items():
         yield from _entry(name, about, width)
 
 
 def _explained(group: str, option: Option) -> Iterator[str]:
-    """The settings of one option of a group."""
+    """Lines with the settings of one option of a group."""
     yield from textwrap.wrap(f"Settings of {group}={option.name}. {option.about}", _columns())
     prefix = "" if group == "experiment" else f"{group}."
     yield from _settings([ConfigKey(prefix + s.key, s.value, s.about) for s in options.settings(option.path)])
@@ -70,7 +70,7 @@ def _settings(found: Sequence[ConfigKey]) -> Iterator[str]:
 
 
 def _columns() -> int:
-    """How wide the help is."""
+    """The width of the help in characters."""
     return max(60, min(120, shutil.get_terminal_size().columns))
 
 

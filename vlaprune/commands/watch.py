@@ -1,4 +1,4 @@
-"""`vlaprune watch`: how far the runs below some folders are, read from their journals."""
+"""`vlaprune watch`: the progress of the runs below some folders, read from their journals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from vlaprune.errors import UserError
 from vlaprune.records import Run, read
 
-STALE = 600.0  # seconds without a new episode after which a run is said to stand still
+STALE = 600.0  # seconds without a new episode after which a run counts as stalled
 
 
 def folders(paths: Iterable[Path]) -> list[Path]:
@@ -20,7 +20,7 @@ def folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def line(run: Run, name: str, now: float) -> str:
-    """One run: name, episodes, success with its 95 % Wilson interval, and the time left or what became of it."""
+    """The line of one run: name, episodes, success with its 95 % Wilson interval, and its state."""
     from vlaprune.stats.rates import wilson
 
     asked, done = sum(run.header.tasks.values()), len(run.episodes)
@@ -34,7 +34,7 @@ def line(run: Run, name: str, now: float) -> str:
 
 
 def state(run: Run, now: float) -> str:
-    """`done`, why it stopped, the time left at the present pace, or since when nothing has happened."""
+    """The state of a run in words: done, why it stopped, the time left at the present pace, or how long it stalls."""
     if run.stopped:
         return f"stopped early: {run.stopped['verdict']}"
     if not run.missing:
@@ -48,20 +48,20 @@ def state(run: Run, now: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes, seconds."""
+    """Formats seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class Board:
-    """Reads a journal again only after it has changed."""
+    """The state of all watched runs. It reads a journal again only after it has changed."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
         self._known: dict[Path, tuple[float, Run]] = {}
 
     def lines(self, now: float) -> Iterator[str]:
-        """A line for each run, those that are over included."""
+        """A line for each run, including finished ones."""
         for folder in folders(self.paths):
             changed = max(p.stat().st_mtime for p in folder.glob("journal*.jsonl"))
             if folder not in self._known or self._known[folder][0] < changed:
@@ -78,7 +78,7 @@ class Board:
         return bool(self._known) and all(r.stopped or not r.missing for _, r in self._known.values())
 
     def _name(self, folder: Path) -> str:
-        """The folder below the one that was named."""
+        """The path of a run's folder below the folder named on the command line."""
         for path in self.paths:
             if folder.is_relative_to(path):
                 return str(folder.relative_to(path) if folder != path else folder)
@@ -86,7 +86,7 @@ class Board:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws the board until every run is over; once where nobody looks on a terminal."""
+    """Shows the board until every run is over; only once if the output is no terminal."""
     parser = argparse.ArgumentParser(
         prog="vlaprune watch", description="Shows the progress of the runs below some folders until they are over."
     )

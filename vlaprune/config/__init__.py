@@ -1,4 +1,4 @@
-"""From YAML and overrides to model, pruners, benchmark and journal header. Only this package and cli.py use Hydra."""
+"""Makes model, pruners, benchmark and header from YAML and overrides. Only this package and cli.py use Hydra."""
 
 from vlaprune.config.black_box import black_box, is_black_box
 from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robot_of, robots, sinks

@@ -1,4 +1,4 @@
-"""A model server in the place of a model: what is refused, since nobody can look into it."""
+"""A model server in place of a model, and the settings that are refused with it, since they need the model itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlaprune.interop.black_box import BlackBox
 
 DENSE = "vlaprune.methods.dense.Dense"
-NEEDS: dict[str, Any] = {  # settings that look into the model, and what they are where they do not
+NEEDS: dict[str, Any] = {  # settings that need the model itself -> the value that does not
     "kernel": "sdpa",
     "video": "none",
     "only": None,
@@ -36,7 +36,7 @@ def is_black_box(cfg: DictConfig) -> bool:
 
 
 def black_box(cfg: DictConfig, bench: Benchmark) -> BlackBox:
-    """The configured one. UserError in one line for a method, or a setting that needs the model itself."""
+    """The configured black box. UserError for a method, or a setting that needs the model itself."""
     names = named(HydraConfig.get())
     if cfg.method._target_ != DENSE:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a composed configuration to a model, pruners and a benchmark."""
+"""Builds a model, pruners and a benchmark from a composed configuration."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 def build(
     cfg: DictConfig, world: str = "bench", given: Mapping[str, Any] | None = None
 ) -> tuple[VLA, Callable[[], Pruner], Benchmark]:
-    """The three that a run joins. UserError in one line where model and benchmark do not share their conventions.
+    """The model, a constructor of methods, and the benchmark. UserError if model and benchmark do not fit together.
 
     world  the role of the node `bench`: a benchmark, or the client of a server
-    given  objects in place of what the configuration describes: `model`, `bench`, and as `method` a function that
-           makes one
+    given  objects to use in place of configured ones: `model`, `bench`, and as `method` a function that makes one
     """
     given = given or {}
     bench = given["bench"] if "bench" in given else make(world, cfg.bench)
     make_pruner = given["method"] if "method" in given else lambda: make("method", cfg.method)
-    make_pruner()  # a wrong option speaks before the weights are loaded
+    make_pruner()  # a wrong option is refused before the weights are loaded
     driver = control(cfg, bench)
     model = given["model"] if "model" in given else make("model", model_node(cfg, robot_of(bench)))
     driver.actions_per_call(model.chunk, model.info.name)
@@ -47,7 +46,7 @@ def build(
 
 
 def ready(bench: Benchmark) -> None:
-    """Lets a benchmark look for its simulator and assets before weights are loaded; UserError in one line."""
+    """Lets a benchmark look for its simulator and assets before weights are loaded; UserError if one is missing."""
     from vlaprune.benchmark import SupportsReady
 
     if isinstance(bench, SupportsReady):
@@ -60,14 +59,14 @@ def robots(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 
 def robot_of(bench: Benchmark) -> str:
-    """What the group `robots` calls a benchmark: by its robot, or by its own name where it has none."""
+    """The name of a benchmark in the group `robots`: that of its robot, or its own name if it has none."""
     return bench.robot or bench.name
 
 
 def model_node(cfg: DictConfig, robot: str | None) -> DictConfig:
-    """The arguments of the model: those of its group, and `robots.ROBOT.model` in place of what is null there.
+    """The arguments of the model: those of its group; values of `robots.ROBOT.model` replace nulls.
 
-    robot  as of `robot_of`; None for none
+    robot  name as from `robot_of`; None for no robot
     """
     node = plain(cfg.model)
     own = robots(cfg).get(str(robot), {}).get("model", {})
@@ -75,10 +74,10 @@ def model_node(cfg: DictConfig, robot: str | None) -> DictConfig:
 
 
 def control(cfg: DictConfig, bench: Benchmark) -> Control:
-    """How this model drives the benchmark's robot. UserError in one line for a robot that it does not know."""
+    """How this model drives the benchmark's robot. UserError for a robot that it does not know."""
     from vlaprune.control import Control
 
-    execute = cfg.get("execute")  # not of vlaprune-train
+    execute = cfg.get("execute")  # vlaprune-train has no such setting
     controls = {robot: parts["control"] for robot, parts in robots(cfg).items() if "control" in parts}
     if bench.robot is None or not controls:
         return Control(execute=execute)
@@ -104,13 +103,13 @@ def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
 def recorded_method(said: Mapping[str, Any]) -> Pruner:
     """The method that a journal names, with its options. A journal is data: only names of configs/method are looked up.
 
-    UserError for a name that is none, or an option that the method does not have.
+    UserError for an unknown name, or an option that the method does not have.
     """
     name, job = str(said.get("name")), HydraConfig.get()
     if name not in GlobalHydra.instance().config_loader().get_group_options("method"):
         raise UserError(f"a journal names the method {name}, which configs/method does not have; leave that run out")
     node = plain(compose(job.job.config_name, [*job.overrides.task, f"method={name}"]).method)
-    facts = ("name", "package", "_target_")  # and the bits of files that options name
+    facts = ("name", "package", "_target_")  # also left out: digests of files that options name
     options = {key: value for key, value in said.items() if key not in facts and not key.endswith("_sha256")}
     return make("method", {"_target_": node["_target_"]} | options)
 

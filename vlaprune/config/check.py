@@ -1,4 +1,4 @@
-"""The settings of a command, held against its YAML file before anything is built: names, kinds of values, ranges."""
+"""Checks the settings of a command against its YAML file before anything is built: names, types, ranges."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vlaprune.config.compose import config_path, keep_typed_options
 from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError
 
-ROBOT_PARTS = ("model", "bench", "control")  # what a file of the group `robots` says of one robot
-MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # of vlaprune-profile
-KINDS = {  # where the value in the file does not say it: null, or a whole number for any
+ROBOT_PARTS = ("model", "bench", "control")  # the parts that a file of the group `robots` may have for a robot
+MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # modes of vlaprune-profile
+KINDS = {  # types of settings whose value in the file does not show it: null, or a whole number for any number
     **dict.fromkeys(("episodes", "execute", "max_batch", "teaching.steps"), int),
     **dict.fromkeys(("runs", "methods", "models"), list),
     **dict.fromkeys(("audit.arm", "audit.run", "baseline", "name", "stop", "tuning.weights"), str),
@@ -35,7 +35,10 @@ WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
-    """The configuration of a command, free of what a class on the command line does not take. Else UserError."""
+    """Checks the configuration of a command. UserError for a wrong setting.
+
+    Returns it without the options that a class named on the command line does not take.
+    """
     known = settings(name)
     try:
         given = _plain(cfg)
@@ -43,7 +46,7 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
         raise UserError(" ".join(str(error).split())) from None
     typed = HydraConfig.get().overrides.task
     added = {override.lstrip("+").partition("=")[0].split(".")[0] for override in typed if override.startswith("+")}
-    own = {key: value for key, value in given.items() if key not in (*known, *added)}  # of the chosen experiment's file
+    own = {key: value for key, value in given.items() if key not in (*known, *added)}  # set by the experiment's file
     written = OmegaConf.to_yaml(cfg, resolve=False)
     if idle := [key for key in own if not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", written)]:
         near = did_you_mean(idle[0], known)
@@ -59,7 +62,7 @@ def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What the YAML file of a command holds, as it stands there, without the groups that it chooses."""
+    """The settings in the YAML file of a command, unresolved, without the groups that it chooses."""
     path = config_path()
     folder = files(path.removeprefix("pkg://")) if path.startswith("pkg://") else Path(path)
     said = OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text())
@@ -68,7 +71,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as dictionaries and lists, references replaced by values; what a run joins is left out."""
+    """The settings as dictionaries and lists, references replaced by values, without the chosen groups."""
     out = {}
     for key in map(str, cfg):
         if key not in (*CHOICES, "hydra"):
@@ -111,7 +114,7 @@ def _compare(known: Mapping[str, Any], given: Mapping[str, Any], above: str) -> 
 
 def _kind(name: str, known: Any, value: Any) -> None:
     kind = KINDS.get(name) or type(known)
-    reference = isinstance(known, str) and known.startswith("${")  # its kind is that of another value
+    reference = isinstance(known, str) and known.startswith("${")  # its type is that of another value
     if (value is None and known is None) or kind is type(None) or reference:
         return
     fits = type(value) is kind or (kind is float and type(value) is int)

@@ -1,4 +1,4 @@
-"""From a node of a configuration to an object: only classes that fit their role are ever called.
+"""Makes objects from nodes of a configuration: only classes that fit their role are ever called.
 
 A `_target_` names a class and its other keys are the constructor's arguments, plain values all of them. A function
 (pandas.read_pickle, os.system) or a class of another kind is refused before anything of it is called.
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlaprune.errors import UserError
 
-ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
+ROLES: Mapping[str, tuple[str, ...]] = {  # role -> methods that its class must have
     "model": ("predict",),
     "method": ("plan", "select", "wants_second_pass", "reset", "observe"),
     "bench": ("tasks", "open"),
@@ -31,18 +31,18 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # what a class must be able to do
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that ends a message, for the nearest of the known words; empty where none is near."""
+    """A question that ends a message, for the nearest of the known words; empty if none is near."""
     near = get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def fits(kind: type, role: str) -> bool:
-    """Whether a class can do what its role asks."""
+    """Whether a class has the methods that its role needs."""
     return all(callable(getattr(kind, ability, None)) for ability in ROLES[role])
 
 
 def find(target: str, role: str, *others: str) -> type:
-    """The class that a dotted path names. UserError where there is none or it fits neither its role nor one of others.
+    """The class that a dotted path names. UserError if there is none, or if it fits neither `role` nor one of `others`.
 
     Modules of the current folder are found, too.
     """
@@ -53,7 +53,7 @@ def find(target: str, role: str, *others: str) -> type:
         found = getattr(import_module(module), name, None) if module else None
     except ModuleNotFoundError as error:
         if not (error.name and f"{module}.".startswith(f"{error.name}.")):
-            raise  # a module that this one needs
+            raise  # another module, which this one imports
         raise UserError(
             f"{role}._target_={target}: there is no module {error.name} here; write package.module.Class of an "
             "installed package, or of a file below the current folder"
@@ -72,9 +72,9 @@ def find(target: str, role: str, *others: str) -> type:
 
 
 def make(role: str, node: Any, able: str | None = None) -> Any:
-    """The object that a node, or a mapping, describes. What its constructor raises comes out as it was.
+    """Makes the object that a node, or a mapping, describes. Errors of its constructor are passed on.
 
-    able  the role whose abilities it must have, where another stands in the place of `role`
+    able  another role that the class may fit, in place of `role`
     """
     node = OmegaConf.create(dict(node)) if isinstance(node, dict) else node
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
@@ -89,7 +89,7 @@ def make(role: str, node: Any, able: str | None = None) -> Any:
 
 
 def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
-    """UserError where a constructor does not take these options, or lacks one."""
+    """Raises UserError if a constructor does not take these options, or needs another one."""
     parameters = inspect.signature(kind).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     loose = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,4 +1,4 @@
-"""From YAML files and overrides to one composed configuration: search paths, resolvers, the options of a group."""
+"""Composes one configuration from YAML files and overrides: search paths, resolvers, the options of a group."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def prepare() -> None:
 
 
 def suffix(overrides: str) -> str:
-    """The end of a run's folder from overrides as Hydra joins them; a file among them makes no folder of its own."""
+    """The end of the name of a run's folder, from joined overrides; slashes of paths become hyphens."""
     return f",{overrides.replace('/', '-')}" if overrides else ""
 
 
 def base_suite(suite: str | None) -> str | None:
-    """The suite that policies for a perturbed one are trained on: libero_goal for LIBERO-PRO's libero_goal_swap."""
+    """The suite whose policies run on a perturbed suite: libero_goal for LIBERO-PRO's libero_goal_swap."""
     return suite and re.sub(r"^(libero_(spatial|object|goal|10))_(lan|object|swap|task)$", r"\1", suite)
 
 
@@ -55,7 +55,7 @@ def lookup(key: str, table: Mapping[str, Any], default: Any) -> Any:
 
 
 def delay_at(at: str, key: str, timed: str | None = None) -> str | float | None:
-    """One of the keys mode, ms, device and model of a short name: hold-50ms, overlap-orin64 (as model `timed`)."""
+    """The value of mode, ms, device or model in a short name such as hold-50ms, overlap-orin64 (model: `timed`)."""
     mode, _, where = at.partition("-")
     number = where.removesuffix("ms")
     known: dict[str, str | float | None] = {"mode": mode, "ms": None, "device": where, "model": timed}
@@ -75,14 +75,14 @@ def config_path() -> str:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """A command line on which a typed class (`method._target_=my.module.Mine`) may have any options beside it."""
+    """The command line, changed so that a class on it (`method._target_=my.module.Mine`) may have any options."""
     typed = [text.lstrip("+").partition("._target_=")[0] for text in argv if "._target_=" in text]
     own = tuple(f"{group}." for group in typed)
     return [f"++{text}" if own and text.startswith(own) else text for text in argv]
 
 
 def keep_typed_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A class that was typed (`method._target_=my.module.Mine`) has the options typed with it and no others."""
+    """The configuration, in which a class from the command line has only the options given there with it."""
     typed = [override.lstrip("+").partition("=")[0] for override in overrides]
     for group in GROUPS:
         if f"{group}._target_" in typed and group in cfg:
@@ -91,17 +91,17 @@ def keep_typed_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             OmegaConf.set_struct(cfg, False)
             cfg[group] = own
             if group == "model" and not any(key.split(".")[0] == "robots" for key in typed):
-                cfg["robots"] = {}  # of the model that the class replaces
+                cfg["robots"] = {}  # they belong to the model that the class replaces
     return cfg
 
 
 def _above(keys: list[str]) -> set[str]:
-    """Dotted keys and every beginning of them."""
+    """The dotted keys and all of their parents."""
     return {".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 2)}
 
 
 def composed(overrides: Sequence[str], name: str = "eval") -> tuple[DictConfig, dict[str, str]]:
-    """What a command would run with these overrides, and the name of each part. Else UserError."""
+    """The configuration of a command with these overrides, and the name of each part. UserError for a wrong one."""
     with _search_path():
         try:
             said = arguments(overrides)
@@ -124,7 +124,7 @@ def _options(group: str) -> list[str]:
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
-    """A node as dictionaries and lists, interpolations resolved."""
+    """A node as dictionaries and lists, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""From the keys of `delay` to a delay, checked before anything runs, and what the journal says of it."""
+"""Makes a delay from the keys of `delay`, checked before anything runs, and its entry in the journal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SOURCES = ("ms", "jitter", "device", "table", "model")
 
 
 def delay(cfg: DictConfig, bench: Benchmark, model: VLA) -> Delay | None:
-    """What the calls of this run cost in the world's time; None for a world that waits.
+    """The delay of this run: how the world goes on during calls; None for a world that waits.
 
-    UserError in one line for an unknown mode, no or several sources of latency, a benchmark that does not say what
-    holding is, and a chunk that is too short.
+    UserError for an unknown mode, no or several sources of latency, a benchmark without `hold`, and a chunk that is too
+    short.
     """
     from vlaprune.profile.latency import source
 
@@ -75,7 +75,7 @@ def _check_rtc(cfg: DictConfig, bench: Benchmark, model: VLA) -> None:
 
 
 def delay_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What of a delay decides the numbers: the keys that are set, a table by its bits."""
+    """The settings of a delay that decide numbers: the keys that are set; a table by its digest."""
     keys = {k: v for k, v in plain(cfg.delay).items() if v is not None}
     if "device" not in keys or "table" in keys:
         keys.pop("share", None)

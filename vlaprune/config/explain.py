@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say of a command line, as one line of ours: what came, what is allowed, what was meant."""
+"""Turns errors of Hydra and OmegaConf into one line: what came, what is allowed, what was probably meant."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vlaprune.config.classes import did_you_mean
 from vlaprune.config.names import CHOICES, GROUPS
 from vlaprune.errors import UserError, frames
 
-ERRORS = (HydraException, OmegaConfBaseException)  # what the two raise for a command line that is wrong
+ERRORS = (HydraException, OmegaConfBaseException)  # errors of the two for a wrong command line
 HOMES = tuple(str(Path(package.__file__ or "").parent) for package in (hydra, omegaconf))
 
 
 def is_config_error(error: Exception) -> bool:
-    """Whether Hydra or OmegaConf raised it; some of their errors are plain ValueErrors."""
+    """Whether Hydra or OmegaConf raised an error; some of their errors are plain ValueErrors."""
     called = frames(error)
     return isinstance(error, ERRORS) or (bool(called) and called[-1].filename.startswith(HOMES))
 
@@ -34,8 +34,9 @@ def explain(
 ) -> UserError:
     """The UserError that stands for an error of Hydra or OmegaConf.
 
-    overrides  of the command line; `compose` gives the command's configuration under some of them
-    options    those of a config group
+    overrides  overrides of the command line
+    compose    returns the configuration of the command with some overrides
+    options    returns the options of a config group
     """
     text = str(error)
     for said in overrides:
@@ -70,9 +71,9 @@ def explain(
 
 
 def _siblings(key: str, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str] | None:
-    """The settings beside the one that a key was to name, dotted: where its parents are, or at the top.
+    """The dotted names of the settings on the level of a key; if its parents do not exist, on the last level that does.
 
-    None where the choices alone cannot be composed.
+    None if the choices alone cannot be composed.
     """
     chosen = [o for o in overrides if o.partition("=")[0] in CHOICES]
     try:

@@ -1,4 +1,4 @@
-"""A composed configuration in which objects stand in place of named options, as the Python interface needs it."""
+"""Composes a configuration in which objects replace named options, for the Python interface."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlaprune.config.compose import composed
 
 @contextmanager
 def with_objects(overrides: Sequence[str], parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator[DictConfig]:
-    """What `vlaprune eval` would run with these overrides; Hydra takes it for the running job inside the context.
+    """The configuration of `vlaprune eval` with these overrides; inside the context it is Hydra's running job.
 
-    parts  group -> the name and the description (`_target_`, options) of an object that stands in for the option
+    parts  group -> name and description (`_target_`, options) of the object that replaces the option
     """
     cfg, _ = composed(overrides)
     with open_dict(cfg):
@@ -24,7 +24,7 @@ def with_objects(overrides: Sequence[str], parts: Mapping[str, tuple[str, Mappin
             cfg[group] = OmegaConf.create(dict(node))
             cfg.hydra.overrides.task.append(f"{group}._target_={name}")
         if "model" in parts:
-            cfg.robots = {}  # they are those of the option
+            cfg.robots = {}  # they belong to the option
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(cfg)

@@ -1,4 +1,4 @@
-"""What a journal says of its run: identity, provenance, and the episodes asked for."""
+"""Makes the header of a journal: identity, provenance, and the episodes asked for."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from vlaprune.records import Header
 
 PACKAGES = ("vlaprune", "torch", "transformers", "numpy", "mujoco", "robosuite", "hydra-core")
-WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs, which is no part of what is run
+WHERE = ("assets", "worker", "python")  # of a benchmark: where it runs; not part of the identity
 
 
 def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
-    """Task name -> episodes asked for. UserError outside 1 .. what the protocol has, for no task or one task twice."""
+    """Task name -> episodes asked for. UserError for no task, a task twice, or a number outside the protocol."""
     names = [task.name for task in bench.tasks()]
     if not names:
         raise UserError(f"bench {bench.name} is left with no tasks; leave the option that chooses them out for all")
@@ -47,7 +47,7 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
 
 
 def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
-    """What the journal says of this run; `delay` as `config.delay` gives it."""
+    """The header of a run's journal; `delay` is the result of `config.delay`."""
     from vlaprune.policy import card_of
     from vlaprune.records import Header
 
@@ -73,11 +73,11 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
 def black_box_header(
     cfg: DictConfig, called: str, server: str, greeting: Mapping[str, Any], bench: Benchmark
 ) -> Header:
-    """The same of a run whose policy is a black box: without proof of pruning.
+    """The header of a run whose policy is a black box: without proof of pruning.
 
-    called    what tables call it; it stands in the method's place, since nobody knows what the server prunes
-    server    where it is and what it says of itself, for people
-    greeting  all that it says of itself; one that says something else, save of versions and slots, is another policy
+    called    name in tables, in place of the method's name, since nobody knows what the server prunes
+    server    address and description of the server, for readers
+    greeting  the server's description of itself; another one, except for versions and slots, means another policy
     """
     from vlaprune.records import Header
 
@@ -85,7 +85,7 @@ def black_box_header(
     told = {key: value for key, value in greeting.items() if key != "slots" and not key.endswith("version")}
     bits = json.dumps(told, sort_keys=True, default=str).encode()
     said["method"] = {"name": called, "greeting_sha256": hashlib.sha256(bits).hexdigest()[:16]}
-    for key in ("url", "called", "check", "patience"):  # how it is reached
+    for key in ("url", "called", "check", "patience"):  # they say only how it is reached
         said["model"].pop(key, None)
     whole = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
     known = provenance("cpu") | _made(cfg, bench) | {"source": f"a model server, {server}"}
@@ -94,7 +94,7 @@ def black_box_header(
 
 
 def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
-    """Identity of model, method and bench, and of the control where it does something."""
+    """The identity of model, method and bench, and of the control if it is not the default."""
     from vlaprune.benchmark import SupportsIdentity
 
     names = named(HydraConfig.get())
@@ -115,7 +115,7 @@ def _nodes(cfg: DictConfig, bench: Benchmark) -> dict[str, DictConfig]:
 
 
 def _made(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
-    """What is good to know of a run beside the machine: its simulator, slots, shard, films and command line."""
+    """Further provenance of a run: its simulator, slots, shard, films, overrides and classes."""
     from vlaprune.benchmark import SupportsProvenance
     from vlaprune.evaluation.rollout import Shard
 
@@ -159,7 +159,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, as /proc/cpuinfo has it; elsewhere what Python knows."""
+    """The processor's name, from /proc/cpuinfo or else from Python."""
     names = (line.partition(":")[2] for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name"))
     return next(names, "").strip() or platform.processor() or platform.machine()
 
@@ -179,9 +179,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a plus sign where files differ from it; what a copy without git is told, or None."""
+    """The checkout's commit, with a plus sign if files differ from it. Without git: VLAPRUNE_COMMIT, or None."""
     here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():  # installed: a repository above it would be somebody else's
+    if not (here / ".git").exists():  # installed: a repository above it is not ours
         return os.environ.get("VLAPRUNE_COMMIT")
     try:
         said = subprocess.run(

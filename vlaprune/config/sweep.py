@@ -1,4 +1,4 @@
-"""Several methods and budgets of one command line, and which job of a Hydra sweep this process is."""
+"""Several methods and budgets on one command line, and the number of this process in a Hydra sweep."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Takes `method=a,b method.keep=0.5,0.25` out of a command line: what is left, and the arms, an override list each.
+    """Takes `method=a,b method.keep=0.5,0.25` out of a command line. Returns the rest, and a list of overrides per arm.
 
-    Unlike Hydra's multirun, which would give each arm a process and a time of its own, one job then sees them all.
+    Hydra's multirun would run each arm in a separate job; this way one job sees them all.
     """
     parser = OverridesParser.create()
     rest, axes = [], []
@@ -36,7 +36,7 @@ def arms(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         try:
             one = parser.parse_override(text)
         except HydraException:
-            rest.append(text)  # Hydra says what is wrong with it
+            rest.append(text)  # Hydra reports what is wrong with it
             continue
         key = one.get_key_element()
         axes.append([f"{key}={v}" for v in one.sweep_string_iterator()] if one.is_sweep_override() else [text])
@@ -59,9 +59,10 @@ def methods(arms: Sequence[Sequence[str]]) -> list[tuple[str, DictConfig]]:
 def all_methods(
     keeps: Sequence[float], names: Sequence[str] | None = None, own_too: bool = True
 ) -> list[tuple[str, DictConfig]]:
-    """Methods (all, or by name) as their files set them and, with one budget, at each of `keeps`; labels as above.
+    """Label and configuration of methods (all but dense, or by name), as their files set them and at each of `keeps`.
 
-    own_too  whether a method with one budget also comes as its file sets it
+    keeps    budgets for methods whose `keep` is one number
+    own_too  whether such a method also comes as its file sets it
     """
     job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     out = []
@@ -84,7 +85,7 @@ def pack_job(cfg: DictConfig, changes: Mapping[str, Any]) -> bytes:
 
 
 def unpack_job(job: bytes) -> DictConfig:
-    """The job that another process of this machine has handed over, as if it had been started with its command line."""
+    """The job that another process packed with `pack_job`; this process takes over its command line."""
     prepare()
     plain, hydra, sys.argv = pickle.loads(job)
     HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
@@ -92,7 +93,7 @@ def unpack_job(job: bytes) -> DictConfig:
 
 
 def job() -> SweepJob | None:
-    """Which job of a sweep this is; None outside one."""
+    """The job of a sweep that this process runs; None outside a sweep."""
     from vlaprune.evaluation.progress import SweepJob
 
     hydra = HydraConfig.get()

@@ -1,9 +1,9 @@
-"""vlaprune-doctor: one line for each thing that a run needs, and what to do where it is missing.
+"""vlaprune-doctor: one line for each thing that a run needs, and what to do if it is missing.
 
 Checks are functions that answer a `Finding` and change nothing. A benchmark takes part by a method
 `findings() -> Iterable[Finding]` of its own, for packages and assets of its configured tasks, and by a config key
-`renderer` (egl or osmesa) where it draws by MuJoCo. Another interpreter that a simulator runs in is the benchmark's to
-look into: `bench.python=PATH`.
+`renderer` (egl or osmesa) where it draws by MuJoCo. If a simulator runs in another interpreter (`bench.python=PATH`),
+the benchmark checks it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from vlaprune.benchmark import Finding, Interface, SupportsFindings
 
 PARTS = ("model", "method", "bench")
-ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # a plug-in's own, too
+ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # also those of a plug-in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints findings by section; 0 where nothing is in the way of the chosen configuration, else 2."""
+    """Prints findings by section. Returns 0 if nothing is in the way of the chosen configuration, else 2."""
     parser = argparse.ArgumentParser(
         prog="vlaprune-doctor",
         description="Says what is missing for a run, and what to do about it. Loads no weights.",
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str, set[str] | None, Iterable[Finding]]]:
-    """Title, what the chosen configuration needs of it (None for all), and the findings, made as they are asked for."""
+    """Yields title, names of the findings that the configuration needs (None: all), and findings, made on demand."""
     from vlaprune import config
     from vlaprune.doctor.checks import graphics, machine
 
@@ -69,9 +69,9 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
 def _models(
     overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool, interfaces: dict[str, Interface]
 ) -> Iterator[Finding]:
-    """Model configurations as they would be built for the chosen benchmark, or else for a robot that they know.
+    """Findings on model configurations, built for the chosen benchmark, or else for a robot that they know.
 
-    interfaces  gets those of the models that would load
+    interfaces  receives the interfaces of the models that would load
     """
     from vlaprune import config
     from vlaprune.doctor.checks.models import models
@@ -87,7 +87,7 @@ def _models(
 
 
 def _robot(overrides: Sequence[str]) -> str | None:
-    """That of the chosen benchmark; None where it cannot be built."""
+    """The robot of the chosen benchmark; None if the benchmark cannot be built."""
     from vlaprune import config
 
     try:
@@ -98,7 +98,7 @@ def _robot(overrides: Sequence[str]) -> str | None:
 
 
 def _bench(overrides: Sequence[str], model: str, interfaces: Mapping[str, Interface]) -> Iterator[Finding]:
-    """What the benchmark itself says, and whether the model can drive its robot; no simulator is started."""
+    """Findings of the benchmark, and whether the model can drive its robot; no simulator is started."""
     from vlaprune import config
 
     with config.with_objects(overrides, {}) as cfg:
@@ -106,7 +106,7 @@ def _bench(overrides: Sequence[str], model: str, interfaces: Mapping[str, Interf
 
 
 def _joined(cfg: Any, interface: Interface | None) -> Iterator[Finding]:
-    """The same for a composed configuration. interface: the model's, if it would load."""
+    """Findings of the benchmark in a composed configuration. `interface` is the model's, None if it would not load."""
     from vlaprune import config
 
     try:

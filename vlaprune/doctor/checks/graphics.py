@@ -55,18 +55,21 @@ print("; ".join(found))
 
 
 def egl(python: str = sys.executable) -> Finding:
-    """MuJoCo draws off the screen through EGL: on a GPU, or in Mesa's software."""
+    """Whether MuJoCo renders off screen through EGL: on a GPU, or in software by Mesa."""
     return _mujoco("egl", python, "apt-get install libegl1 libgl1 libgl1-mesa-dri")
 
 
 def osmesa(python: str = sys.executable) -> Finding:
-    """MuJoCo draws in software without any display driver."""
+    """Whether MuJoCo renders in software (OSMesa), without a display driver."""
     return _mujoco("osmesa", python, "apt-get install libosmesa6")
 
 
 def vulkan(python: str = sys.executable) -> Finding:
-    """A Vulkan device for SAPIEN. SAPIEN 2.2.2 (SIMPLER) needs VK_KHR_external_semaphore_fd: in software, Mesa 26."""
-    known = f"; {drivers()}" if python == sys.executable else ""  # another interpreter may be told others
+    """Whether there is a Vulkan device for SAPIEN.
+
+    SAPIEN 2.2.2 (SIMPLER) needs VK_KHR_external_semaphore_fd: in software, Mesa 26.
+    """
+    known = f"; {drivers()}" if python == sys.executable else ""  # another interpreter may use other drivers
     try:
         said = ask(DEVICES, python) + known
     except UserError as error:
@@ -79,7 +82,7 @@ def vulkan(python: str = sys.executable) -> Finding:
 
 
 def drivers() -> str:
-    """The driver files that the Vulkan loader reads, with those that name a library that is not there."""
+    """The driver files that the Vulkan loader reads, and those that name a missing library."""
     told = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
     paths = told.split(":") if told else sorted(p for folder in ICDS for p in glob(f"{folder}/*.json"))
     return "drivers " + (", ".join(map(_driver, paths)) or "none")

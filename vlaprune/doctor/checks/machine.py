@@ -1,4 +1,4 @@
-"""The machine and the packages that every run needs."""
+"""Checks of the machine and of the packages that every run needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hub_cache() -> Path:
 
 
 def python() -> Finding:
-    """The interpreter's version."""
+    """Whether the version of Python is supported."""
     said = sys.version.split()[0]
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Finding("python", f"{said}; use 3.11, 3.12 or 3.13", ok=False)
@@ -31,7 +31,7 @@ def python() -> Finding:
 
 
 def disk() -> Finding:
-    """Free space where runs and checkpoints go."""
+    """Whether there is free disk space for runs and checkpoints."""
     free = {str(path): shutil.disk_usage(_there(path)).free / 1e9 for path in (Path.cwd(), hub_cache())}
     said = ", ".join(f"{gb:.0f} GB free for {path}" for path, gb in free.items())
     if min(free.values()) < LOW:
@@ -53,7 +53,7 @@ def torch() -> Finding:
 
 
 def torchvision() -> Finding:
-    """Whether a torchvision is there that cannot be loaded: it breaks transformers too."""
+    """Whether an installed torchvision fails to load: it then breaks transformers too."""
     if find_spec("torchvision") is None:
         return Finding("torchvision", "absent; nothing here needs it")
     try:
@@ -63,7 +63,7 @@ def torchvision() -> Finding:
 
 
 def transformers() -> Finding:
-    """Whether transformers is of a known version, loads, and is nobody's patched copy."""
+    """Whether transformers is of a known version, loads, and has no files of another project in it."""
     code = "from transformers import LlamaConfig; import transformers; print(transformers.__version__)"
     try:
         said = ask(code)
@@ -78,7 +78,7 @@ def transformers() -> Finding:
 
 
 def gpu() -> Finding:
-    """The accelerator, and whether somebody else computes on it."""
+    """Whether torch works with the GPUs, if there are any; their names and free memory in GB."""
     code = (
         "import torch; n = torch.cuda.device_count(); p = torch.cuda.get_device_properties\n"
         "print('; '.join(f'{p(i).name}, {torch.cuda.mem_get_info(i)[0] / 1e9:.0f} of {p(i).total_memory / 1e9:.0f} GB "
@@ -92,7 +92,7 @@ def gpu() -> Finding:
 
 
 def _there(path: Path) -> Path:
-    """The nearest folder above that exists."""
+    """The path itself or its nearest parent that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""Whether the files of each model are here, whole, and would load: names and shapes are checked, no weight is read."""
+"""Checks whether the files of each model exist, are complete and would load, by names and shapes of tensors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 def models(nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface] | None = None) -> Sequence[Finding]:
     """One finding for each model configuration, by its name. The hub is asked only with `hub`.
 
-    interfaces  gets the conventions of every model that would load, by its name
+    interfaces  receives the conventions of every model that would load, by name
 
-    They are looked at in a process of their own, where the hub's library is told to stay offline before it is loaded.
+    The check runs in a separate process, in which the hub's library is offline.
     """
     code = "import json; from vlaprune.doctor.checks.models import answer; "
     code += f"print(answer(json.loads({json.dumps(nodes)!r})))"
@@ -38,14 +38,14 @@ def models(nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface
 
 
 def answer(nodes: Mapping[str, Node]) -> str:
-    """JSON list of (what is said, whether it is fine, the model's interface or null) for each configuration."""
+    """A JSON list of (text, whether it is fine, the model's interface or null), one for each configuration."""
     return json.dumps([model(node) for node in nodes.values()])
 
 
 def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
-    """Builds one model on torch's meta device: everything is checked, nothing is read but names, shapes and JSON.
+    """Builds one model on torch's meta device, which checks everything and reads only names, shapes and JSON.
 
-    What is said of it, whether it is fine, and if so its interface.
+    Returns the text of the finding, whether it is fine, and if so the model's interface.
     """
     weights = node.get("weights")
     if not local(weights):
@@ -56,7 +56,7 @@ def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
         given["device"] = "meta"
     try:
         built = getattr(import_module(module), name)(**given)
-    except Exception as error:  # whatever is wrong with the files is the finding
+    except Exception as error:  # the error is the finding
         said = " ".join(str(error).split()) or type(error).__name__
         gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
         return _absent(gone[1], gone[2]) if gone else said, False, None
@@ -67,13 +67,13 @@ def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
 
 
 def _absent(option: str, name: str) -> str:
-    """What is said of a repository of which nothing is here."""
+    """The text on a repository that is not on this machine."""
     remedy = f"hf download {name.partition('@')[0]} --local-dir FOLDER, then model.{option}=FOLDER"
     return f"{name} is not on this machine; {remedy}"
 
 
 def local(weights: object) -> bool:
-    """Whether this is no repository of the hub, or one whose files are in the hub's cache."""
+    """Whether weights are on this machine: no repository of the hub, or one in the hub's cache."""
     found = HUB_ID.fullmatch(str(weights))
     if not found or Path(str(weights)).expanduser().exists():
         return True
@@ -88,13 +88,13 @@ def local(weights: object) -> bool:
 
 
 def _asked(finding: Finding) -> Finding:
-    """The same finding with what the hub says of a repository that is not here."""
+    """The finding, with the hub's answer added for a repository that is not on this machine."""
     found = re.match(rf"{HUB_ID.pattern} is not on this machine", finding.said)
     return Finding(finding.about, f"{finding.said} ({on_hub(found[1])})", ok=False) if found else finding
 
 
 def on_hub(name: str) -> str:
-    """What the hub says of a repository: open, gated, or not to be had; with its size."""
+    """The hub's answer on a repository: open, gated or not available, with its size."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -105,7 +105,7 @@ def on_hub(name: str) -> str:
         return f"gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"
     except RepositoryNotFoundError:
         return "the hub shows no such repository; check the name, or run `hf auth login`"
-    except Exception as error:  # the network, in all its ways
+    except Exception as error:  # any error of the network
         return f"the hub cannot be reached: {type(error).__name__}"
     sizes = [file.size or 0 for file in info.siblings or ()]
     return f"open on the hub, {sum(sizes) / 1e9:.1f} GB in {len(sizes)} files"

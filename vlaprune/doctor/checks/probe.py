@@ -1,4 +1,4 @@
-"""A look into an interpreter that may crash, hang, or be another one than ours."""
+"""Runs a few lines in an interpreter that may crash, hang, or be another one than ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlaprune.errors import UserError
 
 
 def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None = None, seconds: float = 120) -> str:
-    """The last line that a few lines of Python print. UserError says in one line how they failed."""
+    """Runs a few lines of Python in a process and returns their last line of output. UserError says how they failed."""
     try:
         done = subprocess.run(
             [python, "-c", code],
@@ -36,7 +36,7 @@ def ask(code: str, python: str = sys.executable, env: Mapping[str, str] | None =
 
 
 def cause(stderr: str) -> str:
-    """The error that ended a program, without what its destructors complained of; else the last line."""
+    """The error that ended a program, from its stderr, without errors of destructors; else the last line."""
     lines, found = stderr.splitlines(), ""
     for number, line in enumerate(lines):
         ignored = number and lines[number - 1].startswith("Exception ignored")
