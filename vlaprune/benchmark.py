@@ -217,7 +217,7 @@ class SupportsReady(Protocol):
     """A benchmark whose packages and files can be looked for without starting a simulator."""
 
     def ready(self) -> None:
-        """UserError in one line for the first thing that is missing."""
+        """Raises UserError in one line for the first thing that is missing."""
 
 
 @runtime_checkable

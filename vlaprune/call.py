@@ -73,12 +73,12 @@ class Call:
 
     @property
     def clock(self) -> Clock:
-        """Times the stages of the call."""
+        """The clock that times the stages of the call."""
         return self.setup.clock
 
     @property
     def config(self) -> DecoderConfig:
-        """Of the decoder."""
+        """The configuration of the decoder."""
         return self.setup.config
 
     def charge(self, stage: str, flops: float) -> None:
@@ -91,7 +91,8 @@ class Call:
         The method is not asked again: its last selections apply, and no attention is read.
         """
         self._rewind()
-        self._reads, self._repeats = {}, True
+        self._reads = {}
+        self._repeats = True
 
     def _rewind(self) -> None:
         """Charges the pass that is over; the next one begins with all tokens."""
@@ -116,7 +117,7 @@ class Call:
         self.trace.vision_attention = attention
 
     def kv(self, layer: int) -> LayerKV:
-        """What rows behind the prompt attend to at `layer`."""
+        """The keys and values at `layer` that rows behind the prompt attend to."""
         return self._kv[layer]
 
     @property
@@ -134,8 +135,8 @@ class Call:
         self.trace.add(layer, rows, {QueryGroup.ACTION: (0, rows.queries.shape[1])})
 
     def record_passes(self, columns: Sequence[Sequence[int]]) -> None:
-        """Notes passes behind the prompt: for each, the columns attended to at each layer."""
-        self.trace.passes += [list(own) for own in columns]
+        """Notes passes behind the prompt: for each pass, the number of columns attended to at each layer."""
+        self.trace.passes += [list(counts) for counts in columns]
 
     # -- the decoder's side ----------------------------------------------------------------------------------
 
@@ -158,7 +159,8 @@ class Call:
         if computed.outputs is not None:
             rows = self._span(QueryGroup.VISUAL)
             self.trace.add_outputs(layer, self.alive, computed.outputs[rows.start : rows.stop])
-        kv, queries = computed.kv, computed.queries
+        kv = computed.kv
+        queries = computed.queries
         if kv is None:
             return
         wanted = self._reads.get(layer)
@@ -169,8 +171,8 @@ class Call:
         if self.keeps_kv:
             self._kv[layer] = kv
         if self.cache is not None:
-            own = tokens.index.shape[0]
-            self.cache.write(layer, tokens.index, kv.keys[:, :own], kv.values[:, :own])
+            count = tokens.index.shape[0]
+            self.cache.write(layer, tokens.index, kv.keys[:, :count], kv.values[:, :count])
 
     def next_prune_layer(self, layer: int) -> int:
         """The first layer after this one before which the method is asked."""
@@ -198,13 +200,14 @@ class Call:
         self._rewind()
         self.trace.kept.clear()
         self.trace.reused.clear()
-        self._reads, self._second = dict(self.setup.plan.reads), True
+        self._reads = dict(self.setup.plan.reads)
+        self._second = True
         return True
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _select(self, layer: int, tokens: Tokens, selection: Selection) -> Tokens:
-        """Applies a selection; UserError for what can be refused at once."""
+        """Applies a selection. UserError for what can be refused at once."""
         name = self.setup.name
         if self._repeats and selection.values is not None and layer:
             raise UserError(
@@ -215,11 +218,11 @@ class Call:
             self._extend_reads(layer, selection)
         check_shapes(name, layer, selection, self.setup.plan.reuses)
         self.promises.append(Promise(layer, self.alive, selection, self.trace.counts))
-        own, self.alive = apply_selection(tokens, selection, self.alive, self.trace.layout)
+        selected, self.alive = apply_selection(tokens, selection, self.alive, self.trace.layout)
         self.trace.kept[layer] = self.alive
-        if own.columns is not None:
-            self.trace.reused[layer] = own.columns[own.index.shape[0] :]
-        return own
+        if selected.columns is not None:
+            self.trace.reused[layer] = selected.columns[selected.index.shape[0] :]
+        return selected
 
     def _extend_reads(self, layer: int, selection: Selection) -> None:
         """Adds the attention rows that a selection asks for in this call only."""
@@ -234,8 +237,10 @@ class Call:
 
     def _span(self, group: QueryGroup) -> range:
         """Row numbers of a query group now, after pruning; empty for rows behind the prompt."""
-        layout, span = self.trace.layout, self.trace.layout.group(group)
-        gone, behind = layout.total - self.alive.shape[0], layout.visual.stop
+        layout = self.trace.layout
+        span = layout.group(group)
+        gone = layout.total - self.alive.shape[0]
+        behind = layout.visual.stop
         start, stop = span.start, min(span.stop, layout.length)
         return range(start - gone if start >= behind else start, stop - gone if stop >= behind else stop)
 
@@ -249,7 +254,8 @@ class Call:
             self.trace.add(layer, rows, spans)
 
     def _context(self, layer: int, hidden: Tensor) -> PruneContext:
-        visual, text = self._span(QueryGroup.VISUAL), self._span(QueryGroup.TEXT)
+        visual = self._span(QueryGroup.VISUAL)
+        text = self._span(QueryGroup.TEXT)
         return PruneContext(
             layer=layer,
             seed=self.seed,
@@ -264,7 +270,7 @@ class Call:
         )
 
     def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Runs a part of the method as a segment. What it gives stays, whatever is run later."""
+        """Runs a part of the method as a segment. Its result stays as it is, whatever is run later."""
         backend = self.setup.backend()
         out = backend.run(("method", function), function, *inputs)
         return pytree.tree_map_only(Tensor, Tensor.clone, out) if backend.static else out
@@ -277,7 +283,7 @@ def runs_of(groups: dict[QueryGroup, range]) -> list[tuple[range, Spans]]:
     hull = range(min(r.start for r in groups.values()), max(r.stop for r in groups.values()))
     together = 2 * sum(map(len, groups.values())) >= len(hull)
     runs = [(hull, groups)] if together else [(rows, {group: rows}) for group, rows in groups.items()]
-    return [(run, {g: (r.start - run.start, r.stop - run.start) for g, r in own.items()}) for run, own in runs]
+    return [(run, {g: (r.start - run.start, r.stop - run.start) for g, r in spans.items()}) for run, spans in runs]
 
 
 @contextmanager
@@ -297,4 +303,4 @@ def call_noise(calls: Sequence[Call], *size: int) -> Tensor:
 
 def decode_flops(config: DecoderConfig, columns: Sequence[Sequence[int]]) -> float:
     """FLOPs of passes of one row each, from the columns attended to at each layer."""
-    return decoder_flops(config, [(1, own) for layers in columns for own in layers])
+    return decoder_flops(config, [(1, count) for counts in columns for count in counts])

@@ -62,7 +62,7 @@ class Control:
     execute: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses unknown rules, and numbers without the rule that they belong to."""
+        """Raises UserError for options that do not exist or contradict each other."""
         for key, known in (("rotation", ROTATIONS), ("gripper", tuple(GRIPPERS))):
             if getattr(self, key) not in (None, *known):
                 raise UserError(f"control {key}={getattr(self, key)}; use one of {', '.join(known)}, or null")
@@ -96,7 +96,7 @@ class Control:
 
 
 def as_model_actions(actions: np.ndarray, world: Gripper, model: Gripper) -> np.ndarray:
-    """Demonstrated actions [..., A] as a model is to emit them. UserError where the grippers do not fit.
+    """Converts demonstrated actions [..., A] to those that a model is to emit. UserError where the grippers do not fit.
 
     From -1 (opens) .. +1 (closes) to 0 (closes) .. 1 (opens): clipped to 0 .. 1, then turned, as in
     moojink/openvla-oft@213c5ff:prismatic/vla/datasets/rlds/oxe/transforms.py (libero_dataset_transform).
@@ -115,29 +115,32 @@ class Controller:
     """
 
     def __init__(self, control: Control, delay: Delay | None = None) -> None:
-        self.control, self.delay = control, delay
+        self.control = control
+        self.delay = delay
         self.timeline = Timeline("wait" if delay is None else delay.mode, max(1, control.ensemble))
         self.reset()
 
     def reset(self) -> None:
-        """A new episode begins."""
+        """Starts a new episode."""
         self.timeline.reset()
         self.executed: list[np.ndarray] = []
         self.forget()
 
     def forget(self) -> None:
-        """A new instruction begins: older chunks and the gripper's course do not count any more."""
+        """Forgets older chunks and the gripper's course, because a new instruction begins."""
         self.timeline.forget()
         self._chunks: dict[int, np.ndarray] = {}
         self._before: float | None = None
-        self._held, self._left = 0.0, 0
+        self._held = 0.0
+        self._left = 0
 
     def actions(self, chunk: np.ndarray, late: int = 0) -> np.ndarray:
         """The [n, A] actions to execute before the next look, from a [chunk, A] as the model emits it.
 
         late  control steps after which the chunk arrives; the robot holds or goes on with older chunks until then
         """
-        number, execute = self.timeline.calls, self.control.actions_per_call(len(chunk))
+        number = self.timeline.calls
+        execute = self.control.actions_per_call(len(chunk))
         self._chunks[number] = chunk
         steps = self.timeline.call(late, execute, len(chunk))
         out = np.stack([self._execute(step.rows) for step in steps])
@@ -146,10 +149,12 @@ class Controller:
 
     def guide(self) -> Guide | None:
         """What the next chunk must go on from; None without delay, and where there is nothing to go on from."""
-        rest, late = self.timeline.rest, self.timeline.longest
+        rest = self.timeline.rest
+        late = self.timeline.longest
         if self.delay is None or rest is None or not late:
             return None
-        chunk, first = self._chunks[rest[0]], rest[1]
+        call, first = rest
+        chunk = self._chunks[call]
         previous = np.zeros_like(chunk)
         previous[: len(chunk) - first] = chunk[first:]
         return Guide(previous, soft_mask(len(chunk), late, len(chunk) - first), self.delay.beta)
@@ -165,7 +170,7 @@ class Controller:
         return action
 
     def _action(self, planned: Sequence[np.ndarray]) -> np.ndarray:
-        """The [A] action that m planned for the same step become, each [A], the newest first."""
+        """One [A] action from the m that were planned for the same step, each [A], the newest first."""
         control = self.control
         out = self._mean(np.stack(planned)) if control.ensemble else planned[0]
         if control.rotation is not None:
@@ -177,7 +182,7 @@ class Controller:
         return out
 
     def _mean(self, now: np.ndarray) -> np.ndarray:
-        """The mean of what the last chunks say of now, each weighted by exp(alpha * its cosine with the newest)."""
+        """The mean of the actions `now` [m, A], each weighted by exp(alpha * its cosine with the newest, now[0])."""
         cosine = now @ now[0] / (np.linalg.norm(now, axis=1) * np.linalg.norm(now[0]) + 1e-7)
         weight = np.exp(self.control.alpha * cosine)
         return weight / weight.sum() @ now
@@ -200,7 +205,8 @@ class Controller:
         if self._before is None or begins or self.control.gripper == "sticky":
             self._before = opening
         if begins:
-            self._held, self._left = change, self.control.hold
+            self._held = change
+            self._left = self.control.hold
         if not self._left:
             return change
         self._left -= 1

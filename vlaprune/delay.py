@@ -116,7 +116,7 @@ def soft_mask(length: int, frozen: int, end: int) -> np.ndarray:
 
 
 def check_chunk(mode: Mode, late: int, execute: int, chunk: int) -> None:
-    """UserError in one line where a chunk is too short to go on with for `late` steps."""
+    """Raises UserError in one line where a chunk is too short to go on with for `late` steps."""
     if mode in ALIGNED and chunk < execute + late:
         room = chunk - late
         other = f"set execute={room} or less" if room > 0 else "use delay.mode=hold or stale"

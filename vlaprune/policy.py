@@ -57,12 +57,12 @@ class Guided(Protocol):
     def predict_guided(
         self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
     ) -> Sequence[Tensor]:
-        """As `VLA.predict`; a guide for each observation, None where there is nothing to go on from."""
+        """Predicts as `VLA.predict` does, with a guide for each observation; None where no chunk can be continued."""
 
 
 @runtime_checkable
 class HasImageSize(Protocol):
-    """A model that refuses pictures of another size than its own.
+    """A model that refuses pictures of any other size than its own.
 
     image  side of a picture, px
     """
@@ -97,7 +97,7 @@ class Trainable(Protocol):
     """A model that has a loss; `Learner` is the whole contract."""
 
     def words(self, instruction: str) -> list[int]:
-        """Token ids of an instruction; a 0 pads."""
+        """Token ids of an instruction; 0 is padding."""
 
     def train_loss(
         self,
@@ -162,7 +162,7 @@ class Policy:
         self.delay = delay
         self.controllers = [Controller(control or Control(), delay) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
-        self._told: list[str | None] = [None] * slots
+        self._instructions: list[str | None] = [None] * slots
         self._largest: dict[int, int] = {}  # rows of the largest call so far, by the number of its sequences
 
     @property
@@ -171,22 +171,25 @@ class Policy:
         return len(self.sessions)
 
     def reset(self, slot: int, seed: int) -> None:
-        """A new episode begins in a slot."""
+        """Starts a new episode in a slot."""
         self._calls[slot].clear()
-        self._told[slot] = None
+        self._instructions[slot] = None
         self.sessions[slot].reset(seed)
         self.controllers[slot].reset()
 
     def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
-        """An episode of a run with this seed begins in a slot."""
+        """Starts an episode of a run with this seed in a slot."""
         self.reset(slot, episode_seed(seed, task, episode))
 
-    def _hear(self, slot: int, instruction: str) -> None:
-        """Begins anew where the instruction changes within an episode (SIMPLER's put in drawer), as upstream does."""
-        if self._told[slot] not in (None, instruction):
+    def _restart_on_new_instruction(self, slot: int, instruction: str) -> None:
+        """Resets the method and older chunks where the instruction changes within an episode, as upstream does.
+
+        SIMPLER's put in drawer changes it.
+        """
+        if self._instructions[slot] not in (None, instruction):
             self.sessions[slot].restart()
             self.controllers[slot].forget()
-        self._told[slot] = instruction
+        self._instructions[slot] = instruction
 
     @torch.inference_mode()
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
@@ -197,12 +200,14 @@ class Policy:
         """
         slots = list(observations)
         for slot in slots:
-            self._hear(slot, observations[slot].instruction)
+            self._restart_on_new_instruction(slot, observations[slot].instruction)
             state = observations[slot].state
             self.sessions[slot].set_state(None if state is None else torch.from_numpy(np.asarray(state)))
         sessions = [self.sessions[i] for i in slots]
         backend = self.model.backend
-        compiled, captured, entered = backend.compiled, backend.captured, backend.entered
+        compiled = backend.compiled
+        captured = backend.captured
+        entered = backend.entered
         with self.clock.span("other"):
             chunks = self._predict([observations[i] for i in slots], slots)
             actions = {i: chunk.double().cpu().numpy() for i, chunk in zip(slots, chunks, strict=True)}
@@ -213,16 +218,17 @@ class Policy:
                 )
             self._check(actions)  # before a session moves on, so that a call that failed can be made again
             records = [session.finish() for session in sessions]
-        ms, cold = self.clock.read(), self._cold(records, compiled, captured)
+        ms = self.clock.read()
+        cold = self._cold(records, compiled, captured)
         for slot, record in zip(slots, records, strict=True):
             self._calls[slot].append(replace(record, ms=ms, packed=len(slots), cold=cold))
         out = {slot: self.controllers[slot].actions(chunk, self._late(slot)) for slot, chunk in actions.items()}
-        for slot, own in out.items():
-            self.sessions[slot].set_executed(torch.from_numpy(own))
+        for slot, executed in out.items():
+            self.sessions[slot].set_executed(torch.from_numpy(executed))
         return out
 
     def _check(self, actions: Mapping[int, np.ndarray]) -> None:
-        """UserError for a number that is not finite."""
+        """Raises UserError for an action with a number that is not finite."""
         if not all(np.isfinite(chunk).all() for chunk in actions.values()):
             raise UserError(f"{self.model.info.name} emitted actions that are not finite; check its weights and dtype")
 
@@ -268,7 +274,8 @@ class Policy:
 
         steps  control steps after which the episode ended; None where all that was planned is executed
         """
-        calls, timeline = self._calls[slot], self.controllers[slot].timeline
+        calls = self._calls[slot]
+        timeline = self.controllers[slot].timeline
         if self.delay is None:
             return tuple(calls)
         waited = timeline.waited(len(timeline.steps) if steps is None else steps)

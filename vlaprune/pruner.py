@@ -42,7 +42,7 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
-        """UserError for anything that is neither."""
+        """Raises UserError for anything that is neither."""
         a = self.amount
         number = isinstance(a, (int, float)) and not isinstance(a, bool) and math.isfinite(a)
         if not number or a <= 0 or (isinstance(a, float) and a > 1):
@@ -81,7 +81,7 @@ class Plan:
     second_pass: bool = False
 
     def check(self, info: ModelInfo, method: str) -> None:
-        """UserError that names the first thing the model cannot give."""
+        """Raises UserError that names the first thing the model cannot give."""
         named = {"prunes before": self.layers, "reads": self.reads, "budgets": self.budget}
         for what, layers in {**named, "reads outputs of": sorted(self.outputs)}.items():
             wrong = [n for n in layers if not 0 <= n < info.num_layers]

@@ -31,24 +31,27 @@ class Promise:
 
 
 def apply_selection(tokens: Tokens, selection: Selection, alive: Tensor, layout: Layout) -> tuple[Tokens, Tensor]:
-    """The rows that go on, and the numbers [k] of the visual tokens among them.
+    """Applies a selection: returns the rows that go on, and the numbers [k] of the visual tokens among them.
 
     tokens  rows in prompt order: those before the visual tokens, the n visual rows, those behind
     alive   [n] numbers of the visual rows among the V, sorted
 
     Row numbers out of range are clamped here; `verify` names them when the call is over.
     """
-    count, start, own = alive.shape[0], layout.visual.start, tokens.index.shape[0]
+    count = alive.shape[0]
+    start = layout.visual.start
+    total = tokens.index.shape[0]
     if selection.keep.shape[0] == count and selection.values is None and selection.multiplicity is None:
         return tokens, alive
     keep, order = selection.keep.clamp(0, count - 1).sort()
-    rows = torch.arange(own, device=alive.device)
+    rows = torch.arange(total, device=alive.device)
     stay = torch.cat((rows[:start], keep + start, rows[start + count :]))
-    hidden, index = tokens.hidden.index_select(0, stay), tokens.index.index_select(0, stay)
+    hidden = tokens.hidden.index_select(0, stay)
+    index = tokens.index.index_select(0, stay)
     if selection.values is not None:
         values = selection.values.index_select(0, order).to(hidden)
         hidden = torch.cat((tokens.hidden[:start], values, tokens.hidden[start + count :]))
-    cached = [] if tokens.columns is None else [tokens.columns[own:]]
+    cached = [] if tokens.columns is None else [tokens.columns[total:]]
     if selection.reuse is not None and selection.reuse.shape[0]:
         cached.append(alive.index_select(0, selection.reuse.clamp(0, count - 1)) + start)
     columns = torch.cat((index, *cached)) if cached else None
@@ -60,11 +63,11 @@ def _bias(tokens: Tokens, stay: Tensor, order: Tensor, selection: Selection, sta
     """The bias [k + m] of the rows that go on and of the cached columns; None where there is none."""
     if tokens.bias is None and selection.multiplicity is None:
         return None
-    own = tokens.index.shape[0]
+    total = tokens.index.shape[0]
     reused = 0 if selection.reuse is None else selection.reuse.shape[0]
-    seen = own if tokens.columns is None else tokens.columns.shape[0]
+    seen = total if tokens.columns is None else tokens.columns.shape[0]
     old = tokens.hidden.new_zeros(seen) if tokens.bias is None else tokens.bias
-    bias = torch.cat((old.index_select(0, stay), old[own:], old.new_zeros(reused)))
+    bias = torch.cat((old.index_select(0, stay), old[total:], old.new_zeros(reused)))
     if selection.multiplicity is not None:
         counts = selection.multiplicity.index_select(0, order)
         bias[start : start + order.shape[0]] = counts.to(bias).log()
@@ -72,7 +75,10 @@ def _bias(tokens: Tokens, stay: Tensor, order: Tensor, selection: Selection, sta
 
 
 def check_shapes(method: str, layer: int, selection: Selection, reuses: bool) -> None:
-    """UserError for what can be refused at once: values without a row each, reuse that the plan does not declare."""
+    """Raises UserError for what can be refused at once.
+
+    That is: values or multiplicities that are not one for each kept row, and reuse that the plan does not declare.
+    """
     rows = selection.keep.shape[0]
     for what, given in (("values", selection.values), ("multiplicity", selection.multiplicity)):
         if given is not None and given.shape[0] != rows:
@@ -84,11 +90,13 @@ def check_shapes(method: str, layer: int, selection: Selection, reuses: bool) ->
 
 
 def verify(method: str, promise: Promise, cached: Tensor) -> None:
-    """UserError where a selection names rows that are not there, a row twice, or reused rows that nobody cached.
+    """Raises UserError where a selection names rows that are not there, a row twice, or reused rows that nobody cached.
 
     cached  [V] bool: an earlier call of this episode left keys and values of the visual token
     """
-    layer, chosen, count = promise.layer, promise.selection, promise.alive.shape[0]
+    layer = promise.layer
+    chosen = promise.selection
+    count = promise.alive.shape[0]
     reuse = chosen.reuse
     named = chosen.keep.tolist() + ([] if reuse is None else reuse.tolist())
     if named and not 0 <= min(named) <= max(named) < count:
@@ -102,7 +110,7 @@ def verify(method: str, promise: Promise, cached: Tensor) -> None:
 
 
 def check_budget(method: str, layer: int, budgets: Mapping[int, Budget], layout: Layout, seen: int) -> None:
-    """UserError where the visual tokens computed from a layer on, `seen`, are not those of the method's budget.
+    """Raises UserError where the visual tokens computed from a layer on, `seen`, are not those of the method's budget.
 
     This is the proof of pruning: the number comes from the layer itself, the budget from the configuration.
     """

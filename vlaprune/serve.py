@@ -119,7 +119,7 @@ class Client:
     name = "client"
 
     def __post_init__(self) -> None:
-        """UserError where cameras and their names in the message are not as many."""
+        """Raises UserError where cameras and their names in the message are not as many."""
         if len(self.cameras) != len(self.images):
             raise UserError(f"cameras {list(self.cameras)} are called {list(self.images)}; give each one a name")
 
@@ -165,7 +165,7 @@ class ClientSlot:
 
 
 def check_installed() -> None:
-    """UserError where the packages of the extra `serve` are missing."""
+    """Raises UserError where the packages of the extra `serve` are missing."""
     for package in ("websockets", "msgpack"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed; {install_command('serve')}")
@@ -328,7 +328,7 @@ class Server:
 
 
 async def send_within(websocket: Any, data: bytes | str) -> None:
-    """TimeoutError for a client that does not read."""
+    """Raises TimeoutError for a client that does not read."""
     await asyncio.wait_for(websocket.send(data), SLOW)
 
 

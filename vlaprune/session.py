@@ -39,7 +39,8 @@ class Session:
         name: str | None = None,
         backend: Callable[[], Backend] = lambda: EAGER,
     ) -> None:
-        self.pruner, self.name = pruner, name or type(pruner).__name__
+        self.pruner = pruner
+        self.name = name or type(pruner).__name__
         plan = pruner.plan(info)
         plan.check(info, self.name)
         self.setup = CallSetup(pruner, self.name, plan, info, config, clock, backend)
@@ -60,13 +61,15 @@ class Session:
         return self._store.bytes + (self._call.kv_bytes if self._call is not None else 0)
 
     def reset(self, seed: int) -> None:
-        """A new episode: everything that earlier calls left is forgotten."""
-        self.seed, self._step, self._elapsed = seed, 0, 0
+        """Starts a new episode: everything that earlier calls left is forgotten."""
+        self.seed = seed
+        self._step = 0
+        self._elapsed = 0
         self._state: Tensor | None = None
         self.restart()
 
     def restart(self) -> None:
-        """A new instruction within the episode: the method begins anew.
+        """Resets the method where a new instruction comes within the episode.
 
         Calls and control steps are counted on, so that no random number of the episode is drawn twice.
         """
@@ -80,7 +83,8 @@ class Session:
 
     def set_executed(self, actions: Tensor) -> None:
         """Takes the actions [n, action_dim] that the robot executes before the next call."""
-        self._executed, self._elapsed = actions, self._elapsed + actions.shape[0]
+        self._executed = actions
+        self._elapsed += actions.shape[0]
 
     def _forget(self) -> None:
         self._store.clear()
@@ -101,7 +105,8 @@ class Session:
         if cache is not None:
             cache.reserve(layout.length, like)
         trace = Trace(layout, images, self._step, self._state, self._executed, self._elapsed)
-        self._call, self._finished = Call(self.setup, trace, self.seed, like, cache, self._cached), False
+        self._call = Call(self.setup, trace, self.seed, like, cache, self._cached)
+        self._finished = False
         return self._call
 
     def finish(self) -> StepRecord:
@@ -115,8 +120,11 @@ class Session:
             raise UserError(
                 f"{self.setup.info.name} opened no new call: predict must call Session.begin for every observation"
             )
-        self._step, self._finished = self._step + 1, True
-        trace, layout, flops = call.trace, call.trace.layout, call.flops
+        self._step += 1
+        self._finished = True
+        trace = call.trace
+        layout = trace.layout
+        flops = call.flops
         self._check_reached(call)
         with self.setup.clock.span("method"):
             self.pruner.observe(trace)
@@ -143,8 +151,9 @@ class Session:
         )
 
     def _check_reached(self, call: Call) -> None:
-        """UserError where the decoder did not run every layer, or did not ask at every planned layer."""
-        model, layers = self.setup.info, len(call.trace.counts)
+        """Raises UserError where the decoder did not run every layer, or did not ask at every planned layer."""
+        model = self.setup.info
+        layers = len(call.trace.counts)
         if layers != model.num_layers:
             raise UserError(
                 f"{model.name} ran {layers} of its {model.num_layers} layers through the hooks of this call; pass the "
@@ -174,6 +183,6 @@ class Session:
 
 @contextmanager
 def prepares_pictures(sessions: Sequence[Session]) -> Iterator[None]:
-    """Times what a model does to pictures before it opens the calls of these sessions."""
+    """Times the block in which a model prepares pictures, before it opens the calls of these sessions."""
     with sessions[0].setup.clock.span("pictures") if sessions else nullcontext():
         yield

@@ -88,15 +88,16 @@ class CheckedPruner(PrunerWrapper):
         """The inner plan, asked for twice: it must not change."""
         first, second = self.inner.plan(info), self.inner.plan(info)
         assert first == second, f"plan() answers {first}, then {second}; a plan is fixed"
-        self.outputs, self.says_twice = first.outputs, first.second_pass
+        self.outputs = first.outputs
+        self.says_twice = first.second_pass
         return replace(first, second_pass=True)  # so that a wish which the plan does not announce is noticed
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The inner selection."""
+        """The inner pruner's selection, checked for writes to the context."""
         return self._unwritten(context, self.inner.select)
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """The inner wish, which its plan must announce."""
+        """Whether the inner pruner wants a second pass, which its plan must announce."""
         again = self._unwritten(context, self.inner.wants_second_pass)
         assert not again or self.says_twice, "wants_second_pass says True, but the plan has second_pass=False"
         return again
@@ -135,7 +136,7 @@ def scenes(task: int, episode: int, steps: int = 6) -> list[Observation]:
 
 
 def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> None:
-    """AssertionError where a method breaks a law that every method must keep.
+    """Raises AssertionError where a method breaks a law that every method must keep.
 
     A plan is fixed; select writes to nothing; dropped tokens never come back within a call; reset forgets the episode;
     several episodes in different phases, packed into one call, choose what each chooses alone; the fast path, running
@@ -144,7 +145,8 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
     """
     for style in styles:
         first, second = scenes(0, 1), scenes(1, 2)
-        alone_first, alone_second = _run(make, style, [first]), _run(make, style, [second])
+        alone_first = _run(make, style, [first])
+        alone_second = _run(make, style, [second])
         again = _run(make, style, [first], earlier=second)
         _same(again[0], alone_first[0], f"{style}: reset must forget the previous episode")
         fast = _run(make, style, [first], fast=True)
@@ -156,15 +158,15 @@ def check_pruner(make: Callable[[], Pruner], styles: Sequence[str] = STYLES) -> 
 
 
 def _check_charges(make: Callable[[], Pruner], style: str, episode: Sequence[Observation]) -> None:
-    """Charges of every call against torch's counter."""
+    """Checks the FLOPs that the method is charged in every call against torch's counter."""
     policy = Policy(Toy(style), make)
     for frame in episode:
         with flop_counter() as counter:
             policy.act({0: frame})
         flops = policy.drain(0)[-1].flops
-        own = counter.get_total_flops() - (sum(flops.values()) - flops["method"])
-        assert flops["method"] == own, (
-            f"{style}: the method is charged {flops['method']:.0f} FLOPs in a call, torch counts {own:.0f}; tell "
+        counted = counter.get_total_flops() - (sum(flops.values()) - flops["method"])
+        assert flops["method"] == counted, (
+            f"{style}: the method is charged {flops['method']:.0f} FLOPs in a call, torch counts {counted:.0f}; tell "
             "context.charge of every matrix product, and of no other"
         )
 
@@ -186,7 +188,7 @@ def _run(
     lag: int = 0,
     fast: bool = False,
 ) -> list[Outcome]:
-    """Each episode in its own slot; slot i starts i * lag calls late."""
+    """Runs each episode in a slot of its own; slot i starts i * lag calls late."""
     model = with_segments(Toy(style), SimulatedGraphs()) if fast else Toy(style)
     policy = Policy(model, lambda: CheckedPruner(make()), slots=len(episodes))
     if earlier:
@@ -238,7 +240,8 @@ class KeepHalf(Pruner):
     def observe(self, trace: Trace) -> None:
         """The action rows are there when the call is over, and sum to at most one on the visual tokens."""
         weights = trace.visual(len(trace.counts) - 1, QueryGroup.ACTION)
-        rows, action = weights.shape[1], len(trace.layout.action)
+        rows = weights.shape[1]
+        action = len(trace.layout.action)
         assert rows and rows % action == 0, f"{rows} action rows are recorded of a layout with {action}"
         assert 0 <= float(weights.sum(-1).max()) <= 1 + 1e-4, "attention rows sum to more than one"
 
@@ -258,7 +261,7 @@ def random_observations(interface: Interface, image: int, count: int, seed: int 
 
 
 def check_model(make: Callable[[], VLA], image: int = 64, compiles: bool = True) -> None:
-    """AssertionError (UserError where a run would say so too) where a model breaks a law that every model must keep.
+    """Raises AssertionError where a model breaks a law that every model must keep; UserError where a run does so too.
 
     make      builds the model; the same weights each time
     image     side of the square images that it is given, in pixels
@@ -284,8 +287,8 @@ def check_model(make: Callable[[], VLA], image: int = 64, compiles: bool = True)
     for backend in backends:
         twin = with_segments(model, backend)
         for kind, expected in ((Dense, both), (KeepHalf, half)):
-            found = _actions(twin, kind, [[first, second]])[0]
-            for got, want in zip(found, expected, strict=True):
+            actions = _actions(twin, kind, [[first, second]])[0]
+            for got, want in zip(actions, expected, strict=True):
                 assert np.allclose(got, want, atol=1e-4), f"backend {backend.name} changes the actions"
         assert backend.builds, f"the model does not run its segments through backend {backend.name}"
 
@@ -313,7 +316,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _check_flops(model: VLA, observation: Observation) -> None:
-    """Charges of a dense and of a pruned call against torch's counter."""
+    """Checks the FLOPs charged in a dense and in a pruned call against torch's counter."""
     for make in (Dense, KeepHalf):
         policy = Policy(model, make)
         with flop_counter() as counter:
@@ -330,7 +333,7 @@ def _check_flops(model: VLA, observation: Observation) -> None:
 
 
 def check_benchmark(bench: Benchmark, steps: int = 5) -> None:
-    """AssertionError where a benchmark breaks a law that every benchmark must keep.
+    """Raises AssertionError where a benchmark breaks a law that every benchmark must keep.
 
     Task names are distinct; observing changes nothing; the episode number alone fixes the first frame and the course
     under the same actions, in any order.

@@ -52,7 +52,7 @@ class View:
 
     @property
     def slice(self) -> slice:
-        """The same, to index something of the V."""
+        """The camera's tokens among the V as a slice, to index a tensor or an array."""
         return slice(self.start, self.tokens.stop)
 
 
@@ -142,7 +142,7 @@ def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, bias: 
 
 
 def scatter_columns(weights: Tensor, columns: Tensor | None, end: int) -> Tensor:
-    """Weights [..., c] on columns [c] (None for 0 .. c - 1) as weights [..., end], zero elsewhere."""
+    """Spreads weights [..., c] on columns [c] (None for 0 .. c - 1) over `end` columns: [..., end], zero elsewhere."""
     if columns is None and weights.shape[-1] == end:
         return weights
     full = weights.new_zeros((*weights.shape[:-1], end))
@@ -189,12 +189,12 @@ class AttentionRows:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Equal for rows whose weights one product can compute: same shapes, and a mask for both or for neither."""
+        """A key, equal for rows whose weights one product can compute: same shapes, and a mask for all or for none."""
         return self.queries.shape, self.keys.shape, self.index is None
 
     @property
     def flops(self) -> float:
-        """Of the product of queries and keys; 0 while nobody has looked at the weights, or where they were known."""
+        """FLOPs of queries times keys; 0 while nobody has looked at the weights, or where they were known."""
         return 0.0 if self.pending else 2.0 * self.queries.numel() * self.keys.shape[1]
 
     def _visible(self) -> Tensor | None:
@@ -209,7 +209,8 @@ class AttentionRows:
 def compute_together(several: Sequence[AttentionRows]) -> None:
     """Computes the weights of rows of one kind, all of them pending, in one product."""
     first = several[0]
-    bias, visible = None, None
+    bias: Tensor | None = None
+    visible: Tensor | None = None
     if any(rows.bias is not None for rows in several):
         zeros = first.keys.new_zeros(first.keys.shape[1])
         bias = torch.stack([zeros if rows.bias is None else rows.bias for rows in several])[:, None, None]
@@ -235,7 +236,7 @@ class RowSlice:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for slices that can be stacked: same rows, shapes and columns."""
+        """A key, equal for slices that can be stacked: same row numbers, shapes and columns."""
         return self.start, self.stop, self.rows.queries.shape, self.rows.keys.shape, id(self.rows.columns)
 
 
@@ -251,7 +252,7 @@ class Trace:
     kept    layer -> [k] indices, 0 .. V - 1, of the visual tokens computed from that layer on
     reused  layer -> [r] prompt positions whose keys and values come from an earlier call, from that layer on
     counts  per layer (rows computed, columns attended to) of the prompt pass; of the second one if there are two
-    first_counts  the same for the first pass if the method asked for a second; else empty
+    first_counts  counts of the first pass if the method asked for a second; else empty
     passes  per pass behind the prompt (a decoded token, a denoising step), the columns attended to at each layer
     vision_attention  [V] attention that each visual token received in the last attention layer of the vision tower: the
             mean over heads and over the query tokens of its own image (only the CLS row, where a tower has one);
@@ -346,45 +347,48 @@ class Trace:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def visual(self, layer: int, groups: QueryGroup) -> Tensor:
-        """[H, q, V]: the same, on all V visual tokens."""
+        """[H, q, V] softmax weights on the V visual tokens, zero where a token was gone; groups as in `rows`.
+
+        KeyError names what was not read.
+        """
         return self._on_visual(self.rows(layer, groups))
 
     def received(self, layer: int, groups: QueryGroup) -> Tensor:
         """[V] mean over heads and query rows of what `visual` gives, in fp32."""
-        found = self._slices([layer], groups)
-        count = sum(s.stop - s.start for s in found) * found[0].rows.queries.shape[0]
-        return self._total(found, (0, 1, 2)) / count
+        slices = self._slices([layer], groups)
+        count = sum(s.stop - s.start for s in slices) * slices[0].rows.queries.shape[0]
+        return self._total(slices, (0, 1, 2)) / count
 
     def per_row(self, layers: Iterable[int], group: QueryGroup) -> Tensor:
         """[q, V] weights of one query group on all visual tokens, mean over `layers` and heads, in fp32.
 
         KeyError names what was not read.
         """
-        found = self._slices(layers, group)
-        return self._total(found, (0, 1)) / (len(found) * found[0].rows.queries.shape[0])
+        slices = self._slices(layers, group)
+        return self._total(slices, (0, 1)) / (len(slices) * slices[0].rows.queries.shape[0])
 
     def per_head(self, layers: Sequence[int], group: QueryGroup) -> Tensor:
         """[L, H, V] weights of one query group on all visual tokens, mean over its rows, in fp32.
 
         KeyError names what was not read.
         """
-        found = [self._slices([layer], group) for layer in layers]
-        count = sum(s.stop - s.start for s in found[0])
+        by_layer = [self._slices([layer], group) for layer in layers]
+        count = sum(s.stop - s.start for s in by_layer[0])
         reads = [
             torch.cat([self._full(w.sum(2), columns) for w, columns in self._stacked(same)])
-            for same in zip(*found, strict=True)
+            for same in zip(*by_layer, strict=True)
         ]
         return reduce(torch.add, reads) / count
 
     def _slices(self, layers: Iterable[int], groups: QueryGroup) -> list[RowSlice]:
-        found: list[RowSlice] = []
+        slices: list[RowSlice] = []
         for layer in layers:
             for group in groups.groups:
                 if (layer, group) not in self._read:
                     read = sorted(f"{g.name}@{i}" for i, g in self._read)
                     raise KeyError(f"rows {group.name} of layer {layer} were not read in this call; read were {read}")
-                found += self._read[layer, group]
-        return found
+                slices += self._read[layer, group]
+        return slices
 
     @staticmethod
     def _stacked(slices: Sequence[RowSlice]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -408,5 +412,5 @@ class Trace:
         return self._on_visual(scatter_columns(weights, columns, self.layout.end))
 
     def _on_visual(self, weights: Tensor) -> Tensor:
-        """Weights [..., P] on all positions to those [..., V] on the visual tokens."""
+        """Takes from weights [..., P] on all positions those [..., V] on the visual tokens."""
         return weights[..., self.layout.visual.start : self.layout.visual.stop]
