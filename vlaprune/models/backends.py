@@ -44,7 +44,7 @@ def order(name: str) -> list[SDPBackend]:
         return KERNELS[name]
     known = [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return [one for one in known if one in fused] or fused
+    return [backend for backend in known if backend in fused] or fused
 
 
 def _check(name: str) -> None:

@@ -49,7 +49,8 @@ from vlaprune.trace import Layout
 
 EXACT = ((MEAN["imagenet"], STD["imagenet"]), HALF)  # its native transform does not round ImageNet's numbers
 BASE = "prism-dinosiglip-224px+7b"
-TRUNK, HEADS = ("vision_backbone.", "llm_backbone.", "projector."), ("action_model.", "ema_diffusion.")
+TRUNK = ("vision_backbone.", "llm_backbone.", "projector.")
+HEADS = ("action_model.", "ema_diffusion.")
 PICTURES = preparation("plain")  # the whole frame, its aspect given up, by Pillow's bicubic filter
 ACTION, GRIPPER = 7, 6  # numbers of an action; the last is the gripper
 
@@ -92,16 +93,17 @@ class CogACT:
             raise UserError(f"head={head}; use one of {', '.join(SIZES)}")
         if len(cameras) != 1:
             raise UserError(f"cameras={list(cameras)}; CogACT reads one")
-        own = Sizes.of(sizes or {})
+        trunk_sizes = Sizes.of(sizes or {})
         with torch.device("meta"):
-            self.trunk = Prismatic(own, causal=True, eps=1e-5, stats=EXACT).eval().requires_grad_(False)
+            self.trunk = Prismatic(trunk_sizes, causal=True, eps=1e-5, stats=EXACT).eval().requires_grad_(False)
             del self.trunk.head
-            shape = DiTShape(*SIZES[head], condition=own.width, chunk=chunk, action=ACTION)
+            shape = DiTShape(*SIZES[head], condition=trunk_sizes.width, chunk=chunk, action=ACTION)
             self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
         if chunk < 1:
             raise UserError(f"chunk={chunk}; use at least 1")
-        self.device, self.chunk = resolve_device(device), chunk
-        self.info = own.info("cogact")
+        self.device = resolve_device(device)
+        self.chunk = chunk
+        self.info = trunk_sizes.info("cogact")
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
         self.card: dict[str, object] = {"weights": weights, "seed": seed}
@@ -129,9 +131,9 @@ class CogACT:
         head = "ema_diffusion" if ema else "action_model"
         if ema and not any(key.startswith(HEADS[1]) for key in checkpoint.shapes):
             raise UserError(f"checkpoint {file} has no averaged weights ({HEADS[1]}*); set model.ema=false")
-        own = {f"{head}.{name}": WeightMap(name) for name in self.action.state_dict()}
+        head_map = {f"{head}.{name}": WeightMap(name) for name in self.action.state_dict()}
         others = tuple(part for part in (*TRUNK, *HEADS) if part != f"{head}.")
-        load_weights(self.action, checkpoint, own, others, self.device, torch.float32)
+        load_weights(self.action, checkpoint, head_map, others, self.device, torch.float32)
         load_weights(self.trunk, checkpoint, weight_map(self.trunk), (*self.unused, *HEADS), self.device, dtype)
         self.card["sha256"] = checkpoint.digest
 
@@ -168,12 +170,14 @@ class CogACT:
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation: hand displacement, rotation, gripper (0 closes, 1 opens)."""
         with prepares_pictures(sessions):
-            cameras, size, name = self.interface.cameras, self.trunk.sizes.image, self.info.name
+            cameras = self.interface.cameras
+            size = self.trunk.sizes.image
+            name = self.info.name
             pictures = prepared(observations, cameras, PICTURES, size, name, self.device, self.backend)
         texts = [[*self.tokenize(format_prompt(o.instruction)), EMPTY, STOP] for o in observations]
         calls = [
-            session.begin(self.layout(len(text)), tuple(own), self.trunk.embedding.weight)
-            for session, own, text in zip(sessions, pictures, texts, strict=True)
+            session.begin(self.layout(len(text)), tuple(views), self.trunk.embedding.weight)
+            for session, views, text in zip(sessions, pictures, texts, strict=True)
         ]
         visual = self.trunk.encode_images(pictures, calls, self.backend)
         prompts = self.trunk.prompts(visual, texts, self.backend)
@@ -182,14 +186,14 @@ class CogACT:
         with stage(calls, "head", self.action.flops()):
             denoise = partial(self.action, backend=self.backend)
             unit = self.backend.run(("head",), denoise, torch.stack([r[-1] for r in rows]), self._noise(calls))
-        return list(restore(self._decided(to_host(unit)), self.range))
+        return list(restore(self._with_binary_gripper(to_host(unit)), self.range))
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, 7], see `call_noise`."""
+        """Normal noise [B, chunk, 7], see `call_noise`."""
         return call_noise(calls, self.chunk, ACTION).to(self.device)
 
-    def _decided(self, unit: Tensor) -> Tensor:
-        """Chunks within [-1, 1], the gripper 0 or 1."""
+    def _with_binary_gripper(self, unit: Tensor) -> Tensor:
+        """Normalised chunks [B, chunk, 7] clamped to [-1, 1], with the gripper 1 from 0.5 on, else 0."""
         unit = unit.clamp(-1, 1)
         grips = (unit[..., GRIPPER:] >= 0.5).to(unit.dtype)
         return torch.cat((unit[..., :GRIPPER], grips), -1)
@@ -201,13 +205,13 @@ def checkpoint_of(path: Path) -> Path:
         if path.suffix != ".pt" or path.parent.name != "checkpoints":
             raise UserError(f"weights {path} is not RUN/checkpoints/NAME.pt; give the run folder, or such a file")
         return path
-    found = sorted((path / "checkpoints").glob("*.pt"))
-    if len(found) != 1:
-        names = [p.name for p in found]
+    files = sorted((path / "checkpoints").glob("*.pt"))
+    if len(files) != 1:
+        names = [p.name for p in files]
         raise UserError(
             f"{path / 'checkpoints'} has .pt files {names}; there must be one, or name one in model.weights"
         )
-    return found[0]
+    return files[0]
 
 
 def weight_map(trunk: Prismatic) -> dict[str, WeightMap]:

@@ -43,7 +43,7 @@ FIXED = {  # of lerobot's config.json: what is computed here, and nothing else
 
 @dataclass(frozen=True)
 class Family:
-    """Of one checkpoint; None for what its files do not say.
+    """What the files of one checkpoint say of it; None for what they do not say.
 
     name      openpi, lerobot, transformers, or none for random weights
     chunk     actions per call
@@ -71,63 +71,68 @@ class Family:
 
     @classmethod
     def random(cls, adaptive: bool) -> Family:
-        """Of random weights, which can be read in any way."""
+        """The family of random weights, which can be read in any way."""
         return cls("none", 50, ("text", "padded", "none"), "text") if adaptive else cls("none", 50, ("row",), "row")
 
     @classmethod
     def of(cls, folder: Path, weights: str, adaptive: bool) -> Family:
-        """From config.json, which must be there. UserError for another model, and for what is not computed here.
+        """Reads config.json, which must be there. UserError for another model, and for what is not computed here.
 
         weights   as the user named them; published names are known
         adaptive  the model is pi0.5
         """
-        file, own = folder / "config.json", "pi05" if adaptive else "pi0"
+        file = folder / "config.json"
+        model = "pi05" if adaptive else "pi0"
         if not file.is_file():
             raise UserError(
                 f"checkpoint {folder} has no config.json, which says whether openpi or lerobot trained it; put it "
                 "beside the weights (openpi's has action_horizon, lerobot's has type and chunk_size)"
             )
-        said = read_json(file)
-        kind = said.get("type", said.get("model_type"))
-        if kind is None and "action_horizon" in said:
+        config = read_json(file)
+        kind = config.get("type", config.get("model_type"))
+        if kind is None and "action_horizon" in config:
             kind = "openpi"
-        if kind not in ("openpi", own):
-            raise UserError(f"{file} is of a {kind}; model={own} reads {own}'s")
-        wrong = [f"{k}={said[k]} instead of {v}" for k, v in FIXED.items() if said.get(k) not in (v, None)]
+        if kind not in ("openpi", model):
+            raise UserError(f"{file} is of a {kind}; model={model} reads {model}'s")
+        wrong = [f"{k}={config[k]} instead of {v}" for k, v in FIXED.items() if config.get(k) not in (v, None)]
         if wrong:
             raise UserError(f"{file} has {', '.join(wrong)}, which is not computed here; merge adapters (LoRA) first")
         if kind == "openpi":
-            chunk = _whole(file, said, "action_horizon")
+            chunk = _whole(file, config, "action_horizon")
             if not adaptive:
                 return cls("openpi", chunk, ("row",), "row", delta=True, resize="pil")
             # pi05_libero; pi05_base and others have the state in their text
             return cls("openpi", chunk, ("text", "none"), "none" if chunk == 10 else None, resize="pil")
-        if said.get("use_relative_actions"):
+        if config.get("use_relative_actions"):
             raise UserError(
                 f"{file} has use_relative_actions: which numbers they are depends on names that it does not give for "
                 "LIBERO; set it to false and model.delta=true if they are the first six"
             )
-        states, state = (("text", "padded"), _padding(said, weights)) if adaptive else (("row",), "row")
-        sides = said.get("image_resolution") or [None]
+        states, state = (("text", "padded"), _padding(config, weights)) if adaptive else (("row",), "row")
+        sides = config.get("image_resolution") or [None]
         if not isinstance(sides, list) or not all(type(side) in (int, type(None)) for side in sides):
             raise UserError(f"{file} has image_resolution={sides}; it must be a list of pixels, as [224, 224]")
-        image, room = sides[0], said.get("tokenizer_max_length")
-        name = "lerobot" if "type" in said else "transformers"
-        steps, chunk = _whole(file, said, "num_inference_steps", 10), _whole(file, said, "chunk_size", 50)
-        return cls(name, chunk, states, state, steps=steps, room=room, image=image, added=False)
+        room = config.get("tokenizer_max_length")
+        name = "lerobot" if "type" in config else "transformers"
+        steps = _whole(file, config, "num_inference_steps", 10)
+        chunk = _whole(file, config, "chunk_size", 50)
+        return cls(name, chunk, states, state, steps=steps, room=room, image=sides[0], added=False)
 
     def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
-        """What the user gave, else what the files say. UserError where they say something else, or nothing."""
+        """Chunk and state_as, from the user or else from the files. UserError where the two differ, or for neither.
+
+        Random weights accept any chunk.
+        """
         if chunk not in (None, self.chunk) and self.name != "none":
             raise UserError(
                 f"model.chunk={chunk}, but the checkpoint's config.json ({self.name}) says {self.chunk}; leave it out"
             )
         if state_as is None and self.state_as is None:
             raise UserError(f"the checkpoint's config.json ({self.name}) does not say {ASK[self.name]}")
-        said = self.state_as if self.name in ("lerobot", "transformers") else None  # openpi's file has but the chunk
-        if state_as in self.states and said not in (None, state_as):
+        stated = self.state_as if self.name in ("lerobot", "transformers") else None  # openpi's file has but the chunk
+        if state_as in self.states and stated not in (None, state_as):
             raise UserError(
-                f"model.state_as={state_as}, but the checkpoint's config.json ({self.name}) says {said}; leave it out"
+                f"model.state_as={state_as}, but the checkpoint's config.json ({self.name}) says {stated}; leave it out"
             )
         if state_as not in (None, *self.states):
             raise UserError(
@@ -137,11 +142,11 @@ class Family:
         return chunk or self.chunk, state_as or self.state_as or ""
 
 
-def _whole(file: Path, said: Mapping[str, Any], key: str, otherwise: int | None = None) -> int:
-    """A whole number above 0 in a configuration. UserError for anything else."""
-    value = said.get(key) or otherwise
+def _whole(file: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """The whole number above 0 under `key` of a configuration, else `default`. UserError for anything else."""
+    value = config.get(key) or default
     if type(value) is not int or value < 1:
-        raise UserError(f"{file} has {key}={said.get(key)}; it must be a whole number above 0")
+        raise UserError(f"{file} has {key}={config.get(key)}; it must be a whole number above 0")
     return value
 
 
@@ -153,8 +158,8 @@ ASK = {
 }
 
 
-def _padding(said: Mapping[str, Any], weights: str) -> str | None:
-    """Of lerobot's pi0.5: `padded` up to v0.4.4, `text` from v0.5.0 on; None where config.json fits both."""
-    if "use_peft" not in said or weights.partition("@")[0] in PADDED:
+def _padding(config: Mapping[str, Any], weights: str) -> str | None:
+    """How lerobot's pi0.5 reads the state: `padded` up to v0.4.4, `text` from v0.5.0 on; None if the file fits both."""
+    if "use_peft" not in config or weights.partition("@")[0] in PADDED:
         return "padded"
-    return "text" if "use_relative_actions" in said else None
+    return "text" if "use_relative_actions" in config else None

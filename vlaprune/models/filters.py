@@ -45,7 +45,8 @@ def area(size: int, out: int) -> np.ndarray:
     So sums are exact, and a mean half way between two levels is rounded to the even one on every machine.
     """
     wide, narrow = units(size, out)
-    edges, starts = np.arange(out + 1) * wide, np.arange(size) * narrow
+    edges = np.arange(out + 1) * wide
+    starts = np.arange(size) * narrow
     overlap = np.minimum(edges[1:, None], starts + narrow) - np.maximum(edges[:-1, None], starts)
     return overlap.clip(0, None).astype(float)
 
@@ -84,7 +85,7 @@ def pillow(size: int, out: int, kernel: Callable[[np.ndarray], np.ndarray], radi
         centre = (i + 0.5) * scale
         first = max(int(centre - radius * wide + 0.5), 0)
         stop = min(int(centre + radius * wide + 0.5), size)
-        own = kernel((np.arange(first, stop) - centre + 0.5) * (1 / wide))
-        weights[i, first:stop] = own / own.sum()
+        reached = kernel((np.arange(first, stop) - centre + 0.5) * (1 / wide))
+        weights[i, first:stop] = reached / reached.sum()
     scaled = weights * (1 << BITS)
     return np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5))

@@ -55,7 +55,7 @@ FILES = ("*.json", "*.safetensors", "assets/**/norm_stats.json")
 
 
 def parent(weights: Path) -> Path:
-    """The folder of weights that are a folder or a file."""
+    """The folder of the weights: `weights` itself, or the folder that holds that file."""
     return weights.parent if weights.is_file() else weights
 
 
@@ -103,17 +103,20 @@ class Flow(ABC):
     ) -> None:
         weights = weights or self.published
         self._check_options(cameras, resize, steps, chunk)
-        self.device, kind = resolve_device(device), precision(dtype)
+        self.device = resolve_device(device)
+        kind = precision(dtype)
         with torch.device("meta"):
             self.net = PaliGemma(Sizes.of(sizes or {}), self.adaptive).cast(kind).eval().requires_grad_(False)
-        own = self.net.sizes
+        net_sizes = self.net.sizes
         folder, family = self._find(weights)
         self.family = family
         self.chunk, self.state_as = family.settle(chunk, state_as)
-        self.resize, self.steps = resize or family.resize, steps or family.steps
-        self.delta, self.room = family.delta if delta is None else delta, family.room or self.room
+        self.resize = resize or family.resize
+        self.steps = steps or family.steps
+        self.delta = family.delta if delta is None else delta
+        self.room = family.room or self.room
         self._pictures = squared(self.resize)
-        self.info = ModelInfo(self.name, own.layers, own.heads, own.width, own.head_size)
+        self.info = ModelInfo(self.name, net_sizes.layers, net_sizes.heads, net_sizes.width, net_sizes.head_size)
         state = "eef_pos3_axisangle3_gripper2" if self.reads_state else None
         self.interface = Interface("axis_angle", "close_positive", "delta", tuple(cameras), state)
         self.card: dict[str, object] = {"weights": weights, "seed": seed, **self.read_as()}
@@ -128,7 +131,7 @@ class Flow(ABC):
         self.info = replace(self.info, weights=weights_id(self.card))
 
     def _check_options(self, cameras: Sequence[str], resize: str | None, steps: int | None, chunk: int | None) -> None:
-        """UserError for options that no checkpoint can have."""
+        """Raises UserError for options that no checkpoint can have."""
         if not 1 <= len(cameras) <= 3 or len(set(cameras)) != len(cameras):
             raise UserError(f"cameras={list(cameras)}; {self.name} reads one to three different ones")
         if resize is not None and resize not in RESIZE:
@@ -143,7 +146,8 @@ class Flow(ABC):
         """
         if weights == "random":
             return None, Family.random(self.adaptive)
-        folder, image = locate(weights, FILES), self.net.sizes.image
+        folder = locate(weights, FILES)
+        image = self.net.sizes.image
         shards(folder)  # what is no checkpoint is named first
         if folder.is_dir():
             check_companions(folder, processor_files(folder), self.name)
@@ -159,8 +163,14 @@ class Flow(ABC):
 
     def read_as(self) -> dict[str, object]:
         """How the checkpoint is read: what its files and the options say together."""
-        said = {"family": self.family.name, "state_as": self.state_as, "resize": self.resize}
-        return {**said, "delta": self.delta, "steps": self.steps, "chunk": self.chunk}
+        return {
+            "family": self.family.name,
+            "state_as": self.state_as,
+            "resize": self.resize,
+            "delta": self.delta,
+            "steps": self.steps,
+            "chunk": self.chunk,
+        }
 
     @property
     def reads_state(self) -> bool:
@@ -201,7 +211,7 @@ class Flow(ABC):
     # -- a call --------------------------------------------------------------------------------------------------
 
     def layout(self, text: Text) -> Layout:
-        """Positions of everything; a state row, where there is one, comes between text and actions."""
+        """Positions of visual tokens, text and actions; a state row, where there is one, stands before the actions."""
         side = self.net.tower.side
         views = tuple(View(c, i * side**2, side, side) for i, c in enumerate(self.interface.cameras))
         total = len(views) * side**2
@@ -229,16 +239,17 @@ class Flow(ABC):
     def predict_guided(
         self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
     ) -> Sequence[Tensor]:
-        """The same; where there is a guide, the chunk goes on from the one before (models/guidance.py)."""
+        """One [chunk, 7] per observation; with a guide, it goes on from the chunk before it (models/guidance.py)."""
         with prepares_pictures(sessions):
-            cameras, size = self.interface.cameras, self.net.sizes.image
+            cameras = self.interface.cameras
+            size = self.net.sizes.image
             pictures = prepared(observations, cameras, self._pictures, size, self.name, self.device, self.backend)
         states = [self._state(o) for o in observations]
         scaled = [None if s is None else self.scaling.state.scale(s) for s in states]
         texts = [self._text(o.instruction, s) for o, s in zip(observations, scaled, strict=True)]
         calls = []
-        for session, own, text in zip(sessions, pictures.round().to(torch.uint8), texts, strict=True):
-            calls.append(session.begin(self.layout(text), tuple(own), self.net.projector.weight))
+        for session, views, text in zip(sessions, pictures.round().to(torch.uint8), texts, strict=True):
+            calls.append(session.begin(self.layout(text), tuple(views), self.net.projector.weight))
         visual = self.net.encode_images(pictures, calls, self.backend)
         with stage(calls, "prompt"):
             self.decoder(self.net.prompts(visual, [t.ids for t in texts], self.backend), calls, self.backend)
@@ -266,7 +277,7 @@ class Flow(ABC):
     def _targets(self, guides: Sequence[Guide | None], states: Sequence[np.ndarray | None]) -> Targets | None:
         """Previous actions and weights [B, chunk, 32] as the model scales them, and beta; None without any guide.
 
-        Actions that are relative to the state are told anew at the present one.
+        Where the model's actions are relative to the state, the previous ones are made relative to the present state.
         """
         if self.device.type == "meta" or not any(g is not None and g.weights.any() for g in guides):
             return None
@@ -284,7 +295,7 @@ class Flow(ABC):
 
     @property
     def constants(self) -> FlowConstants:
-        """What depends on the number of steps alone: computed in the first call, charged to none."""
+        """The values that depend on the number of steps alone: computed in the first call, charged to no call."""
         if self._constants is None:
             self._constants = FlowConstants.of(self.net, self.steps, self.family.added)
         return self._constants
@@ -295,7 +306,8 @@ class Flow(ABC):
         seen    columns of the prompt at each layer
         guided  every step also goes backward, and computes pi0's state row anew
         """
-        config, prefix = self.net.expert.config, self.num_prefix
+        config = self.net.expert.config
+        prefix = self.num_prefix
         columns = [n + prefix + self.chunk for n in seen]
         actions = [(self.chunk, n) for n in columns]
         state = [(prefix, n + prefix) for n in seen] if prefix else []
@@ -308,7 +320,7 @@ class Flow(ABC):
         call.record_passes([columns] * self.steps)
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, 32], see `call_noise`."""
+        """Normal noise [B, chunk, 32], see `call_noise`."""
         return call_noise(calls, self.chunk, NUMBERS).to(self.device)
 
     def _padded(self, states: Sequence[np.ndarray | None]) -> Tensor | None:

@@ -48,7 +48,7 @@ def strength(time: float, beta: float) -> float:
 def guided_velocity(
     velocity: Callable[[Tensor], Tensor], x: Tensor, time: float, previous: Tensor, weights: Tensor, beta: float
 ) -> Tensor:
-    """V' at actions x [B, chunk, n] of one time.
+    """The guided velocity v' at actions x [B, chunk, n] of one time.
 
     velocity  v of x, differentiable
     previous  [B, chunk, n] the actions to go on from
@@ -78,10 +78,10 @@ def sample(
 
 
 def plain(tree: object) -> object:
-    """Copies of the tensors in nested tuples and lists that autograd may use: none made in inference mode."""
+    """Copies the tensors in nested tuples and lists, so that autograd may use tensors made in inference mode."""
     if isinstance(tree, Tensor):
         return tree.clone()
-    return [plain(one) for one in tree] if isinstance(tree, list | tuple) else tree
+    return [plain(item) for item in tree] if isinstance(tree, list | tuple) else tree
 
 
 def denoise_guided(
@@ -96,23 +96,27 @@ def denoise_guided(
     weights: Tensor,
     beta: float,
 ) -> tuple[Tensor, list[list[Read]]]:
-    """As `paligemma.denoise`, guided; the state row of pi0 is computed anew in every step. Not compiled or captured."""
+    """Actions and reads as `paligemma.denoise` gives them, but guided. Not compiled or captured.
+
+    pi0's state row is computed anew in every step.
+    """
     with torch.inference_mode(False):
         prompt, times, modulations = (plain(t) for t in (prompt, constants.times, constants.modulations))  # type: ignore[assignment]
         noise, state, previous, weights = (plain(t) for t in (noise, state, previous, weights))  # type: ignore[assignment]
-        chunk, dtype = noise.shape[1], net.projector.weight.dtype
+        chunk = noise.shape[1]
+        dtype = net.projector.weight.dtype
         prefix = 0 if state is None else 1
         reads: list[list[Read]] = [[] for _ in layers]
 
         def velocity(x: Tensor, step: int) -> Tensor:
-            own = None if modulations is None else [m[step] for m in modulations]  # type: ignore[attr-defined]
+            now = None if modulations is None else [m[step] for m in modulations]  # type: ignore[attr-defined]
             rows = suffix_rows(net, x, times[step], state, dtype)  # type: ignore[index]
             suffix = Suffix(net.expert.blocks, prompt, lengths, chunk + prefix, EAGER)
-            out, queries = suffix.extend(rows, 0, prefix, own)
+            out, queries = suffix.extend(rows, 0, prefix, now)
             for read, layer in zip(reads, layers, strict=True):
                 keys = [kv[0].detach() for kv in suffix.buffers[layer]]
                 read.append((queries[layer][:, :, -chunk:].detach(), keys))
-            last = net.expert.normalise(out, None if own is None else own[-1]).unflatten(0, (x.shape[0], -1))
+            last = net.expert.normalise(out, None if now is None else now[-1]).unflatten(0, (x.shape[0], -1))
             return net.action_out(last[:, -chunk:].float())
 
         return sample(velocity, noise, len(constants.times), previous, weights, beta), reads

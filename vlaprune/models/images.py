@@ -92,7 +92,7 @@ def pipeline(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
-    """Compressed and decompressed as TensorFlow does: quality 95, halved colour, the fast inverse transform."""
+    """The image compressed and decompressed as by TensorFlow: quality 95, halved colour, fast inverse transform."""
     import simplejpeg
     from PIL import Image
 
@@ -103,14 +103,15 @@ def jpeg(image: np.ndarray) -> np.ndarray:
 
 
 def lanczos(image: np.ndarray, size: int) -> np.ndarray:
-    """To [size, size, 3] by a Lanczos-3 kernel that widens when it shrinks, as tf.image.resize(antialias=True)."""
+    """The image as [size, size, 3] by a Lanczos-3 kernel, wider if it shrinks, as tf.image.resize(antialias=True)."""
     rows, columns = (_lanczos_bands(n, size, 0) for n in image.shape[:2])
     return _packed(_whole(_blend(image, rows, columns)))
 
 
 def centre_crop(image: np.ndarray, area: float = filters.CROP) -> np.ndarray:
     """The middle `area` of a square image, scaled back bilinearly from corner to corner as tf.image.crop_and_resize."""
-    size, margin = len(image), filters.margin(len(image), area)
+    size = len(image)
+    margin = filters.margin(size, area)
     bands = _crop_bands(size, area)
     return _packed(_blend(image[margin : size - margin, margin : size - margin], bands, bands))
 
@@ -138,12 +139,12 @@ def _levels(image: np.ndarray) -> np.ndarray:
 
 
 def _whole(levels: np.ndarray) -> np.ndarray:
-    """Whole numbers in 0 .. 255, in place."""
+    """Rounds levels to whole numbers in 0 .. 255, in place."""
     return np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
 
 
 def _packed(planes: np.ndarray) -> np.ndarray:
-    """[3, h, w] fp32 in 0 .. 255 to [h, w, 3] uint8, without fractions."""
+    """Planes [3, h, w] fp32 in 0 .. 255 as an image [h, w, 3] uint8; fractions are cut off."""
     image = np.empty((*planes.shape[1:], len(planes)), np.uint8)
     for colour, plane in enumerate(planes):
         image[:, :, colour] = plane
@@ -180,7 +181,10 @@ def _summed(levels: np.ndarray, bands: Sequence[Band], use: str) -> np.ndarray:
 
 
 def _turned(levels: np.ndarray, bands: Sequence[Band], use: str) -> np.ndarray:
-    """[n, p, q] to [p, q, out] fp32: the same sums, put last. A product that transposes costs less than a copy."""
+    """[n, p, q] to [p, q, out] fp32: weighted sums over the first axis, put last.
+
+    A product that transposes costs less than a copy.
+    """
     n, p, q = levels.shape
     out = _MEMORY.get(use, (p * q, bands[-1][1].stop))
     _sum(levels.reshape(n, p * q), bands, out.T)

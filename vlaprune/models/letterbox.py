@@ -25,7 +25,10 @@ def resize_pil(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_torch(image: np.ndarray, size: int) -> np.ndarray:
-    """The same by torch, without antialias and without rounding, as openpi's and lerobot's models do."""
+    """Image [h, w, 3] uint8 to [size, size, 3] fp32, 0 to 255: bilinear by torch, as openpi's and lerobot's models do.
+
+    It has black borders, no antialias and no rounding.
+    """
     return letterboxed(torch.from_numpy(image)[None], size)[0].numpy()
 
 

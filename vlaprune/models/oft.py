@@ -106,14 +106,18 @@ class OFT(nn.Module):
             raise UserError(f"state={state} names no sizes; use a name such as eef_pos3_axisangle3_gripper2, or null")
         if not cameras or len(set(cameras)) != len(cameras):
             raise UserError(f"cameras={list(cameras)}; name one to three different ones")
-        own, kind = Sizes.of(sizes or {}), precision(dtype)
-        self.chunk, self._action, self._head = chunk, action, head
-        self._pictures, self._image = preparation(images or "rlds_crop"), own.image
+        trunk_sizes = Sizes.of(sizes or {})
+        kind = precision(dtype)
+        self.chunk = chunk
+        self._action = action
+        self._head = head
+        self._pictures = preparation(images or "rlds_crop")
+        self._image = trunk_sizes.image
         self.device = resolve_device(device)
         self._schedule = Schedule(steps)
         numbers = state_size(state)
         with torch.device("meta"):
-            extras = self._extras(own.width, numbers)
+            extras = self._extras(trunk_sizes.width, numbers)
         reads = [f"{name}--*_checkpoint.pt" for name in extras]
         source = Source.of(published(weights, suite, PUBLISHED, "oft"), "oft", reads)
         if source.folder is not None and action != 7:
@@ -124,7 +128,7 @@ class OFT(nn.Module):
         self._range = source.range("action", action, unnorm or suite, EPS)
         self._proprio = source.range("proprio", numbers, unnorm or suite, EPS) if numbers else None
         files = {} if source.folder is None else {name: beside(source.folder, name) for name in extras}
-        self.trunk, self.card = source.trunk(own, False, seed, self.device, kind)
+        self.trunk, self.card = source.trunk(trunk_sizes, False, seed, self.device, kind)
         for name, (module, prefix) in extras.items():
             if name in files:
                 self._load_weights(module, files[name], prefix, kind)
@@ -133,7 +137,7 @@ class OFT(nn.Module):
             setattr(self, name, module.eval())
         if adapter is not None:
             load_adapter(self, self.trunk, adapter, self.card)
-        self.info = replace(own.info("oft"), weights=weights_id(self.card))
+        self.info = replace(trunk_sizes.info("oft"), weights=weights_id(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), state)
 
@@ -182,9 +186,10 @@ class OFT(nn.Module):
         return list(restore(self.units(observations, sessions), self._range))
 
     def units(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
-        """[B, chunk, action] numbers in [-1, 1], before any unit."""
+        """[B, chunk, action] normalised actions, before they get the units of the dataset."""
         with prepares_pictures(sessions):
-            cameras, size = self.interface.cameras, self._image
+            cameras = self.interface.cameras
+            size = self._image
             seen = prepared(observations, cameras, self._pictures, size, "oft", self.device, self.backend)
         ids = [self.words(o.instruction) for o in observations]
         return self._answer(seen, self._states(observations), ids, sessions)
@@ -202,23 +207,26 @@ class OFT(nn.Module):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """As `Learner` has it; hints are left. UserError for a head other than `l1`."""
+        """Mean absolute error of the normalised actions, as `Trainable.train_loss` defines it; hints are not used.
+
+        UserError for a head other than `l1`.
+        """
         if self._head != "l1":
             raise UserError(f"oft with head={self._head} is not trained here; use model.head=l1")
-        shown = np.stack([[self._pictures.whole(i, self._image) for i in own] for own in images.cpu().numpy()])
+        shown = np.stack([[self._pictures.whole(i, self._image) for i in views] for views in images.cpu().numpy()])
         ids = [[n for n in row if n] for row in words.tolist()]
-        told = None if self._proprio is None else self._proprio.scale(state.cpu().numpy())
+        scaled = None if self._proprio is None else self._proprio.scale(state.cpu().numpy())
         unit = torch.from_numpy(self._range.scale(labels.cpu().numpy())).to(self.device, torch.float32)
-        out = self._answer(torch.from_numpy(shown).to(self.device), self._numbers(told), ids, sessions)
+        out = self._answer(torch.from_numpy(shown).to(self.device), self._numbers(scaled), ids, sessions)
         return (out.float() - unit).abs().mean()
 
     def _answer(
         self, seen: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], sessions: Sequence[Session]
     ) -> Tensor:
-        """Normalised chunks of prepared images [B, cameras, h, w, 3], normalised state [B, s] and token ids."""
+        """Normalised chunks from prepared images [B, cameras, h, w, 3], normalised state [B, s] and token ids."""
         calls = [
-            session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
-            for session, own, words in zip(sessions, seen, ids, strict=bool(sessions))
+            session.begin(self.layout(len(words)), tuple(views), self.trunk.embedding.weight)
+            for session, views, words in zip(sessions, seen, ids, strict=bool(sessions))
         ]
         for call in calls:
             call.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
@@ -246,21 +254,25 @@ class OFT(nn.Module):
         time   [d] row of a diffusion step
         slots  [B, n, d] the slots' rows; None for zeros
         """
-        told = [self.trunk.ids([*words, STOP]) for words in ids]
-        rows = self.backend.run(("prompt",), self.prompt_rows, visual, state, told, time, slots)
-        return [Tokens(*own) for own in rows]
+        with_stop = [self.trunk.ids([*words, STOP]) for words in ids]
+        prompts = self.backend.run(("prompt",), self.prompt_rows, visual, state, with_stop, time, slots)
+        return [Tokens(*prompt) for prompt in prompts]
 
     def prompt_rows(
         self, visual: Tensor, state: Tensor | None, ids: Sequence[Tensor], time: Tensor | None, slots: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Segment: rows [n, d] and positions [n] of each prompt; `ids` end in the stop token, the rest as above."""
+        """Segment: rows [n, d] and positions [n] of each prompt.
+
+        Takes what `_prompts` takes, but its `ids` are on the device and end in the stop token.
+        """
         between = [] if state is None else [self.proprio_projector(state)[:, None].to(visual.dtype)]
         between += [] if time is None else [time.expand(len(ids), 1, -1)]
         seen = torch.cat((visual, *between), 1)
         if slots is None:
             slots = visual.new_zeros(len(ids), self.chunk * self._action, visual.shape[2])
-        texts = [self.trunk.embedding(own) for own in ids]
-        return [numbered(t[:1], s, t[1:-1], own, t[-1:]) for s, t, own in zip(seen, texts, slots, strict=True)]
+        texts = [self.trunk.embedding(tokens) for tokens in ids]
+        prompts = zip(seen, texts, slots, strict=True)
+        return [numbered(text[:1], rows, text[1:-1], empty, text[-1:]) for rows, text, empty in prompts]
 
     def _rows(self, prompts: Sequence[Tokens], calls: Sequence[Call]) -> Tensor:
         """Final hidden states [B, n, d] of the rows that speak for the slots; none of them is ever pruned."""
@@ -269,7 +281,7 @@ class OFT(nn.Module):
         return torch.stack([r[-2 - self.chunk * self._action : -2] for r in rows])
 
     def _read(self, rows: Tensor, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, action] out of the head, from rows [B, chunk * action, d]."""
+        """The head's output [B, chunk, action] for rows [B, chunk * action, d]."""
         with stage(calls, "head", linear_flops(self.chunk, *self.action_head.widths)):
             rows = rows.to(self.action_head.fc1.weight.dtype)  # in fp32 while it is trained
             head = partial(self.backend.unit(action_numbers), self.action_head)
@@ -278,25 +290,26 @@ class OFT(nn.Module):
     def _denoise(
         self, visual: Tensor, state: Tensor | None, ids: Sequence[Sequence[int]], calls: Sequence[Call]
     ) -> Tensor:
-        """From noise to a chunk: a whole pass of the decoder for every step."""
+        """Normalised chunks [B, chunk, action] from noise, by a whole pass of the decoder for every step."""
         x = self._noise(calls).to(self.trunk.embedding.weight)
         for step in self._schedule.steps:
             if step != self._schedule.steps[0]:
                 for call in calls:
                     call.repeat_pass()
-            time, lift = time_row(step, self.decoder.config.hidden_size).to(x), self.noisy_action_projector
-            with stage(calls, "projector", linear_flops(x[0].numel(), *lift.widths)):
-                slots = lift(x.flatten(1)[..., None])
+            time = time_row(step, self.decoder.config.hidden_size).to(x)
+            project = self.noisy_action_projector
+            with stage(calls, "projector", linear_flops(x[0].numel(), *project.widths)):
+                slots = project(x.flatten(1)[..., None])
             prompts = self._prompts(visual, state, ids, time, slots)
             x = self._schedule.back(self._read(self._rows(prompts, calls), calls), step, x)
         return x
 
     def _noise(self, calls: Sequence[Call]) -> Tensor:
-        """[B, chunk, action], see `call_noise`."""
+        """Normal noise [B, chunk, action], see `call_noise`."""
         return call_noise(calls, self.chunk, self._action)
 
     def _states(self, observations: Sequence[Observation]) -> Tensor | None:
-        """[B, s] in [-1, 1]. UserError where an observation has no state of the right length."""
+        """Normalised states [B, s] in [-1, 1]. UserError where one is missing, of another length or not finite."""
         if self._proprio is None:
             return None
         rows = []
@@ -308,7 +321,7 @@ class OFT(nn.Module):
         return self._numbers(np.stack(rows))
 
     def _numbers(self, state: np.ndarray | None) -> Tensor | None:
-        """A normalised state [B, s] in the device and dtype of the module that reads it."""
+        """A normalised state [B, s] on the device and in the dtype of the module that reads it."""
         if state is None:
             return None
         return torch.from_numpy(state).to(self.device, self.proprio_projector.fc1.weight.dtype)
@@ -316,9 +329,9 @@ class OFT(nn.Module):
 
 def beside(folder: Path, name: str) -> Path:
     """The one `name`--*_checkpoint.pt of a folder. UserError where there is none or more than one."""
-    found = sorted(folder.glob(f"{name}--*_checkpoint.pt"))
-    if len(found) != 1:
+    files = sorted(folder.glob(f"{name}--*_checkpoint.pt"))
+    if len(files) != 1:
         raise UserError(
-            f"checkpoint {folder} has {[p.name for p in found] or 'no'} {name}--*_checkpoint.pt; oft needs exactly one"
+            f"checkpoint {folder} has {[p.name for p in files] or 'no'} {name}--*_checkpoint.pt; oft needs exactly one"
         )
-    return found[0]
+    return files[0]

@@ -80,14 +80,16 @@ class OpenVLA:
         prompt = prompt or "question"
         if prompt not in PROMPTS:
             raise UserError(f"prompt={prompt}; use one of {', '.join(PROMPTS)}")
-        own, self._prompt = Sizes.of(sizes or {}), PROMPTS[prompt]
-        self._pictures, self._image = preparation(images or "rlds_crop"), own.image
+        trunk_sizes = Sizes.of(sizes or {})
+        self._prompt = PROMPTS[prompt]
+        self._pictures = preparation(images or "rlds_crop")
+        self._image = trunk_sizes.image
         self.device = resolve_device(device)
         source = Source.of(published(weights, suite, PUBLISHED, "openvla"), "openvla")
         self._tokenize = source.tokenize
         self._range = source.range("action", ACTION, unnorm or suite)
-        self.trunk, self.card = source.trunk(own, True, seed, self.device, precision(dtype))
-        self.info = replace(own.info("openvla"), weights=weights_id(self.card))
+        self.trunk, self.card = source.trunk(trunk_sizes, True, seed, self.device, precision(dtype))
+        self.info = replace(trunk_sizes.info("openvla"), weights=weights_id(self.card))
         self.backend: Backend = EAGER
         self.interface = Interface("as_trained", "zero_one", "delta", tuple(cameras), None)
 
@@ -118,12 +120,13 @@ class OpenVLA:
     def tokens(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Tensor:
         """The [B, 7] token ids that are decoded."""
         with prepares_pictures(sessions):
-            cameras, size = self.interface.cameras, self._image
+            cameras = self.interface.cameras
+            size = self._image
             seen = prepared(observations, cameras, self._pictures, size, "openvla", self.device, self.backend)
         ids = [closed(self._tokenize(self._prompt(o.instruction))) for o in observations]
         calls = [
-            session.begin(self.layout(len(words)), tuple(own), self.trunk.embedding.weight)
-            for session, own, words in zip(sessions, seen, ids, strict=True)
+            session.begin(self.layout(len(words)), tuple(views), self.trunk.embedding.weight)
+            for session, views, words in zip(sessions, seen, ids, strict=True)
         ]
         visual = self.trunk.encode_images(seen, calls, self.backend)
         prompts = self.trunk.prompts(visual, ids, self.backend)
@@ -147,12 +150,18 @@ class OpenVLA:
     def decoded(
         self, layers: tuple[int, ...], rows: Tensor, prompt: PromptKV, lengths: Sequence[int]
     ) -> tuple[Tensor, list[list[Read]]]:
-        """Segment: greedy tokens [B, 7] after rows [B, d] and what the prompts left; the reads of some layers."""
-        backend, trunk = self.backend, self.trunk
+        """Segment: greedy tokens [B, 7] after last prompt rows [B, d], and the attention reads of `layers`.
+
+        prompt   what the prompts left
+        lengths  of the prompts, as if no token had been pruned
+        """
+        backend = self.backend
+        trunk = self.trunk
         suffix = Suffix(self.decoder.blocks, prompt, lengths, ACTION - 1, backend)
         best = backend.unit(best_token)
         token, x = best(trunk.head, trunk.embedding, rows)
-        tokens, queries = [token], []
+        tokens = [token]
+        queries = []
         for i in range(ACTION - 1):
             x, each = suffix.extend(x, i)
             queries.append(each)

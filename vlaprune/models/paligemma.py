@@ -80,7 +80,8 @@ class PaliGemma(nn.Module):
 
     def __init__(self, sizes: Sizes, adaptive: bool) -> None:
         super().__init__()
-        self.sizes, self.adaptive = sizes, adaptive
+        self.sizes = sizes
+        self.adaptive = adaptive
         self.tower = Tower(sizes.tower, sizes.image, sizes.patch)
         self.projector = nn.Linear(sizes.vision_width, sizes.width)
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
@@ -88,12 +89,14 @@ class PaliGemma(nn.Module):
         d = sizes.expert_width
         self.expert = Expert(sizes.shape(d, sizes.expert_ffn), adaptive)
         self.state = None if adaptive else nn.Linear(NUMBERS, d)
-        self.action_in, self.action_out = nn.Linear(NUMBERS, d), nn.Linear(d, NUMBERS)
-        self.time_in, self.time_out = nn.Linear(d if adaptive else 2 * d, d), nn.Linear(d, d)
+        self.action_in = nn.Linear(NUMBERS, d)
+        self.action_out = nn.Linear(d, NUMBERS)
+        self.time_in = nn.Linear(d if adaptive else 2 * d, d)
+        self.time_out = nn.Linear(d, d)
         self._ids = TokenIds()
 
     def cast(self, dtype: torch.dtype) -> PaliGemma:
-        """Everything in `dtype`, but what has to stay in fp32."""
+        """Casts everything to `dtype`, except what has to stay in fp32."""
         self.to(dtype)
         small = (self.state, self.action_in, self.action_out, self.time_in, self.time_out)
         norms = [m for part in (self.decoder, self.expert) for m in part.modules() if isinstance(m, RMSNorm | AdaNorm)]
@@ -107,7 +110,8 @@ class PaliGemma(nn.Module):
 
     def encode_images(self, images: Tensor, calls: Sequence[Call], backend: Backend = EAGER) -> Tensor:
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] from 0 to 255; calls that ask get the attention."""
-        reads, cameras = any(c.wants_vision_attention for c in calls), images.shape[1]
+        reads = any(c.wants_vision_attention for c in calls)
+        cameras = images.shape[1]
         with stage(calls, "vision", cameras * self.tower.flops):
             run = partial(vision_segment, self, reads, backend)
             features, received = backend.run(("vision", reads), run, images.flatten(0, 1))
@@ -120,27 +124,28 @@ class PaliGemma(nn.Module):
 
     def _record(self, calls: Sequence[Call], received: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the last block."""
-        tower, tokens = self.tower, self.tower.side**2
-        for call, own in zip(calls, received.unflatten(0, (len(calls), -1)), strict=True):
+        tower = self.tower
+        tokens = tower.side**2
+        for call, views in zip(calls, received.unflatten(0, (len(calls), -1)), strict=True):
             if call.wants_vision_attention:
-                call.charge("method", own.shape[0] * 2.0 * tokens * tokens * tower.shape.width)
-                call.record_vision_attention(own.flatten())
+                call.charge("method", views.shape[0] * 2.0 * tokens * tokens * tower.shape.width)
+                call.record_vision_attention(views.flatten())
 
     def prompts(self, visual: Tensor, ids: Sequence[Sequence[int]], backend: Backend = EAGER) -> list[Tokens]:
-        """For each of B sequences: visual tokens, of [B, V, d] | ids."""
-        told = [self._ids(own, self.embedding.weight.device) for own in ids]
-        rows = backend.run(("prompt",), self.prompt_rows, visual, told)
-        return [Tokens(*own) for own in rows]
+        """The prompt of each of B sequences: its visual tokens, of [B, V, d] | its token ids."""
+        texts = [self._ids(text, self.embedding.weight.device) for text in ids]
+        prompts = backend.run(("prompt",), self.prompt_rows, visual, texts)
+        return [Tokens(*prompt) for prompt in prompts]
 
     def prompt_rows(self, visual: Tensor, ids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Segment: rows [n, d] and positions [n] of each prompt; text embeddings are scaled."""
         scale = self.sizes.width**0.5
-        return [numbered(own, self.embedding(told) * scale) for own, told in zip(visual, ids, strict=True)]
+        return [numbered(rows, self.embedding(text) * scale) for rows, text in zip(visual, ids, strict=True)]
 
     # -- the suffix --------------------------------------------------------------------------------------------
 
     def condition(self, times: Tensor) -> Tensor:
-        """pi0.5: what the norms follow, [T, d] fp32 from embedded times [T, d]."""
+        """pi0.5: the condition [T, d] fp32 that the expert's norms follow, from embedded times [T, d]."""
         return F.silu(self.time_out(F.silu(self.time_in(times))))
 
     def suffix(self, noisy: Tensor, time: Tensor, state: Tensor | None) -> Tensor:
@@ -154,7 +159,7 @@ class PaliGemma(nn.Module):
         return rows
 
     def head_flops(self, chunk: int, steps: int, guided: bool = False) -> float:
-        """Of all projections of states, times and actions in one call; pi0.5's times are computed once, before.
+        """FLOPs of all projections of states, times and actions in one call; pi0.5's times are computed once, before.
 
         guided  each step also goes backward through those of its actions, and projects pi0's state anew
         """
@@ -179,7 +184,7 @@ def unit_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FlowConstants:
-    """What depends on the number of Euler steps T alone.
+    """The values that depend on the number of Euler steps T alone.
 
     times        [T, d] embedded times, fp32
     modulations  pi0.5: per norm [T, 3d]; None for plain norms
@@ -190,7 +195,7 @@ class FlowConstants:
 
     @classmethod
     def of(cls, net: PaliGemma, steps: int, added: bool = True) -> FlowConstants:
-        """Computed on the device of the weights; `added` as `flow_times` has it."""
+        """Computes the values on the device of the weights; `added` goes to `flow_times`."""
         device = net.projector.weight.device
         times = embed_time(flow_times(steps, added).to(device), net.sizes.expert_width).float()
         return cls(times, net.expert.modulations(net.condition(times)) if net.adaptive else None)
@@ -212,18 +217,21 @@ def denoise(
     prompt   what the prompts left
     lengths  of the prompts, as if no token had been pruned
 
-    Also the action rows of some layers, one read for each step.
+    Returns also the action rows of `layers`, one read for each step.
     """
-    chunk, steps, dtype = actions.shape[1], len(constants.times), net.projector.weight.dtype
-    rows, euler = backend.unit(suffix_rows), backend.unit(euler_step)
+    chunk = actions.shape[1]
+    steps = len(constants.times)
+    dtype = net.projector.weight.dtype
+    rows = backend.unit(suffix_rows)
+    euler = backend.unit(euler_step)
     reads: list[list[Read]] = [[] for _ in layers]
     suffix = Suffix(net.expert.blocks, prompt, lengths, chunk + (state is not None), backend)
     for step in range(steps):
         x = rows(net, actions, constants.times[step], state if step == 0 else None, dtype)
         prefix = x.shape[0] // actions.shape[0] - chunk
-        own = None if constants.modulations is None else [m[step] for m in constants.modulations]
-        x, queries = suffix.extend(x, suffix.rows - chunk - prefix, prefix, own)
-        actions = euler(net, x, None if own is None else own[-1], actions, steps)
+        modulations = None if constants.modulations is None else [m[step] for m in constants.modulations]
+        x, queries = suffix.extend(x, suffix.rows - chunk - prefix, prefix, modulations)
+        actions = euler(net, x, None if modulations is None else modulations[-1], actions, steps)
         for read, layer in zip(reads, layers, strict=True):  # the next step overwrites the suffix of the keys
             read.append((queries[layer][:, :, -chunk:], [kv[0].clone() for kv in suffix.buffers[layer]]))
     return actions, reads
@@ -256,11 +264,12 @@ def _siglip(shape: TowerShape, old: str) -> dict[str, WeightMap]:
         out[f"{old}embeddings.patch_embedding.{kind}"] = WeightMap(f"tower.embed.{kind}")
         out[f"{old}post_layernorm.{kind}"] = WeightMap(f"tower.norm.{kind}")
         for i in range(shape.used):
-            a, b = f"{old}encoder.layers.{i}.", f"tower.blocks.{i}."
-            out |= {f"{a}{x}.{kind}": WeightMap(f"{b}{y}.{kind}") for x, y in VISION.items()}
+            theirs = f"{old}encoder.layers.{i}."
+            ours = f"tower.blocks.{i}."
+            out |= {f"{theirs}{x}.{kind}": WeightMap(f"{ours}{y}.{kind}") for x, y in VISION.items()}
             for n, name in enumerate("qkv"):
                 rows = (n * shape.width, (n + 1) * shape.width)
-                out[f"{a}self_attn.{name}_proj.{kind}"] = WeightMap(f"{b}qkv.{kind}", rows)
+                out[f"{theirs}self_attn.{name}_proj.{kind}"] = WeightMap(f"{ours}qkv.{kind}", rows)
     return out
 
 
@@ -286,25 +295,34 @@ def weight_map(net: PaliGemma, names: Mapping[str, object]) -> tuple[dict[str, W
            openpi and lerobot
     """
     time = "time_mlp_" if net.adaptive else "action_time_mlp_"
-    own = {"action_in_proj": "action_in", "action_out_proj": "action_out"}
-    own |= {f"{time}in": "time_in", f"{time}out": "time_out"} | ({} if net.adaptive else {"state_proj": "state"})
+    projections = {"action_in_proj": "action_in", "action_out_proj": "action_out"}
+    projections |= {f"{time}in": "time_in", f"{time}out": "time_out"}
+    projections |= {} if net.adaptive else {"state_proj": "state"}
     if any(n.startswith("vlm.") for n in names):
-        vlm, expert, first = "vlm.", "dit.", "embed_action_time."
+        vlm = "vlm."
+        expert = "dit."
+        first = "embed_action_time."
         unused: tuple[str, ...] = ("dit.embed_tokens.",)
         table = "vlm.language_model.embed_tokens.weight"
         tower = "vlm.vision_tower."
     else:
         both = "paligemma_with_expert."
-        vlm, expert, first = f"{both}paligemma.model.", f"{both}gemma_expert.model.", ""
+        vlm = f"{both}paligemma.model."
+        expert = f"{both}gemma_expert.model."
+        first = ""
         unused = (f"{both}gemma_expert.lm_head.",)
-        tied, table = f"{both}paligemma.lm_head.weight", f"{vlm}language_model.embed_tokens.weight"
-        unused, table = ((*unused, tied), table) if table in names else (unused, tied)
+        tied = f"{both}paligemma.lm_head.weight"
+        table = f"{vlm}language_model.embed_tokens.weight"
+        if table in names:
+            unused = (*unused, tied)
+        else:
+            table = tied
         inner = "" if any(n.startswith(f"{vlm}vision_tower.encoder.") for n in names) else "vision_model."
         tower = f"{vlm}vision_tower.{inner}"  # transformers dropped the inner name between 5.5 and 5.17
     out = _siglip(net.tower.shape, tower) | llama_weight_map(net.decoder.config, f"{vlm}language_model.", "decoder.")
     out |= _expert(net, expert) | {table: WeightMap("embedding.weight")}
     for kind in ("weight", "bias"):
         out[f"{vlm}multi_modal_projector.linear.{kind}"] = WeightMap(f"projector.{kind}")
-        for a, b in own.items():
+        for a, b in projections.items():
             out[f"{'' if a == 'action_out_proj' else first}{a}.{kind}"] = WeightMap(f"{b}.{kind}")
     return out, unused

@@ -16,20 +16,26 @@ from vlaprune.models.tokenizer import Text
 class Pi0(Flow):
     """pi0: the state is a row of the expert."""
 
-    name, adaptive, room, published = "pi0", False, 48, "lerobot/pi0_libero_finetuned"
+    name = "pi0"
+    adaptive = False
+    room = 48
+    published = "lerobot/pi0_libero_finetuned"
 
     def text(self, instruction: str, state: np.ndarray | None) -> Text:
-        """Begin, instruction, line break."""
+        """The whole text in tokens: begin, instruction, line break. The state is not part of it."""
         return self.words.plain(instruction)
 
 
 class Pi05(Flow):
     """pi0.5: adaptive norms in the expert; the state, where it is read, is part of the text."""
 
-    name, adaptive, room, published = "pi05", True, 200, "lerobot/pi05_libero_finetuned"
+    name = "pi05"
+    adaptive = True
+    room = 200
+    published = "lerobot/pi05_libero_finetuned"
 
     def text(self, instruction: str, state: np.ndarray | None) -> Text:
-        """Instruction and state as a form to fill in, or the text of pi0."""
+        """The whole text in tokens: a form with instruction and state, or without a state the text of pi0."""
         if state is None or self.state_as == "none":
             return self.words.plain(instruction)
         return self.words.form("Task:", instruction, f", State: {levels(state, self.state_as == 'padded')};\nAction: ")

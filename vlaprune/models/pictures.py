@@ -40,7 +40,7 @@ class Preparation:
 
 
 def preparation(name: str) -> Preparation:
-    """Of Prismatic models, by its name in `images.PIPELINES`. UserError for another name."""
+    """How Prismatic models prepare images, by a name in `images.PIPELINES`. UserError for another name."""
     whole = images.pipeline(name)
     return {
         "rlds_crop": Preparation(whole, rlds, images.compressed),
@@ -51,7 +51,7 @@ def preparation(name: str) -> Preparation:
 
 
 def squared(name: str) -> Preparation:
-    """Of pi0 and pi0.5, by its name in `letterbox.RESIZE`."""
+    """How pi0 and pi0.5 prepare images, by a name in `letterbox.RESIZE`."""
     device = {"torch": letterbox.letterboxed, "pil": letterboxed_pil}
     return Preparation(letterbox.RESIZE[name], device[name])
 
@@ -65,10 +65,10 @@ def prepared(
     device: torch.device,
     backend: Backend,
 ) -> Tensor:
-    """[B, cameras, size, size, 3] on the device, as the towers see them. UserError for a missing or wrong image."""
+    """Prepared images [B, cameras, size, size, 3] on the device. UserError for a missing or wrong image."""
     seen = [look(observation, cameras, name) for observation in observations]
     if device.type in ("cpu", "meta"):
-        whole = np.stack([np.stack([way.whole(image, size) for image in own]) for own in seen])
+        whole = np.stack([np.stack([way.whole(image, size) for image in views]) for views in seen])
         return torch.from_numpy(whole).to(device)
     uploaded = [[upload(group, way, size, device) for group in alike(view)] for view in zip(*seen, strict=True)]
     out = backend.run(PICTURES, partial(resized, way.device, size), uploaded)
@@ -81,7 +81,7 @@ def alike(view: Sequence[np.ndarray]) -> Sequence[Sequence[np.ndarray]]:
 
 
 def upload(group: Sequence[np.ndarray], way: Preparation, size: int, device: torch.device) -> Tensor:
-    """[n, h, w, 3] uint8 on the device, after the host's part."""
+    """Images of one size as [n, h, w, 3] uint8 on the device, after the host's part of the preparation."""
     return torch.from_numpy(np.stack([way.host(image, size) for image in group])).to(device)
 
 
@@ -92,13 +92,13 @@ def look(observation: Observation, cameras: Sequence[str], name: str) -> list[np
         raise UserError(
             f"observation lacks cameras {sorted(missing)} that {name} reads; it has {sorted(observation.images)}"
         )
-    own = [observation.images[c] for c in cameras]
+    shown = [observation.images[c] for c in cameras]
     wrong = [
-        f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, own, strict=True) if i.ndim != 3 or i.dtype != np.uint8
+        f"{c} {i.shape} {i.dtype}" for c, i in zip(cameras, shown, strict=True) if i.ndim != 3 or i.dtype != np.uint8
     ]
     if wrong:
         raise UserError(f"images {wrong} are not [h, w, 3] uint8; the benchmark is at fault")
-    return own
+    return shown
 
 
 def resized(way: Device, size: int, views: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -107,8 +107,9 @@ def resized(way: Device, size: int, views: Sequence[Sequence[Tensor]]) -> Tensor
 
 
 def rlds(shown: Tensor, size: int, crop: bool = True) -> Tensor:
-    """`images.rlds` behind the JPEG round trip: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
-    x, edge = channels_first(shown), filters.margin(size)
+    """Does what `images.rlds` does after the JPEG round trip: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
+    x = channels_first(shown)
+    edge = filters.margin(size)
     if shown.shape[1:3] != (size, size):
         margin = edge if crop else 0
         rows, columns = (on(shown.device, filters.lanczos, n, size, margin) for n in shown.shape[1:3])
@@ -122,12 +123,12 @@ def rlds(shown: Tensor, size: int, crop: bool = True) -> Tensor:
 
 
 def plain(shown: Tensor, size: int) -> Tensor:
-    """`images.plain`: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
+    """Does what `images.plain` does: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
     return channels_last(_pillow(channels_first(shown), size, size, filters.cubic, 2))
 
 
 def area(shown: Tensor, size: int) -> Tensor:
-    """`images.area`: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
+    """Does what `images.area` does: [B, h, w, 3] uint8 to [B, size, size, 3] uint8."""
     rows, columns = (on(shown.device, filters.area, n, size) for n in shown.shape[1:3])
     sums = (rows @ channels_first(shown) @ columns.mT).float()
     covered = torch.full_like(sums, filters.covered(shown.shape[1:3], size))
@@ -135,14 +136,17 @@ def area(shown: Tensor, size: int) -> Tensor:
 
 
 def letterboxed_pil(shown: Tensor, size: int) -> Tensor:
-    """`letterbox.resize_pil`: [B, h, w, 3] uint8 to [B, size, size, 3] fp32."""
+    """Does what `letterbox.resize_pil` does: [B, h, w, 3] uint8 to [B, size, size, 3] fp32."""
     height, width = letterbox.fitted(shown.shape[1:3], size)
     x = _pillow(channels_first(shown), height, width, filters.triangle, 1)
     return letterbox.bordered(x.float(), size)
 
 
 def _pillow(x: Tensor, height: int, width: int, kernel: Callable[[np.ndarray], np.ndarray], radius: int) -> Tensor:
-    """`images.pillow`: [B, 3, h, w] to [B, 3, height, width]. Every sum is a whole number, so all levels are equal."""
+    """Does what `images.pillow` does: [B, 3, h, w] to [B, 3, height, width].
+
+    Every sum is a whole number, so all levels are equal.
+    """
     for axis, out in ((3, width), (2, height)):
         if x.shape[axis] != out:
             weights = on(x.device, filters.pillow, x.shape[axis], out, kernel, radius)
@@ -152,12 +156,12 @@ def _pillow(x: Tensor, height: int, width: int, kernel: Callable[[np.ndarray], n
 
 
 def channels_first(shown: Tensor) -> Tensor:
-    """[B, h, w, 3] to [B, 3, h, w] float64."""
+    """Images [B, h, w, 3] as [B, 3, h, w] float64."""
     return shown.permute(0, 3, 1, 2).double()
 
 
 def channels_last(levels: Tensor) -> Tensor:
-    """[B, 3, h, w] to [B, h, w, 3] uint8, without fractions."""
+    """Levels [B, 3, h, w] as images [B, h, w, 3] uint8; fractions are cut off."""
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

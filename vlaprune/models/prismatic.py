@@ -61,7 +61,7 @@ class Sizes(ModelSizes):
     vocabulary: int = TEXT + 64
 
     def shape(self, causal: bool, eps: float = 1e-6) -> DecoderConfig:
-        """Of the decoder; `eps` is that of its norms."""
+        """The configuration of the decoder; `eps` is that of its norms."""
         return DecoderConfig(
             self.width,
             self.layers,
@@ -74,7 +74,7 @@ class Sizes(ModelSizes):
         )
 
     def info(self, name: str) -> ModelInfo:
-        """What methods may know."""
+        """What methods may know of the model."""
         return ModelInfo(name, self.layers, self.heads, self.width, self.width // self.heads)
 
 
@@ -105,7 +105,8 @@ class Prismatic(nn.Module):
 
     def encode_images(self, images: Tensor, calls: Sequence[Call], backend: Backend = EAGER) -> Tensor:
         """Visual tokens [B, V, d] of images [B, cameras, h, w, 3] uint8; calls that ask get the tower's attention."""
-        reads, cameras = any(c.wants_vision_attention for c in calls), images.shape[1]
+        reads = any(c.wants_vision_attention for c in calls)
+        cameras = images.shape[1]
         with stage(calls, "vision", cameras * self.vision.flops):
             features, received = self.vision(images.flatten(0, 1), reads, backend)
         if received is not None:
@@ -116,10 +117,10 @@ class Prismatic(nn.Module):
 
     def _record(self, calls: Sequence[Call], attention: Tensor) -> None:
         """Hands over the attention [B * cameras, t] that patches received in the tower."""
-        for call, own in zip(calls, attention.unflatten(0, (len(calls), -1)), strict=True):
+        for call, views in zip(calls, attention.unflatten(0, (len(calls), -1)), strict=True):
             if call.wants_vision_attention:
-                call.charge("method", own.shape[0] * self.vision.watch_flops)
-                call.record_vision_attention(own.flatten())
+                call.charge("method", views.shape[0] * self.vision.watch_flops)
+                call.record_vision_attention(views.flatten())
 
     def ids(self, ids: Sequence[int]) -> Tensor:
         """[n] token ids on the device. Do not write to it."""
@@ -130,14 +131,14 @@ class Prismatic(nn.Module):
         return self.embedding(self.ids(ids))
 
     def prompts(self, visual: Tensor, ids: Sequence[Sequence[int]], backend: Backend = EAGER) -> list[Tokens]:
-        """For each of B sequences: first id | visual tokens, of [B, V, d] | the other ids."""
-        rows = backend.run(("prompt",), self.prompt_rows, visual, [self.ids(own) for own in ids])
-        return [Tokens(*own) for own in rows]
+        """The prompt of each of B sequences: its first id | its visual tokens, of [B, V, d] | its other ids."""
+        prompts = backend.run(("prompt",), self.prompt_rows, visual, [self.ids(text) for text in ids])
+        return [Tokens(*prompt) for prompt in prompts]
 
     def prompt_rows(self, visual: Tensor, ids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Segment: rows [n, d] and positions [n] of each prompt."""
-        texts = [self.embedding(own) for own in ids]
-        return [numbered(text[:1], own, text[1:]) for own, text in zip(visual, texts, strict=True)]
+        texts = [self.embedding(tokens) for tokens in ids]
+        return [numbered(text[:1], rows, text[1:]) for rows, text in zip(visual, texts, strict=True)]
 
 
 def weight_map(trunk: Prismatic) -> dict[str, WeightMap]:
@@ -162,7 +163,7 @@ def unused(trunk: Prismatic) -> tuple[str, ...]:
 
 
 def read_tokenizer(folder: Path) -> Tokenize:
-    """Text to token ids, by the checkpoint's own tokenizer.json. UserError where it is not Llama-2's."""
+    """A function from text to token ids, by the checkpoint's tokenizer.json. UserError where it is not Llama-2's."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -171,10 +172,10 @@ def read_tokenizer(folder: Path) -> Tokenize:
     except Exception as error:  # the Rust side raises bare Exceptions
         raise UserError(f"{file} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
     named = {"<s>": BEGIN, "</s>": STOP, "\u2581": EMPTY}
-    found = {token: tokenizer.token_to_id(token) for token in named}
+    numbers = {token: tokenizer.token_to_id(token) for token in named}
     first = tokenizer.encode("Out:").ids[:1]
-    if found != named or first != [BEGIN]:
-        raise UserError(f"{file} is not Llama-2's: it numbers {found}, not {named}, or starts a text with {first}")
+    if numbers != named or first != [BEGIN]:
+        raise UserError(f"{file} is not Llama-2's: it numbers {numbers}, not {named}, or starts a text with {first}")
     return lru_cache(KEPT)(lambda text: tuple(tokenizer.encode(text).ids))
 
 
@@ -195,18 +196,18 @@ def format_prompt(instruction: str) -> str:
 
 
 def closed(ids: Sequence[int]) -> list[int]:
-    """Ids that end in the lone space, as in training."""
+    """The ids of a prompt, with the lone space put at their end if it is not there, as in training."""
     return [*ids] if ids[-1] == EMPTY else [*ids, EMPTY]
 
 
 def restore(unit: Tensor, span: Range) -> Tensor:
-    """Numbers [..., s] in [-1, 1] to the units of the dataset, float64 on the CPU; what is not masked stays."""
+    """Scales numbers [..., s] in [-1, 1] to the dataset's units, float64 on the CPU; what is not masked stays."""
     unit = to_host(unit).double()
     return unit if unit.device.type == "meta" else torch.from_numpy(span.restore(unit.numpy()))
 
 
 def decode_bins(tokens: Tensor) -> Tensor:
-    """Token ids to numbers in [-1, 1] on the CPU: the middles of 255 equal bins, the highest id the lowest number."""
+    """Turns token ids into numbers in [-1, 1] on the CPU: middles of 255 equal bins, the highest id is the lowest."""
     tokens = to_host(tokens)
     return bins(tokens.device)[(TEXT - tokens - 1).clamp(0, 254)]
 

@@ -17,7 +17,7 @@ Numbers = Mapping[str, np.ndarray]  # mean, std, q01, q99
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Of one group of numbers; [s] float64 each. In: (x - centre) / inward. Out: y * outward + centre."""
+    """How one group of numbers is scaled, by [s] float64 each. In: (x - centre) / inward. Out: y * outward + centre."""
 
     centre: np.ndarray
     inward: np.ndarray
@@ -25,7 +25,7 @@ class Scale:
 
     @classmethod
     def identity(cls, size: int) -> Scale:
-        """Passes everything as it is: for random weights, whose numbers have no unit."""
+        """Leaves numbers as they are: for random weights, whose numbers have no unit."""
         return cls(np.zeros(size), np.ones(size), np.ones(size))
 
     def scale(self, x: np.ndarray) -> np.ndarray:
@@ -39,19 +39,19 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Of states and of actions."""
+    """How states and actions are scaled."""
 
     state: Scale
     action: Scale
 
     @classmethod
     def identity(cls, state: int, action: int) -> Scaling:
-        """Passes everything as it is."""
+        """Leaves states and actions as they are."""
         return cls(Scale.identity(state), Scale.identity(action))
 
     @classmethod
     def of(cls, folder: Path, quantiles: bool, state: int, action: int) -> Scaling:
-        """From a checkpoint's files. UserError where they are missing or malformed.
+        """Reads the scaling from a checkpoint's files. UserError where they are missing or malformed.
 
         quantiles      how openpi scales this model (pi0.5 by quantiles, pi0 by mean and deviation); lerobot's files say
         state, action  how many numbers there must be
@@ -62,11 +62,12 @@ class Scaling:
             groups, modes, source = _lerobot(processor, step)
         else:
             file = _norm_stats(folder)
-            said, source = read_json(file).get("norm_stats"), str(file)
-            if not isinstance(said, Mapping) or not {"state", "actions"} <= said.keys():
-                has = sorted(said) if isinstance(said, Mapping) else said
+            stats = read_json(file).get("norm_stats")
+            source = str(file)
+            if not isinstance(stats, Mapping) or not {"state", "actions"} <= stats.keys():
+                has = sorted(stats) if isinstance(stats, Mapping) else stats
                 raise UserError(f"{source} has no norm_stats of `state` and `actions`; it has {has}")
-            groups = {"STATE": said["state"], "ACTION": said["actions"]}
+            groups = {"STATE": stats["state"], "ACTION": stats["actions"]}
             modes = dict.fromkeys(groups, "openpi quantiles" if quantiles else "openpi mean_std")
             modes = modes if step is None else _kinds(step)
         sizes = {"STATE": state, "ACTION": action}
@@ -76,17 +77,17 @@ class Scaling:
 
 def _norm_stats(folder: Path) -> Path:
     """The one norm_stats.json of an openpi checkpoint."""
-    found = sorted({*folder.glob("norm_stats.json"), *folder.glob("assets/**/norm_stats.json")})
-    if not found:
+    files = sorted({*folder.glob("norm_stats.json"), *folder.glob("assets/**/norm_stats.json")})
+    if not files:
         raise UserError(
             f"checkpoint {folder} has no statistics of states and actions (norm_stats.json, or a state_file of the "
             "normalizer in policy_preprocessor.json), and actions have no unit without them; base models such as "
             "pi05_base have none: fine-tune them first, or put the norm_stats.json of your data set beside the weights"
         )
-    if len(found) > 1:
-        names = [str(f.relative_to(folder)) for f in found]
-        raise UserError(f"checkpoint {folder} has {len(found)} files norm_stats.json: {names}; keep one")
-    return found[0]
+    if len(files) > 1:
+        names = [str(f.relative_to(folder)) for f in files]
+        raise UserError(f"checkpoint {folder} has {len(files)} files norm_stats.json: {names}; keep one")
+    return files[0]
 
 
 def processor_files(folder: Path) -> list[str]:
@@ -99,10 +100,10 @@ def _normalizer(file: Path) -> Mapping[str, Any]:
     """The normalising step of a lerobot processor."""
     steps = read_json(file).get("steps")
     steps = [s for s in (steps if isinstance(steps, list) else []) if isinstance(s, Mapping)]
-    own = [s for s in steps if s.get("registry_name") == "normalizer_processor"]
-    if len(own) != 1 or not isinstance(own[0].get("config", {}).get("norm_map"), Mapping):
-        raise UserError(f"{file} has {len(own)} steps `normalizer_processor` with a norm_map; expected one")
-    return own[0]
+    normalizers = [s for s in steps if s.get("registry_name") == "normalizer_processor"]
+    if len(normalizers) != 1 or not isinstance(normalizers[0].get("config", {}).get("norm_map"), Mapping):
+        raise UserError(f"{file} has {len(normalizers)} steps `normalizer_processor` with a norm_map; expected one")
+    return normalizers[0]
 
 
 def _kinds(step: Mapping[str, Any]) -> dict[str, str]:
@@ -148,10 +149,10 @@ def _scale(numbers: Mapping[str, object], kind: str, size: int, source: str) -> 
     missing = [n for n in needed if n not in numbers]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; it has {sorted(numbers)}")
-    own = {n: np.asarray(numbers[n], dtype=np.float64) for n in needed}
-    for name, values in own.items():
+    arrays = {n: np.asarray(numbers[n], dtype=np.float64) for n in needed}
+    for name, values in arrays.items():
         if values.ndim == 1 and np.isin(values[size:], (0, 1)).all():  # openpi pads them to 32, and reads `size`
-            own[name] = values = values[:size]
+            arrays[name] = values = values[:size]
         if values.shape != (size,) or not np.isfinite(values).all():
             raise UserError(f"{source}.{name} is {values.tolist()}; the model needs {size} finite numbers")
-    return make(own)
+    return make(arrays)

@@ -28,17 +28,17 @@ class ModelSizes:
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the accelerator if there is one. UserError for a device that is none, or is not here."""
+    """The torch device of this name; `auto` is the GPU if there is one. UserError for one that is none, or not here."""
     there = torch.cuda.is_available()
     try:
-        found = torch.device(("cuda" if there else "cpu") if device == "auto" else device)
+        resolved = torch.device(("cuda" if there else "cpu") if device == "auto" else device)
     except RuntimeError:
         raise UserError(f"model.device={device} is no device; use auto, cpu, cuda or cuda:NUMBER") from None
-    if found.type == "cuda" and (not there or (found.index or 0) >= torch.cuda.device_count()):
+    if resolved.type == "cuda" and (not there or (resolved.index or 0) >= torch.cuda.device_count()):
         raise UserError(
             f"model.device={device}, but torch sees {torch.cuda.device_count() if there else 'no'} GPU here"
         )
-    return found
+    return resolved
 
 
 def precision(dtype: str) -> torch.dtype:

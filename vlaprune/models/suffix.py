@@ -21,8 +21,8 @@ def recorded_layers(calls: Sequence[Call], config: DecoderConfig) -> tuple[int, 
 def left_by_prompt(calls: Sequence[Call]) -> tuple[PromptKV, list[int]]:
     """What the prompts left at each layer, and the length of each prompt before pruning: inputs of a segment."""
     layers = range(calls[0].config.num_layers)
-    found = [[call.kv(layer) for call in calls] for layer in layers]
-    return [[(kv.keys, kv.values, kv.bias) for kv in own] for own in found], [c.trace.layout.length for c in calls]
+    prompt = [[(kv.keys, kv.values, kv.bias) for kv in (call.kv(layer) for call in calls)] for layer in layers]
+    return prompt, [call.trace.layout.length for call in calls]
 
 
 def columns_of(call: Call) -> list[int]:
@@ -47,23 +47,24 @@ Read = tuple[
 def record_action(
     calls: Sequence[Call], layers: Sequence[int], reads: Sequence[Sequence[Read]], causal: bool = True
 ) -> None:
-    """Hands over the action rows of some layers.
+    """Records the action rows of some layers in the calls whose method reads them.
 
     reads   per layer, one for each time that the rows were computed
     causal  a row sees no later row
     """
-    for layer, own in zip(layers, reads, strict=True):
+    for layer, layer_reads in zip(layers, reads, strict=True):
         for i, call in enumerate(calls):
             if call.records_action(layer):
-                columns, bias = _extended(call, layer, own[0][1][i].shape[1])
-                for queries, keys in own:
+                columns, bias = _extended(call, layer, layer_reads[0][1][i].shape[1])
+                for queries, keys in layer_reads:
                     index = columns[-queries.shape[2] :] if causal else None
                     call.record_attention(layer, AttentionRows(queries[i], keys[i], columns, index, bias))
 
 
 def _extended(call: Call, layer: int, total: int) -> tuple[Tensor, Tensor | None]:
-    """Positions [total] of the prompt's columns and of the rows behind them, and their bias."""
-    kv, length = call.kv(layer), call.trace.layout.length
+    """Positions [total] of the prompt's columns and of the rows behind them, and their bias [total] or None."""
+    kv = call.kv(layer)
+    length = call.trace.layout.length
     rows = total - kv.columns.shape[0]
     behind = torch.arange(length, length + rows, device=kv.columns.device)
     bias = None if kv.bias is None else torch.cat((kv.bias, kv.bias.new_zeros(rows)))
@@ -73,5 +74,5 @@ def _extended(call: Call, layer: int, total: int) -> tuple[Tensor, Tensor | None
 def gather_reads(queries: Sequence[Sequence[Tensor]], layers: Sequence[int], suffix: Suffix) -> list[list[Read]]:
     """The reads of rows that were computed one a pass: per pass and layer queries [B, H, 1, hd], and the final keys."""
     return [
-        [(torch.cat([own[layer] for own in queries], 2), [kv[0] for kv in suffix.buffers[layer]])] for layer in layers
+        [(torch.cat([rows[layer] for rows in queries], 2), [kv[0] for kv in suffix.buffers[layer]])] for layer in layers
     ]

@@ -26,7 +26,7 @@ TEXT = 12  # usual word slots
 
 
 def tokenize(instruction: str, most: int = TEXT) -> list[int]:
-    """Word numbers of an instruction; unknown words share one, and it stands for none. UserError if it is too long."""
+    """Word numbers of an instruction; 1 for an unknown word and for an empty one. UserError if it is too long."""
     words = instruction.lower().replace(",", " ").replace(".", " ").split()
     if len(words) > most:
         raise UserError(f"instruction {instruction!r} has {len(words)} words; model=tiny reads at most {most}")
@@ -34,7 +34,7 @@ def tokenize(instruction: str, most: int = TEXT) -> list[int]:
 
 
 class Tiny(SmallPolicy):
-    """The policy. Sizes are constructor arguments, so that tests and studies can scale it.
+    """The tiny policy. Its sizes are constructor arguments, so that tests and studies can scale it.
 
     weights  a safetensors file of vlaprune-train, the name of one shipped with the package, or `random`; None for
              robosuite's
@@ -75,5 +75,5 @@ class Tiny(SmallPolicy):
         self.to(resolve_device(device)).eval()
 
     def tokenize(self, instruction: str) -> list[int]:
-        """Numbers of its words; unknown ones share one. UserError if there are more than word slots."""
+        """Word numbers of an instruction; 1 for an unknown word. UserError if it has more words than word slots."""
         return tokenize(instruction, self.text)

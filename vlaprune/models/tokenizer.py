@@ -25,7 +25,7 @@ class Text:
 
 
 class Words:
-    """Text to tokens.
+    """Turns text into tokens.
 
     encode  text -> ids, without special tokens
     """
@@ -34,19 +34,20 @@ class Words:
         self._encode = lru_cache(KEPT)(encode)
 
     def plain(self, instruction: str) -> Text:
-        """Begin, instruction, line break; the break is encoded by itself."""
+        """The tokens of begin, instruction and line break; the line break is encoded by itself."""
         ids = self._encode(instruction)
         return Text((BEGIN, *ids, *self._encode("\n")), range(1, 1 + len(ids)))
 
     def form(self, before: str, instruction: str, after: str) -> Text:
-        """Begin, then all three as one text."""
+        """The tokens of begin and of `before`, a space, `instruction` and `after`, encoded as one text."""
         ids = self._encode(f"{before} {instruction}{after}")
-        told = range(1 + len(self._encode(before)), 1 + len(self._encode(f"{before} {instruction}")))
-        return Text((BEGIN, *ids), told)
+        start = 1 + len(self._encode(before))
+        stop = 1 + len(self._encode(f"{before} {instruction}"))
+        return Text((BEGIN, *ids), range(start, stop))
 
 
 def tokenizer_of(source: str | None, vocabulary: int) -> Words:
-    """From a folder or a repository of the hub that has tokenizer.json; None for the stand-in.
+    """Turns text into tokens by the tokenizer.json in a folder or a repository of the hub; None for the stand-in.
 
     UserError where it is not PaliGemma's, or has more tokens than the model has embeddings.
     """
@@ -60,7 +61,8 @@ def tokenizer_of(source: str | None, vocabulary: int) -> Words:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exceptions
         raise UserError(f"{file} cannot be read ({error}); set model.tokenizer to PaliGemma's") from None
-    begin, size = tokenizer.token_to_id("<bos>"), tokenizer.get_vocab_size(with_added_tokens=False)
+    begin = tokenizer.token_to_id("<bos>")
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
     line = tokenizer.encode("\n", add_special_tokens=False).ids
     if begin != BEGIN or size > vocabulary or len(line) != 1:
         raise UserError(

@@ -28,7 +28,8 @@ from vlaprune.trace import Layout, View
 
 COLOURS = ("red", "blue")
 STYLES = ("parallel", "autoregressive")
-RED, X, QUERY, FILL, NOISE, NORM = 0, 2, 4, 6, 7, 4.0  # feature numbers; every token has the same norm
+RED, X, QUERY, FILL, NOISE = 0, 2, 4, 6, 7  # feature numbers
+NORM = 4.0  # of every token
 
 
 class Toy:
@@ -43,7 +44,9 @@ class Toy:
         self.parallel = style == "parallel"
         self.info = ModelInfo("toy", layers, 2, 32, 16)
         self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
-        self.chunk, self.side, self.device = chunk, side, torch.device("cpu")
+        self.chunk = chunk
+        self.side = side
+        self.device = torch.device("cpu")
         self.decoder = Decoder(DecoderConfig(32, layers, 2, 2, 16, 32, rope_theta=1e6, causal=not self.parallel)).eval()
         self.backend: Backend = EAGER
         self._wire()
@@ -68,7 +71,8 @@ class Toy:
 
     def layout(self, words: int) -> Layout:
         """Positions of begin, visual tokens, words and, in the parallel style, slots and stop."""
-        total, text = self.side**2, self.side**2 + 1
+        total = self.side**2
+        text = 1 + total
         end = text + words
         view = (View("main", 0, self.side, self.side),)
         if not self.parallel:
@@ -78,7 +82,8 @@ class Toy:
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
         """One [chunk, 7] per observation."""
-        prompts, calls = [], []
+        prompts = []
+        calls = []
         for session, observation in zip(sessions, observations, strict=True):
             words = observation.instruction.split()
             image = torch.from_numpy(observation.images["main"])
@@ -111,9 +116,10 @@ class Toy:
     def decoded(
         self, layers: tuple[int, ...], query: Tensor, prompt: PromptKV, lengths: Sequence[int]
     ) -> tuple[Tensor, list[list[Read]]]:
-        """Segment: final rows [B, chunk, d], a pass each; the reads of some layers."""
+        """Segment: final rows [B, chunk, d] of `query` [B, d], a pass for each, and the attention reads of `layers`."""
         suffix = Suffix(self.decoder.blocks, prompt, lengths, self.chunk, self.backend)
-        rows, queries = [], []
+        rows = []
+        queries = []
         for i in range(self.chunk):
             x, each = suffix.extend(query, i)
             rows.append(self.backend.unit(normalise)(self.decoder.norm, x))
@@ -121,12 +127,15 @@ class Toy:
         return torch.stack(rows, 1), gather_reads(queries, layers, suffix)
 
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
-        side, patch = self.side, image.shape[0] // self.side
+        side = self.side
+        patch = image.shape[0] // side
         grid = image.float().div(255).reshape(side, patch, side, patch, 3).mean((1, 3)).reshape(-1, 3)
         visual = torch.zeros(side**2, 32)
         place = (torch.arange(side) + 0.5) / side * 2 - 1
-        visual[:, RED], visual[:, RED + 1] = 2 * grid[:, 0], 2 * grid[:, 2]
-        visual[:, X], visual[:, X + 1] = place.repeat(side), place.repeat_interleave(side)
+        visual[:, RED] = 2 * grid[:, 0]
+        visual[:, RED + 1] = 2 * grid[:, 2]
+        visual[:, X] = place.repeat(side)
+        visual[:, X + 1] = place.repeat_interleave(side)
         visual[:, NOISE] = grid[:, 1]
         ask = torch.zeros(len(words) + (self.chunk + 1 if self.parallel else 0), 32)
         for c, colour in enumerate(COLOURS):
@@ -148,7 +157,8 @@ class Toy:
             raise UserError("observation has no state; toy reads the position")
         scale = slots[:, QUERY : QUERY + 2].sum(1, keepdim=True) / 2  # undoes the final norm
         targets = slots[:, X : X + 2] / scale.clamp(min=1e-6)
-        at, actions = torch.tensor(state[:2], dtype=torch.float32), torch.zeros(self.chunk, 7)
+        at = torch.tensor(state[:2], dtype=torch.float32)
+        actions = torch.zeros(self.chunk, 7)
         for i, target in enumerate(targets):
             actions[i, :2] = ((target - at) / 0.2).clamp(-1, 1)
             at = at + 0.2 * actions[i, :2]
