@@ -45,7 +45,7 @@ GREY = 128
 
 
 def check(arm: str | None) -> None:
-    """UserError for an arm that no audit has."""
+    """Raises UserError for an arm that no audit has."""
     if arm is not None and arm not in ARMS:
         raise UserError(f"audit.arm={arm}; use one of {', '.join(ARMS)}, or leave it out")
 
@@ -57,12 +57,12 @@ def named(header: Header, arm: str) -> Header:
 
 
 def blind(observation: Observation) -> Observation:
-    """All cameras show the same grey."""
+    """The observation with all cameras showing the same grey."""
     return replace(observation, images={c: np.full_like(i, GREY) for c, i in observation.images.items()})
 
 
 def wordless(observation: Observation) -> Observation:
-    """No instruction."""
+    """The observation with an empty instruction."""
     return replace(observation, instruction="")
 
 
@@ -70,12 +70,17 @@ SEES: dict[str, Callable[[Observation], Observation]] = {"blind": blind, "wordle
 
 
 class AlteredInputs:
-    """A model that sees something else than what there is to see."""
+    """A model that gets observations changed by `change`."""
 
     def __init__(self, model: VLA, change: Callable[[Observation], Observation]) -> None:
-        self.info, self.decoder, self.backend = model.info, model.decoder, model.backend
-        self.interface, self.chunk, self.device = model.interface, model.chunk, model.device
-        self._model, self._change = model, change
+        self.info = model.info
+        self.decoder = model.decoder
+        self.backend = model.backend
+        self.interface = model.interface
+        self.chunk = model.chunk
+        self.device = model.device
+        self._model = model
+        self._change = change
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[torch.Tensor]:
         """The model's actions on the changed observations."""
@@ -83,7 +88,7 @@ class AlteredInputs:
 
 
 def alter_inputs(model: VLA, arm: str | None) -> VLA:
-    """The model as an arm has it."""
+    """The model with the changed observations of an arm that is blind or wordless; else the model itself."""
     return AlteredInputs(model, SEES[arm]) if arm in SEES else model
 
 
@@ -99,11 +104,11 @@ class ScoreBook:
     _open: dict[int, list[Scores]] = field(default_factory=dict)
 
     def take(self, seed: int, scores: Scores) -> None:
-        """Those of one call of the episode with this seed."""
+        """Takes the scores of one call of the episode with this seed."""
         self._open.setdefault(seed, []).append(dict(scores))
 
     def on_call(self, task: str, episode: int, trace: Trace) -> None:
-        """A call is over."""
+        """Does nothing: scores come through `take`."""
 
     def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """Writes the scores of an episode; without a record the world raised, and they are forgotten."""
@@ -122,7 +127,7 @@ class ScoreBook:
         return (self.folder / f"{seed}.npz").is_file()
 
     def read(self, seed: int) -> Sequence[Scores]:
-        """Where it was asked (layer) -> score of each call of an episode that has some."""
+        """The scores of each call of an episode that has a file: layer -> [V] score."""
         with np.load(self.folder / f"{seed}.npz") as data:
             calls: list[dict[int, torch.Tensor]] = [{} for _ in range(int(data["calls"]))]
             for key in data.files:
@@ -140,8 +145,8 @@ def audited(folder: str | None, arm: str, header: Header) -> Run:
         raise UserError(f"audit.run={folder} holds no run yet; run audit.arm=own first")
     run = read(folder)
     if run.header.identity != (wanted := named(header, "own")).identity:
-        said = differences(run.header, wanted)
-        raise UserError(f"audit.run={folder} is another run ({said}); audit it with its own settings")
+        differing = differences(run.header, wanted)
+        raise UserError(f"audit.run={folder} is another run ({differing}); audit it with its own settings")
     absent = [key for key in ((t, e) for t, n in header.tasks.items() for e in range(n)) if key not in run.episodes]
     if absent:
         raise UserError(f"audit.run={folder} lacks {len(absent)} episodes of this run; finish audit.arm=own first")
@@ -157,11 +162,11 @@ class Replayed:
     calls: Mapping[int, Sequence[StepRecord]]
 
     def _call(self, seed: int, call: int) -> StepRecord:
-        own = self.calls[seed]
-        return own[call % len(own)]
+        calls = self.calls[seed]
+        return calls[call % len(calls)]
 
     def count(self, seed: int, call: int, layer: int) -> int:
-        """Visual tokens computed from a layer on; of two passes, in the second."""
+        """The number of visual tokens computed from a layer on; where there are two passes, in the second."""
         return self._call(seed, call).visual[layer]
 
     def had_two_passes(self, seed: int, call: int) -> bool:
@@ -171,7 +176,8 @@ class Replayed:
 
 def controls(make: Callable[[], Pruner], arm: str, folder: str | None, header: Header) -> Callable[[], Pruner]:
     """What makes the methods of one control. UserError in one line where the audited run does not serve it."""
-    run, seed = audited(folder, arm, header), int(header.identity["seed"])
+    run = audited(folder, arm, header)
+    seed = int(header.identity["seed"])
     replay = Replayed({episode_seed(seed, *key): record.calls for key, record in run.episodes.items()})
     if arm in SCORED:
         ControlArm(make(), replay, lowest, scores=True)  # says so where the method has no score
@@ -202,21 +208,21 @@ def _donors(run: Run, seed: int, book: ScoreBook) -> dict[int, int]:
         raise UserError(f"{book.folder} holds no scores; run the arm audit.arm=own anew, it records them")
     out: dict[int, int] = {}
     for task in run.header.tasks:
-        own = [episode_seed(seed, task, e) for e in sorted(e for t, e in run.episodes if t == task)]
-        if len(own) < 2:
+        seeds = [episode_seed(seed, task, e) for e in sorted(e for t, e in run.episodes if t == task)]
+        if len(seeds) < 2:
             raise UserError(f"audit.arm=other needs two episodes of {task}; add episodes")
-        for i, one in enumerate(own):
-            later = [other for other in (*own[i + 1 :], *own[:i]) if book.has(other)]
-            if book.has(one) and not later:
+        for i, episode in enumerate(seeds):
+            later = [other for other in (*seeds[i + 1 :], *seeds[:i]) if book.has(other)]
+            if book.has(episode) and not later:
                 raise UserError(f"only one episode of {task} gave scores; audit.arm=other needs two: add episodes")
-            out |= {one: later[0]} if later else {}
+            out |= {episode: later[0]} if later else {}
     return out
 
 
 def ready(
     make: Callable[[], Pruner], arm: str, folder: str | None, header: Header, output: Path
 ) -> tuple[Callable[[], Pruner], list[Watcher]]:
-    """What makes the methods of an arm, and who looks on. `folder` holds the audited run, `output` this one."""
+    """What makes the methods of an arm, and its watchers. `folder` holds the audited run, `output` this one."""
     if arm == "own":
         book = ScoreBook(output / "scores", int(header.identity["seed"]))
         return lambda: Recorded(make(), book.take), [book]

@@ -27,7 +27,7 @@ class RecordedCounts(Protocol):
     """What a recorded run of the method did in a call of the episode with a seed."""
 
     def count(self, seed: int, call: int, layer: int) -> int:
-        """Visual tokens computed from a layer on; of two passes, in the second."""
+        """The number of visual tokens computed from a layer on; where there are two passes, in the second."""
 
     def had_two_passes(self, seed: int, call: int) -> bool:
         """Whether the prompt was computed twice."""
@@ -46,7 +46,7 @@ def draw_seed(context: PruneContext, draw: int) -> int:
 
 
 def at_random(draw: int) -> Choice:
-    """Uniform without replacement; `draw` tells several apart."""
+    """A choice of rows at random, uniform without replacement; `draw` tells several such choices apart."""
 
     def choose(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
@@ -64,20 +64,20 @@ def rows_of_cameras(alive: Tensor, layout: Layout) -> list[Tensor]:
 
 
 def in_a_grid(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-    """An even stride through what is left of each camera, in proportion."""
+    """Chooses rows in even strides through what is left of each camera, from each in proportion."""
     each = rows_of_cameras(context.alive, context.layout)
     counts = split_budget(count, [len(rows) for rows in each])
     return torch.cat([even_strides(rows, k) for rows, k in zip(each, counts, strict=True)])
 
 
 def lowest(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-    """The worst by the method's score."""
+    """Chooses the rows with the lowest scores of the method."""
     assert score is not None
     return top(-score, count)
 
 
 def shuffled(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-    """The best by the method's score after the tokens of each camera have exchanged their scores at random."""
+    """Chooses the rows with the highest scores, after the tokens of each camera have exchanged theirs at random."""
     assert score is not None
     mixed = score.clone()
     for i, rows in enumerate(rows_of_cameras(context.alive, context.layout)):
@@ -86,7 +86,7 @@ def shuffled(context: PruneContext, count: int, score: Tensor | None) -> Tensor:
 
 
 class OtherEpisode:
-    """The best by the score that the method gave the same places in the same call of another episode.
+    """Chooses the rows whose places got the highest scores of the method in the same call of another episode.
 
     donors  seed of the episode -> the scores of each call of another one
     """
@@ -95,17 +95,20 @@ class OtherEpisode:
         self.donors = donors
 
     def __call__(self, context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-        """Where that call has no score at this layer, the nearest earlier one that has, else the first later one."""
+        """Chooses rows by that call's score, or, where it has none at this layer, by that of the nearest call that has.
+
+        Earlier calls come first, then later ones.
+        """
         calls = self.donors(context.seed)
         at = context.step % len(calls)
         order = [*range(at, -1, -1), *range(at + 1, len(calls))]
-        found = next((calls[i][context.layer] for i in order if context.layer in calls[i]), None)
-        if found is None or found.shape[0] != context.total:
+        scores = next((calls[i][context.layer] for i in order if context.layer in calls[i]), None)
+        if scores is None or scores.shape[0] != context.total:
             raise UserError(
                 f"the audited run recorded no score of {context.total} tokens at layer {context.layer} in another "
                 "episode; run its arm audit.arm=own anew"
             )
-        return top(found.to(context.alive.device)[context.alive], count)
+        return top(scores.to(context.alive.device)[context.alive], count)
 
 
 class Recorded(PrunerWrapper):
@@ -113,11 +116,12 @@ class Recorded(PrunerWrapper):
 
     def __init__(self, inner: Pruner, take: Callable[[int, Scores], None]) -> None:
         super().__init__(inner)
-        self._take, self._seed = take, 0
+        self._take = take
+        self._seed = 0
         self._scores: dict[int, Tensor] = {}
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The method's; its score is noted."""
+        """The method's own selection; its score is noted."""
         chosen = self.inner.select(context)
         if isinstance(self.inner, Scored):
             score = self.inner.score(context)
@@ -128,14 +132,14 @@ class Recorded(PrunerWrapper):
         return chosen
 
     def observe(self, trace: Trace) -> None:
-        """Hands the scores of the call on."""
+        """Hands the scores of the call to `take`."""
         self.inner.observe(trace)
         self._take(self._seed, self._scores)
         self._scores = {}
 
 
 class ControlArm(PrunerWrapper):
-    """The method with other tokens.
+    """The method with other tokens in place of those that it chooses.
 
     replay  how many visual tokens are computed from a layer on
     scores  `choose` needs the method's score. Where the method gives none, its latest one of this layer counts, and
@@ -144,7 +148,9 @@ class ControlArm(PrunerWrapper):
 
     def __init__(self, inner: Pruner, replay: RecordedCounts, choose: Choice, scores: bool = False) -> None:
         super().__init__(inner)
-        self.replay, self.choose, self.scores = replay, choose, scores
+        self.replay = replay
+        self.choose = choose
+        self.scores = scores
         if scores and not isinstance(inner, Scored):
             raise UserError(
                 f"{type(inner).__name__} has no score to turn round or shuffle; audit it with the arms own, dense, "
@@ -153,20 +159,21 @@ class ControlArm(PrunerWrapper):
         self._latest: dict[int, Tensor] = {}
 
     def plan(self, info: ModelInfo) -> Plan:
-        """The method's, without its budget: the recorded counts stand in for it."""
+        """The method's plan without its budget: the recorded counts stand in for it."""
         self._plan = replace(self.inner.plan(info), budget={})
         return self._plan
 
     def reset(self) -> None:
-        """A new episode."""
+        """Forgets the episode."""
         self.inner.reset()
         self._latest = {}
 
     def select(self, context: PruneContext) -> Selection | None:
-        """As many rows as the method kept in the recorded run, others than it would take now."""
-        own, rows = self.inner.select(context), context.alive.shape[0]
+        """Selects as many rows as the method kept in the recorded run, by `choose` instead of the method's choice."""
+        inner = self.inner.select(context)
+        rows = context.alive.shape[0]
         score = self._score(context) if self.scores else None
-        reads = own.reads if own is not None else {}
+        reads = inner.reads if inner is not None else {}
         count = min(self.replay.count(context.seed, context.step, context.layer), rows)
         first = self.replay.had_two_passes(context.seed, context.step) and not context.second_pass
         if first or count == rows:
@@ -178,12 +185,12 @@ class ControlArm(PrunerWrapper):
         return Selection(keep, reuse, reads=reads)
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """As the method did in the recorded run."""
+        """Whether the method computed the prompt of this call twice in the recorded run."""
         self.inner.wants_second_pass(context)
         return self.replay.had_two_passes(context.seed, context.step)
 
     def _score(self, context: PruneContext) -> Tensor | None:
-        """[n] of the rows of this context."""
+        """The method's score [n] of the rows of this context, else its latest at this layer; None if there is none."""
         assert isinstance(self.inner, Scored)
         score = self.inner.score(context)
         if score is not None:

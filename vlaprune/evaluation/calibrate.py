@@ -23,12 +23,13 @@ def calibrated(
     folder: Path,
     seed: int,
 ) -> Callable[[], Pruner]:
-    """`make`, or for a method without the calibration it needs, one whose methods read it from the run's folder.
+    """Returns `make`, or for a method that lacks its calibration, one whose methods read it from the run's folder.
 
     Where the folder has none, it is measured over dense episodes first. `policy` joins the model with a method. Says on
     the terminal which calibration is used.
     """
-    method, path = make(), folder / FILE
+    method = make()
+    path = folder / FILE
     if not isinstance(method, Calibrated):
         return make
     name = type(method).__name__
@@ -48,7 +49,7 @@ def calibrated(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Of several processes that share a run one measures, the others wait; where no file can be locked, each does."""
+    """Lets one of several processes that share a run measure while others wait; without file locks, each measures."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".calibration.lock").open("w") as file:
         with suppress(OSError):
@@ -57,7 +58,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def with_calibration(make: Callable[[], Pruner], path: Path) -> Callable[[], Pruner]:
-    """`make`, whose methods read their calibration from `path`."""
+    """Returns `make` changed so that its methods read their calibration from `path`."""
 
     def ready() -> Pruner:
         method = make()
@@ -69,8 +70,9 @@ def with_calibration(make: Callable[[], Pruner], path: Path) -> Callable[[], Pru
 
 
 def measure(policy: Policy, probe: Probe, bench: Benchmark, seed: int) -> int:
-    """Plays episode 0 of every task, then episode 1, and so on, until `CALLS` are measured. The episodes played."""
-    played, tasks = 0, bench.tasks()
+    """Plays episode 0 of every task, then episode 1, ..., until CALLS are measured; returns how many it played."""
+    played = 0
+    tasks = bench.tasks()
     for episode in range(max(task.episodes for task in tasks)):
         for task in tasks:
             if episode < task.episodes:

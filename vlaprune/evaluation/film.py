@@ -25,14 +25,19 @@ from vlaprune.trace import Trace, View
 
 KINDS = ("none", "failures", "all")
 SIDE = 256  # pixels of a camera's height in a film, roughly: images are enlarged by whole numbers
-BLUE, GREEN, RED, YELLOW = (64, 144, 255), (60, 180, 75), (220, 60, 50), (255, 200, 0)
-GREY, BLACK = (190, 190, 190), (18, 18, 20)
+BLUE = (64, 144, 255)
+GREEN = (60, 180, 75)
+RED = (220, 60, 50)
+YELLOW = (255, 200, 0)
+GREY = (190, 190, 190)
+BLACK = (18, 18, 20)
 Key = tuple[str, int]
 
 
 def token_masks(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
     """The deepest layer at which the method chose (None for none) and, there, [V] bool computed, [V] bool reused."""
-    computed, reused = np.ones(trace.layout.total, bool), np.zeros(trace.layout.total, bool)
+    computed = np.ones(trace.layout.total, bool)
+    reused = np.zeros(trace.layout.total, bool)
     if not trace.kept:
         return None, computed, reused
     layer = max(trace.kept)
@@ -45,17 +50,18 @@ def token_masks(trace: Trace) -> tuple[int | None, np.ndarray, np.ndarray]:
 
 def shade(image: np.ndarray, view: View, computed: np.ndarray, reused: np.ndarray) -> np.ndarray:
     """A camera's [h, w, 3] uint8 image, enlarged: dropped patches dimmed, reused ones tinted, the rest in a line."""
-    own = view.slice
+    camera = view.slice
     zoom = max(1, round(SIDE / image.shape[0]))
     out = image.repeat(zoom, 0).repeat(zoom, 1).astype(float)
     h, w = (zoom * (size // patches) for size, patches in zip(image.shape, (view.height, view.width), strict=False))
 
     def pixels(tokens: np.ndarray) -> np.ndarray:
-        grid = tokens[own].reshape(view.height, view.width).repeat(h, 0).repeat(w, 1)
+        grid = tokens[camera].reshape(view.height, view.width).repeat(h, 0).repeat(w, 1)
         return np.pad(grid, ((0, out.shape[0] - grid.shape[0]), (0, out.shape[1] - grid.shape[1])))
 
     out[pixels(~computed & ~reused)] *= 0.25
-    tinted, kept = pixels(reused), pixels(computed)
+    tinted = pixels(reused)
+    kept = pixels(computed)
     out[tinted] = out[tinted] * 0.55 + np.array(BLUE) * 0.45
     inside = np.pad(kept, 1, mode="edge")
     inside = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
@@ -76,16 +82,18 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
     width = max(sum(s.shape[1] + 8 for s in shaded) + 8, 400)
     high = max(s.shape[0] for s in shaded)
     canvas = Image.new("RGB", (width + width % 2, high + high % 2 + 76), BLACK)
-    pen, font, x = ImageDraw.Draw(canvas), ImageFont.load_default(15), 8
-    said = (
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(15)
+    x = 8
+    caption = (
         "nothing dropped" if layer is None else f"from layer {layer} on: {computed.sum()} of {computed.size} computed"
     )
     pen.text((8, 5), title, fill="white", font=font)
-    pen.text((8, 25), said + (f", {reused.sum()} reused" if reused.any() else ""), fill=GREY, font=font)
+    pen.text((8, 25), caption + (f", {reused.sum()} reused" if reused.any() else ""), fill=GREY, font=font)
     for view, picture in zip(views, shaded, strict=True):
         canvas.paste(Image.fromarray(picture), (x, 48))
-        own = list(view.tokens)
-        pen.text((x, high + 53), f"{view.camera} {computed[own].sum()}/{len(own)}", fill=GREY, font=font)
+        tokens = list(view.tokens)
+        pen.text((x, high + 53), f"{view.camera} {computed[tokens].sum()}/{len(tokens)}", fill=GREY, font=font)
         x += picture.shape[1] + 8
     if colour:
         pen.rectangle((0, 0, canvas.width - 1, canvas.height - 1), outline=colour, width=4)
@@ -94,7 +102,8 @@ def frame(trace: Trace, title: str, colour: tuple[int, int, int] | None = None) 
 
 def is_complete(path: Path) -> bool:
     """Whether an mp4 file has all of its parts to the last byte: what an encoder on a full disk leaves has not."""
-    found, at = set(), 0
+    kinds = set()
+    at = 0
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -104,11 +113,11 @@ def is_complete(path: Path) -> bool:
                 length = struct.unpack(">Q", file.read(8))[0] if length == 1 else length
                 if length < 8:
                     return False
-                found.add(kind)
+                kinds.add(kind)
                 at += length
     except (OSError, struct.error):
         return False
-    return at == size and {b"moov", b"mdat"} <= found
+    return at == size and {b"moov", b"mdat"} <= kinds
 
 
 @dataclass
@@ -139,12 +148,16 @@ class Film:
         except ImportError:
             raise UserError(f"video={kind} needs more packages; {install_command('video')}") from None
         self._encode = imageio_ffmpeg.write_frames
-        self.folder, self.kind, self.fps, self.megabytes, self._say = folder, kind, fps, megabytes, say
+        self.folder = folder
+        self.kind = kind
+        self.fps = fps
+        self.megabytes = megabytes
+        self._say = say
         self._rolling: dict[Key, Reel | None] = {}  # None for an episode under way that is not filmed
         self._over = False
 
     def on_call(self, task: str, episode: int, trace: Trace) -> None:
-        """A model call of an episode is over."""
+        """Adds the frame of a model call that is over."""
         key = task, episode
         if key not in self._rolling:
             self._rolling[key] = Reel() if self._room() else None
@@ -153,16 +166,17 @@ class Film:
             self._put(key, reel, frame(trace, f"{task} {episode}, call {reel.calls}"))
             # without the attention rows, which may take as much memory as the model
             light = Trace(trace.layout, trace.images, trace.step, kept=dict(trace.kept), reused=dict(trace.reused))
-            reel.calls, reel.last = reel.calls + 1, light
+            reel.calls += 1
+            reel.last = light
 
     def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
-        """An episode is over; without a record the world raised, and what was filmed is thrown away."""
+        """Ends the film of an episode; without a record, the world raised, and what was filmed is thrown away."""
         key = task, episode
         reel = self._rolling.get(key)
         keep = record is not None and (self.kind == "all" or not record.success)
         if reel is not None and reel.last is not None and record is not None and keep:
-            said = f"{task} {episode}: {'achieved' if record.success else 'lost'} after {record.steps} steps"
-            last = frame(reel.last, said, GREEN if record.success else RED)
+            title = f"{task} {episode}: {'achieved' if record.success else 'lost'} after {record.steps} steps"
+            last = frame(reel.last, title, GREEN if record.success else RED)
             for _ in range(max(1, round(self.fps))):
                 self._put(key, reel, last)
         self._cut(key, keep)

@@ -38,11 +38,12 @@ def locked(file: FileIO, path: Path, otherwise: str = "use shard.index", shared:
 
 @contextmanager
 def _beside(path: Path, otherwise: str) -> Iterator[None]:
-    lock, me = path.with_name(f"{path.name}.lock"), f"{socket.gethostname()} {os.getpid()}"
+    lock = path.with_name(f"{path.name}.lock")
+    holder = f"{socket.gethostname()} {os.getpid()}"
     for _ in range(2):
         try:
             with open(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
-                file.write(me)
+                file.write(holder)
             break
         except FileExistsError:
             host, _, pid = lock.read_text().partition(" ")

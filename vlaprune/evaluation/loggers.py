@@ -31,14 +31,14 @@ class CSV:
     """episodes.csv in the run's folder, one row per episode, written anew from the journal when a run opens."""
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
-        """Writes what is there."""
+        """Writes a new file with the episodes of `done`."""
         self._path = folder / f"episodes{header.provenance.get('shard', '')}.csv"
         self._path.unlink(missing_ok=True)
         for record in done:
             self.episode(record)
 
     def episode(self, record: EpisodeRecord) -> None:
-        """Appends a row."""
+        """Appends the row of an episode."""
         row = episode_row(record)
         new = not self._path.exists()
         with self._path.open("a", newline="") as file:
@@ -48,7 +48,7 @@ class CSV:
             writer.writerow(row)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 class Wandb:
@@ -62,7 +62,9 @@ class Wandb:
     """
 
     def __init__(self, project: str = "vlaprune", mode: str = "offline", calls: bool = True) -> None:
-        self.project, self.mode, self.calls = project, mode, calls
+        self.project = project
+        self.mode = mode
+        self.calls = calls
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
         """Starts wandb and tells it all recorded episodes once more; UserError where it is not installed.
@@ -74,7 +76,9 @@ class Wandb:
             import wandb
         except ImportError:
             raise UserError("wandb is not installed; pip install wandb, or use logger=csv") from None
-        self._wandb, self._folder, self._header = wandb, folder, header
+        self._wandb = wandb
+        self._folder = folder
+        self._header = header
         names = [str(header.identity[part]["name"]) for part in ("model", "method", "bench")]
         self._run = wandb.init(
             project=self.project,
@@ -133,9 +137,9 @@ class Wandb:
         if steady:
             out["call/ms"] = mean(steady)
         for task in self._header.tasks:
-            own = [float(record.success) for record in self._records if record.task == task]
-            if own:
-                out[f"task/{task}/success_rate"] = mean(own)
+            successes = [float(record.success) for record in self._records if record.task == task]
+            if successes:
+                out[f"task/{task}/success_rate"] = mean(successes)
         return out
 
     def _against(self) -> dict[str, Any]:
@@ -153,8 +157,8 @@ class Wandb:
         if not both:
             return {}
         pairs = pair({key: base[key] for key in both}, {key: ours[key] for key in both})
-        told = verdict(pairs, float(self._header.identity["bench"]["margin"]))
-        return {"lost": pairs.lost, "gained": pairs.gained, "verdict": told.decision, "verdict_words": told.words}
+        result = verdict(pairs, float(self._header.identity["bench"]["margin"]))
+        return {"lost": pairs.lost, "gained": pairs.gained, "verdict": result.decision, "verdict_words": result.words}
 
     def _call(self, call: StepRecord) -> dict[str, Any]:
         row: dict[str, Any] = {"calls": self._calls}
@@ -164,13 +168,14 @@ class Wandb:
         return row | ({"call/ms": sum(call.ms.values())} if call.steady else {})
 
     def _standing(self) -> dict[str, float]:
-        won, n = sum(row["success"] for row in self._rows), len(self._rows)
+        won = sum(row["success"] for row in self._rows)
+        n = len(self._rows)
         interval = wilson(won, n)
         return {"episodes": n, "success_rate": won / n, "success_low": interval.low, "success_high": interval.high}
 
 
 def _identity(path: Path) -> str:
-    """The id in a file; made and written there where it is not yet."""
+    """The id in a file; a new one is made and written there if there is none."""
     if not path.is_file() or not path.read_text():
         with replacing(path) as part:
             part.write_text(secrets.token_hex(6))

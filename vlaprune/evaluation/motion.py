@@ -18,7 +18,7 @@ SIDE = 0.5  # a gripper command beyond this, on either side, says open or close
 def motion(
     actions: np.ndarray, hz: float, frame: Literal["delta", "absolute"], hands: Sequence[Sequence[float]] = ()
 ) -> dict[str, float]:
-    """Numbers of one episode from its executed actions [n, A], `hz` control steps a second.
+    """Measures the motion of one episode from its executed actions [n, A], `hz` control steps a second.
 
     world_seconds  of the world's time: n / hz
     path_hand      length of the commanded path of the hand
@@ -34,17 +34,17 @@ def motion(
     """
     out = {"world_seconds": len(actions) / hz}
     for name, axes in GROUPS.items():
-        own = actions[:, axes]
-        path = np.cumsum(np.vstack((np.zeros_like(own[:1]), own)), 0) if frame == "delta" else own
+        moves = actions[:, axes]
+        path = np.cumsum(np.vstack((np.zeros_like(moves[:1]), moves)), 0) if frame == "delta" else moves
         out |= _path(path, hz, name)
-    said = np.sign(actions[:, -1]) * (np.abs(actions[:, -1]) > SIDE)
-    said = said[said != 0]
-    out["flips"] = float((said[1:] != said[:-1]).sum())
+    sides = np.sign(actions[:, -1]) * (np.abs(actions[:, -1]) > SIDE)
+    sides = sides[sides != 0]
+    out["flips"] = float((sides[1:] != sides[:-1]).sum())
     return out | _path(np.asarray(hands), hz, "real") if len(hands) else out
 
 
 def _path(path: np.ndarray, hz: float, name: str) -> dict[str, float]:
-    """Length and RMS jerk of a path [n, axes]."""
+    """The length and the RMS jerk of a path [n, axes], under the names of `motion`."""
     third = np.diff(path, 3, axis=0) * hz**3
     return {
         f"path_{name}": float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum()),

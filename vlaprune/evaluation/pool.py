@@ -41,7 +41,10 @@ class _Late(BaseException):
 
 @contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
-    """TimeoutError for a block that lasts too long; 0 switches it off. Main thread only, and only where Python runs."""
+    """Raises TimeoutError in a block that lasts too long; 0 switches it off.
+
+    It works in the main thread only, and only while Python code runs.
+    """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,20 +67,22 @@ class _Simulator:
     """One open simulator: what it is asked, and whether it is at it."""
 
     def __init__(self, bench: Benchmark, task: Task, time_limit: float) -> None:
-        """Starts it. A worker then opens beside this process, anything else is open at once."""
-        self.task, self._limit = task, time_limit
+        """Starts the simulator. A worker then opens beside this process; any other is open at once."""
+        self.task = task
+        self._limit = time_limit
         self._stack = ExitStack()
         with self._watched():
             env: Any = self._stack.enter_context(bench.open(task))
         self.remote = env if isinstance(env, RemoteEnv) else None
         self._episodes = Episodes(env, task, bench.interface)
         self._ask: tuple[str, Any] | None = None  # what a simulator in this process is to do
-        self.opening, self.since = True, time.monotonic()
+        self.opening = True
+        self.since = time.monotonic()
         if self.remote is not None:
             self.remote.limit(time_limit)
 
     def post(self, verb: str, argument: Any) -> None:
-        """`start` an episode, or `advance` by actions."""
+        """Asks the simulator to `start` an episode, or to `advance` by actions; `answer` gives the result."""
         self.since = time.monotonic()
         if self.remote is not None:
             plain = argument.tolist() if isinstance(argument, np.ndarray) else argument
@@ -86,7 +91,10 @@ class _Simulator:
             self._ask = verb, argument
 
     def answer(self) -> Observation | Outcome | None:
-        """What became of it; for a worker that has answered or is late, or for a simulator in this process."""
+        """The result of the last `post`; None for a simulator that was opening.
+
+        To be called for a worker that has answered or is late, or for a simulator in this process.
+        """
         if self.remote is not None:
             if not self.opening:
                 return self.remote.finish()
@@ -98,19 +106,19 @@ class _Simulator:
         assert self._ask is not None
         verb, argument = self._ask
         with self._watched():
-            said: Observation | Outcome = getattr(self._episodes, verb)(argument)
-        if isinstance(said, Outcome):
-            return said
-        return replace(said, images={camera: image.copy() for camera, image in said.images.items()})
+            result: Observation | Outcome = getattr(self._episodes, verb)(argument)
+        if isinstance(result, Outcome):
+            return result
+        return replace(result, images={camera: image.copy() for camera, image in result.images.items()})
 
     def close(self) -> None:
-        """Closes it. One that raises or hangs while it closes is left behind; a worker is killed."""
+        """Closes the simulator. One that raises or hangs while it closes is left behind; a worker is killed."""
         with suppress(Exception), watchdog(CLOSING):
             self._stack.close()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """What a simulator in this process raises comes out as an Exception; only Ctrl-C passes as it is."""
+        """Makes an Exception of whatever a simulator in this process raises; only Ctrl-C passes as it is."""
         try:
             with watchdog(self._limit):
                 yield
@@ -119,8 +127,8 @@ class _Simulator:
         except BaseException as error:
             if isinstance(error, Exception) and _can_be_printed(error):
                 raise
-            said = f": {error}" if _can_be_printed(error) else ""  # sys.exit ends an episode, not the run
-            raise RuntimeError(f"{type(error).__name__}{said}") from error
+            text = f": {error}" if _can_be_printed(error) else ""  # sys.exit ends an episode, not the run
+            raise RuntimeError(f"{type(error).__name__}{text}") from error
 
 
 class Pool:
@@ -130,7 +138,8 @@ class Pool:
     """
 
     def __init__(self, bench: Benchmark, time_limit: float) -> None:
-        self._bench, self._limit = bench, time_limit
+        self._bench = bench
+        self._limit = time_limit
         self._open: dict[int, _Simulator] = {}
         self._busy: dict[int, _Simulator] = {}
         self._events: list[Event] = []
@@ -138,7 +147,7 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether something is to come."""
+        """Whether an event is still to come."""
         return bool(self._busy or self._events)
 
     def ages(self) -> list[float]:
@@ -168,7 +177,7 @@ class Pool:
         self._attend(slot, lambda: self._open[slot].post(verb, argument))
 
     def wait(self, timeout: float | None = None) -> list[Event]:
-        """What has come, waiting for it for so many seconds (None: until something comes). Empty if nothing has.
+        """The events that have come, after waiting up to `timeout` seconds (None: until one comes). Empty if none has.
 
         After an error the slot's simulator is gone.
         """
@@ -213,24 +222,24 @@ class Pool:
             time.sleep(0.005 if self._leaving else 0.0)
 
     def _take(self, slot: int) -> None:
-        """The answer of a slot that has one."""
+        """Makes an event of the answer of a slot that has one."""
         simulator = self._busy[slot]
 
         def answer() -> None:
             opened = simulator.opening
-            said = simulator.answer()
+            result = simulator.answer()
             if not simulator.opening:
                 del self._busy[slot]
-                self._events.append(Event(slot, said, seconds=time.monotonic() - simulator.since))
-            assert said is not None or opened
+                self._events.append(Event(slot, result, seconds=time.monotonic() - simulator.since))
+            assert result is not None or opened
 
         self._attend(slot, answer)
 
-    def _attend(self, slot: int, what: Callable[[], None]) -> None:
-        """Does something with a slot; what it raises is an event, and the end of the simulator."""
+    def _attend(self, slot: int, action: Callable[[], None]) -> None:
+        """Runs `action` for a slot; if it raises, the error becomes an event and the slot gives up its simulator."""
         simulator = self._open[slot]
         try:
-            what()
+            action()
         except Exception as error:
             self.leave(slot)
             self._events.append(Event(slot, error=_opening(simulator.task, error) if simulator.opening else error))
@@ -257,7 +266,7 @@ def _can_be_printed(error: BaseException) -> bool:
 
 
 def _opening(task: Task, error: Exception) -> Exception:
-    """A simulator that hangs as it opens is named for that; anything else speaks for itself."""
+    """The error of a simulator that failed as it opened: a timeout says so and names the task, others are unchanged."""
     if isinstance(error, TimeoutError) and "opening" not in str(error):
         return TimeoutError(f"opening the simulator of {task.name}: {error}")
     return error

@@ -58,8 +58,9 @@ class RunStatus:
             return "no episode yet"
         from vlaprune.stats.rates import wilson  # scipy: every command imports this module, few need it
 
-        found, rate = wilson(self.won, self.done), self.won / self.done
-        return f"{self.won}/{self.done} = {100 * rate:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        interval = wilson(self.won, self.done)
+        rate = self.won / self.done
+        return f"{self.won}/{self.done} = {100 * rate:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
     @property
     def line(self) -> str:
@@ -73,7 +74,8 @@ class RunStatus:
 
 
 def _clock(seconds: float) -> str:
-    minutes, hours = divmod(round(seconds), 60)[0], int(seconds // 3600)
+    minutes = round(seconds) // 60
+    hours = int(seconds // 3600)
     return f"{hours}:{minutes % 60:02d}:{round(seconds) % 60:02d}"
 
 
@@ -131,16 +133,18 @@ class Bar:
 
         if job is not None and job.choices:
             status = replace(status, label=f"{status.label} {job.choices}")
-        self.status, self._began = status, time.monotonic()
+        self.status = status
+        self._began = time.monotonic()
         self._place = job.place if job is not None else None
         self._bar: Any = None
         if self._place is None:
-            label, total, initial = status.label, status.asked, status.done
-            self._bar = tqdm(total=total, initial=initial, desc=label, unit="episode", postfix=status.rate)
+            self._bar = tqdm(
+                total=status.asked, initial=status.done, desc=status.label, unit="episode", postfix=status.rate
+            )
         self._tell()
 
     def on_call(self, task: str, episode: int, trace: object) -> None:
-        """A model call changes nothing here."""
+        """Does nothing: a bar counts episodes."""
 
     def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
         """Counts a finished episode."""
@@ -156,7 +160,7 @@ class Bar:
         self._tell()
 
     def show(self, status: RunStatus) -> None:
-        """How far the run is, as other processes tell it."""
+        """Shows how far the run is, from a status that other processes gave."""
         fresh = status.done - self.status.done
         self.status = replace(status, label=self.status.label)
         if self._bar is not None and fresh:
@@ -165,7 +169,7 @@ class Bar:
         self._tell()
 
     def close(self, whole: bool = True) -> None:
-        """The run is over; not `whole` where an error follows, which the job then tells."""
+        """Ends the bar of a run that is over; not `whole` where an error follows, which the job then reports."""
         self.status = replace(self.status, ended=whole)
         if self._bar is not None:
             self._bar.close()
@@ -182,7 +186,7 @@ def _post(place: Path, status: RunStatus) -> None:
 
 
 def detach_from_board() -> None:
-    """This run is no job of a sweep: no board need look."""
+    """Makes this run no job of a sweep: no board looks at it."""
     os.environ.pop(SWEEP, None)
 
 
@@ -205,7 +209,7 @@ def _follow(owner: int) -> None:
 
 
 def say(text: str) -> None:
-    """Prints a line; inside a sweep the board does, above its own lines."""
+    """Prints a line; inside a sweep the board prints it, above its own lines."""
     from tqdm import tqdm
 
     folder = _folder()
@@ -217,7 +221,7 @@ def say(text: str) -> None:
 
 
 def once(text: str) -> None:
-    """Says a line, but only for the first of a sweep's jobs that has it to say."""
+    """Says a line once in a sweep, for the first job that has it to say."""
     folder = _folder()
     if folder is not None:
         try:
@@ -239,19 +243,20 @@ class Board:
         os.environ[SWEEP] = str(self.folder)
         os.environ[OWNER] = f"{socket.gethostname()} {os.getpid()}"
         self._stop = threading.Event()
-        self._drawn, self._read = 0, 0  # lines on the terminal, characters of what was said
+        self._drawn = 0  # lines on the terminal
+        self._read = 0  # characters of what the jobs said
         self._ended: set[str] = set()
         self._next = time.monotonic() + QUIET
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def statuses(self) -> Sequence[RunStatus]:
-        """Those of all jobs that have started, in their order."""
+        """The statuses of all jobs that have started, in their order."""
         files = sorted(self.folder.glob("*.json"), key=lambda p: int(p.stem))
         return [RunStatus(**json.loads(p.read_text())) for p in files]
 
     def close(self) -> Sequence[RunStatus]:
-        """Draws the last state once more, gives it back and cleans up."""
+        """Draws the last statuses once more, returns them and cleans up."""
         self._stop.set()
         self._thread.join()
         self._draw()
@@ -268,8 +273,9 @@ class Board:
             self._draw()
 
     def _draw(self) -> None:
-        said, statuses = self._news(), self.statuses()
-        if not said and not statuses:
+        news = self._news()
+        statuses = self.statuses()
+        if not news and not statuses:
             return
         if sys.stderr.isatty():
             width, height = shutil.get_terminal_size()
@@ -277,10 +283,11 @@ class Board:
             up = f"\x1b[{self._drawn}F" if self._drawn else ""
             self._drawn = len(shown)
         else:
-            shown, up = [s.line for s in statuses if self._due(s)], ""
+            shown = [s.line for s in statuses if self._due(s)]
+            up = ""
             self._next = time.monotonic() + QUIET if time.monotonic() > self._next else self._next
         clear = "\x1b[J" if up else ""
-        sys.stderr.write(up + clear + "".join(f"{line}\n" for line in [*said, *shown]))
+        sys.stderr.write(up + clear + "".join(f"{line}\n" for line in [*news, *shown]))
         sys.stderr.flush()
 
     def _due(self, status: RunStatus) -> bool:

@@ -35,7 +35,9 @@ class Recorder:
         shard: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
-        self.folder, self.header, self.say = Path(folder), header, say
+        self.folder = Path(folder)
+        self.header = header
+        self.say = say
         self.raised: Counter[tuple[str, int]] = Counter()  # attempts that did, of each episode
         path = self.folder / f"journal{shard}.jsonl"
         try:
@@ -65,12 +67,12 @@ class Recorder:
         self._done: dict[tuple[str, int], EpisodeRecord] = dict(old.episodes) if old else {}
         self._before = Counter((e["task"], e["episode"]) for e in (old.errors if old else ()))
         self._append({"kind": "header", "schema": SCHEMA, **asdict(header)})
-        own = written(path) if shard else self._done.keys()  # a shard's sinks get what this shard wrote
+        ours = written(path) if shard else self._done.keys()  # a shard's sinks get what this shard wrote
         self._sinks = list(sinks)
-        self._feed(lambda sink: sink.open(header, self.folder, [r for key, r in self._done.items() if key in own]))
+        self._feed(lambda sink: sink.open(header, self.folder, [r for key, r in self._done.items() if key in ours]))
 
     def _alone(self, path: Path, shard: str) -> None:
-        """UserError where a process with another number of shards writes to this folder at this moment."""
+        """Raises UserError where a process with another number of shards writes to this folder at this moment."""
         count = shard.rpartition("-of-")[2]
         for other in sorted(self.folder.glob("journal*.jsonl")):
             if other != path and other.stem.rpartition("-of-")[2] != (count or other.stem):
@@ -107,7 +109,7 @@ class Recorder:
 
     @contextmanager
     def attempt(self, task: str, episode: int) -> Iterator[None]:
-        """Notes an exception of the world or the policy as an error line and goes on; disk errors and Ctrl-C pass."""
+        """Notes an exception of the block as an error line and goes on; Ctrl-C and errors of the disk pass."""
         try:
             yield
         except Exception as error:
@@ -144,7 +146,7 @@ class Recorder:
         self._stack.close()
 
     def _feed(self, call: Callable[[Sink], None]) -> None:
-        """A sink that raises is dropped and named once; the journal has it all."""
+        """Calls every sink; one that raises is dropped and named once, and the journal has it all."""
         for sink in list(self._sinks):
             try:
                 call(sink)

@@ -31,7 +31,11 @@ class Rerun:
     """
 
     def __init__(self, run: Run, wanted: set[tuple[str, int]], say: Callable[[str], None] = print) -> None:
-        self.folder, self.header, self._run, self._wanted, self._say = run.folder, run.header, run, wanted, say
+        self.folder = run.folder
+        self.header = run.header
+        self._run = run
+        self._wanted = wanted
+        self._say = say
         self.other: list[str] = []
 
     def has(self, task: str, episode: int) -> bool:
@@ -48,12 +52,12 @@ class Rerun:
             self._say(f"{task} episode {episode} raised {type(error).__name__}: {error}")
 
     def write(self, record: EpisodeRecord) -> None:
-        """Compares an episode with the recorded one."""
+        """Compares an episode with the recorded one; deletes its film if they differ."""
         then = self._run.episodes[record.task, record.episode]
         name = f"{record.task} {record.episode}"
         ends = [f"{'achieved' if r.success else 'lost'} after {r.steps} steps" for r in (record, then)]
         if ends[0] == ends[1]:
-            self.other = [one for one in self.other if one != name]  # it had raised before
+            self.other = [other for other in self.other if other != name]  # it had raised before
             self._say(f"{name}: {ends[0]}, as recorded")
             return
         self.other.append(name)

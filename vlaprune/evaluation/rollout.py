@@ -34,17 +34,17 @@ class Shard:
     count: int = 1
 
     def __post_init__(self) -> None:
-        """UserError for a shard that does not exist."""
+        """Raises UserError for a shard that does not exist."""
         if not 0 <= self.index < self.count:
             raise UserError(f"shard.index={self.index} of shard.count={self.count}; use 0..{self.count - 1}")
 
     def of(self, episodes: int) -> range:
-        """This shard's episodes of one task."""
+        """The numbers of this shard's episodes, of one task that has `episodes`."""
         return range(self.index, episodes, self.count)
 
     @property
     def suffix(self) -> str:
-        """Of the journal's file name; shards of one run write to one folder."""
+        """The suffix of the journal's file name; shards of one run write to one folder."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
 
@@ -69,13 +69,13 @@ class RolloutConfig:
     max_batch: int | None = None
 
     def __post_init__(self) -> None:
-        """UserError for calls of nothing."""
+        """Raises UserError for a `max_batch` below 1."""
         if self.max_batch is not None and self.max_batch < 1:
             raise UserError(f"max_batch={self.max_batch}; use 1 or more, or null for as many as there are")
 
     @property
     def largest(self) -> int | None:
-        """Most observations of a call; None for as many as there are."""
+        """The most observations of one call; None for as many as there are."""
         return 1 if self.deterministic else self.max_batch
 
 
@@ -89,10 +89,10 @@ class Journal(Protocol):
         """Whether this episode need not be run."""
 
     def attempt(self, task: str, episode: int) -> AbstractContextManager[None]:
-        """Catches what the world raises inside."""
+        """Catches and notes what the world raises inside the block."""
 
     def write(self, record: EpisodeRecord) -> None:
-        """An episode is finished."""
+        """Takes the record of an episode that is finished."""
 
 
 class Player(Protocol):
@@ -108,7 +108,7 @@ class Player(Protocol):
     def slots(self) -> int: ...  # noqa: D102
 
     def begin(self, slot: int, task: str, episode: int, seed: int) -> None:
-        """An episode of a run with this seed begins in a slot; the three alone decide what is random."""
+        """Starts an episode of a run with this seed in a slot; task, episode and seed alone decide what is random."""
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """The [n, action_dim] float64 actions until the next look, for each slot that has an observation."""
@@ -127,10 +127,10 @@ class Watcher(Protocol):
     """Looks on: a film, a progress bar. It sees what happened and changes nothing."""
 
     def on_call(self, task: str, episode: int, trace: Trace) -> None:
-        """A model call is over."""
+        """Called when a model call of an episode is over."""
 
     def on_episode(self, task: str, episode: int, record: EpisodeRecord | None) -> None:
-        """An episode is over; without a record the world raised."""
+        """Called when an episode is over; without a record, the world raised."""
 
 
 def rollout(
@@ -138,7 +138,7 @@ def rollout(
     bench: Benchmark,
     journal: Journal,
     shard: Shard,
-    rules: RolloutConfig,
+    config: RolloutConfig,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     """Runs every missing episode of the journal's tasks; a slot that finishes takes the next episode at once.
@@ -148,16 +148,16 @@ def rollout(
 
     What an environment raises is noted, and its episode run once more at the end. What the policy raises ends the run:
     its numbers could not be believed. So does what the first simulator of a task raises as it opens: it is for the user
-    to mend. RuntimeError after `rules.patience` episodes of a task that raised one after the other.
+    to mend. UserError after `config.patience` episodes of a task that raised one after the other.
     """
     asked = journal.header.tasks
     todo = [(t.name, e) for t in bench.tasks() for e in shard.of(asked.get(t.name, 0)) if not journal.has(t.name, e)]
-    queue = Queue(todo, ordered=rules.stop is not None)
-    pool = Pool(bench, rules.time_limit)
+    queue = Queue(todo, ordered=config.stop is not None)
+    pool = Pool(bench, config.time_limit)
     try:
-        for record in _Rollout(policy, bench, queue, pool, journal, rules, watchers):
+        for record in _Rollout(policy, bench, queue, pool, journal, config, watchers):
             journal.write(record)
-            if rules.stop is not None and rules.stop(record):
+            if config.stop is not None and config.stop(record):
                 return
     finally:
         pool.close()
@@ -173,12 +173,17 @@ class _Rollout:
         queue: Queue,
         pool: Pool,
         journal: Journal,
-        rules: RolloutConfig,
+        config: RolloutConfig,
         watchers: Sequence[Watcher],
     ) -> None:
-        self._policy, self._bench, self._queue, self._pool = policy, bench, queue, pool
+        self._policy = policy
+        self._bench = bench
+        self._queue = queue
+        self._pool = pool
         self._tasks = {task.name: task for task in bench.tasks()}
-        self._journal, self._rules, self._watchers = journal, rules, watchers
+        self._journal = journal
+        self._config = config
+        self._watchers = watchers
         self._slots = range(min(policy.slots, len(queue)))
         self._at: dict[int, Key] = {}  # the episode of each busy slot
         self._began: dict[int, float] = {}  # and when it did
@@ -197,7 +202,7 @@ class _Rollout:
             patience = self._patience()
             events = self._pool.wait(patience)
             for event in events:
-                record = self._hear(event)
+                record = self._handle(event)
                 if record is not None:
                     yield record
             if self._looks and (patience == 0 or (patience and not events)):
@@ -207,7 +212,7 @@ class _Rollout:
         """Seconds that observations in hand may wait for others; None where there is none."""
         if not self._looks:
             return None
-        full = self._rules.largest is not None and len(self._looks) >= self._rules.largest
+        full = self._config.largest is not None and len(self._looks) >= self._config.largest
         return 0.0 if full else self._pace.wait(len(self._looks), self._pool.ages())
 
     def _next(self, slot: int) -> None:
@@ -224,27 +229,28 @@ class _Rollout:
     def _start(self, slot: int) -> None:
         task, episode = self._at[slot]
         self._began[slot] = time.monotonic()
-        self._policy.begin(slot, task, episode, self._rules.seed)
+        self._policy.begin(slot, task, episode, self._config.seed)
         self._pool.post(slot, "start", episode)
 
-    def _hear(self, event: Event) -> EpisodeRecord | None:
-        """What has become of a slot; the record of an episode that is over."""
-        slot, said = event.slot, event.said
+    def _handle(self, event: Event) -> EpisodeRecord | None:
+        """Handles what has happened in a slot. Returns the record if its episode is over, else None."""
+        slot = event.slot
+        result = event.said
         if event.error is not None:
             self._raised(slot, event.error)
-        elif said is None:
+        elif result is None:
             self._opened.add(self._at[slot][0])
             self._start(slot)
-        elif isinstance(said, Observation):
-            self._looks[slot] = said
+        elif isinstance(result, Observation):
+            self._looks[slot] = result
             self._pace.simulated(event.seconds)
         else:
-            return self._over(slot, said)
+            return self._over(slot, result)
         return None
 
     def _act(self) -> None:
-        """One call of the policy for those that have waited longest, and their worlds go on."""
-        slots = list(self._looks)[: self._rules.largest]
+        """Calls the policy once for the slots that have waited longest, and lets their worlds go on."""
+        slots = list(self._looks)[: self._config.largest]
         looks = {slot: self._looks.pop(slot) for slot in slots}
         began = time.monotonic()
         actions = self._policy.act(looks)
@@ -259,8 +265,10 @@ class _Rollout:
 
     def _over(self, slot: int, outcome: Outcome) -> EpisodeRecord:
         task, episode = self._at.pop(slot)
-        calls, took = self._policy.drain(slot, outcome.steps), time.monotonic() - self._began[slot]
-        actions, bench = self._policy.executed(slot, outcome.steps), self._bench
+        calls = self._policy.drain(slot, outcome.steps)
+        took = time.monotonic() - self._began[slot]
+        actions = self._policy.executed(slot, outcome.steps)
+        bench = self._bench
         moved = motion(actions, bench.control_hz, bench.interface.frame, outcome.hands)
         record = EpisodeRecord(task, episode, outcome.success, outcome.steps, calls, time.time(), took, moved)
         self._in_a_row[task] = 0
@@ -278,7 +286,7 @@ class _Rollout:
         for watcher in self._watchers:
             watcher.on_episode(task, episode, None)
         self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones
-        if first and self._in_a_row[task] == self._rules.patience:
+        if first and self._in_a_row[task] == self._config.patience:
             raise UserError(
                 f"{self._in_a_row[task]} episodes of {task} raised one after the other; see the error "
                 f"lines in {self._journal.folder}, mend the environment and run the same command again"

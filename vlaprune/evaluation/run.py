@@ -47,12 +47,12 @@ def main(
     whole = False
     try:
         with _film(cfg, policy, bench, header) as films:
-            rules = RolloutConfig(
+            config = RolloutConfig(
                 cfg.seed, cfg.time_limit, stop=rule, deterministic=cfg.deterministic, max_batch=cfg.max_batch
             )
             if rule is None or not any(map(rule, mine)):
                 with kernel(cfg.kernel):
-                    rollout(policy, bench, recorder, shard, rules, [bar, *films, *watchers])
+                    rollout(policy, bench, recorder, shard, config, [bar, *films, *watchers])
         if rule is not None and rule.state.stopped:
             recorder.stop(rule.stop)
             say(said(rule.stop))
@@ -69,7 +69,7 @@ def main(
 
 
 def check(cfg: Any) -> None:
-    """UserError for settings that do not go together: before a model is loaded."""
+    """Raises UserError for settings that do not go together: before a model is loaded."""
     if cfg.video not in KINDS:
         raise UserError(f"video={cfg.video}; use one of {', '.join(KINDS)}")
     if cfg.only is not None and cfg.video == "none":
@@ -85,7 +85,7 @@ def check(cfg: Any) -> None:
 
 
 def check_folder(cfg: Any, header: Header, job: SweepJob | None) -> None:
-    """UserError where the folder holds another run, or the baseline is none or another's: before any episode."""
+    """Raises UserError where the folder holds another run, or the baseline is none or another's: before any episode."""
     run = recorded(Path(cfg.output), header)
     if cfg.only is not None and run is None:
         raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
@@ -95,7 +95,7 @@ def check_folder(cfg: Any, header: Header, job: SweepJob | None) -> None:
 
 
 def _check_baseline(folder: str, job: SweepJob | None) -> None:
-    """Before hours of episodes, is there a baseline? In a sweep, one of its own jobs may still make it."""
+    """Raises UserError where the baseline holds no run; a sweep goes on, since one of its jobs may still make it."""
     try:
         read(folder)
     except UserError as error:
@@ -105,7 +105,7 @@ def _check_baseline(folder: str, job: SweepJob | None) -> None:
 
 
 def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[EpisodeRecord]) -> RunStatus:
-    """Where a run stands that has so many episodes to do and these behind it."""
+    """The status of a run that has `asked` episodes to do, of which the records `mine` are there."""
     label = " ".join([header.identity["model"]["name"], report.label(header), header.identity["bench"]["name"]])
     won = sum(r.success for r in mine)
     return RunStatus(label, str(folder), asked, len(mine), won, len(mine), str(cfg.baseline or ""))
@@ -135,8 +135,8 @@ def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Sh
     assert run is not None  # see check_folder
     replay = Rerun(run, chosen(run, cfg.only), say)
     with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
-        rules = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
-        rollout(policy, bench, replay, shard, rules, films)
+        config = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
+        rollout(policy, bench, replay, shard, config, films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
     if replay.other:
         raise UserError(
@@ -151,7 +151,7 @@ def _rule(cfg: Any, header: Header) -> Anytime | None:
 
 @contextmanager
 def _film(cfg: Any, policy: Player, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
-    """The camera, if one is wanted. A film shows one frame a model call and plays in the world's own time."""
+    """The film of a run, if one is wanted: it shows one frame a model call and plays in the world's own time."""
     if cfg.video == "none":
         yield ()
         return

@@ -18,7 +18,8 @@ class Queue:
     """
 
     def __init__(self, todo: Sequence[Key], ordered: bool = False) -> None:
-        self._todo, self._again = list(todo), list[Key]()
+        self._todo = list(todo)
+        self._again: list[Key] = []
         self._ordered = ordered
         self._raised: dict[Key, int] = {}
 
@@ -35,7 +36,7 @@ class Queue:
         return key
 
     def raised(self, key: Key) -> bool:
-        """Notes that an episode raised; whether it will be handed out once more."""
+        """Notes that an episode raised; returns whether it will be handed out once more."""
         self._raised[key] = self._raised.get(key, 0) + 1
         if self._raised[key] > 1:
             return False
@@ -69,12 +70,12 @@ class Pace:
         self._chunk: float | None = None
 
     def called(self, size: int, seconds: float) -> None:
-        """A call of so many observations took so long."""
+        """Notes that a call of `size` observations took `seconds`."""
         new = (1.0, size, size * size, seconds, size * seconds)
         self._sums = [self.FADE * old + x for old, x in zip(self._sums, new, strict=True)]
 
     def simulated(self, seconds: float) -> None:
-        """A world executed a chunk and looked in so long."""
+        """Notes that a world took `seconds` to execute a chunk and to look."""
         self._chunk = seconds if self._chunk is None else 0.8 * self._chunk + 0.2 * seconds
 
     @property
