@@ -52,7 +52,7 @@ class Interface:
     state: str | None
 
     def __post_init__(self) -> None:
-        """A YAML list of cameras becomes a tuple, so that equal interfaces compare equal."""
+        """Makes a tuple of a YAML list of cameras, so that equal interfaces compare equal."""
         object.__setattr__(self, "cameras", tuple(self.cameras))
 
     @property
@@ -110,7 +110,7 @@ class Task:
 
 
 class Env(Protocol):
-    """One task, open.
+    """One task whose simulator is open.
 
     Observing is separate from stepping, because rendering costs time: a policy that executes eight
     actions a call observes once.
@@ -140,7 +140,7 @@ class Finding:
     ok: bool = True
 
     def line(self, needed: bool) -> str:
-        """Begins with `ok`, `PROBLEM`, or `missing` for a problem that the chosen configuration does not meet."""
+        """The printed line: `ok`, `PROBLEM`, or for a problem that is not `needed` `missing`, then what was found."""
         mark = "ok" if self.ok else "PROBLEM" if needed else "missing"
         return f"  {mark:8}{self.about}: {self.said}"
 
@@ -173,7 +173,7 @@ class Benchmark(Protocol):
     def protocol(self) -> str: ...  # noqa: D102
 
     def tasks(self) -> Sequence[Task]:
-        """Every task, in the order they are run. Needs no simulator."""
+        """Every task, in the order in which they are run. Needs no simulator."""
 
     def open(self, task: Task) -> AbstractContextManager[Env]:
         """Starts the simulator for one task; leaving the context closes it."""
@@ -203,7 +203,7 @@ class SupportsHold(Protocol):
 
 
 def hold_still(last: np.ndarray | None, start: float, size: int = 7) -> np.ndarray:
-    """Holding where actions are changes: no motion, and the gripper's last command again.
+    """The action that holds a robot whose actions are changes: no motion, and the gripper's last command again.
 
     start  the gripper's command before the first action
     """
@@ -225,7 +225,7 @@ class SupportsFindings(Protocol):
     """A benchmark that tells vlaprune-doctor what it needs."""
 
     def findings(self) -> Iterable[Finding]:
-        """One for each package or file. Starts no simulator."""
+        """One finding for each package or file that is needed. Starts no simulator."""
 
 
 @runtime_checkable
@@ -233,7 +233,7 @@ class SupportsIdentity(Protocol):
     """A benchmark that knows better than its options what decides its numbers."""
 
     def identity(self) -> Mapping[str, Any]:
-        """Options, and digests of files; recorded in place of the options."""
+        """What decides the numbers: options, and digests of files; recorded in place of the options."""
 
 
 @runtime_checkable
@@ -257,7 +257,7 @@ class SupportsHint(Env, Protocol):
     """An environment that tells a learner where the objects are. vlaprune-train needs it."""
 
     def hint(self) -> np.ndarray:
-        """[h] positions of the objects in metres."""
+        """Positions [h] of the objects in metres."""
 
 
 @runtime_checkable
@@ -265,7 +265,7 @@ class SupportsHand(Env, Protocol):
     """An environment that tells where the hand really is; recorded after every step, never shown to a policy."""
 
     def hand(self) -> np.ndarray:
-        """[3] position in metres now."""
+        """The hand's present position [3] in metres."""
 
 
 @runtime_checkable

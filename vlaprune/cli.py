@@ -29,9 +29,9 @@ def profile() -> None:
         return
     from vlaprune import config
 
-    said = list(sys.argv[1:])
-    sys.argv[1:], arms = config.arms(said)
-    _hydra("profile", lambda cfg: _profile(cfg, arms, said))
+    arguments = list(sys.argv[1:])
+    sys.argv[1:], arms = config.arms(arguments)
+    _hydra("profile", lambda cfg: _profile(cfg, arms, arguments))
 
 
 def train() -> None:
@@ -55,7 +55,7 @@ def doctor() -> None:
 
 
 def hang_up() -> None:
-    """Prints no more: whoever read the output, such as head, has closed it."""
+    """Stops printing, because whoever read the output, such as head, has closed it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -83,9 +83,9 @@ def _helped(name: str) -> bool:
 
 def print_error(error: BaseException, folder: Path | None = None) -> int:
     """Prints an error and returns the exit code: 2 where the user can mend it, 1 for a bug."""
-    mend = errors.is_user_error(error)
-    print(errors.line(error) if mend else errors.bug(error, folder), file=sys.stderr)
-    return 2 if mend else 1
+    is_user_error = errors.is_user_error(error)
+    print(errors.line(error) if is_user_error else errors.bug(error, folder), file=sys.stderr)
+    return 2 if is_user_error else 1
 
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
@@ -111,7 +111,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 
 def _launch(name: str, job: Callable[[DictConfig], None]) -> list[int]:
-    """Lets Hydra make the configuration and start the jobs; exit codes of the errors that were printed here."""
+    """Lets Hydra make the configuration and start the jobs; returns exit codes of the jobs and errors of this process."""
     import hydra
 
     from vlaprune import config
@@ -130,7 +130,7 @@ def _launch(name: str, job: Callable[[DictConfig], None]) -> list[int]:
         sys.exit(130)
     except Exception as error:
         if config.is_config_error(error):
-            given = [one for one in sys.argv[1:] if not one.startswith("-")]
+            given = [word for word in sys.argv[1:] if not word.startswith("-")]
             error = config.explain(error, given, lambda chosen: config.composed(chosen, name)[0], config.options)
         codes.append(print_error(error))
     return codes
@@ -141,8 +141,9 @@ def _guarded(name: str, job: Callable[[DictConfig], None], cfg: Any) -> int:
     from vlaprune import config
     from vlaprune.evaluation import progress
 
-    one, folder = config.job(), None
-    if one is None:
+    sweep_job = config.job()
+    folder = None
+    if sweep_job is None:
         progress.detach_from_board()
     else:
         progress.end_with_the_sweep()
@@ -153,17 +154,17 @@ def _guarded(name: str, job: Callable[[DictConfig], None], cfg: Any) -> int:
     except Exception as error:
         if config.is_config_error(error):
             error = errors.UserError(str(error))
-        if one is None:
+        if sweep_job is None:
             return print_error(error, folder)
-        mend = errors.is_user_error(error)
-        text = errors.line(error) if mend else " / ".join(errors.bug(error, folder).split("\n"))
-        if not one.fail(" ".join(text.split()), 2 if mend else 1):
+        is_user_error = errors.is_user_error(error)
+        text = errors.line(error) if is_user_error else " / ".join(errors.bug(error, folder).split("\n"))
+        if not sweep_job.fail(" ".join(text.split()), 2 if is_user_error else 1):
             raise  # on another machine: the exception is all that comes back
     return 0
 
 
 def _verdicts(statuses: Sequence[RunStatus]) -> None:
-    """What a finished sweep was made for, with the baseline where one was named."""
+    """Prints the tables of a finished sweep, with the baseline where one was named."""
     from vlaprune.records import read
     from vlaprune.report import sweep
 
@@ -218,9 +219,10 @@ def _serve(cfg: DictConfig) -> None:
         if cfg.token is None and cfg.host not in ("127.0.0.1", "localhost", "::1"):
             print("anyone who reaches this machine can use the policy: set VLAPRUNE_TOKEN", flush=True)
 
-    own: Any = client
+    any_client: Any = client
     options: dict[str, Any] = {"idle": float(cfg.idle), "token": token, "origins": list(cfg.origins)}
-    asyncio.run(servers[cfg.protocol](policy, own, about, cfg.seed, **options).run(cfg.host, cfg.port, ready))
+    server = servers[cfg.protocol](policy, any_client, about, cfg.seed, **options)
+    asyncio.run(server.run(cfg.host, cfg.port, ready))
 
 
 def _train(cfg: DictConfig) -> None:
@@ -230,14 +232,15 @@ def _train(cfg: DictConfig) -> None:
     from vlaprune.training import cloning, tuning
 
     words = list(HydraConfig.get().overrides.task)
-    said, bench = config.typed(words), config.make("bench", cfg.bench)
+    typed = config.typed(words)
+    bench = config.make("bench", cfg.bench)
     learnt = cfg.tune if cfg.tune is not None else tuning.is_learnable(config.make("method", cfg.method))
     unread = [f"recipe.{key}" for key in cfg.tuning.recipe] if learnt else ["tuning"]
-    for key in said:
+    for key in typed:
         if key in unread or key.split(".")[0] in unread:
             there = f"set tuning.{key}" if learnt else "it belongs to a method that is learnt, or to tune=true"
-            raise errors.UserError(f"{key}={said[key]} is not read here; {there}")
-    if learnt and "model.weights" not in said:
+            raise errors.UserError(f"{key}={typed[key]} is not read here; {there}")
+    if learnt and "model.weights" not in typed:
         cfg.model.weights = cfg.tuning.weights
     elif learnt and cfg.tuning.weights is not None:
         both = f"model.weights={cfg.model.weights} and tuning.weights={cfg.tuning.weights}"
@@ -254,7 +257,7 @@ def _train(cfg: DictConfig) -> None:
     (tuning if learnt else cloning).main(cfg, subject)
 
 
-def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
+def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> None:
     from tempfile import TemporaryDirectory
 
     import torch
@@ -280,7 +283,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], said: list[str]) -> None:
             partial(config.control, cfg, bench),
             bench,
             config.recorded_method,
-            lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *said])},
+            lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *arguments])},
             Path(scratch),
         )
         for path in job.MODES[cfg.mode](setting):

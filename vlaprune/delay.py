@@ -109,7 +109,8 @@ class Guide:
 
 def soft_mask(length: int, frozen: int, end: int) -> np.ndarray:
     """Weights [length]: 1 for the `frozen` first rows, falling to 0 at row `end` (arXiv:2506.07339, equation 5)."""
-    rows, frozen = np.arange(length), min(frozen, end)
+    rows = np.arange(length)
+    frozen = min(frozen, end)
     share = (end - rows) / (end - frozen + 1)
     soft = share * (np.exp(share) - 1) / (np.e - 1)
     return np.where(rows < frozen, 1.0, np.where(rows < end, soft, 0.0))
@@ -176,16 +177,18 @@ class Timeline:
     _recent: deque[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        """An episode may begin at once."""
+        """Starts the first episode."""
         self.reset()
 
     def reset(self) -> None:
-        """A new episode begins."""
-        self.steps, self._calls = [], []
-        self._chunks, self._recent = deque(maxlen=self.depth), deque(maxlen=RECENT)
+        """Starts a new episode."""
+        self.steps = []
+        self._calls = []
+        self._chunks = deque(maxlen=self.depth)
+        self._recent = deque(maxlen=RECENT)
 
     def forget(self) -> None:
-        """The instruction changes: there is no chunk to go on with."""
+        """Forgets the chunks that are under way, because the instruction changes."""
         self._chunks.clear()
 
     @property
@@ -200,21 +203,23 @@ class Timeline:
 
     @property
     def rest(self) -> tuple[int, int] | None:
-        """The newest chunk and its first action that belongs to the present step; None where nothing is left of it."""
+        """The newest chunk's call, and the index of its action for the present step; None if nothing is left of it."""
         if not self._chunks:
             return None
-        newest, now = self._chunks[0], len(self.steps)
+        newest = self._chunks[0]
+        now = len(self.steps)
         return (newest.call, now - newest.origin) if now - newest.origin < newest.length else None
 
     def call(self, late: int, execute: int, chunk: int) -> list[Step]:
-        """The steps from this call's observation up to the next one's; at least one.
+        """Adds the steps from this call's observation up to the next one's, at least one, and returns them.
 
         late     d of this call
         execute  actions executed per call
         chunk    actions that it planned
         """
         late = 0 if self.mode == "wait" else late
-        number, seen = len(self._calls), len(self.steps)
+        number = len(self._calls)
+        seen = len(self.steps)
         for _ in range(late):
             self._step(number)
         aligned = self.mode in ALIGNED
@@ -241,9 +246,9 @@ class Timeline:
         """What each call's delay did in an episode that ended after so many steps."""
         out = []
         for number, (late, dropped) in enumerate(self._calls):
-            own = [(at, s) for at, s in enumerate(self.steps) if s.waits == number]
-            done = [s for at, s in own if at < steps]
-            arrived = len(done) == late and (not own or own[-1][0] + 1 < steps)
+            waiting = [(at, s) for at, s in enumerate(self.steps) if s.waits == number]
+            done = [s for at, s in waiting if at < steps]
+            arrived = len(done) == late and (not waiting or waiting[-1][0] + 1 < steps)
             held = sum(not s.rows for s in done)
             out.append(Waited(late, held, len(done) - held, dropped if arrived else 0))
         return out

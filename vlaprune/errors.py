@@ -38,7 +38,8 @@ def bug(error: BaseException, folder: Path | None) -> str:
 
     folder  where that file is written, as error.log; None, or one that cannot be written to, for a temporary folder
     """
-    whole, shown = "".join(format_exception(error)), list(own_frames(error)) or frames(error)[-1:]
+    whole = "".join(format_exception(error))
+    shown = list(own_frames(error)) or frames(error)[-1:]
     place = next((path for path in (folder, Path(gettempdir())) if path is not None and _written(path, whole)), None)
     calls = "".join(format_list(shown))
     return f"{calls}{line(error)}\n" + (f"the whole traceback is in {place}/{LOG}" if place else whole)

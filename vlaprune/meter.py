@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 
 def linear_flops(rows: int, *widths: int) -> float:
-    """A chain of linear layers widths[0] -> widths[1] -> ... on `rows` rows."""
+    """FLOPs of a chain of linear layers widths[0] -> widths[1] -> ... on `rows` rows."""
     return 2.0 * rows * sum(a * b for a, b in pairwise(widths))
 
 
 def attention_flops(queries: int, columns: int, inner: int) -> float:
-    """Queries times keys and weights times values; `inner` is heads times head size."""
+    """FLOPs of queries times keys and of weights times values; `inner` is heads times head size."""
     return 4.0 * queries * columns * inner
 
 
 def block_flops(config: DecoderConfig, rows: int, columns: int) -> float:
-    """One decoder layer that computes `rows` tokens attending to `columns`."""
-    inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    """FLOPs of one decoder layer that computes `rows` tokens attending to `columns`."""
+    inner = config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
     linear = linear_flops(rows, config.hidden_size, inner + 2 * kv) + linear_flops(rows, inner, config.hidden_size)
     return (
         linear
@@ -39,15 +40,15 @@ def block_flops(config: DecoderConfig, rows: int, columns: int) -> float:
 
 
 def decoder_flops(config: DecoderConfig, counts: Iterable[tuple[int, int]]) -> float:
-    """All layers, from the observed (rows, columns) of each; the formula is worked out once for layers that are alike.
+    """FLOPs of all layers, from the observed (rows, columns) of each.
 
-    A sum of whole numbers, so it is exact in any order.
+    The formula is worked out once for layers that are alike. It is a sum of whole numbers, so it is exact in any order.
     """
     return sum(times * block_flops(config, *shape) for shape, times in Counter(counts).items())
 
 
 def vit_block_flops(tokens: int, width: int, ffn: int) -> float:
-    """One vision-transformer block on one image of `tokens` tokens."""
+    """FLOPs of one vision-transformer block on one image of `tokens` tokens."""
     return (
         linear_flops(tokens, width, 4 * width)
         + linear_flops(tokens, width, ffn, width)
@@ -61,7 +62,8 @@ class Span:
     __slots__ = ("_clock", "_name", "_start")
 
     def __init__(self, clock: Clock, name: str) -> None:
-        self._clock, self._name = clock, name
+        self._clock = clock
+        self._name = name
 
     def __enter__(self) -> None:
         self._clock.open.append(self._name)

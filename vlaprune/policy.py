@@ -182,7 +182,7 @@ class Policy:
         self.reset(slot, episode_seed(seed, task, episode))
 
     def _restart_on_new_instruction(self, slot: int, instruction: str) -> None:
-        """Resets the method and older chunks where the instruction changes within an episode, as upstream does.
+        """Restarts the method and forgets older chunks where the instruction changes in an episode, as upstream does.
 
         SIMPLER's put in drawer changes it.
         """

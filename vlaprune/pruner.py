@@ -42,7 +42,7 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
-        """Raises UserError for anything that is neither."""
+        """Raises UserError for an amount that is neither a fraction nor a count."""
         a = self.amount
         number = isinstance(a, (int, float)) and not isinstance(a, bool) and math.isfinite(a)
         if not number or a <= 0 or (isinstance(a, float) and a > 1):
@@ -95,7 +95,7 @@ class Plan:
 
 
 def run_plainly(function: Callable[..., Any], *inputs: Any) -> Any:
-    """`PruneContext.run` where no backend is at work."""
+    """Calls a function, as `PruneContext.run` does where no backend is at work."""
     return function(*inputs)
 
 
@@ -146,12 +146,12 @@ class PruneContext:
 
     @property
     def layout(self) -> Layout:
-        """Where things stand in the prompt."""
+        """The positions of visual tokens, text and actions in the prompt."""
         return self.trace.layout
 
     @property
     def total(self) -> int:
-        """V."""
+        """V, the number of visual tokens before any was dropped."""
         return self.trace.layout.total
 
     @property
@@ -199,12 +199,12 @@ class Selection:
 
     @classmethod
     def top(cls, score: Tensor, budget: Budget, of: int) -> Selection:
-        """The highest scores [n], as many as `budget` makes of `of` tokens; ties go to the low index, NaN last."""
+        """Keeps the rows with the highest scores [n]: `budget` of `of` tokens; ties go to the low index, NaN last."""
         return cls(top(score, min(budget.count(of), score.shape[0])))
 
     @classmethod
     def all(cls, context: PruneContext, reads: Mapping[int, QueryGroup]) -> Selection:
-        """Everything goes on, and this call also reads `reads`."""
+        """Keeps every row of the context, and reads `reads` in this call, too."""
         return cls(torch.arange(context.alive.shape[0], device=context.alive.device), reads=reads)
 
 
@@ -230,11 +230,11 @@ class Pruner(ABC):
 
     @abstractmethod
     def plan(self, info: ModelInfo) -> Plan:
-        """Where it acts and what it reads. Called once, when the policy is built."""
+        """Where the method acts and what it reads. Called once, when the policy is built."""
 
     @abstractmethod
     def select(self, context: PruneContext) -> Selection | None:
-        """What goes on. Called at every planned layer of every model call; None leaves the tokens as they are."""
+        """Selects what goes on. Called at every planned layer of every call; None leaves the tokens as they are."""
 
     def wants_second_pass(self, context: PruneContext) -> bool:
         """Whether the decoder computes the prompt of this call once more, from the same embeddings.
@@ -247,10 +247,10 @@ class Pruner(ABC):
         return False
 
     def reset(self) -> None:  # noqa: B027 - most methods remember nothing
-        """A new episode begins: forget everything."""
+        """Forgets everything, because a new episode begins."""
 
     def observe(self, trace: Trace) -> None:  # noqa: B027
-        """A model call is over, actions included. Keep what the next call needs."""
+        """Called when a model call is over, actions included. Keep what the next call needs."""
 
 
 class PrunerWrapper(Pruner):
@@ -260,23 +260,23 @@ class PrunerWrapper(Pruner):
         self.inner = inner
 
     def plan(self, info: ModelInfo) -> Plan:
-        """The inner plan."""
+        """The inner pruner's plan."""
         return self.inner.plan(info)
 
     def select(self, context: PruneContext) -> Selection | None:
-        """The inner selection."""
+        """The inner pruner's selection."""
         return self.inner.select(context)
 
     def wants_second_pass(self, context: PruneContext) -> bool:
-        """The inner wish."""
+        """Whether the inner pruner wants a second pass."""
         return self.inner.wants_second_pass(context)
 
     def reset(self) -> None:
-        """A new episode."""
+        """Resets the inner pruner."""
         self.inner.reset()
 
     def observe(self, trace: Trace) -> None:
-        """A model call is over."""
+        """Lets the inner pruner observe the model call."""
         self.inner.observe(trace)
 
 
@@ -285,7 +285,7 @@ class Scored(Pruner):
 
     @abstractmethod
     def score(self, context: PruneContext) -> Tensor | None:
-        """[n] by what `select` ranks the rows of this context, the highest go on; None where it ranks nothing.
+        """The numbers [n] by which `select` ranks the rows of a context: the highest go on. None if it ranks nothing.
 
         Asked after `select`, in the same context; it changes nothing.
         """
@@ -334,4 +334,4 @@ class Calibrated(Pruner):
 
     @abstractmethod
     def probe(self) -> Probe:
-        """What makes the file: run over dense calls, then told to save."""
+        """The probe that makes the file: it is run over dense calls, then asked to `save`."""

@@ -129,16 +129,16 @@ def film_name(task: str, episode: int) -> str:
 
 
 class Sink(Protocol):
-    """CSV, wandb, or a third party's logger. It may fail; the run goes on and says so once."""
+    """A logger: CSV, wandb, or a third party's. It may fail; the run goes on and says so once."""
 
     def open(self, header: Header, folder: Path, done: Sequence[EpisodeRecord]) -> None:
-        """A run begins or goes on; `done` are the episodes that the journal already holds."""
+        """Called when a run begins or goes on; `done` are the episodes that the journal already holds."""
 
     def episode(self, record: EpisodeRecord) -> None:
-        """An episode is finished and journalled."""
+        """Called when an episode is finished and journalled."""
 
     def close(self) -> None:
-        """The run is over."""
+        """Called when the run is over."""
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Run:
 
 
 class _Damaged(ValueError):
-    """A line whose checksum is another one."""
+    """Raised for a line whose checksum does not fit its content."""
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
@@ -174,13 +174,13 @@ def encode(line: Mapping[str, Any]) -> bytes:
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    """What `encode` wrote. _Damaged where a single bit differs."""
+    """Decodes a line that `encode` wrote. Raises _Damaged where a single bit differs."""
     head, _, tail = line.rpartition(b',"crc":"')
     body = head + b"}"
     if tail != b'%08x"}' % crc32(body):
         raise _Damaged
-    said: dict[str, Any] = json.loads(body)
-    return said
+    data: dict[str, Any] = json.loads(body)
+    return data
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -192,9 +192,9 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     header: Header | None = None
     for number, line in enumerate(whole, 1):
         try:
-            said = _decode(line)
-            kind = str(said.pop("kind", None))
-            content = _KINDS[kind](said)
+            data = _decode(line)
+            kind = str(data.pop("kind", None))
+            content = _KINDS[kind](data)
             header = content if kind == "header" else header
             if kind == "episode" and header is not None and content.counted != header.proved:
                 raise UserError("token counts missing" if header.proved else f"token counts in a run {UNPROVED}")
@@ -214,24 +214,24 @@ def read(folder: Path | str) -> Run:
     folder = Path(folder)
     run: Run | None = None
     for path in sorted(folder.glob("journal*.jsonl")):
-        for kind, said in _lines(path):
+        for kind, content in _lines(path):
             if kind == "header":
-                if run is not None and run.header.identity != said.identity:
-                    raise UserError(f"{folder} mixes two runs: {differences(run.header, said)}")
+                if run is not None and run.header.identity != content.identity:
+                    raise UserError(f"{folder} mixes two runs: {differences(run.header, content)}")
                 if run is None:
-                    run = Run(folder, said)
-                elif sum(said.tasks.values()) > sum(run.header.tasks.values()):
-                    run.header = said
-                run.headers.append(said)
+                    run = Run(folder, content)
+                elif sum(content.tasks.values()) > sum(run.header.tasks.values()):
+                    run.header = content
+                run.headers.append(content)
             elif run is None:
                 raise UserError(f"{path} has no header line; it is no journal of vlaprune")
             elif kind == "episode":
-                run.episodes.setdefault((said.task, said.episode), said)
+                run.episodes.setdefault((content.task, content.episode), content)
                 run.stopped = None
             elif kind == "stop":
-                run.stopped = said
+                run.stopped = content
             else:
-                run.errors.append(said)
+                run.errors.append(content)
     if run is None:
         raise UserError(f"{folder} holds no run; a run's folder has a journal.jsonl")
     if run.stopped is not None and not run.missing:  # episodes of other journals completed it
@@ -241,7 +241,7 @@ def read(folder: Path | str) -> Run:
 
 def written(path: Path) -> set[tuple[str, int]]:
     """The episodes that one journal holds."""
-    return {(said.task, said.episode) for kind, said in _lines(path) if kind == "episode"}
+    return {(record.task, record.episode) for kind, record in _lines(path) if kind == "episode"}
 
 
 def _count(value: Any) -> int:
@@ -270,30 +270,30 @@ def _tuple(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _mapping(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: {key: check(one) for key, one in _plain(dict)(value).items()}
+    return lambda value: {key: check(item) for key, item in _plain(dict)(value).items()}
 
 
 def _made(kind: Any) -> Callable[[Any], Any]:
-    """Builds a record from what JSON holds, every field of the kind that its annotation says."""
+    """A function that builds a record from what JSON holds and checks every field against its annotation."""
 
-    def build(said: Any) -> Any:
+    def build(data: Any) -> Any:
         types = {f.name: str(f.type) for f in fields(kind)}
-        return kind(**{key: _FIELDS[types[key]](value) for key, value in _plain(dict)(said).items()})
+        return kind(**{key: _FIELDS[types[key]](value) for key, value in _plain(dict)(data).items()})
 
     return build
 
 
-def _header(said: dict[str, Any]) -> Header:
-    if said.pop("schema", None) != SCHEMA:
+def _header(data: dict[str, Any]) -> Header:
+    if data.pop("schema", None) != SCHEMA:
         raise UserError(f"another version of vlaprune wrote it, this one writes schema {SCHEMA}")
-    header: Header = _made(Header)(said)
+    header: Header = _made(Header)(data)
     if any(count > MOST for count in header.tasks.values()):
         raise UserError(f"more than {MOST} episodes of a task")
     return header
 
 
-def _episode(said: dict[str, Any]) -> EpisodeRecord:
-    record: EpisodeRecord = _made(EpisodeRecord)(said)
+def _episode(data: dict[str, Any]) -> EpisodeRecord:
+    record: EpisodeRecord = _made(EpisodeRecord)(data)
     if len({len(call.visual) for call in record.calls}) > 1:
         raise UserError("an episode with calls of several depths")
     if any(bool(c.visual) != c.counted or (c.flops and not c.counted) for c in record.calls):
@@ -302,12 +302,12 @@ def _episode(said: dict[str, Any]) -> EpisodeRecord:
 
 
 def _noted(**checks: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A line that stays a mapping: exactly these keys."""
+    """A function that checks a line which stays a mapping: it must have exactly these keys."""
 
-    def check(said: dict[str, Any]) -> dict[str, Any]:
-        if said.keys() != checks.keys():
-            raise UserError(f"keys {sorted(said)}, not {sorted(checks)}")
-        return {key: checks[key](value) for key, value in said.items()}
+    def check(data: dict[str, Any]) -> dict[str, Any]:
+        if data.keys() != checks.keys():
+            raise UserError(f"keys {sorted(data)}, not {sorted(checks)}")
+        return {key: checks[key](value) for key, value in data.items()}
 
     return check
 
@@ -336,7 +336,7 @@ _KINDS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def without(header: Header, *parts: str) -> Header:
-    """What of a header's identity is left without these parts, such as `method` and `seed`."""
+    """A header with the identity alone, without these parts of it, such as `method` and `seed`."""
     return Header({key: value for key, value in header.identity.items() if key not in parts}, {}, {})
 
 
@@ -357,7 +357,8 @@ def recorded(folder: Path, header: Header) -> Run | None:
     """The run that a folder already holds, if it holds one. UserError where it is another run than `header` says."""
     if not any(True for path in folder.glob("journal*.jsonl") for _ in _lines(path)):
         return None
-    old, plain = read(folder), json.loads(json.dumps(dict(header.identity)))
+    old = read(folder)
+    plain = json.loads(json.dumps(dict(header.identity)))
     if old.header.identity != plain:
         raise UserError(
             f"{folder} holds another run ({differences(old.header, Header(plain, {}, {}))}); "

@@ -65,13 +65,15 @@ def unpack(data: bytes | str) -> Message:
         return _array(value) if isinstance(value, dict) else value
 
     try:
-        said = msgpack.unpackb(data, object_hook=bounded, list_hook=bounded, max_map_len=ENTRIES, max_array_len=ENTRIES)
+        message = msgpack.unpackb(
+            data, object_hook=bounded, list_hook=bounded, max_map_len=ENTRIES, max_array_len=ENTRIES
+        )
     except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
         why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
         raise UserError(f"a message cannot be read ({why}); send msgpack, as openpi's client does") from None
-    if not isinstance(said, dict):
-        raise UserError(f"a message holds a {type(said).__name__}; send a dictionary of named observations")
-    return said
+    if not isinstance(message, dict):
+        raise UserError(f"a message holds a {type(message).__name__}; send a dictionary of named observations")
+    return message
 
 
 def _plain(value: object) -> Message | object:
@@ -119,13 +121,13 @@ class Client:
     name = "client"
 
     def __post_init__(self) -> None:
-        """Raises UserError where cameras and their names in the message are not as many."""
+        """Raises UserError where there are not as many image names as cameras."""
         if len(self.cameras) != len(self.images):
             raise UserError(f"cameras {list(self.cameras)} are called {list(self.images)}; give each one a name")
 
     @property
     def interface(self) -> Interface:
-        """The world as a model is checked against it."""
+        """The conventions of the client's world, against which a model is checked."""
         layout = None if self.state is None else self.layout
         return Interface(self.rotation, self.gripper, self.frame, tuple(self.cameras), layout)
 
@@ -134,7 +136,7 @@ class Client:
         return Gate(replace(self.interface, cameras=tuple(self.images)))
 
     def read(self, message: Message, gate: Gate) -> Observation:
-        """An observation. UserError names what is missing or malformed."""
+        """The observation in a message. UserError names what is missing or malformed."""
         wanted = [*self.images, *([] if self.state is None else [self.state]), self.prompt]
         missing = [name for name in wanted if name not in message]
         if missing:
@@ -161,7 +163,9 @@ class ClientSlot:
     """A connection's place: its slot, once it has one, and when it was last heard of."""
 
     def __init__(self, websocket: Any) -> None:
-        self.websocket, self.slot, self.heard = websocket, -1, time.monotonic()
+        self.websocket = websocket
+        self.slot = -1
+        self.heard = time.monotonic()
 
 
 def check_installed() -> None:
@@ -193,9 +197,14 @@ class Server:
         token: str | None = None,
         origins: Sequence[str] = (),
     ) -> None:
-        self.policy, self.client, self.seed, self.patience, self.idle = policy, client, seed, patience, idle
+        self.policy = policy
+        self.client = client
+        self.seed = seed
+        self.patience = patience
+        self.idle = idle
         self.about = {**about, "slots": policy.slots, "episodes": "send `reset` or `episode` where one begins"}
-        self._token, self._origins = token, [None, *origins]
+        self._token = token
+        self._origins = [None, *origins]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(policy.slots):
             self._free.put_nowait(slot)
@@ -232,15 +241,15 @@ class Server:
         if request.path == "/healthz":
             return connection.respond(200, "OK\n")
         if self._token is not None:
-            said = request.headers.get("Authorization", "").partition(" ")[2].strip()
-            if not hmac.compare_digest(said.encode(), self._token.encode()):
+            token = request.headers.get("Authorization", "").partition(" ")[2].strip()
+            if not hmac.compare_digest(token.encode(), self._token.encode()):
                 return connection.respond(401, "send the server's token: Authorization: Api-Key TOKEN\n")
         if len(self._places) >= 2 * self.policy.slots + SPARE:
             return connection.respond(503, f"{len(self._places)} clients are connected; serve with more slots\n")
         return None
 
     async def _compute(self, thread: ThreadPoolExecutor) -> None:
-        """Answers everything that has been asked, in one packed call, over and over."""
+        """Answers all waiting requests in one packed call, over and over."""
         loop = asyncio.get_running_loop()
         while True:
             asks = [await self._asked.get()]
@@ -256,7 +265,7 @@ class Server:
                     ask.answer.set_result(answer)
 
     def _act(self, asks: Sequence[PendingRequest]) -> list[Answer | Exception]:
-        """The answers of one packed call. Where it fails, each is asked for alone: who is at fault is told so."""
+        """The answers of one packed call. If it fails, each request is computed alone and gets its own error."""
         try:
             for ask in asks:
                 if ask.seed is not None:
@@ -267,7 +276,7 @@ class Server:
             return [error] if len(asks) == 1 else [answer for ask in asks for answer in self._act([ask])]
 
     async def _talk(self, websocket: Any) -> None:
-        """One connection, from its greeting to its end, whoever ends it."""
+        """Serves one connection, from its greeting to its end, whoever ends it."""
         from websockets.exceptions import ConnectionClosed
 
         place = ClientSlot(websocket)
@@ -284,7 +293,7 @@ class Server:
                 self._free.put_nowait(place.slot)
 
     async def _greet(self, websocket: Any) -> None:
-        """Says what is served, as openpi's server does."""
+        """Sends a client what is served, as openpi's server does."""
         await send_within(websocket, pack(self.about))
 
     async def _slot(self) -> int:
@@ -299,14 +308,16 @@ class Server:
             raise UserError(f"all {self.policy.slots} slots are taken; serve with more slots") from None
 
     async def _episodes(self, websocket: Any, place: ClientSlot) -> None:
-        """Observations and their answers; the slot that is taken is noted in `place`."""
-        episode, gate = -1, self.client.gate()
+        """Answers the observations of a connection; the slot that it takes is noted in `place`."""
+        episode = -1
+        gate = self.client.gate()
         async for data in websocket:
             began = time.perf_counter()
             try:
                 message = unpack(data)
                 del data  # as large as the observation
-                observation, seed = self.client.read(message, gate), None
+                observation = self.client.read(message, gate)
+                seed = None
                 if place.slot < 0:
                     place.slot = await self._slot()
                 place.heard = time.monotonic()
@@ -328,14 +339,14 @@ class Server:
 
 
 async def send_within(websocket: Any, data: bytes | str) -> None:
-    """Raises TimeoutError for a client that does not read."""
+    """Sends data to a client. Raises TimeoutError for one that does not read."""
     await asyncio.wait_for(websocket.send(data), SLOW)
 
 
 def _watch(websocket: Any) -> None:
     """Lets the system find out that the other machine is gone; a client that is merely busy is not asked."""
-    own = websocket.transport.get_extra_info("socket")
+    connection = websocket.transport.get_extra_info("socket")
     with suppress(OSError, AttributeError):  # of what a platform does not have
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
-            own.setsockopt(socket.IPPROTO_TCP, option, value)
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -85,7 +85,7 @@ class CheckedPruner(PrunerWrapper):
         self.says_twice = False
 
     def plan(self, info: ModelInfo) -> Plan:
-        """The inner plan, asked for twice: it must not change."""
+        """The inner pruner's plan with a second pass allowed; asked for twice, because it must not change."""
         first, second = self.inner.plan(info), self.inner.plan(info)
         assert first == second, f"plan() answers {first}, then {second}; a plan is fixed"
         self.outputs = first.outputs
@@ -216,12 +216,12 @@ class KeepAll(Pruner):
     """Asked before the first, a middle and the last layer, it keeps every token."""
 
     def plan(self, info: ModelInfo) -> Plan:
-        """Three layers, and nothing is read."""
+        """Acts before the first, the middle and the last layer, and reads nothing."""
         layers = sorted({0, info.num_layers // 2, info.num_layers - 1})
         return Plan(layers, budget=dict.fromkeys(layers, Budget(1.0)))
 
     def select(self, context: PruneContext) -> Selection:
-        """All rows."""
+        """Keeps all rows."""
         return Selection.all(context, {})
 
 
@@ -229,16 +229,16 @@ class KeepHalf(Pruner):
     """Keeps every second token before the middle layer, and reads the action rows of the last layer."""
 
     def plan(self, info: ModelInfo) -> Plan:
-        """One layer."""
+        """Acts before the middle layer, and reads the action rows of the last."""
         layer = info.num_layers // 2
         return Plan([layer], {info.num_layers - 1: QueryGroup.ACTION})
 
     def select(self, context: PruneContext) -> Selection:
-        """Rows 0, 2, 4, ..."""
+        """Keeps rows 0, 2, 4, ..."""
         return Selection(torch.arange(0, context.alive.shape[0], 2, device=context.alive.device))
 
     def observe(self, trace: Trace) -> None:
-        """The action rows are there when the call is over, and sum to at most one on the visual tokens."""
+        """Checks that the action rows were recorded in the call, and sum to at most one on the visual tokens."""
         weights = trace.visual(len(trace.counts) - 1, QueryGroup.ACTION)
         rows = weights.shape[1]
         action = len(trace.layout.action)
@@ -306,7 +306,7 @@ def _actions(
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter of FLOPs. On a CPU it counts fused attention as nothing unless it is told how."""
+    """Torch's counter of FLOPs, made to count fused attention on a CPU, too, which it counts as nothing by default."""
 
     def count(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return int(sdpa_flop_count(q, k, v))

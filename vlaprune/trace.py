@@ -27,7 +27,7 @@ class QueryGroup(enum.Flag):
 
     @property
     def groups(self) -> tuple[QueryGroup, ...]:
-        """The single groups, in the order above."""
+        """The single groups, in the order of their definition."""
         return _groups(self)
 
 
