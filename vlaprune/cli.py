@@ -82,14 +82,14 @@ def _helped(name: str) -> bool:
 
 
 def print_error(error: BaseException, folder: Path | None = None) -> int:
-    """Prints an error and returns the exit code: 2 where the user can mend it, 1 for a bug."""
+    """Prints an error and returns the exit code: 2 where the user can correct it, 1 for a bug."""
     is_user_error = errors.is_user_error(error)
     print(errors.line(error) if is_user_error else errors.bug(error, folder), file=sys.stderr)
     return 2 if is_user_error else 1
 
 
 def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
-    """Runs jobs under Hydra. Exit code 2, and one line, for what the user can mend; 1 for a bug."""
+    """Runs jobs under Hydra. Exit code 2, and one line, for what the user can correct; 1 for a bug."""
     if _helped(name):
         return
     from vlaprune import config
@@ -111,7 +111,7 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
 
 
 def _launch(name: str, job: Callable[[DictConfig], None]) -> list[int]:
-    """Lets Hydra make the configuration and start the jobs; returns exit codes of the jobs and errors of this process."""
+    """Lets Hydra make the configuration and start the jobs; returns exit codes of jobs and errors in this process."""
     import hydra
 
     from vlaprune import config

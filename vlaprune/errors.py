@@ -1,4 +1,4 @@
-"""Errors that a user can mend, apart from bugs."""
+"""Tells errors that a user can correct from bugs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 
 class UserError(ValueError):
-    """Something outside the program is wrong and the user can mend it: an option, a file, a missing package.
+    """Something outside the program is wrong and the user can correct it: an option, a file, a missing package.
 
     The message is one line: what came, what is allowed, what to do. The command prints it without a traceback and ends
     with exit code 2. Raise it in a plug-in, too.
@@ -27,7 +27,7 @@ class UserError(ValueError):
 
 
 def line(error: BaseException) -> str:
-    """An error in one line: its text where the user can mend it, else its kind and text."""
+    """An error in one line: `error` and its text where the user can correct it, else its class and text."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     kind = "error" if is_user_error(error) else type(error).__name__
     return f"{kind}: {' '.join(str(text).split())}"
@@ -76,7 +76,7 @@ def frames(error: BaseException) -> list[FrameSummary]:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the user can mend it, as the docstring of UserError defines."""
+    """Whether the user can correct an error, as the docstring of UserError defines."""
     if isinstance(error, UserError):
         return True
     return isinstance(error, OSError) and error.filename is not None and not list(own_frames(error))

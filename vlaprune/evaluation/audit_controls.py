@@ -34,14 +34,14 @@ class RecordedCounts(Protocol):
 
 
 class Choice(Protocol):
-    """What goes on instead of the method's choice."""
+    """A choice of the rows that go on instead of those that the method chose."""
 
     def __call__(self, context: PruneContext, count: int, score: Tensor | None) -> Tensor:
-        """Rows [count] of the context. score: [n] the method's own, where the control needs one."""
+        """Chooses rows [count] of the context. `score` [n] is the method's own, where the control needs one."""
 
 
 def draw_seed(context: PruneContext, draw: int) -> int:
-    """A number for a draw at one layer of one call."""
+    """The seed of a random draw at one layer of one call; `draw` tells several draws apart."""
     return (context.call_seed * 131 + context.layer) * 131 + draw
 
 

@@ -111,12 +111,12 @@ class SweepJob:
 
     @property
     def place(self) -> Path | None:
-        """The file in which it says how far it is; None where no board is looking."""
+        """The file in which the job says how far it is; None where no board is looking."""
         folder = _folder()
         return folder and folder / f"{self.number}.json"
 
     def fail(self, error: str, code: int = 2) -> bool:
-        """Says that it failed; False where no board is looking."""
+        """Says that the job failed; returns False where no board is looking."""
         if self.place is None:
             return False
         known = self.place.is_file()

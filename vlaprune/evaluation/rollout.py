@@ -124,7 +124,7 @@ class Player(Protocol):
 
 
 class Watcher(Protocol):
-    """Looks on: a film, a progress bar. It sees what happened and changes nothing."""
+    """What looks on, such as a film or a progress bar. It sees what happened and changes nothing."""
 
     def on_call(self, task: str, episode: int, trace: Trace) -> None:
         """Called when a model call of an episode is over."""
@@ -147,8 +147,8 @@ def rollout(
     episode's number alone decides its initial state and its randomness.
 
     What an environment raises is noted, and its episode run once more at the end. What the policy raises ends the run:
-    its numbers could not be believed. So does what the first simulator of a task raises as it opens: it is for the user
-    to mend. UserError after `config.patience` episodes of a task that raised one after the other.
+    its numbers could not be believed. So does what the first simulator of a task raises as it opens: the user has to
+    correct it. UserError after `config.patience` episodes of a task that raised one after the other.
     """
     asked = journal.header.tasks
     todo = [(t.name, e) for t in bench.tasks() for e in shard.of(asked.get(t.name, 0)) if not journal.has(t.name, e)]

@@ -52,7 +52,8 @@ BASE = "prism-dinosiglip-224px+7b"
 TRUNK = ("vision_backbone.", "llm_backbone.", "projector.")
 HEADS = ("action_model.", "ema_diffusion.")
 PICTURES = preparation("plain")  # the whole frame, its aspect given up, by Pillow's bicubic filter
-ACTION, GRIPPER = 7, 6  # numbers of an action; the last is the gripper
+ACTION = 7  # numbers of an action
+GRIPPER = 6  # index of the gripper, the last of them
 
 
 class CogACT:

@@ -119,7 +119,7 @@ class Family:
         return cls(name, chunk, states, state, steps=steps, room=room, image=sides[0], added=False)
 
     def settle(self, chunk: int | None, state_as: str | None) -> tuple[int, str]:
-        """Chunk and state_as, from the user or else from the files. UserError where the two differ, or for neither.
+        """Chunk and state_as of the user, else of the files. UserError if the two differ, or neither says state_as.
 
         Random weights accept any chunk.
         """

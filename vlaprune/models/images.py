@@ -70,7 +70,7 @@ def area(image: np.ndarray, size: int = 224) -> np.ndarray:
 
 
 def check_larger(image: np.ndarray, size: int) -> np.ndarray:
-    """The image. UserError for one that `area` would have to enlarge."""
+    """Returns the image. UserError for one that `area` would have to enlarge."""
     if min(image.shape[:2]) < size:
         raise UserError(f"image is {image.shape[1]}x{image.shape[0]}; images=area makes images smaller, to {size} px")
     return image
@@ -85,7 +85,7 @@ PIPELINES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def pipeline(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
-    """One of PIPELINES. UserError for another name."""
+    """The function in PIPELINES under this name. UserError for another name."""
     if name not in PIPELINES:
         raise UserError(f"images={name}; use one of {', '.join(PIPELINES)}")
     return PIPELINES[name]

@@ -207,7 +207,7 @@ def restore(unit: Tensor, span: Range) -> Tensor:
 
 
 def decode_bins(tokens: Tensor) -> Tensor:
-    """Turns token ids into numbers in [-1, 1] on the CPU: middles of 255 equal bins, the highest id is the lowest."""
+    """Turns token ids into numbers in [-1, 1] on the CPU: middles of 255 equal bins, the highest id for the lowest."""
     tokens = to_host(tokens)
     return bins(tokens.device)[(TEXT - tokens - 1).clamp(0, 254)]
 
