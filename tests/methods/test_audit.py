@@ -11,7 +11,7 @@ from doubles import Bench, Scripted
 from handmade import prune_context
 
 from vlaprune.api.evaluation import evaluate
-from vlaprune.control import ControlArm as Driver
+from vlaprune.control import Control as Driver
 from vlaprune.evaluation import audit
 from vlaprune.evaluation.audit_controls import ControlArm, at_random, in_a_grid, lowest, shuffled
 from vlaprune.evaluation.recorder import Recorder
