@@ -89,7 +89,7 @@ def test_the_pictures_page_times_every_way_on_the_benchmarks_own(tmp_path, monke
 
 
 def test_the_check_runs_at_reduced_size_on_a_cpu(tmp_path, monkeypatch):
-    few = ("models=[cogact_tiny]", "methods=[fastv]", "keeps=[0.5]", "minutes=0.05")
+    few = ("models=[cogact_tiny]", "methods=[fastv]", "keeps=[0.5]", "minutes=0.15")
     table, text = page(monkeypatch, tmp_path, "model=toy", "mode=check", *few)
     arms = ["dense", "dense again", "fastv keep=0.5"]
     assert list(table["method"]) == arms and set(table["model"]) == {"cogact_tiny"}
