@@ -126,6 +126,17 @@ def test_the_weights_of_a_module_are_recorded():
     assert described("model", one)["weights"] != described("model", other)["weights"]
 
 
+def test_the_weights_of_a_decoder_behind_a_property_are_recorded():
+    class Hides(Toy):
+        decoder = property(lambda self: self.hidden[0], lambda self, made: setattr(self, "hidden", [made]))
+
+    one, other = Hides(), Hides()
+    assert described("model", one)["weights"] == described("model", other)["weights"]
+    with torch.no_grad():
+        other.decoder.norm.weight[0] += 1
+    assert described("model", one)["weights"] != described("model", other)["weights"]
+
+
 def test_options_of_a_class_that_is_no_dataclass_tell_its_runs_apart():
     assert described("method", LightVLA(extra=10)) != described("method", LightVLA(drop=0.1))
     assert described("method", LightVLA(extra=10)) == described("method", LightVLA(extra=10))

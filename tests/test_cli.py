@@ -488,5 +488,5 @@ def test_a_training_that_would_not_read_a_setting_is_refused_before_anything_is_
 def test_jobs_of_a_sweep_that_differ_in_what_names_no_folder_are_refused(call, tmp_path):
     """Else the second would find its episodes done by the first, and the table would show one row as if of both."""
     code, _, errors = call("-m", *TOY, "method=random", "slots=1,2", "output=runs/${hydra:runtime.choices.method}")
-    assert code == 2 and any("have one folder, runs/random" in line for line in errors)
+    assert code == 2 and any("write to the same folder, runs/random" in line for line in errors)
     assert len(read(tmp_path / "runs" / "random").episodes) == 4

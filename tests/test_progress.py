@@ -93,7 +93,7 @@ def test_two_jobs_of_a_sweep_never_share_a_folder(board, tmp_path):
     claim(tmp_path / "run", "", SweepJob(0, "slots=1"))
     claim(tmp_path / "run", "", SweepJob(0, "slots=1"))  # a job that is begun again
     claim(tmp_path / "run", "-1-of-2", SweepJob(1, "shard.index=1"))
-    with pytest.raises(UserError, match=r"this job and job 0 of the sweep have one folder, .*'slots=4'; name it in"):
+    with pytest.raises(UserError, match=r"jobs 0 and 1 of this sweep write to the same folder, .*'slots=4'"):
         claim(tmp_path / "run", "", SweepJob(1, "slots=4"))
 
 

@@ -121,6 +121,7 @@ def _watch(
 ) -> Mapping[int, RunStatus]:
     """Shows progress until all processes have ended; returns their last statuses. Reports a failed one at once."""
     bar, heard = None, 0
+    failed: set[int] = set()
     while True:
         over = all(p.poll() is not None for p in processes)
         heard = _relay(folder / SAID, heard)
@@ -132,7 +133,8 @@ def _watch(
         if over:
             break
         for i, process in enumerate(processes):
-            if process.poll():
+            if process.poll() and i not in failed:
+                failed.add(i)
                 why = _failure(process.returncode, statuses.get(i))
                 once(f"process {i} ({devices[i].name}) failed, the others go on: {why}")
         time.sleep(LOOK)

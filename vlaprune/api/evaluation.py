@@ -109,7 +109,7 @@ def described(group: str, part: Any) -> dict[str, Any]:
             f"another value; make the class a dataclass, or keep it as self.{lost[0]}"
         )
     key = "weights" if group == "model" else "weights_sha256"
-    weights = _weights(part)
+    weights = _weights(part, {"decoder": part.decoder} if group == "model" else {})
     return {"_target_": name, **_options(part), **({key: digest(weights)} if weights else {})}
 
 
@@ -137,11 +137,15 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def _weights(part: Any) -> Mapping[str, Any]:
-    """All parameters and buffers of a module, or of the modules in an object's attributes."""
+def _weights(part: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All parameters and buffers of a module, or of the modules in an object's attributes.
+
+    known  modules of the object that may be no attributes, such as a decoder behind a property
+    """
     from torch import nn
 
-    modules = {"": part} if isinstance(part, nn.Module) else vars(part) if hasattr(part, "__dict__") else {}
+    attributes = vars(part) if hasattr(part, "__dict__") else {}
+    modules = {"": part} if isinstance(part, nn.Module) else {**attributes, **known}
     held = {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
     return {f"{name}.{key}": value for name, module in held.items() for key, value in module.state_dict().items()}
 

@@ -98,16 +98,17 @@ def tune(
         )
     if not 0 < share <= 1 or batch < 1 or record < 1 or cost not in COSTS:
         raise UserError(f"share={share} batch={batch} record={record} cost={cost}; use 0 to 1, 1 or more, ms or gflops")
-    if refused := [word for word in rest if word.lstrip("+").split("=")[0].split(".")[0] in WHOLE]:
+    if refused := config.typed_words(rest, WHOLE):
         raise UserError(f"{refused[0]}: a race plays whole runs, episode after episode; leave it out")
     names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
     methods = _methods(rest, names)  # a wrong option is refused before anything runs
     dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
     counts = dense.headers[-1].tasks  # episodes of this call; an earlier one may have asked for more
     keys = [(t, e) for e in range(max(counts.values())) for t in counts if e < counts[t]]
-    budget, wave = int(share * len(names) * len(keys)), batch * len(counts)
+    whole = len(names) * len(keys)
+    budget = int(share * whole)
+    wave = batch * len(counts)
     if budget < wave:
-        whole = len(names) * len(keys)
         raise UserError(f"share={share} of the grid's {whole} episodes is {budget}, less than one batch of {wave}")
     entrants, base = _entrants(rest, methods, output / "seen.npz", record, cost)
 
@@ -118,7 +119,6 @@ def tune(
         return {key: run.episodes[key].success for key in asked}
 
     success = {key: dense.episodes[key].success for key in keys}
-    whole = len(entrants) * len(keys)
     standings = race(entrants, keys, success, play, budget, wave)
     played = sum(len(s.success) for s in standings)
     return Tuned(cost, (base, sum(success.values()) / len(keys)), entrants, standings, (played, whole))

@@ -82,5 +82,5 @@ def delay_identity(cfg: DictConfig) -> dict[str, Any]:
     if keys["mode"] != "rtc":
         keys.pop("beta", None)
     if "table" in keys:
-        keys["table"] = digest(Path(str(keys["table"])))
+        keys["table"] = digest(Path(str(keys["table"])).read_bytes())
     return keys

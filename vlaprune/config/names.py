@@ -30,9 +30,9 @@ def named(hydra: Any) -> dict[str, str]:
     So a class that moves to another module keeps its name.
     """
     said: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # they may contain `${hydra:...}`
-    typed = dict(override.lstrip("+").partition("=")[::2] for override in said)
+    given = typed(said)
     choices = hydra.runtime.choices
-    return {group: typed.get(f"{group}._target_", str(choices[group])) for group in GROUPS if group in choices}
+    return {group: given.get(f"{group}._target_", str(choices[group])) for group in GROUPS if group in choices}
 
 
 def identified(name: str, node: DictConfig) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def identified(name: str, node: DictConfig) -> dict[str, Any]:
 def files_read(options: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the files that options name, as KEY_sha256: the file at a path may change."""
     found = {key: Path(value) for key, value in options.items() if isinstance(value, str) and Path(value).suffix}
-    return {f"{key}_sha256": digest(path) for key, path in found.items() if path.is_file()}
+    return {f"{key}_sha256": digest(path.read_bytes()) for key, path in found.items() if path.is_file()}
 
 
-def digest(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digest(data: bytes) -> str:
+    """The first 16 hex digits of the SHA-256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 
 from vlaprune.config.build import control, model_node, robot_of
 from vlaprune.config.delay import delay_identity
-from vlaprune.config.names import files_read, identified, named
+from vlaprune.config.names import digest, files_read, identified, named
 from vlaprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def black_box_header(
     said, driver = identity(cfg, bench), control(cfg, bench)
     told = {key: value for key, value in greeting.items() if key != "slots" and not key.endswith("version")}
     bits = json.dumps(told, sort_keys=True, default=str).encode()
-    said["method"] = {"name": called, "greeting_sha256": hashlib.sha256(bits).hexdigest()[:16]}
+    said["method"] = {"name": called, "greeting_sha256": digest(bits)}
     for key in ("url", "called", "check", "patience"):  # they say only how it is reached
         said["model"].pop(key, None)
     whole = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}

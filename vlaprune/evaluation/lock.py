@@ -39,25 +39,37 @@ def locked(file: FileIO, path: Path, otherwise: str = "use shard.index", shared:
 @contextmanager
 def _beside(path: Path, otherwise: str) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
-    holder = f"{socket.gethostname()} {os.getpid()}"
     for _ in range(2):
         try:
             with open(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
-                file.write(holder)
+                file.write(this_process())
             break
         except FileExistsError:
-            host, _, pid = lock.read_text().partition(" ")
-            if host == socket.gethostname() and pid.isdecimal() and process_ended(int(pid)):
+            holder = lock.read_text()
+            pid = pid_here(holder)
+            if pid is not None and process_ended(pid):
                 lock.unlink(missing_ok=True)
                 continue
+            host, _, number = holder.partition(" ")
             raise UserError(
-                f"{path} is being written by process {pid} on {host}; wait for it or {otherwise}. If that process has "
-                f"ended, delete {lock}"
+                f"{path} is being written by process {number} on {host}; wait for it or {otherwise}. If that process "
+                f"has ended, delete {lock}"
             ) from None
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def this_process() -> str:
+    """The name of this process among those of all hosts: host and number."""
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def pid_here(process: str) -> int | None:
+    """The number of a process that `this_process` named; None if it is on another host, or the text is no such name."""
+    host, _, number = process.rpartition(" ")
+    return int(number) if host == socket.gethostname() and number.isdecimal() else None
 
 
 def process_ended(pid: int) -> bool:

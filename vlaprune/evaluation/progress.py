@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.evaluation.lock import process_ended
+from vlaprune.evaluation.lock import pid_here, process_ended, this_process
 from vlaprune.files import replacing
 from vlaprune.records import EpisodeRecord
 
@@ -97,8 +96,8 @@ def claim(folder: Path, shard: str, job: SweepJob) -> None:
     except FileExistsError:
         if (other := mark.read_text()) != str(job.number):
             raise UserError(
-                f"this job and job {other} of the sweep have one folder, {folder}, which names nothing of "
-                f"{job.choices!r}; name it in output="
+                f"jobs {other} and {job.number} of this sweep write to the same folder, {folder}; its name does not "
+                f"say {job.choices!r}: set output= so that it does"
             ) from None
 
 
@@ -195,11 +194,10 @@ def end_with_the_sweep() -> None:
 
     Journals stay whole: at most the episode under way is lost. On another machine nothing is watched.
     """
-    host, _, pid = os.environ.get(OWNER, "").rpartition(" ")
-    here = host == socket.gethostname() and pid.isdecimal() and int(pid) != os.getpid()
+    owner = pid_here(os.environ.get(OWNER, ""))
     watched = any(thread.name == OWNER for thread in threading.enumerate())
-    if _folder() is not None and here and not watched:
-        threading.Thread(target=_follow, args=(int(pid),), name=OWNER, daemon=True).start()
+    if _folder() is not None and owner not in (None, os.getpid()) and not watched:
+        threading.Thread(target=_follow, args=(owner,), name=OWNER, daemon=True).start()
 
 
 def _follow(owner: int) -> None:
@@ -241,7 +239,7 @@ class Board:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vlaprune-sweep-"))
         os.environ[SWEEP] = str(self.folder)
-        os.environ[OWNER] = f"{socket.gethostname()} {os.getpid()}"
+        os.environ[OWNER] = this_process()
         self._stop = threading.Event()
         self._drawn = 0  # lines on the terminal
         self._read = 0  # characters of what the jobs said

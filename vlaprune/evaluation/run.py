@@ -89,9 +89,10 @@ def check_folder(cfg: Any, header: Header, job: SweepJob | None) -> None:
     run = recorded(Path(cfg.output), header)
     if cfg.only is not None and run is None:
         raise UserError(f"only= runs recorded episodes again, but {cfg.output} holds no run; leave it out")
-    if cfg.only is None and cfg.baseline is not None:
-        _check_baseline(cfg.baseline, job)
+    if cfg.stop is not None:
         _rule(cfg, header)
+    elif cfg.only is None and cfg.baseline is not None:
+        _check_baseline(cfg.baseline, job)
 
 
 def _check_baseline(folder: str, job: SweepJob | None) -> None:
@@ -101,7 +102,7 @@ def _check_baseline(folder: str, job: SweepJob | None) -> None:
     except UserError as error:
         if job is None:
             raise UserError(f"baseline: {error}") from None
-        once(f"baseline={folder} holds no run yet; there has to be one when this sweep ends")
+        once(f"baseline: {error}. There has to be a run when this sweep ends")
 
 
 def _status(cfg: Any, header: Header, folder: Path, asked: int, mine: Sequence[EpisodeRecord]) -> RunStatus:

@@ -84,7 +84,6 @@ class Smol(SmallPolicy):
             raise UserError(f"model.tower={tower} is what a new policy begins with, and weights={weights} have a tower")
         else:
             self._load(shipped("smol", weights or "libero_object"), merged)
-            check_shape(self.card, {"cameras": list(self.interface.cameras)}, str(weights))
         self.to(where).eval()
 
     def _begin_with(self, tower: str) -> None:
@@ -96,16 +95,13 @@ class Smol(SmallPolicy):
         self.card["tower"] = {"weights": str(path.name), "sha256": card["sha256"]}
 
     def _load(self, path: Path, merged: bool) -> None:
-        """Loads what was trained. UserError where it was with another backbone or another number of word slots."""
+        """Loads what was trained. UserError if backbone, cameras or number of word slots was another one."""
         state, card = read(path)
         origin = card.get("from")
         if not isinstance(origin, dict) or not {"backbone", "lora", "text"} <= origin.keys():
             raise UserError(f"weights {path} are no smol's; they are a {card.get('model')}'s")
-        for key in ("backbone", "text"):
-            if origin[key] != self.card[key]:
-                raise UserError(
-                    f"weights {path} were trained with {key} {origin[key]}, now it is {self.card[key]}; use the same"
-                )
+        now = {"backbone": self.card["backbone"], "text": self.text, "cameras": list(self.interface.cameras)}
+        check_shape(card, now, str(path))
         add_adapters(self.trunk.decoder, **origin["lora"])
         fill(self, state, str(path))
         if merged:

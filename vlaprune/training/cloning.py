@@ -21,7 +21,7 @@ from vlaprune.nn.load import save
 from vlaprune.policy import Policy, TrainableFromScratch
 from vlaprune.training import demos
 from vlaprune.training.datasets import load as datasets
-from vlaprune.training.trainer import Recipe, Trainer, frames, quantiles
+from vlaprune.training.trainer import Recipe, Trainer, check_least, frames, quantiles
 
 
 def match_interface(arrays: dict[str, np.ndarray], world: Interface, model: Interface) -> dict[str, np.ndarray]:
@@ -66,12 +66,8 @@ class Teaching:
 
     def __post_init__(self) -> None:
         """Raises UserError for impossible numbers."""
-        counts = {"episodes": self.episodes, "every": self.every, "workers": self.workers}
-        counts |= {"corrections": self.corrections, "steps": 1 if self.steps is None else self.steps}
-        for name, count in {**counts, "rounds": self.rounds + 1, "first": self.first + 1}.items():
-            if count < 1:
-                least = 0 if name in ("rounds", "first") else 1
-                raise UserError(f"teaching.{name}={getattr(self, name)}; use {least} or more")
+        positive = dict.fromkeys(("episodes", "every", "workers", "corrections", "steps"), 1)
+        check_least("teaching", self, {**positive, "rounds": 0, "first": 0})
         if not 0 <= self.beta <= 1 or any(noise < 0 for noise in self.noises):
             raise UserError(f"teaching.beta={self.beta} noises={list(self.noises)}; use 0 to 1, and 0 or more")
         if not self.noises:
@@ -113,7 +109,7 @@ def check_weights(plan: Teaching, bench: Any) -> None:
 def record_demonstrations(bench: Any, plan: Teaching, folder: Path, chunk: int, world: str) -> list[Path]:
     """Records demonstrations of every task of a benchmark with experts; keeps those in `folder`. Returns their files.
 
-    world  identity of the benchmark as text, see `world_of`
+    world  identity of the benchmark as text, see `Subject.world`
     """
     teaches = isinstance(bench, SupportsExpert)  # a separate variable: mypy would narrow `bench` otherwise
     if not teaches:
@@ -173,12 +169,6 @@ def corrected_files(bench: Any, plan: Teaching, folder: Path, number: int) -> li
     return demos.planned(jobs, folder)
 
 
-def world_of(bench: Mapping[str, Any]) -> str:
-    """The identity of a benchmark's demonstrations as text: that of the benchmark, without its scoring."""
-    unseen = ("only", "names", "margin", "renderer")
-    return json.dumps({key: value for key, value in bench.items() if key not in unseen}, sort_keys=True, default=str)
-
-
 @dataclass(frozen=True)
 class Subject:
     """The model and method to train, and the benchmark.
@@ -198,8 +188,10 @@ class Subject:
 
     @property
     def world(self) -> str:
-        """The identity of the benchmark's demonstrations as text, see `world_of`."""
-        return world_of(self.identity["bench"])
+        """The identity of the benchmark's demonstrations as text: that of the benchmark without what it scores."""
+        unseen = ("only", "names", "margin", "renderer")
+        seen = {key: value for key, value in self.identity["bench"].items() if key not in unseen}
+        return json.dumps(seen, sort_keys=True, default=str)
 
     def origin(self, *parts: Any) -> str:
         """The identity of this training as text: model, method, world, and `parts` that JSON can hold."""

@@ -18,6 +18,14 @@ from vlaprune.files import replacing
 from vlaprune.nn.load import fill, trainable_state
 
 
+def check_least(section: str, plan: object, least: Mapping[str, int]) -> None:
+    """Raises UserError for a number of a plan that is below its least value; None is allowed."""
+    for name, low in least.items():
+        value = vars(plan)[name]
+        if value is not None and value < low:
+            raise UserError(f"{section}.{name}={value}; use {low} or more")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The settings of a training.
@@ -47,9 +55,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises UserError for impossible numbers."""
-        for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("seed", 0), ("shift", 0), ("decay", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"recipe.{name}={getattr(self, name)}; use {least} or more")
+        check_least("recipe", self, {"steps": 1, "batch": 1, "save_every": 1, "seed": 0, "shift": 0, "decay": 0})
         if not self.lr > 0 or not 0 <= self.ema_decay < 1:
             raise UserError(f"recipe.lr={self.lr} ema_decay={self.ema_decay}; use above 0, and 0 to below 1")
 
