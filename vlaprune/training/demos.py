@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import nullcontext
 from itertools import groupby
 from multiprocessing import get_context
@@ -88,14 +88,24 @@ def collect(
 ) -> dict[str, float]:
     """Records `plan` in processes, as `record` does; returns each task's success rate.
 
-    A process has one environment open at a time, which may take a gigabyte of memory for meshes and textures. So a plan
-    should list many episodes of a task one after the other.
+    A process has one environment open at a time, which may take a gigabyte of memory for meshes and textures. Episodes
+    of one task that stand one after the other in the plan share it, so a plan should list many of them in a row; at
+    most a `workers`-th of the plan is for one process alone.
     """
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        shares = [
-            pool.submit(_share, bench, plan[worker::workers], out_dir, style, worker) for worker in range(workers)
-        ]
-        won = [result for share in shares for result in share.result()]
+    most, files = -(-len(plan) // workers), planned(plan, out_dir)
+    rows = [list(jobs) for _, jobs in groupby(plan, key=lambda job: job.task)]
+    shares = [row[i : i + most] for row in rows for i in range(0, len(row), most)]
+    won: list[tuple[str, bool]] = []
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, tqdm(total=len(plan), unit="episode") as bar:
+        waiting = {pool.submit(_share, bench, share, out_dir, style) for share in shares}
+        while waiting:
+            done, waiting = wait(waiting, timeout=5, return_when=FIRST_EXCEPTION)
+            bar.update(sum(path.exists() for path in files) - bar.n)
+            try:
+                won += [one for share in done for one in share.result()]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return {name: float(np.mean([w for n, w in won if n == name])) for name in sorted({n for n, _ in won})}
 
 
@@ -222,22 +232,12 @@ def _read(path: Path, *keys: str, known: Sequence[str] = ()) -> dict[str, np.nda
         raise UserError(f"{path} is not a whole demonstration ({error}); delete it") from error
 
 
-def _share(
-    bench: Any, plan: Sequence[DemoJob], out_dir: str | Path, style: Style, worker: int
-) -> list[tuple[str, bool]]:
-    """The part of `collect` that one process records: one environment at a time, opened when the task changes."""
+def _share(bench: Any, jobs: Sequence[DemoJob], out_dir: str | Path, style: Style) -> list[tuple[str, bool]]:
+    """The part of `collect` that one process records at a time: episodes of one task, in one environment."""
     bench = in_process(bench)
-    tasks = {task.name: task for task in bench.tasks()}
-    won: list[tuple[str, bool]] = []
-    bar = tqdm(total=len(plan), desc=f"worker {worker}", unit="episode", position=worker, mininterval=5.0)
-    for name, jobs in groupby(plan, key=lambda job: job.task):
-        todo = list(jobs)
-        missing = [job for job in todo if not _path(out_dir, job).exists()]
-        with bench.open(tasks[name]) if missing else nullcontext() as env:
-            if missing:
-                _check(bench, env, style)
-            for job in todo:
-                won.append((name, _episode(bench, env, tasks[name], job, out_dir, style, None)))
-                bar.update()
-    bar.close()
-    return won
+    task = next(task for task in bench.tasks() if task.name == jobs[0].task)
+    missing = not all(_path(out_dir, job).exists() for job in jobs)
+    with bench.open(task) if missing else nullcontext() as env:
+        if missing:
+            _check(bench, env, style)
+        return [(task.name, _episode(bench, env, task, job, out_dir, style, None)) for job in jobs]
