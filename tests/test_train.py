@@ -461,3 +461,14 @@ def test_weights_go_with_the_heads_words_and_cameras_that_they_were_trained_with
     Tiny(str(path), ("a",), **same, device="cpu")
     with pytest.raises(UserError, match=f"were trained with {key} .*; use the same"):
         Tiny(str(path), **({"cameras": ("a",), **same, "device": "cpu"} | {key: value}))
+
+
+def test_a_saved_policy_scales_states_and_actions_as_the_trained_one_does(tmp_path):
+    """Parameters are rounded to half the bytes, the bounds of the normalisation are not."""
+    policy, third = model(), torch.full((8,), 1 / 3)
+    policy.normalise((-third, third), (-third[:7], third[:7]))
+    save(tmp_path / "p.safetensors", policy, {}, torch.float16)
+    state, _ = read(tmp_path / "p.safetensors")
+    buffers = dict(policy.named_buffers())
+    assert buffers.keys() < state.keys() and all(torch.equal(state[name], b) for name, b in buffers.items())
+    assert all(state[name].dtype == torch.float16 for name, _ in policy.named_parameters())

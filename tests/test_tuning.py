@@ -19,7 +19,7 @@ from vlaprune.methods.lightvla import LightVLA
 from vlaprune.methods.lightvla_star import LightVLAStar
 from vlaprune.methods.thinkproprio import ThinkProprio
 from vlaprune.models.tiny import WORDS
-from vlaprune.nn.load import read
+from vlaprune.nn.load import read, weights_id
 from vlaprune.policy import Policy
 from vlaprune.training import demos
 from vlaprune.training.cloning import Subject
@@ -245,11 +245,15 @@ def test_the_whole_command_leaves_weights_a_curve_and_what_is_kept(tmp_path, sho
     saved = tmp_path / "out" / "method.safetensors"
     assert saved.is_file() is (method is LightVLAStar)
     if method is LightVLAStar:
-        LightVLAStar(weights=str(saved)).plan(model().info)
+        policy = tmp_path / "out" / "policy.safetensors"
+        tuned = replace(model().info, weights=weights_id(read(policy)[1]))
+        LightVLAStar(weights=str(saved)).plan(tuned)
+        with pytest.raises(ValueError, match="was trained together with a policy of weights"):
+            LightVLAStar(weights=str(saved)).plan(model().info)
         with pytest.raises(ValueError, match=r"policy\.safetensors"):
-            LightVLAStar(weights=str(tmp_path / "out" / "policy.safetensors")).plan(model().info)
+            LightVLAStar(weights=str(policy)).plan(tuned)
         with pytest.raises(ValueError, match="were trained at layer 0; set layer=0"):
-            LightVLAStar(weights=str(saved), layer=1).plan(model().info)
+            LightVLAStar(weights=str(saved), layer=1).plan(tuned)
     said = capsys.readouterr().out
     assert f"vlaprune-eval model=tiny bench=x bench.suite=y model.weights={tmp_path}/out/policy.safetensors" in said
 

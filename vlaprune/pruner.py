@@ -303,9 +303,20 @@ class Learned(nn.Module, Pruner):
         super().__init__()
         self.eval()
 
-    def save(self, path: Path) -> None:
-        """Writes its parameters where its option `weights` can load them; to be written by a method that has some."""
+    def save(self, path: Path, policy: str) -> None:
+        """Writes its parameters where its option `weights` can load them; to be written by a method that has some.
+
+        policy  identifier of the weights they were trained with, which the card is to name as `policy`
+        """
         raise NotImplementedError(f"{type(self).__name__} has parameters and no `save`")
+
+    def check_policy(self, card: Mapping[str, object], info: ModelInfo, path: str) -> None:
+        """UserError where the card of parameters names other weights of the policy than the model's."""
+        if card.get("policy", info.weights) != info.weights:  # the first files of a method do not name it
+            raise UserError(
+                f"{path} was trained together with a policy of weights {card['policy']}, this one has {info.weights}; "
+                "set model.weights to those"
+            )
 
 
 class Probe(Pruner):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,11 +82,13 @@ def test_plans_once_alike_and_saved_layers_come_back(tmp_path):
         torch.equal(v, before[k]) and torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items()
     )
     torch.nn.init.normal_(first.points[2].weight)
-    first.save(path)
+    first.save(path, INFO.weights)
     again = planned(tokens=4, weights=path)
     assert torch.equal(again.points[2].weight, first.points[2].weight)
     with pytest.raises(ValueError, match="wrong shapes"):
         planned(tokens=5, weights=path)
+    with pytest.raises(ValueError, match="with a policy of weights none, this one has other; set"):
+        GridS(tokens=4, weights=path).plan(replace(INFO, weights="other"))
     with pytest.raises(ValueError, match="tokens=0"):
         GridS(tokens=0)
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,10 +51,12 @@ def test_plans_once_and_alike():
 def test_saved_queries_come_back(tmp_path):
     pruner, path = planned(size=6), str(tmp_path / "star.safetensors")
     torch.nn.init.normal_(pruner.query)
-    pruner.save(path)
+    pruner.save(path, INFO.weights)
     assert torch.equal(planned(size=6, weights=path).query, pruner.query)
     with pytest.raises(ValueError, match="wrong shapes"):
         planned(size=7, weights=path)
+    with pytest.raises(ValueError, match="with a policy of weights none, this one has other; set"):
+        LightVLAStar(size=6, weights=path).plan(replace(INFO, weights="other"))
     with pytest.raises(ValueError, match="do not exist"):
         planned(weights=str(tmp_path / "none.safetensors"))
 

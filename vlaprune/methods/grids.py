@@ -88,12 +88,14 @@ class GridS(Learned):
                 self.points = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 2 * self.tokens))
                 self.place = nn.Sequential(nn.Linear(2, 256), nn.GELU(), nn.Linear(256, width))
             if self.weights != "random":
-                fill(self, read(self.weights)[0], self.weights)
+                state, card = read(self.weights)
+                self.check_policy(card, info, self.weights)
+                fill(self, state, self.weights)
         return Plan((0,))
 
-    def save(self, path: Path) -> None:
-        """Writes the layers where `weights` can load them."""
-        save(path, self, {"method": "grids", "tokens": self.tokens})
+    def save(self, path: Path, policy: str) -> None:
+        """Writes the layers where `weights` can load them, to act with these weights of the policy."""
+        save(path, self, {"method": "grids", "tokens": self.tokens, "policy": policy})
 
     def sampled(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Patches [K] and values [K, d] in fp32 for the tokens [h w, d] of one camera."""

@@ -63,12 +63,14 @@ class LightVLAStar(LightVLA):
                 state, card = read(self.weights)
                 if (layer := card.get("layer", self.layer)) != self.layer:
                     raise UserError(f"queries {self.weights} were trained at layer {layer}; set layer={layer}")
+                self.check_policy(card, info, self.weights)
                 fill(self, state, self.weights)
         return Plan((self.layer,))
 
-    def save(self, path: Path) -> None:
-        """Writes the queries where `weights` can load them."""
-        save(path, self, {"method": "lightvla_star", "size": self.size, "layer": self.layer})
+    def save(self, path: Path, policy: str) -> None:
+        """Writes the queries where `weights` can load them, to act with these weights of the policy."""
+        card = {"method": "lightvla_star", "size": self.size, "layer": self.layer, "policy": policy}
+        save(path, self, card)
 
     def _charge(self, context: PruneContext) -> None:
         """Charges the FLOPs of the matrix product of `scores`."""

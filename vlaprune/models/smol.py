@@ -7,7 +7,6 @@ SmolVLA (arXiv:2506.01844, section 3.1), it keeps the first half of the layers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,9 +106,7 @@ class Smol(SmallPolicy):
         if merged:
             merge(self.trunk)
         self._merged = merged
-        both = f"{origin['backbone']} {card['sha256']}"
-        digest = hashlib.sha256(both.encode()).hexdigest()
-        self.card = {**self.card, **card, "lora": origin["lora"], "weights": str(path), "sha256": digest}
+        self.card = {**self.card, **card, "lora": origin["lora"], "weights": str(path)}
         self.info = replace(self.info, weights=weights_id(self.card))
 
     @property

@@ -26,14 +26,16 @@ def trainable_state(module: nn.Module) -> dict[str, Tensor]:
 def save(path: Path | str, module: nn.Module, card: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
     """Writes a module's trained tensors and a card (what made them) to a safetensors file, whole or not at all.
 
-    The metadata holds a checksum of tensors and card: safetensors itself would not notice a flipped bit.
+    Parameters are written in `dtype`, buffers as they are: rounded bounds would move every action. The metadata holds a
+    checksum of tensors and card: safetensors itself would not notice a flipped bit.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
+    learnt = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     state = {
-        k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
-        for k, v in trainable_state(module).items()
+        name: tensor.detach().cpu().to(dtype if name in learnt else tensor.dtype).contiguous()
+        for name, tensor in trainable_state(module).items()
     }
     told = json.dumps(dict(card))
     with replacing(path) as part:

@@ -6,7 +6,6 @@ their own A and B, as in the authors' models, where they are separate layers.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +94,5 @@ def load_adapter(policy: nn.Module, trunk: nn.Module, path: str, card: dict[str,
     add_adapters(trunk, lora["rank"], lora["alpha"])
     fill(policy, state, path)
     merge(trunk)
-    both = f"{weights_id(card)} {said['sha256']}"
     made = {key: said[key] for key in ("tuning", "method") if key in said} | {"from": dict(card)}
-    card |= {"adapter": str(Path(path)), "sha256": hashlib.sha256(both.encode()).hexdigest(), **made}
+    card |= {"adapter": str(Path(path)), "sha256": said["sha256"], **made}

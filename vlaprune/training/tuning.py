@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vlaprune.errors import UserError
 from vlaprune.files import replacing
 from vlaprune.meter import Clock
-from vlaprune.nn.load import save, weights_id
+from vlaprune.nn.load import read, save, weights_id
 from vlaprune.nn.lora import add_adapters
 from vlaprune.policy import HasTrunk, Trainable, TrainableFromScratch
 from vlaprune.pruner import Learned
@@ -283,5 +283,5 @@ def main(cfg: Any, subject: Subject) -> None:
     option = "adapter" if lora else "weights"
     print(f"{path}\n{subject.evaluation(option, path, '...')}")
     if isinstance(method, Learned) and list(method.parameters()):
-        method.save(folder / "method.safetensors")
+        method.save(folder / "method.safetensors", weights_id(read(path)[1]))
         print(f"{folder / 'method.safetensors'}, for method.weights=")
