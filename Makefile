@@ -5,6 +5,9 @@ BIN := .venv/bin
 RUNS := results/runs/robosuite/tiny
 LIBERO := results/runs/libero/tiny
 LEARNT := results/runs/robosuite/lightvla
+GRIDS := data/robosuite/grids
+PROPRIO := data/robosuite/thinkproprio
+LEARNED := results/runs/robosuite/learned
 TUNED := model.weights=robosuite-lightvla
 TAUT := data/robosuite/lightvla
 WEIGHED := method.multiplicity_bias=true
@@ -26,19 +29,24 @@ SIMPLER ?= .simpler
 export OMP_NUM_THREADS ?= 1
 export LP_NUM_THREADS ?= 1
 SUITE ?= libero_object
+SMOL ?= recipe.steps=1000 recipe.batch=32
+JOBS ?= 2
 METHODS ?= dense,fastv
 VIDEO ?= failures
 # What the shipped LIBERO weights were taught, a policy for each suite, from robosuite's on: labels from the states met.
 TAUGHT := model.text=20 model.weights=robosuite data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 recipe.steps=2400 recipe.lr=8e-4
 TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
 TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
+STUDY := results/runs/libero/smol/study
+STUDIED := model=smol bench=libero bench.suite=libero_object episodes=10 logger=csv hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
+STUDY_AUDIT := output='$(STUDY)/audit/$${hydra:runtime.choices.method}/$${audit.arm}' audit.run='$(STUDY)/audit/$${hydra:runtime.choices.method}/own'
 # glibc would return large blocks to the kernel after every step, and fetch them back.
 ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
 # A tiny of 600 positions (about 310 with image=192), width 1024 and 12 layers: large enough to be bound by arithmetic on a CPU.
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations ties bench-libero train-libero train-smol train-moving bench-simpler clean
+.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations learned ties bench-libero train-libero train-smol study-smol train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -214,6 +222,18 @@ lightvla-ablations: lightvla  ## the same with other noise, tokens more or less,
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear unweighted star) --tasks --untimed --output results/lightvla --name table
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear none constant gumbel drop extra) --untimed --output results/lightvla --name ablations
 
+learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half an hour alone on the machine), then their rollouts and table
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=grids bench=robosuite
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=thinkproprio bench=robosuite tuning.schedule=cosine
+	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNED)/dense
+	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNED)/lightvla
+	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=grids method.weights=$(GRIDS)/method.safetensors logger=csv output=$(LEARNED)/grids
+	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio logger=csv output=$(LEARNED)/thinkproprio
+	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/grids
+	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/thinkproprio
+	$(BIN)/vlaprune-report $(addprefix $(LEARNED)/,dense lightvla grids thinkproprio) --tasks --untimed --output results/lightvla --name learned
+	$(BIN)/vlaprune-report $(addprefix $(LEARNED)-control/,grids thinkproprio) --untimed --output results/lightvla --name control
+
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
 	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau
 	$(BIN)/vlaprune-eval method=dense logger=csv output=$(RUNS)-ties/dense
@@ -228,8 +248,18 @@ bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a ta
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
 	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
 
-train-smol: .venv/done  ## trains smol, on a pretrained language model, on libero_object (two hours; 6 GB of memory)
-	$(ROOMY) $(BIN)/vlaprune-train model=smol bench=libero bench.suite=libero_object bench.worker=false model.tower=libero_object data=data/libero_object output=data/libero_object/smol teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 $(TAUGHT_libero_object) recipe.steps=1000 recipe.batch=32 recipe.lr=8e-4 recipe.ema_decay=0.99 recipe.save_every=100
+train-smol: .venv/done  ## trains smol, on a pretrained language model, on libero_object (two hours; 6 GB of memory; on a GPU: SMOL='recipe.steps=2400 recipe.batch=128')
+	$(ROOMY) $(BIN)/vlaprune-train model=smol bench=libero bench.suite=libero_object bench.worker=false model.tower=libero_object data=data/libero_object output=data/libero_object/smol teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 $(TAUGHT_libero_object) recipe.lr=8e-4 recipe.ema_decay=0.99 recipe.save_every=100 $(SMOL)
+
+study-smol: .venv/done  ## methods on smol at three budgets, audits at the smallest (a quarter of an hour an arm on one core; JOBS= processes; goes on where it stopped)
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=dense output=$(STUDY)/sweep/dense
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=fastv,divprune,random,vlapruner,ties,safe,uniform,visionzip,tome,dart,cdpruner method.keep=0.5,0.25,0.125 output='$(STUDY)/sweep/$${hydra:runtime.choices.method}-$${method.keep}'
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv audit.arm=dense,blind,wordless output='$(STUDY)/audit/dense/$${audit.arm}'
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=own $(STUDY_AUDIT)
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=$(CHANCE) $(STUDY_AUDIT)
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip method.keep=0.125 audit.arm=bottom,shuffled,other $(STUDY_AUDIT)
+	$(BIN)/vlaprune-report --audit $(STUDY)/audit --output results/libero/smol --name audit
+	$(BIN)/vlaprune-report $(STUDY)/sweep --criteria $(STUDY)/audit --output results/libero/smol --name sweep --html results/libero/smol/sweep.html
 
 train-moving: .venv/done  ## trains tiny on worlds that move: demonstrations, cloning, one round of corrections (40 minutes)
 	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving model.weights=robosuite output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4
