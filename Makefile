@@ -46,7 +46,7 @@ ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 TH
 BOUND := model.weights=random model.width=1024 model.layers=12 model.heads=16 model.image=272 observations=noise calls=12 seconds=0 block=2 warmup=2
 PARALLEL := hydra/launcher=joblib hydra.launcher.n_jobs=2 logger=csv
 
-.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations learned ties bench-libero train-libero train-smol study-smol train-moving bench-simpler clean
+.PHONY: sweep-all audit audit-libero tune stress delay mutants ray gpu-check-1 gpu-check-2 help demo report test torture check lint type fix docs figures fresh wheel sweep tables claims parity profile fidelity gpu-check train lightvla lightvla-ablations learned ties bench-libero protocol train-libero train-smol study-smol train-moving bench-simpler clean
 help:     ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
@@ -244,6 +244,10 @@ ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight shoul
 bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a table (SUITE=, METHODS=, VIDEO=)
 	$(BIN)/vlaprune-eval -m bench=libero bench.suite=$(SUITE) method=$(METHODS) episodes=10 video=$(VIDEO) output='$(LIBERO)/$(SUITE)/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(LIBERO)/$(SUITE) --tasks --untimed --output results/libero/tiny --name $(SUITE)
+
+protocol: .venv/done  ## dense and three methods on libero_object with the protocol's own pictures, 256 px (half an hour)
+	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object bench.fast=false bench.image=null method=dense,fastv,vlapruner,uniform episodes=10 output='$(LIBERO)/protocol/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-report $(LIBERO)/protocol --tasks --untimed --output results/libero/tiny --name protocol
 
 train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of the expert, cloning (SUITE=)
 	$(ROOMY) $(BIN)/vlaprune-train bench=libero bench.suite=$(SUITE) bench.worker=false $(TAUGHT) $(TAUGHT_$(SUITE))
