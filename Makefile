@@ -125,6 +125,7 @@ tables: .venv/done  ## tables from the recorded sweep
 sweep-all: .venv/done  ## every method as it is configured on robosuite and libero_object, beside what make audit audit-libero found (two hours; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m method=dense,$(EVERY) episodes=25 output='$(ALL)/robosuite/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) episodes=25 logger=csv output=$(ALL)/robosuite/lightvla
+	$(BIN)/vlaprune-eval model.weights=robosuite-grids method=grids method.weights=robosuite episodes=25 logger=csv output=$(ALL)/robosuite/grids
 	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object method=dense,$(EVERY) episodes=10 output='$(ALL)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(ALL)/robosuite --criteria $(AUDITS) --output results/robosuite/tiny --name all --html results/robosuite/tiny/all.html
 	$(BIN)/vlaprune-report $(ALL) --suites --criteria $(AUDITS) $(AUDITS_LIBERO) --output results/all --name tiny

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, and found where the package ships them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+SHIPPED = Path(__file__).resolve().parent / "weights"
 
 
 @contextmanager
@@ -21,3 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def shipped_file(model: str, name: str, kind: str) -> Path:
+    """The file of a kind that is shipped for a model under a name; where there is none, the name as a path."""
+    path = SHIPPED / f"{model}-{name}.{kind}"
+    return path if path.is_file() else Path(name)

@@ -9,6 +9,7 @@ from scipy.ndimage import map_coordinates
 from stepwise import CONFIGS
 
 from vlaprune.methods.grids import GridS, assign_patches, sample
+from vlaprune.models.tiny import Tiny
 from vlaprune.testing import check_pruner
 
 
@@ -91,6 +92,14 @@ def test_plans_once_alike_and_saved_layers_come_back(tmp_path):
         GridS(tokens=4, weights=path).plan(replace(INFO, weights="other"))
     with pytest.raises(ValueError, match="tokens=0"):
         GridS(tokens=0)
+
+
+def test_the_shipped_sampler_acts_with_the_policy_it_was_trained_with_and_no_other():
+    sampler = GridS(tokens=16, weights="robosuite")
+    sampler.plan(Tiny(weights="robosuite-grids").info)
+    assert sampler.points[2].weight.shape == (32, 512)
+    with pytest.raises(ValueError, match=r"tiny-robosuite\.grids\.safetensors was trained together with a policy of"):
+        GridS(tokens=16, weights="robosuite").plan(Tiny().info)
 
 
 @pytest.mark.parametrize("cameras", [("one",), ("left", "right")])

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
+from vlaprune.files import shipped_file
 from vlaprune.nn.load import fill, read, save
 from vlaprune.pruner import Learned, ModelInfo, Plan, PruneContext, Selection
 
@@ -61,7 +62,7 @@ class GridS(Learned):
     """Puts samples in place of the tokens; starts in evaluation mode.
 
     tokens   samples of each camera (16 or 4 as published), at most as many as it has patches
-    weights  a safetensors file that `save` wrote, or `random`
+    weights  a safetensors file that `save` wrote, the name of one shipped with the package (robosuite), or `random`
 
     Its layers exist once `plan` has told the width of the tokens.
     """
@@ -88,9 +89,10 @@ class GridS(Learned):
                 self.points = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 2 * self.tokens))
                 self.place = nn.Sequential(nn.Linear(2, 256), nn.GELU(), nn.Linear(256, width))
             if self.weights != "random":
-                state, card = read(self.weights)
-                self.check_policy(card, info, self.weights)
-                fill(self, state, self.weights)
+                path = str(shipped_file(info.name, self.weights, "grids.safetensors"))
+                state, card = read(path)
+                self.check_policy(card, info, path)
+                fill(self, state, path)
         return Plan((0,))
 
     def save(self, path: Path, policy: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
+from vlaprune.files import SHIPPED, shipped_file
 from vlaprune.meter import linear_flops, vit_block_flops
 from vlaprune.models.images import area
 from vlaprune.nn.backend import EAGER, Backend
@@ -30,7 +31,6 @@ from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session, prepares_pictures
 from vlaprune.trace import Layout, View
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 ACTION, STATE, HINT = 7, 8, 4  # numbers of an action, of a state, of a hint
 
 
@@ -45,10 +45,10 @@ def check_shape(card: Mapping[str, object], shape: Mapping[str, object], path: s
 
 def shipped(model: str, weights: str) -> Path:
     """The file of some weights: one shipped with the package under this name, or a path. UserError for neither."""
-    path = WEIGHTS / f"{model}-{weights}.safetensors"
-    path = path if path.is_file() else Path(weights)
+    path = shipped_file(model, weights, "safetensors")
     if not path.is_file():
-        names = sorted(p.stem.removeprefix(f"{model}-") for p in WEIGHTS.glob(f"{model}-*.safetensors"))
+        stems = (p.stem.removeprefix(f"{model}-") for p in SHIPPED.glob(f"{model}-*.safetensors"))
+        names = sorted(stem for stem in stems if "." not in stem)  # the others are a method's
         raise UserError(f"weights {weights} do not exist: no file, nor shipped with {model} ({', '.join(names)})")
     return path
 

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from vlaprune.errors import UserError
-from vlaprune.files import replacing
+from vlaprune.files import replacing, shipped_file
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.pruner import ModelInfo, Plan, Probe, PruneContext, Selection
 from vlaprune.trace import Trace
 
-SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 FRAMES = 100  # most values in a calibration, as in the paper
 LEAST = 20  # values; the 5 % quantile of fewer is the lowest value or beyond it
 
@@ -91,8 +90,7 @@ class Calibration:
     @classmethod
     def read(cls, path: str, estimator: Estimator, info: ModelInfo) -> "Calibration":
         """The calibration in a file, or shipped under a name. UserError where it is damaged or of something else."""
-        shipped = SHIPPED / f"{info.name}-{path}.ties.json"
-        file = shipped if shipped.is_file() else Path(path)
+        file = shipped_file(info.name, path, "ties.json")
         try:
             data = json.loads(file.read_text())
             tokens, taus = int(data["visual_tokens"]), [float(t) for t in data["tau"]]
