@@ -7,7 +7,7 @@ LIBERO := results/runs/libero/tiny
 LEARNT := results/runs/robosuite/lightvla
 GRIDS := data/robosuite/grids
 PROPRIO := data/robosuite/thinkproprio
-LEARNED := results/runs/robosuite/learned
+LEARNED := results/runs/robosuite/learnt
 TUNED := model.weights=robosuite-lightvla
 TAUT := data/robosuite/lightvla
 WEIGHED := method.multiplicity_bias=true

@@ -64,6 +64,19 @@ def test_without_noise_training_picks_what_test_picks():
     assert set(trained.keep.tolist()) == tested and len(trained.keep) == 16 == len(trained.values)
 
 
+def test_a_winner_that_counts_once_for_each_vote_is_what_training_shows():
+    """Attention over the winners with their votes equals attention over training's rows, duplicates and mean included."""
+    at, query = prune_context(torch.randn(15, 16), cameras=((3, 5),)), torch.randn(16)
+    pruner = ThinkProprio(multiplicity_bias=True)
+    tested = pruner.select(at)
+    assert tested.multiplicity.sum() == 16 and ThinkProprio().select(at).multiplicity is None
+    few = (tested.values @ query + tested.multiplicity.log()).softmax(0) @ tested.values
+    pruner.train()
+    pruner.noise_scale = 0.0
+    rows = pruner.select(at).values
+    assert torch.allclose(few, (rows @ query).softmax(0) @ rows, atol=1e-5)
+
+
 @pytest.mark.parametrize("cameras", [("one",), ("left", "right")])
 def test_remembers_nothing(cameras):
     check_memoryless(ThinkProprio, cameras)

@@ -28,12 +28,20 @@ class ThinkProprio(LightVLA):
     min_keep  at least so many winners go on, filled up by best score
     queries   task (state and instruction, and whatever else stands behind the visual tokens) or instruction
     mean      one more token goes on, the mean of all
+    multiplicity_bias  as in LightVLA: a winner counts once for each vote, as in training; the mean counts once
     """
 
     name = "thinkproprio"
 
-    def __init__(self, noise: str = "gumbel", min_keep: int = 1, queries: str = "task", mean: bool = True) -> None:
-        super().__init__(noise, min_keep, queries=queries)
+    def __init__(
+        self,
+        noise: str = "gumbel",
+        min_keep: int = 1,
+        queries: str = "task",
+        mean: bool = True,
+        multiplicity_bias: bool = False,
+    ) -> None:
+        super().__init__(noise, min_keep, multiplicity_bias, queries)
         self.mean = mean
 
     def scores(self, visual: Tensor, text: Tensor) -> Tensor:
@@ -55,4 +63,9 @@ class ThinkProprio(LightVLA):
             free = ranking(others.float())[: min(1, others.shape[0] - chosen.keep.shape[0])]
         values = context.visual[chosen.keep] if chosen.values is None else chosen.values
         mean = context.visual.float().mean(0, keepdim=True).to(values)
-        return Selection(torch.cat((chosen.keep, free)), values=torch.cat((values, mean[: free.shape[0]])))
+        votes = chosen.multiplicity
+        return Selection(
+            torch.cat((chosen.keep, free)),
+            values=torch.cat((values, mean[: free.shape[0]])),
+            multiplicity=None if votes is None else torch.cat((votes, torch.ones_like(votes[: free.shape[0]]))),
+        )
