@@ -65,7 +65,7 @@ def test_without_noise_training_picks_what_test_picks():
 
 
 def test_a_winner_that_counts_once_for_each_vote_is_what_training_shows():
-    """Attention over the winners with their votes equals attention over training's rows, duplicates and mean included."""
+    """Attention over the winners with their votes equals that over training's rows, duplicates and mean included."""
     at, query = prune_context(torch.randn(15, 16), cameras=((3, 5),)), torch.randn(16)
     pruner = ThinkProprio(multiplicity_bias=True)
     tested = pruner.select(at)
