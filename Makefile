@@ -230,10 +230,10 @@ learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half a
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNED)/lightvla
 	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=grids method.weights=$(GRIDS)/method.safetensors logger=csv output=$(LEARNED)/grids
 	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio logger=csv output=$(LEARNED)/thinkproprio
+	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio $(WEIGHED) logger=csv output=$(LEARNED)/thinkproprio-weighed
 	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/grids
 	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/thinkproprio
-	$(BIN)/vlaprune-report $(addprefix $(LEARNED)/,dense lightvla grids thinkproprio) --tasks --untimed --output results/lightvla --name learned
-	$(BIN)/vlaprune-report $(addprefix $(LEARNED)-control/,grids thinkproprio) --untimed --output results/lightvla --name control
+	$(BIN)/vlaprune-report $(addprefix $(LEARNED)/,dense lightvla grids thinkproprio thinkproprio-weighed) --tasks --untimed --output results/lightvla --name learned
 
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
 	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau
