@@ -168,8 +168,11 @@ class _Damaged(ValueError):
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
-    """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline."""
-    body = json.dumps(line, separators=(",", ":")).encode()
+    """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline.
+
+    ValueError for a number that `read` would refuse, such as NaN; only a header, whose options may be any, keeps it.
+    """
+    body = json.dumps(line, separators=(",", ":"), allow_nan=line["kind"] == "header").encode()
     return body[:-1] + b',"crc":"%08x"}\n' % crc32(body)
 
 

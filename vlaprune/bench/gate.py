@@ -1,4 +1,4 @@
-"""Checks observations and step results of a world before a policy gets them.
+"""Checks observations, step results and hand positions of a world before a policy gets them.
 
 A wrong one raises UserError. In a rollout the episode then counts as raised; the run goes on.
 """
@@ -77,6 +77,14 @@ def check_bool(said: Any) -> bool:
     if isinstance(said, np.ndarray) and said.dtype == bool and said.ndim == 0:
         return bool(said)
     raise UserError(f"step returned {_kind(said)}; True or False is needed")
+
+
+def check_hand(place: Any) -> np.ndarray:
+    """The hand's position [3] as float64. UserError for anything but three finite numbers."""
+    hand = np.asarray(place, np.float64)
+    if hand.shape != (3,) or not np.isfinite(hand).all():
+        raise UserError(f"hand is {' '.join(str(hand).split())[:100]}; a position of 3 finite numbers is needed")
+    return hand
 
 
 def _words(instruction: Any) -> str:
