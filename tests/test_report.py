@@ -16,6 +16,7 @@ from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, rea
 from vlaprune.report import command as report_command
 from vlaprune.report import times
 from vlaprune.report.machines import shared
+from vlaprune.report.notes import limits
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
@@ -623,6 +624,54 @@ def test_threads_matter_on_a_cpu_only():
         ]
         assert bool(shared(two)) == said
     assert "threads 1; " in shared(two)
+
+
+H100 = {"hardware": {"device": "H100"}}
+OTHER = {"hardware": {"device": "H200"}, "host": "there"}
+
+
+@pytest.mark.parametrize(
+    ("later", "why"),
+    [
+        (OTHER, r"fastv was begun on one machine and went on on another (device H100; device H200)"),
+        ({"load": 3.5, "hardware": {"device": "H100", "cores": 2}}, "its machine was busy when fastv began"),
+        ({"device_users": 2, **H100}, "another process used the device when fastv began"),
+        ({"video": "all", **H100}, "fastv was filmed"),
+        ({"host": "", **H100}, "where and when fastv ran is not recorded"),
+    ],
+)
+def test_times_of_a_run_that_went_on_are_judged_by_every_start_that_made_episodes(tmp_path, later, why):
+    """And so is the commit. A start that finds nothing left to run changes nothing."""
+    asked = {"near": 6, "far": 3}
+    write(tmp_path / "fastv", {"near": FASTV["near"]}, "fastv", tasks=asked, provenance={"commit": "a", **H100})
+    write(tmp_path / "dense", {"near": DENSE["near"]}, tasks=asked, provenance={"commit": "a", **H100})
+    write(tmp_path / "fastv", {}, "fastv", tasks=asked, provenance={"commit": "b", **later})
+
+    def told():
+        comparison = report.compare(report.find([tmp_path]), partial=True)
+        return shared(comparison.runs), {one.claim for one in limits(comparison, report.tabulate(comparison))}
+
+    reason, claims = told()
+    assert reason == "" and "That one commit makes all of these runs again" not in claims
+    write(tmp_path / "fastv", {"far": "110"}, "fastv", tasks=asked, provenance={"commit": "b", **later})
+    reason, claims = told()
+    assert why in reason and "That one commit makes all of these runs again" in claims
+
+
+def test_a_run_that_went_on_elsewhere_did_not_share_the_machine_that_it_left(tmp_path):
+    asked = {"near": 6, "far": 3}
+    for place, task, began in (("here", "near", 1e6), ("there", "far", 2e6)):
+        write(tmp_path / "fastv", {task: "110"}, "fastv", tasks=asked, provenance={"host": place, "began": began})
+    write(tmp_path / "dense", {"near": "110"}, tasks=asked, provenance={"began": 2e6})
+    assert shared(report.find([tmp_path])) == ""
+    write(tmp_path / "random", {"near": "110"}, "random", tasks=asked, provenance={"began": 1e6})
+    assert "fastv and random ran on one machine at the same time" in shared(report.find([tmp_path]))
+
+
+def test_two_shards_side_by_side_on_one_machine_are_said(tmp_path):
+    for shard, task in (("-0-of-2", "near"), ("-1-of-2", "far")):
+        write(tmp_path, {task: "110"}, shard=shard, provenance={"began": 1e6})
+    assert shared(report.find([tmp_path])) == f"several processes made {tmp_path.name} side by side"
 
 
 def test_a_terminal_table_fits_80_columns(tmp_path):

@@ -290,7 +290,7 @@ def _marked(comparison: Comparison) -> Limit | None:
 
 
 def _code(comparison: Comparison) -> Limit | None:
-    commits = {str(a.run.header.provenance.get("commit")) for a in comparison.arms}
+    commits = {str(start.provenance.get("commit")) for run in comparison.runs for start in run.starts}
     loose = [c for c in commits if c == "None" or c.endswith("+")]
     if not loose and len(commits) == 1:
         return None
