@@ -15,8 +15,9 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, read
 from vlaprune.report import command as report_command
 from vlaprune.report import times
+from vlaprune.report.grids import versus
 from vlaprune.report.machines import shared
-from vlaprune.report.notes import limits
+from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
@@ -111,6 +112,21 @@ def test_a_stopped_seed_does_not_hide_what_another_one_lacks(tmp_path):
     next(one for one in runs if len(one.episodes) == 4).stopped = ended
     with pytest.raises(ValueError, match="lacks 9 of 12 episodes"):
         report.summarise(runs)
+
+
+def test_a_baseline_that_a_rule_ended_gives_no_verdict_after_a_fixed_number(runs):
+    """It chose the number of pairs, as it does where it ends the method. Two others are still held together."""
+    write(runs / "random", DENSE, "random", kept=8)
+    whole = report.find([runs])
+    table = report.summarise(whole).set_index("method")
+    assert table.loc["fastv keep=0.25", "verdict"] in JUDGED
+    base = next(run for run in whole if run.folder.name == "dense")
+    base.stopped = {"after": 9, "of": 12, "verdict": "worse", "baseline": "x", "lost": 9, "gained": 0, "alpha": 0.05}
+    table = report.summarise(whole).set_index("method")
+    assert table["verdict"].dropna().tolist() == ["not judged", "not judged"]
+    assert table["holm_p"].isna().all() and table.loc["fastv keep=0.25", "lost"] == 2
+    shades = {(a.method, i): one for a, row in versus(report.compare(whole)) for i, one in enumerate(row)}
+    assert "not tested" in shades["fastv", 0].under and "p " in shades["fastv", 2].under
 
 
 @pytest.mark.parametrize(
@@ -333,7 +349,10 @@ def test_verdicts_of_a_table_hold_together(tmp_path):
     assert together["holm_p"].dropna().to_numpy() == pytest.approx(10 * alone["holm_p"].iloc[1])
     said = together.attrs["notes"]
     assert "Holm over the 10 methods" in said[0] and "Holm" not in alone.attrs["notes"][0]
-    assert "with 80 paired episodes, 0 % of which flip both ways" in said[2] and "alpha 0.05 / 10" in said[2]
+    assert (
+        "with 80 paired episodes, 0 % of which flip both ways alike, a loss of about" in said[2]
+        and "alpha 0.05 / 10" in said[2]
+    )
     assert said == [line.removeprefix("% ") for line in report.latex(together).splitlines() if line[:2] == "% "][1:]
 
 
