@@ -82,6 +82,17 @@ def test_what_passes_is_plain():
     assert seen.state.dtype == np.float64
 
 
+def test_what_was_seen_stays_though_the_simulator_draws_into_one_buffer():
+    gate, buffer, state = Gate(INTERFACE), np.zeros((8, 8, 3), np.uint8), np.zeros(8)
+    seen = []
+    for number in range(3):
+        buffer[:], state[:] = number, number
+        seen.append(gate.check(look(8, images={"a": buffer, "b": buffer}, state=state)))
+    assert [(int(s.images["a"].max()), int(s.images["b"].min()), s.state[0]) for s in seen] == [
+        (n, n, n) for n in range(3)
+    ]
+
+
 def test_a_world_without_a_state_shows_none():
     gate = Gate(Interface("any", "any", "delta", (), None))
     assert gate.check(look(8, state=None)).state is None

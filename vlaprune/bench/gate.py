@@ -25,7 +25,10 @@ class Gate:
         self._shapes: dict[str, tuple[int, ...]] = {}  # shapes of the first pictures; later ones must have the same
 
     def check(self, seen: Any) -> Observation:
-        """The observation `seen` with contiguous pictures and a float64 state. UserError names the first error."""
+        """The observation `seen` with contiguous pictures and a float64 state. UserError names the first error.
+
+        Both are copies: a simulator may draw every picture into one buffer.
+        """
         if not isinstance(seen, Observation):
             raise UserError(f"observation is {_kind(seen)}; an Observation is needed")
         if not isinstance(seen.images, Mapping):
@@ -52,7 +55,7 @@ class Gate:
             raise UserError(
                 f"observation: camera {camera} is {_kind(image)}; it was {list(first)} before, the size must not change"
             )
-        return np.ascontiguousarray(image)
+        return np.array(image, order="C")
 
     def _numbers(self, state: Any) -> np.ndarray | None:
         if self._state is None:
