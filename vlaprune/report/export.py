@@ -143,7 +143,7 @@ def calls(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             for number, call in enumerate(record.calls):
                 sizes = {"visual": call.total, "visual_layers": list(call.visual), "rows": list(call.rows)}
                 sizes = sizes if call.counted else dict.fromkeys(sizes)
-                spent = {f"flops_{k}": v for k, v in call.flops.items()}
+                spent: dict[str, Any] = {f"flops_{k}": v for k, v in call.flops.items()}
                 spent |= {f"ms_{k}": v if call.steady else None for k, v in call.ms.items()}
                 which = {"task": record.task, "episode": record.episode, "call": number}
                 yield _names(run, runs) | which | {"packed": call.packed, "cold": call.cold} | sizes | spent
