@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +112,51 @@ def test_options_that_are_paths_or_dataclasses_tell_runs_apart():
 def test_a_number_of_numpy_is_a_number():
     """`for keep in np.linspace(0.25, 1, 4)`."""
     assert described("method", FirstHalf(np.float64(0.5))) == described("method", FirstHalf(0.5))
+
+
+@dataclass
+class Given(FirstHalf):
+    """A method with an option of any kind."""
+
+    given: object = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda x: [np.int64(x)],
+        lambda x: {"layers": [{"keep": np.float32(x)}]},
+        lambda x: [Path(str(x))],
+        lambda x: (torch.full((2,), float(x)), 1),
+        lambda x: [Budget(x)],
+        lambda x: torch.arange(5000) == 2000 + x,
+        lambda x: np.where(np.arange(5000) == 2000 + x, 1.5, 0),
+        lambda x: (torch.float32, torch.bfloat16, torch.float16)[x],
+        lambda x: torch.zeros(1, dtype=(torch.float32, torch.bfloat16, torch.float64)[x]),
+    ],
+)
+def test_two_values_of_an_option_are_two_methods_wherever_they_stand(value):
+    one, again, other = (described("method", Given(given=value(x))) for x in (1, 1, 2))
+    assert one == again != other
+
+
+def test_an_option_that_no_journal_can_hold_is_named_and_the_others_are_kept():
+    with pytest.warns(UserWarning, match=r"the option given\.0 is of type function, .* give each its own output="):
+        assert described("method", Given(0.25, [lambda: 1]))["keep"] == 0.25
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        described("method", Given(given=torch.nn.Linear(1, 1)))  # its weights are recorded
+        described("method", Given(given=torch.device("cpu")))  # where a run is made is no part of what it is
+
+
+def test_every_number_of_the_weights_tells_models_apart():
+    one, other = Toy(), Toy()
+    one.head, other.head = torch.nn.Linear(100, 100, bias=False), torch.nn.Linear(100, 100, bias=False)
+    with torch.no_grad():
+        other.head.weight.copy_(one.head.weight)
+        assert described("model", one) == described("model", other)
+        other.head.weight[50, 50] += 1  # far from the first and the last
+    assert described("model", one) != described("model", other)
 
 
 def test_the_weights_of_a_module_are_recorded():

@@ -62,6 +62,7 @@ def test_a_run_answers_the_claim_that_names_its_settings():
         ("method", {"audit": "random-0"}),
         (None, {"delay": {"mode": "hold"}}),
         (None, {"proof": "none"}),
+        (None, {"kernel": "compile"}),
     ],
 )
 def test_a_run_to_which_something_was_done_that_no_paper_did_answers_no_claim(part, changed):
@@ -85,6 +86,23 @@ def test_our_number_has_an_interval_and_a_mean_of_suites_needs_them_all():
     assert claims.ours(claim(one.run, "TFLOPs"), [mine]) == "not compared"
     mine.episodes.pop(("a", 0))
     assert "1 episodes missing" in claims.ours(one, [mine])
+
+
+def test_the_most_complete_run_answers_and_several_different_ones_do_not():
+    """In any order."""
+    one = claim("model=openvla bench=libero bench.suite=libero_goal method=fastv")
+    whole, torn = run({"t": [1] * 9 + [0]}), run({"t": [0] * 9})
+    torn.header.tasks["t"] = 50
+    few = run({"t": [0] * 3})
+    other = run({"t": [1] * 10}, layer=3)
+    ended = replace(run({"t": [0] * 20}), stopped={"verdict": "worse"})
+    for found in ([whole, torn, few, ended], [ended, few, torn, whole]):
+        assert claims.ours(one, found) == claims.ours(one, [whole]) and "90.0" in claims.ours(one, found)
+    assert "41 episodes missing" in claims.ours(one, [torn, ended]) and claims.ours(one, [ended]) == "not run here"
+    said = claims.ours(one, [whole, other])
+    assert said.startswith(claims.SEVERAL) and "method.layer None -> 3" in said
+    assert "100.0" in claims.ours(replace(one, run=f"{one.run} method.layer=3"), [whole, other])
+    assert "0 of 1 numbers have one of ours" in claims.markdown([one], [whole, other])
 
 
 def test_tasks_count_alike_however_many_episodes_they_have():

@@ -55,6 +55,13 @@ def test_every_method_is_paired_with_the_baseline_under_the_same_perturbation(ro
     assert camera.beyond_low == pytest.approx(camera.beyond - (camera.beyond_high - camera.beyond))
 
 
+def test_a_baseline_that_a_rule_ended_gives_no_verdict():
+    ended = {"after": 60, "of": 99, "verdict": "worse", "baseline": "x", "lost": 9, "gained": 0, "alpha": 0.05}
+    base, *others = STUDY
+    verdicts = conditions.table([replace(base, stopped=ended), *others]).set_index(["condition", "method"])["verdict"]
+    assert pd.isna(verdicts["camera 3", "fastv"]) and verdicts["none", "fastv"] == "undecided"
+
+
 def test_one_label_is_one_method_under_every_perturbation():
     """Else what a perturbation moved would be the difference of two depths."""
     two = conditions.table([run("fastv", None, "1" * 20, layer=2), run("fastv", "blur", "0" * 20, layer=9)])

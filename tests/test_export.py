@@ -1,12 +1,14 @@
 """Exports keep every episode, its outcome and its tokens, in the forms that other tools read."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 
 import vlaprune
 from vlaprune.commands import export, main
+from vlaprune.report import export as export_of
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,17 @@ def test_a_dataset_folder_has_a_row_an_episode_and_a_row_a_call(runs, tmp_path):
     card = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
     assert {c["data_files"] for c in card["configs"]} <= {p.name for p in tmp_path.iterdir()}
     assert len(json.loads((tmp_path / "runs.json").read_text())) == 2
+
+
+def test_milliseconds_of_a_call_that_was_not_alone_or_not_warm_are_not_said_to_be_its_own(runs):
+    run = runs[1][0]
+    key, record = next(iter(run.episodes.items()))
+    plain = replace(record.calls[0], ms={"prompt": 2.0}, packed=1, cold="")
+    calls = (plain, replace(plain, packed=4), replace(plain, cold="capture"))
+    told = list(export_of.calls([replace(run, episodes={key: replace(record, calls=calls)})]))
+    assert [row["ms_prompt"] for row in told] == [2.0, None, None]
+    assert [(row["packed"], row["cold"]) for row in told] == [(1, ""), (4, ""), (1, "capture")]
+    assert len({tuple(row) for row in told}) == 1 and told[0]["flops_prompt"] == told[1]["flops_prompt"]
 
 
 def test_an_inspect_log_has_the_runs_episodes_and_rate(runs, tmp_path):

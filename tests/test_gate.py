@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 from doubles import outcomes, play
-from worlds import BAD, OBSERVATIONS, STEPS, TRUTHS, Bad
+from worlds import BAD, HANDS, OBSERVATIONS, STEPS, TRUTHS, Bad
 
 from vlaprune.bench.episodes import Episodes
-from vlaprune.bench.gate import Gate, check_bool
+from vlaprune.bench.gate import Gate, check_bool, check_hand
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Interface, Observation
 
@@ -42,6 +42,13 @@ def test_a_bad_step_result_is_named_for_what_it_is(kind):
     assert STEPS[kind][1] in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", HANDS)
+def test_a_bad_hand_is_named_for_what_it_is(kind):
+    with pytest.raises(ValueError) as error:
+        check_hand(HANDS[kind][0])
+    assert HANDS[kind][1] in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_truth_values_are_accepted(said):
     for make in TRUTHS.values():
@@ -54,7 +61,9 @@ def test_a_run_of_truth_values_is_the_run(tmp_path, truths):
     assert outcomes(a) == outcomes(b) and not a.errors
 
 
-@pytest.mark.parametrize("bad", [{"look": "rgba"}, {"look": "none"}, {"look": "state nan"}, {"step": "none"}])
+@pytest.mark.parametrize(
+    "bad", [{"look": "rgba"}, {"look": "none"}, {"look": "state nan"}, {"step": "none"}, {"hand": "nan"}]
+)
 def test_a_bad_one_is_an_episode_that_raised_with_and_without_a_worker(tmp_path, bad):
     said = {}
     for worker in (False, True):
@@ -71,6 +80,17 @@ def test_what_passes_is_plain():
     )
     assert all(i.flags.c_contiguous for i in seen.images.values()) and set(seen.images) == {"a", "b", "more"}
     assert seen.state.dtype == np.float64
+
+
+def test_what_was_seen_stays_though_the_simulator_draws_into_one_buffer():
+    gate, buffer, state = Gate(INTERFACE), np.zeros((8, 8, 3), np.uint8), np.zeros(8)
+    seen = []
+    for number in range(3):
+        buffer[:], state[:] = number, number
+        seen.append(gate.check(look(8, images={"a": buffer, "b": buffer}, state=state)))
+    assert [(int(s.images["a"].max()), int(s.images["b"].min()), s.state[0]) for s in seen] == [
+        (n, n, n) for n in range(3)
+    ]
 
 
 def test_a_world_without_a_state_shows_none():

@@ -114,7 +114,7 @@ LAYERS = {
     "api.tables": ["records", "report"],
     "api.tune": [
         *("api", "records", "errors", "report", "config", "policy", "pruner", "stats", "profile"),
-        *("models.backends", "methods.dense"),
+        *("models.backends", "methods.dense", "evaluation.progress"),
     ],
     "commands": ["commands", "cli", "errors", "api.tune", "records", "stats", "report", "profile.roofline"],
     "commands.importing": ["interop.results", "evaluation.recorder", "evaluation.loggers", "records"],

@@ -1,9 +1,12 @@
 """Races with known truth: the budget holds, the good are kept, the front is the grid's within its intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vlaprune.api.tune import Tuned, tune
+from vlaprune.bench.toy import Toy
 from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
 from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race, worse
@@ -151,6 +154,22 @@ def test_a_grid_on_the_toy_is_tuned_with_a_part_of_its_episodes_and_goes_on(tmp_
     again = tune(GRID, tmp_path, share=0.5, batch=2, cost="gflops")
     assert again.standings == found.standings
     assert all(p.read_bytes().startswith(old) for p, old in before.items())
+
+
+class Uneven(Toy):
+    """The toy world, whose tasks have 2 and 4 episodes."""
+
+    def tasks(self):
+        return [replace(task, episodes=count) for task, count in zip(super().tasks(), (2, 4), strict=True)]
+
+
+def test_tasks_of_unequal_size_are_raced_on_the_episodes_that_all_have(tmp_path, capsys):
+    words = ["model=toy", "bench=toy", f"bench._target_={__name__}.Uneven", "method=fastv", "method.keep=2,32"]
+    found = tune([*words, "execute=4"], tmp_path, share=1.0, batch=1, cost="gflops")
+    assert found.episodes == (8, 8) and {frozenset(s.success) for s in found.standings} == {
+        frozenset((f"reach-{colour}", e) for colour in ("red", "blue") for e in range(2))
+    }
+    assert "the tasks have 2 to 4 episodes; the race plays the first 2 of every task" in capsys.readouterr().out
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):

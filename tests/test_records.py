@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
-from doubles import Bench, outcomes, play
+from doubles import Bench, outcomes, play, signed
 
 from vlaprune.errors import UserError
 from vlaprune.evaluation.recorder import Recorder
@@ -211,10 +211,20 @@ CALL = {**asdict(episode(0))["calls"][0]}
 )
 def test_a_crafted_episode_is_refused_though_its_checksum_is_right(journal, change):
     with journal.open("ab") as file:
-        file.write(encode({"kind": "episode", **asdict(episode(2)), **change}))
+        file.write(signed({"kind": "episode", **asdict(episode(2)), **change}))
     with pytest.raises(ValueError, match=r"line 4 is no line of a journal .*; delete that line") as error:
         read(journal.parent)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_could_not_be_read_is_not_written(journal, number):
+    good = journal.read_bytes()
+    writer = recorder(journal.parent)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writer.write(replace(episode(2), motion={"path_real": number}))
+    writer.close()
+    assert journal.read_bytes().startswith(good) and read(journal.parent).missing == [("t", 2), ("t", 3)]
 
 
 @pytest.mark.parametrize("raw", [b"null", b"5", b'"x"', b"[]", b"{}", b"[" * 5000])

@@ -15,7 +15,9 @@ from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, read
 from vlaprune.report import command as report_command
 from vlaprune.report import times
+from vlaprune.report.grids import versus
 from vlaprune.report.machines import shared
+from vlaprune.report.notes import JUDGED, limits
 from vlaprune.report.sources import sources
 from vlaprune.stats import paired as stats
 from vlaprune.stats import rates
@@ -110,6 +112,21 @@ def test_a_stopped_seed_does_not_hide_what_another_one_lacks(tmp_path):
     next(one for one in runs if len(one.episodes) == 4).stopped = ended
     with pytest.raises(ValueError, match="lacks 9 of 12 episodes"):
         report.summarise(runs)
+
+
+def test_a_baseline_that_a_rule_ended_gives_no_verdict_after_a_fixed_number(runs):
+    """It chose the number of pairs, as it does where it ends the method. Two others are still held together."""
+    write(runs / "random", DENSE, "random", kept=8)
+    whole = report.find([runs])
+    table = report.summarise(whole).set_index("method")
+    assert table.loc["fastv keep=0.25", "verdict"] in JUDGED
+    base = next(run for run in whole if run.folder.name == "dense")
+    base.stopped = {"after": 9, "of": 12, "verdict": "worse", "baseline": "x", "lost": 9, "gained": 0, "alpha": 0.05}
+    table = report.summarise(whole).set_index("method")
+    assert table["verdict"].dropna().tolist() == ["not judged", "not judged"]
+    assert table["holm_p"].isna().all() and table.loc["fastv keep=0.25", "lost"] == 2
+    shades = {(a.method, i): one for a, row in versus(report.compare(whole)) for i, one in enumerate(row)}
+    assert "not tested" in shades["fastv", 0].under and "p " in shades["fastv", 2].under
 
 
 @pytest.mark.parametrize(
@@ -332,7 +349,10 @@ def test_verdicts_of_a_table_hold_together(tmp_path):
     assert together["holm_p"].dropna().to_numpy() == pytest.approx(10 * alone["holm_p"].iloc[1])
     said = together.attrs["notes"]
     assert "Holm over the 10 methods" in said[0] and "Holm" not in alone.attrs["notes"][0]
-    assert "with 80 paired episodes, 0 % of which flip both ways" in said[2] and "alpha 0.05 / 10" in said[2]
+    assert (
+        "with 80 paired episodes, 0 % of which flip both ways alike, a loss of about" in said[2]
+        and "alpha 0.05 / 10" in said[2]
+    )
     assert said == [line.removeprefix("% ") for line in report.latex(together).splitlines() if line[:2] == "% "][1:]
 
 
@@ -623,6 +643,54 @@ def test_threads_matter_on_a_cpu_only():
         ]
         assert bool(shared(two)) == said
     assert "threads 1; " in shared(two)
+
+
+H100 = {"hardware": {"device": "H100"}}
+OTHER = {"hardware": {"device": "H200"}, "host": "there"}
+
+
+@pytest.mark.parametrize(
+    ("later", "why"),
+    [
+        (OTHER, r"fastv was begun on one machine and went on on another (device H100; device H200)"),
+        ({"load": 3.5, "hardware": {"device": "H100", "cores": 2}}, "its machine was busy when fastv began"),
+        ({"device_users": 2, **H100}, "another process used the device when fastv began"),
+        ({"video": "all", **H100}, "fastv was filmed"),
+        ({"host": "", **H100}, "where and when fastv ran is not recorded"),
+    ],
+)
+def test_times_of_a_run_that_went_on_are_judged_by_every_start_that_made_episodes(tmp_path, later, why):
+    """And so is the commit. A start that finds nothing left to run changes nothing."""
+    asked = {"near": 6, "far": 3}
+    write(tmp_path / "fastv", {"near": FASTV["near"]}, "fastv", tasks=asked, provenance={"commit": "a", **H100})
+    write(tmp_path / "dense", {"near": DENSE["near"]}, tasks=asked, provenance={"commit": "a", **H100})
+    write(tmp_path / "fastv", {}, "fastv", tasks=asked, provenance={"commit": "b", **later})
+
+    def told():
+        comparison = report.compare(report.find([tmp_path]), partial=True)
+        return shared(comparison.runs), {one.claim for one in limits(comparison, report.tabulate(comparison))}
+
+    reason, claims = told()
+    assert reason == "" and "That one commit makes all of these runs again" not in claims
+    write(tmp_path / "fastv", {"far": "110"}, "fastv", tasks=asked, provenance={"commit": "b", **later})
+    reason, claims = told()
+    assert why in reason and "That one commit makes all of these runs again" in claims
+
+
+def test_a_run_that_went_on_elsewhere_did_not_share_the_machine_that_it_left(tmp_path):
+    asked = {"near": 6, "far": 3}
+    for place, task, began in (("here", "near", 1e6), ("there", "far", 2e6)):
+        write(tmp_path / "fastv", {task: "110"}, "fastv", tasks=asked, provenance={"host": place, "began": began})
+    write(tmp_path / "dense", {"near": "110"}, tasks=asked, provenance={"began": 2e6})
+    assert shared(report.find([tmp_path])) == ""
+    write(tmp_path / "random", {"near": "110"}, "random", tasks=asked, provenance={"began": 1e6})
+    assert "fastv and random ran on one machine at the same time" in shared(report.find([tmp_path]))
+
+
+def test_two_shards_side_by_side_on_one_machine_are_said(tmp_path):
+    for shard, task in (("-0-of-2", "near"), ("-1-of-2", "far")):
+        write(tmp_path, {task: "110"}, shard=shard, provenance={"began": 1e6})
+    assert shared(report.find([tmp_path])) == f"several processes made {tmp_path.name} side by side"
 
 
 def test_a_terminal_table_fits_80_columns(tmp_path):

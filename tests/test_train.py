@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 from doubles import Scripted
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from vlaprune.bench.toy import Toy
 from vlaprune.benchmark import Task
+from vlaprune.control import Control
 from vlaprune.errors import UserError
+from vlaprune.methods.dense import Dense
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import Toy as ToyModel
 from vlaprune.nn.load import fill, read, save
 from vlaprune.policy import Policy, episode_seed
 from vlaprune.pruner import Plan
 from vlaprune.training import demos
-from vlaprune.training.cloning import Teaching, record_corrections
+from vlaprune.training.cloning import Subject, Teaching, main, record_corrections, teaching
 from vlaprune.training.trainer import Frames, Recipe, Trainer, quantiles, rate
 from vlaprune.training.trainer import frames as frames_of
 
@@ -129,14 +132,30 @@ def test_an_episode_that_ends_before_its_first_frame_is_refused_in_one_line(tmp_
 
 def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tmp_path):
     drawn, bench = {}, Taught()
-    teaching = Teaching(episodes=1, first=100, every=1, corrections=2, beta=0.0, rewind=False)
+    plan = Teaching(episodes=1, first=100, every=1, corrections=2, beta=0.0, rewind=False)
     for seed in (7, 8):
         seeds = drawn.setdefault(seed, [])
         pruner = Scripted(Plan((0,)), lambda context, seeds=seeds: seeds.append(context.seed))
         policy = Policy(ToyModel(), lambda p=pruner: p)
-        record_corrections(bench, teaching, tmp_path / str(seed), policy, 1, seed, f"policy {seed}", "")
+        record_corrections(bench, plan, tmp_path / str(seed), policy, 1, seed, f"policy {seed}", "")
     expected = [episode_seed(7, task.name, episode) for task in bench.tasks() for episode in (101, 102)]
     assert list(dict.fromkeys(drawn[7])) == expected and not {*drawn[7]} & {*drawn[8]}
+
+
+def test_corrections_of_another_policy_are_met_before_anything_is_recorded_or_trained(tmp_path):
+    bench, place = Taught(), tmp_path / "data" / "corrections1"
+    whole = OmegaConf.load("configs/train.yaml")
+    whole.pop("defaults"), whole.pop("hydra")
+    asked = {"episodes": 1, "every": 5, "rewind": False, "corrections": 1, "workers": 1, "weights": {}}
+    paths = {"data": str(tmp_path / "data"), "output": str(tmp_path / "out")}
+    cfg = OmegaConf.merge(whole, {"teaching": asked, **paths})
+    number = teaching(cfg).corrected("reach-red", 1)
+    how = {"every": 5, "chunk": 2, "rewind": False, "beta": cfg.teaching.beta}
+    demos.record(bench, bench.tasks()[0], number, place, by="policy 123", **how)
+    identity = {"model": {"name": "tiny"}, "method": {"name": "dense"}, "bench": {"name": "toy"}}
+    with pytest.raises(UserError, match=r"by policy 123, now .* or another data=, or remove .*corrections1") as error:
+        main(cfg, Subject(bench, model, Dense, Control(), identity, []))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not (tmp_path / "data/demos").exists()
 
 
 def stop_at(number):

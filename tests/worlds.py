@@ -120,15 +120,23 @@ STEPS = {  # kind -> (what a step returns in place of its answer, a part of what
     "int array": (np.array(1), "step returned [] int64; True or False"),
     "object": (object, "step returned type <class 'object'>; True or False"),
 }
+HANDS = {  # kind -> (where the hand is said to be, a part of what must be said)
+    "nan": (np.array([0.1, np.nan, 0.3]), "hand is [0.1 nan 0.3]; a position of 3 finite numbers"),
+    "inf": (np.array([np.inf, 0.0, 0.0]), "hand is [inf 0. 0.]; a position of 3"),
+    "a pose": (np.zeros(7), "hand is [0. 0. 0. 0. 0. 0. 0.]; a position of 3"),
+    "a row": (np.zeros((1, 3)), "hand is [[0. 0. 0.]]; a position of 3"),
+    "none": (None, "hand is nan; a position of 3"),
+}
 TRUTHS = {"bool": bool, "np.bool_": np.bool_, "array of none": lambda said: np.array(bool(said))}
 
 
 @dataclass(frozen=True)
 class Bad(ToyLike):
-    """The toy world; in every attempt at episode 1 of reach-blue, its second look or first step is of a bad kind."""
+    """The toy world; in each attempt at episode 1 of reach-blue, its second look, steps or hands are of a bad kind."""
 
     look: str | None = None
     step: str | None = None
+    hand: str | None = None
     truth: str = "bool"
     worker: bool = False
     name: str = "bad"
@@ -162,6 +170,9 @@ class _Bad:
         if self._wrong and self._bench.step:
             return STEPS[self._bench.step][0]
         return TRUTHS[self._bench.truth](said)
+
+    def hand(self):
+        return HANDS[self._bench.hand][0] if self._wrong and self._bench.hand else np.zeros(3)
 
 
 def _hang():

@@ -147,6 +147,7 @@ class Run:
 
     stopped  why and when a rule ended it early (`anytime`), unless more episodes were run since; else None
     headers  of every start of the run: of another commit or machine, where it went on there
+    made     the header of the start that finished each episode; empty for a run that was not read from a journal
     """
 
     folder: Path
@@ -155,6 +156,12 @@ class Run:
     errors: list[Mapping[str, Any]] = field(default_factory=list)
     stopped: Mapping[str, Any] | None = None
     headers: list[Header] = field(default_factory=list)
+    made: dict[tuple[str, int], Header] = field(default_factory=dict, repr=False)
+
+    @property
+    def starts(self) -> list[Header]:
+        """The headers of the starts that finished an episode, each once; a start that found none to run is left out."""
+        return list({id(header): header for header in self.made.values()}.values()) or [self.header]
 
     @property
     def missing(self) -> list[tuple[str, int]]:
@@ -168,8 +175,11 @@ class _Damaged(ValueError):
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
-    """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline."""
-    body = json.dumps(line, separators=(",", ":")).encode()
+    """A line of a journal with its checksum (CRC-32 of what stands before it) and a newline.
+
+    ValueError for a number that `read` would refuse, such as NaN; only a header, whose options may be any, keeps it.
+    """
+    body = json.dumps(line, separators=(",", ":"), allow_nan=line["kind"] == "header").encode()
     return body[:-1] + b',"crc":"%08x"}\n' % crc32(body)
 
 
@@ -216,6 +226,7 @@ def read(folder: Path | str) -> Run:
     for path in sorted(folder.glob("journal*.jsonl")):
         for kind, content in _lines(path):
             if kind == "header":
+                header = content
                 if run is not None and run.header.identity != content.identity:
                     raise UserError(f"{folder} mixes two runs: {differences(run.header, content)}")
                 if run is None:
@@ -227,6 +238,7 @@ def read(folder: Path | str) -> Run:
                 raise UserError(f"{path} has no header line; it is no journal of vlaprune")
             elif kind == "episode":
                 run.episodes.setdefault((content.task, content.episode), content)
+                run.made.setdefault((content.task, content.episode), header)
                 run.stopped = None
             elif kind == "stop":
                 run.stopped = content

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 
 import pytest
-from doubles import play
+from doubles import play, signed
 
 from vlaprune.records import SCHEMA, encode, read
 
@@ -43,7 +43,7 @@ def crafted(rng, lines):
         spot[key] = None
     if spot[key] == 10**12 and key != "tasks":  # a count, though a large one
         spot[key] = -1
-    return [*lines[:at], encode(said), *lines[at + 1 :]]
+    return [*lines[:at], signed(said), *lines[at + 1 :]]
 
 
 def damaged(rng, lines):

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -99,18 +100,27 @@ def described(group: str, part: Any) -> dict[str, Any]:
 
     Options are the constructor's parameters that the object keeps under the same name, as a dataclass does. Models,
     and methods with parameters, also have a digest of their weights. UserError for a method or a benchmark that does
-    not keep an option: two different ones would count as equal.
+    not keep an option: two different ones would count as equal. Says which kept options no configuration can hold.
     """
     kind = type(part)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if group != "model" and (lost := [key for key in _option_names(part) if not hasattr(part, key)]):
+    if group != "model" and (absent := [key for key in _option_names(part) if not hasattr(part, key)]):
         raise UserError(
-            f"{group} {name} takes {lost[0]} and keeps it nowhere, so that its runs cannot be told from those with "
-            f"another value; make the class a dataclass, or keep it as self.{lost[0]}"
+            f"{group} {name} takes {absent[0]} and keeps it nowhere, so that its runs cannot be told from those with "
+            f"another value; make the class a dataclass, or keep it as self.{absent[0]}"
         )
     key = "weights" if group == "model" else "weights_sha256"
     weights = _weights(part, {"decoder": part.decoder} if group == "model" else {})
-    return {"_target_": name, **_options(part), **({key: digest(weights)} if weights else {})}
+    lost: dict[str, str] = {}
+    options = _options(part, lost)
+    for option, its_type in lost.items():
+        if not any(held.startswith((f"{option}.", f".{option}.")) for held in weights):  # else its weights tell it
+            warnings.warn(
+                f"{group} {name}: the option {option} is of type {its_type}, which no journal can hold; runs with "
+                "another value count as the same run, so give each its own output=",
+                stacklevel=3,
+            )
+    return {"_target_": name, **options, **({key: digest(weights)} if weights else {})}
 
 
 def _option_names(part: Any) -> list[str]:
@@ -121,20 +131,53 @@ def _option_names(part: Any) -> list[str]:
     return [p.name for p in every if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def _options(part: Any) -> dict[str, Any]:
-    """The options of an object that a configuration can hold; for an array or a tensor, its digest."""
-    values = {key: getattr(part, key) for key in _option_names(part) if hasattr(part, key)}
-    values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
-    values |= {key: value.item() for key, value in values.items() if isinstance(value, np.generic)}
-    values |= {key: _options(value) for key, value in values.items() if is_dataclass(value)}
-    values |= {key: digest({key: value}) for key, value in values.items() if _is_array(value)}
-    return {key: value for key, value in values.items() if _plain(value)}
+class _Unrecorded(Exception):
+    """Raised for a value that no configuration can hold: where in the options it stands, and its type."""
+
+
+def _options(part: Any, lost: dict[str, str], prefix: str = "") -> dict[str, Any]:
+    """The options of an object that a configuration can hold; the others go into `lost`, name -> type.
+
+    A device is neither: it is no part of what a run is.
+    """
+    import torch
+
+    out: dict[str, Any] = {}
+    for key in _option_names(part):
+        if hasattr(part, key) and not isinstance(getattr(part, key), torch.device):
+            try:
+                out[key] = _option(getattr(part, key), lost, f"{prefix}{key}")
+            except _Unrecorded as error:
+                name, its_type = error.args
+                lost[name] = its_type
+    return out
+
+
+def _option(value: Any, lost: dict[str, str], name: str) -> Any:
+    """A value as a configuration can hold it; for an array or a tensor, its digest. _Unrecorded for any other."""
+    import torch
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (Path, torch.dtype)):
+        return str(value)
+    if _is_array(value):
+        return digest({name: value})
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _option(item, lost, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_option(item, lost, f"{name}.{i}") for i, item in enumerate(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _options(value, lost, f"{name}.")
+    raise _Unrecorded(name, type(value).__name__)
 
 
 def _is_array(value: Any) -> bool:
     from torch import Tensor
 
-    return isinstance(value, (Tensor, np.ndarray))
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
 
 
 def _weights(part: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,25 +193,21 @@ def _weights(part: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
     return {f"{name}.{key}": value for name, module in held.items() for key, value in module.state_dict().items()}
 
 
-def _plain(value: Any) -> bool:
-    """Whether a configuration can hold this value."""
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
 def digest(arrays: Mapping[str, Any]) -> str:
-    """A SHA-256 of tensors or arrays: of their names, shapes, and the first and last 256 numbers of each."""
-    import torch
-
+    """A SHA-256 of tensors or arrays: of the name, type, shape and every number of each."""
     found = hashlib.sha256()
     for name, array in arrays.items():
-        flat = torch.as_tensor(array).detach().flatten()
-        ends = flat[[*range(min(256, len(flat))), *range(-min(256, len(flat)), 0)]]
-        found.update(f"{name} {tuple(array.shape)}".encode() + ends.float().cpu().numpy().tobytes())
+        found.update(f"{name} {array.dtype} {tuple(array.shape)}".encode() + _numbers(array))
     return found.hexdigest()
+
+
+def _numbers(array: Any) -> bytes:
+    """The bytes of a tensor's or an array's numbers, in their order."""
+    import torch
+
+    if isinstance(array, np.ndarray):
+        return array.tobytes()
+    return array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlaprune.api.evaluation import run_composed
 from vlaprune.errors import UserError
+from vlaprune.evaluation.progress import once
 from vlaprune.records import Run, read
 from vlaprune.stats.markdown import table
 from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race
@@ -104,7 +105,10 @@ def tune(
     methods = _methods(rest, names)  # a wrong option is refused before anything runs
     dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
     counts = dense.headers[-1].tasks  # episodes of this call; an earlier one may have asked for more
-    keys = [(t, e) for e in range(max(counts.values())) for t in counts if e < counts[t]]
+    each = min(counts.values())  # `episodes=` of a setting's run is one number for all tasks
+    if each < max(counts.values()):
+        once(f"the tasks have {each} to {max(counts.values())} episodes; the race plays the first {each} of every task")
+    keys = [(t, e) for e in range(each) for t in counts]
     whole = len(names) * len(keys)
     budget = int(share * whole)
     wave = batch * len(counts)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlaprune.bench.gate import Gate, check_bool
+from vlaprune.bench.gate import Gate, check_bool, check_hand
 from vlaprune.benchmark import Env, Interface, Observation, SupportsHand, Task
 
 
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 class Episodes:
-    """The episodes of one open task, one after the other. UserError for an invalid observation or step result."""
+    """The episodes of one open task, one after the other. UserError for an invalid observation, step result or hand."""
 
     def __init__(self, env: Env, task: Task, interface: Interface) -> None:
         self._env, self._task, self._gate = env, task, Gate(interface)
@@ -53,4 +53,4 @@ class Episodes:
     def _follow(self) -> None:
         """Notes the present position of the hand."""
         if self._hand is not None:
-            self._hands.append(np.asarray(self._hand(), np.float64).tolist())
+            self._hands.append(check_hand(self._hand()).tolist())

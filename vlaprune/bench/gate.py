@@ -1,4 +1,4 @@
-"""Checks observations and step results of a world before a policy gets them.
+"""Checks observations, step results and hand positions of a world before a policy gets them.
 
 A wrong one raises UserError. In a rollout the episode then counts as raised; the run goes on.
 """
@@ -25,7 +25,10 @@ class Gate:
         self._shapes: dict[str, tuple[int, ...]] = {}  # shapes of the first pictures; later ones must have the same
 
     def check(self, seen: Any) -> Observation:
-        """The observation `seen` with contiguous pictures and a float64 state. UserError names the first error."""
+        """The observation `seen` with contiguous pictures and a float64 state. UserError names the first error.
+
+        Both are copies: a simulator may draw every picture into one buffer.
+        """
         if not isinstance(seen, Observation):
             raise UserError(f"observation is {_kind(seen)}; an Observation is needed")
         if not isinstance(seen.images, Mapping):
@@ -52,7 +55,7 @@ class Gate:
             raise UserError(
                 f"observation: camera {camera} is {_kind(image)}; it was {list(first)} before, the size must not change"
             )
-        return np.ascontiguousarray(image)
+        return np.array(image, order="C")
 
     def _numbers(self, state: Any) -> np.ndarray | None:
         if self._state is None:
@@ -77,6 +80,14 @@ def check_bool(said: Any) -> bool:
     if isinstance(said, np.ndarray) and said.dtype == bool and said.ndim == 0:
         return bool(said)
     raise UserError(f"step returned {_kind(said)}; True or False is needed")
+
+
+def check_hand(place: Any) -> np.ndarray:
+    """The hand's position [3] as float64. UserError for anything but three finite numbers."""
+    hand = np.asarray(place, np.float64)
+    if hand.shape != (3,) or not np.isfinite(hand).all():
+        raise UserError(f"hand is {' '.join(str(hand).split())[:100]}; a position of 3 finite numbers is needed")
+    return hand
 
 
 def _words(instruction: Any) -> str:

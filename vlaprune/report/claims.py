@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from vlaprune.errors import UserError
-from vlaprune.records import Header, Run
+from vlaprune.records import Header, Run, differences
 from vlaprune.stats.markdown import table
 from vlaprune.stats.rates import mean_of_tasks
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 EVIDENCE = {"P": "the authors' own page or abstract", "S": "a third party's notes of the paper"}
 NOT_RUN = "not run here"
+NOT_COMPARED = "not compared"
+SEVERAL = "not compared: several runs answer, which differ"
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,18 @@ def load(folder: Path) -> list[Claim]:
 
 def answers(run: Run, wanted: Mapping[str, str]) -> bool:
     """Whether a run has the settings that a claim asks for, and its conditions are those of a paper."""
-    return not _altered(run.header) and all(_is(run.header.identity, key, value) for key, value in wanted.items())
+    if _altered(run.header) or run.stopped:
+        return False
+    return all(_is(run.header.identity, key, value) for key, value in wanted.items())
 
 
 def _altered(header: Header) -> bool:
-    """Whether the world did not wait, was perturbed or rendered faster, or the run is an audit's arm or not proved."""
+    """Whether the world did not wait, was perturbed or rendered faster, or the run is an audit's arm or not proved.
+
+    Or whether another attention kernel computed it.
+    """
     bench, method = header.identity["bench"], header.identity["method"]
-    changed = "delay" in header.identity or "audit" in method or not header.proved
+    changed = "delay" in header.identity or "kernel" in header.identity or "audit" in method or not header.proved
     return changed or bool(bench.get("stress") or bench.get("fast"))
 
 
@@ -96,18 +103,28 @@ def _is(identity: Mapping[str, Any], key: str, value: str) -> bool:
 def ours(claim: Claim, runs: Sequence[Run]) -> str:
     """Our number with its 95 % interval, or the reason why there is none."""
     if not claim.quantity.startswith("success %"):
-        return "not compared" if any(answers(r, claim.wanted) for r in runs) else NOT_RUN
+        return NOT_COMPARED if any(answers(r, claim.wanted) for r in runs) else NOT_RUN
     asked = [claim.wanted]
     if "libero" in claim.run and "bench.suite" not in claim.wanted:
         asked = [claim.wanted | {"bench.suite": suite} for suite in SUITES]
-    found = [next((r for r in runs if answers(r, wanted) and r.episodes), None) for wanted in asked]
-    if None in found:
+    found = [_answering(runs, wanted) for wanted in asked]
+    if not all(found):
         return NOT_RUN
-    tasks = [task for run in found if run for task in _tasks(run)]
+    for first, *others in found:
+        if differ := next((d for other in others if (d := differences(first.header, other.header))), ""):
+            return f"{SEVERAL} ({differ})"
+    tasks = [task for first, *_ in found for task in _tasks(first)]
     rate, interval = mean_of_tasks(tasks)
-    missing = sum(len(run.missing) for run in found if run)
+    missing = sum(len(first.missing) for first, *_ in found)
     counted = f"n = {sum(n for _, n in tasks)}" + (f", {missing} episodes missing" if missing else "")
     return f"{100 * rate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] ({counted})"
+
+
+def _answering(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
+    """The runs that answer: complete ones if there are any, the one with most episodes first."""
+    found = [run for run in runs if run.episodes and answers(run, wanted)]
+    found = [run for run in found if not run.missing] or found
+    return sorted(found, key=lambda run: -len(run.episodes))
 
 
 def _tasks(run: Run) -> Iterable[tuple[int, int]]:
@@ -128,7 +145,7 @@ def markdown(claims: Sequence[Claim], runs: Sequence[Run]) -> str:
     ]
     for paper in dict.fromkeys(c.paper for c in claims):
         own = [c for c in claims if c.paper == paper]
-        done = sum(ours(c, runs) not in (NOT_RUN, "not compared") for c in own)
+        done = sum(not ours(c, runs).startswith((NOT_RUN, NOT_COMPARED)) for c in own)
         lines += ["", f"## {paper}", "", f"{done} of {len(own)} numbers have one of ours beside them.", ""]
         heads = ("run", "quantity", "paper", "ours", "where", "conditions", "preset")
         lines.append(table(heads, [_cells(c, runs) for c in own]))

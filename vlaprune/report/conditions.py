@@ -111,7 +111,13 @@ def table(runs: Sequence[Run], baseline: str = "dense", partial: bool = False) -
         base = condition.comparison.baseline
         for arm in condition.comparison.arms:
             rows.append(_row(condition.name, arm, base, plain))
-            if base is not None and arm is not base and arm.judged and (keys := shared_episodes(arm, base)):
+            if (
+                base is not None
+                and arm is not base
+                and arm.judged
+                and base.judged
+                and (keys := shared_episodes(arm, base))
+            ):
                 tables[len(rows) - 1] = pairs(arm, base, keys)
     margin = found[0].comparison.margin
     for i, said in zip(tables, stats.verdicts(list(tables.values()), margin), strict=True):

@@ -27,7 +27,8 @@ configs:
 
 `episodes.jsonl` has a row an episode, `calls.jsonl` a row a model call, `runs.json` the settings and
 the provenance of each run. The episode's number fixes its initial state: pair rows of two
-methods by `bench`, `task` and `episode`.
+methods by `bench`, `task` and `episode`. A call's milliseconds are empty where it was `packed` with others or `cold`
+(compiled, captured, allocated): the time was not its own.
 
 | model | method | bench | protocol | episodes | success |
 |---|---|---|---|---|---|
@@ -133,16 +134,19 @@ def episodes(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def calls(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """One row per model call of all runs: tokens at each layer, FLOPs and milliseconds by stage."""
+    """One row per model call of all runs: tokens at each layer, FLOPs and milliseconds by stage.
+
+    The time of a call that was packed or cold is not its own: its milliseconds are None.
+    """
     for run in runs:
         for record in run.episodes.values():
             for number, call in enumerate(record.calls):
                 sizes = {"visual": call.total, "visual_layers": list(call.visual), "rows": list(call.rows)}
                 sizes = sizes if call.counted else dict.fromkeys(sizes)
-                spent = {f"flops_{k}": v for k, v in call.flops.items()} | {f"ms_{k}": v for k, v in call.ms.items()}
-                yield (
-                    _names(run, runs) | {"task": record.task, "episode": record.episode, "call": number} | sizes | spent
-                )
+                spent: dict[str, Any] = {f"flops_{k}": v for k, v in call.flops.items()}
+                spent |= {f"ms_{k}": v if call.steady else None for k, v in call.ms.items()}
+                which = {"task": record.task, "episode": record.episode, "call": number}
+                yield _names(run, runs) | which | {"packed": call.packed, "cold": call.cold} | sizes | spent
 
 
 def _told(run: Run, method: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,49 +19,74 @@ def shared(runs: Sequence[Run]) -> str:
 
 
 def _reasons(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        told, name = run.header.provenance, run.folder.name
-        if not told.get("host") or not all(r.ended for r in run.episodes.values()):
-            yield f"where and when {name} ran is not recorded"
-        if _deepest(_spans(run)) > int(told.get("slots") or 1):
-            yield f"several processes made {name} side by side"
-        if int(told.get("device_users") or 0) > 1:
-            yield f"another process used the device when {name} began"
-        if (told.get("load") or 0.0) > (_hardware(run).get("cores") or float("inf")):
-            yield f"its machine was busy when {name} began (load {told['load']:.1f} on {_hardware(run)['cores']} cores)"
-        if told.get("video") in ("all", "failures"):
-            yield f"{name} was filmed (the encoder ran beside the policy)"
-    for a, b in combinations(runs, 2):
-        if _machine(a) == _machine(b) and (together := _overlap(_spans(a), _spans(b))) > SLACK:
+    every = [(run, _starts(run)) for run in runs]
+    for run, starts in every:
+        yield from _own(run, starts)
+    for (a, ours), (b, theirs) in combinations(every, 2):
+        together = sum(_overlap(x.spans, y.spans) for x in ours for y in theirs if x.machine == y.machine)
+        if together > SLACK:
             yield f"{a.folder.name} and {b.folder.name} ran on one machine at the same time, for {together:.3g} s"
-    kinds = {_kind(run): run for run in runs}
+    kinds = {start.kind for _, starts in every for start in starts}
     if len(kinds) > 1:
         yield f"the runs were made on different hardware ({'; '.join(sorted(map(_said, kinds)))})"
 
 
-def _hardware(run: Run) -> Mapping[str, Any]:
-    return run.header.provenance.get("hardware") or {}
+def _own(run: Run, starts: Sequence[_Start]) -> Iterator[str]:
+    """The reasons that lie in one run."""
+    name = run.folder.name
+    for start in starts:
+        told, cores = start.told, start.hardware.get("cores")
+        if not told.get("host") or not all(r.ended for r in run.episodes.values()):
+            yield f"where and when {name} ran is not recorded"
+        if _deepest(start.spans) > int(told.get("slots") or 1):
+            yield f"several processes made {name} side by side"
+        if int(told.get("device_users") or 0) > 1:
+            yield f"another process used the device when {name} began"
+        if (told.get("load") or 0.0) > (cores or float("inf")):
+            yield f"its machine was busy when {name} began (load {told['load']:.1f} on {cores} cores)"
+        if told.get("video") in ("all", "failures"):
+            yield f"{name} was filmed (the encoder ran beside the policy)"
+    if any(a.machine == b.machine and _overlap(a.spans, b.spans) > SLACK for a, b in combinations(starts, 2)):
+        yield f"several processes made {name} side by side"
+    kinds = {start.kind for start in starts}
+    if len(kinds) > 1:
+        yield f"{name} was begun on one machine and went on on another ({'; '.join(sorted(map(_said, kinds)))})"
 
 
-def _kind(run: Run) -> tuple[tuple[str, str], ...]:
-    """The parts of the hardware that decide times: the device; on a CPU also its name and the number of threads."""
-    found = _hardware(run)
-    matters = ("device", "cpu", "threads") if str(found.get("device", "cpu")).startswith("cpu") else ("device",)
-    return tuple((key, str(found[key])) for key in matters if key in found)
+@dataclass(frozen=True)
+class _Start:
+    """One start of a run: its provenance, and when the episodes that it finished began and ended, in order."""
+
+    told: Mapping[str, Any]
+    spans: Sequence[Span]
+
+    @property
+    def hardware(self) -> Mapping[str, Any]:
+        return self.told.get("hardware") or {}
+
+    @property
+    def machine(self) -> tuple[str, str]:
+        return str(self.told.get("host")), str(self.told.get("boot"))
+
+    @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """The hardware that decides times: the device; on a CPU also its name and the number of threads."""
+        found = self.hardware
+        matters = ("device", "cpu", "threads") if str(found.get("device", "cpu")).startswith("cpu") else ("device",)
+        return tuple((key, str(found[key])) for key in matters if key in found)
+
+
+def _starts(run: Run) -> list[_Start]:
+    """Every start of a run that finished an episode."""
+    out = []
+    for header in run.starts:
+        own = [r for key, r in run.episodes.items() if run.made.get(key, header) is header and r.ended]
+        out.append(_Start(header.provenance, sorted((r.ended - r.seconds, r.ended) for r in own)))
+    return out
 
 
 def _said(kind: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{key} {value}" for key, value in kind)
-
-
-def _machine(run: Run) -> tuple[str, str]:
-    told = run.header.provenance
-    return str(told.get("host")), str(told.get("boot"))
-
-
-def _spans(run: Run) -> list[Span]:
-    """Start and end of each episode, sorted by start."""
-    return sorted((r.ended - r.seconds, r.ended) for r in run.episodes.values() if r.ended)
 
 
 def _deepest(spans: Sequence[Span]) -> int:

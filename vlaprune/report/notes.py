@@ -170,11 +170,12 @@ def typical(judged: pd.DataFrame) -> tuple[int, float]:
 
 
 def detectable_loss(n: int, flipped: float, methods: int) -> str:
-    """The loss that n paired episodes can show, in words; at Holm's first level, a share `flipped` flips both ways."""
+    """The loss that n paired episodes can show, in words; at Holm's first level, on top of a share `flipped`."""
     loss = power.mde(n, flipped, alpha=0.05 / methods)
     seen = f"a loss of about {100 * loss:.1f} points" if math.isfinite(loss) else "no loss of any size"
     level = f"alpha 0.05 / {methods}" if methods > 1 else "alpha 0.05"
-    return f"with {n} paired episodes, {100 * flipped:.0f} % of which flip both ways, {seen} shows (power 0.8, {level})"
+    flips = f"with {n} paired episodes, {100 * flipped:.0f} % of which flip both ways alike"
+    return f"{flips}, {seen} on top of that shows (power 0.8, {level})"
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def _marked(comparison: Comparison) -> Limit | None:
 
 
 def _code(comparison: Comparison) -> Limit | None:
-    commits = {str(a.run.header.provenance.get("commit")) for a in comparison.arms}
+    commits = {str(start.provenance.get("commit")) for run in comparison.runs for start in run.starts}
     loose = [c for c in commits if c == "None" or c.endswith("+")]
     if not loose and len(commits) == 1:
         return None

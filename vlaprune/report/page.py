@@ -263,8 +263,8 @@ def _card(arm: Arm) -> tuple[Arm, list[tuple[str, str]], str]:
 def _provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The provenance of the runs: key -> every value that any run has, in order of appearance."""
     out: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for key, value in run.header.provenance.items():
+    for header in (header for run in runs for header in run.headers or [run.header]):
+        for key, value in header.provenance.items():
             parts = _flat(value) if isinstance(value, Mapping) else [("", value)]
             told = ", ".join(f"{k} {v}".strip() for k, v in parts if v not in (None, "", "None"))
             if told and key != "shard":

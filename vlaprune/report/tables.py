@@ -207,7 +207,7 @@ def _judge(comparison: Comparison, here: Sequence[Arm], task: str | None, rows: 
     keys = {a.label: found for a in here if a is not base and (found := shared_episodes(a, base, task))}
     arms = {a.label: a for a in here}
     whole = {one: pairs(arms[one], base, found) for one, found in keys.items()}
-    judged = [one for one in whole if arms[one].judged]
+    judged = [one for one in whole if arms[one].judged and base.judged]
     said = stats.verdicts([whole[one] for one in judged], comparison.margin)
     verdicts = dict(zip(judged, said, strict=True))
     units = comparison.noise.units if comparison.noise else lambda share: math.nan

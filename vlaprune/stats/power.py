@@ -20,25 +20,27 @@ def mcnemar_power(n: int, lost: float, gained: float, alpha: float = 0.05) -> fl
     return float(np.sum(binom.pmf(counts, n, lost + gained) * called))
 
 
-def mde(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:
+def mde(n: int, flips: float, power: float = 0.8, alpha: float = 0.05) -> float:
     """Return the smallest loss, a positive proportion, that exact McNemar on n pairs shows, or inf.
 
-    discordance  rate of pairs that disagree; a larger loss raises it to the loss itself
+    flips  share of pairs that differ by chance, half of them lost and half gained; the loss comes on top
     """
-    if n < 1 or not 0 <= discordance <= 1:
-        raise UserError(f"no detectable difference for n = {n}, discordance = {discordance}")
+    if n < 1 or not 0 <= flips <= 1:
+        raise UserError(f"no detectable difference for n = {n}, flips = {flips}")
 
     def missing(loss: float) -> float:
-        rate = max(discordance, loss)
-        return mcnemar_power(n, (rate + loss) / 2, (rate - loss) / 2, alpha) - power
+        return mcnemar_power(n, flips / 2 + loss, flips / 2, alpha) - power
 
-    return float(brentq(missing, 1e-9, 1.0, xtol=1e-5)) if missing(1.0) >= 0 else math.inf
+    most = 1 - flips  # a larger loss leaves no room for the flips
+    return float(brentq(missing, 1e-9, most, xtol=1e-5)) if most > 1e-9 and missing(most) >= 0 else math.inf
 
 
-def power_line(episodes: int, tasks: int, discordance: float = 0.05) -> str:
+def power_line(episodes: int, tasks: int, flips: float = 0.05) -> str:
     """Return a line on the loss that a run can show, if all its episodes on all tasks are independent."""
-    losses = [100 * mde(n, discordance) for n in (episodes * tasks, episodes)]
+    losses = [100 * mde(n, flips) for n in (episodes * tasks, episodes)]
     pooled, one = (f"a loss of about {x:.1f} points" if math.isfinite(x) else "no loss of any size" for x in losses)
     line = f"with {episodes} episodes per task on {tasks} tasks you can see {pooled} (pooled), {one} (one task): "
     line += "power 0.8, alpha 0.05, "
-    return line + f"if {100 * discordance:g} % of episodes, or the loss if larger, end differently"
+    return (
+        line + f"if {100 * flips:g} % of episodes end differently by chance, both ways alike, and the loss comes on top"
+    )

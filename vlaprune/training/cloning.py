@@ -163,6 +163,15 @@ def record_corrections(
     return corrected_files(bench, teaching, folder, number)
 
 
+def check_corrections(bench: Any, plan: Teaching, data: Path, chunk: int, by: str, world: str) -> None:
+    """Raises UserError if `data` has corrections of this plan that another policy made, or in another way."""
+    style = demos.Style(plan.every, chunk, plan.rewind, plan.beta, by, world)
+    for number in range(1, 1 + plan.rounds):
+        for path in corrected_files(bench, plan, data / f"corrections{number}", number):
+            if path.is_file():
+                demos.recorded(path, style)
+
+
 def corrected_files(bench: Any, plan: Teaching, folder: Path, number: int) -> list[Path]:
     """The files of the corrections of round `number`."""
     jobs = [demos.DemoJob(t.name, episode, 0.0) for t in bench.tasks() for episode in plan.corrected(t.name, number)]
@@ -214,11 +223,12 @@ def main(cfg: Any, subject: Subject) -> None:
         raise UserError(f"model {model.info.name} cannot be trained from nothing; use model=tiny, or tune=true")
     if datasets.files(data):
         raise UserError(f"{data} holds published demonstrations, of which only fine-tuning learns; use another data=")
-    shown = record_demonstrations(bench, plan, data / "demos", model.chunk, subject.world)
-    losses: list[float] = []
     taught, learning = asdict(replace(plan, workers=1)), asdict(replace(recipe, save_every=1))
     origin = subject.origin(model.card, taught, learning)
     by = f"policy {hashlib.sha256(origin.encode()).hexdigest()[:12]}"
+    check_corrections(bench, plan, data, model.chunk, by, subject.world)  # each round meets its own, hours later
+    shown = record_demonstrations(bench, plan, data / "demos", model.chunk, subject.world)
+    losses: list[float] = []
     for number in range(1 + plan.rounds):
         if number:
             policy, place = Policy(model, subject.make_method, control=subject.control), data / f"corrections{number}"

@@ -151,13 +151,7 @@ def _episode(
     name, episode, noise = job
     path = _path(out_dir, job)
     if path.exists():
-        said, how = _read(path, "success", known=[MADE]), style.made(noise)
-        made = str(said.get(MADE, how))
-        if made != (how if IN in made else how.partition(IN)[0]):
-            raise UserError(
-                f"{path} was recorded with {made}, now it is {how}; use the same settings, or another data="
-            )
-        return bool(said["success"])
+        return recorded(path, style, noise)
     rng = np.random.default_rng([episode, 7])
     env.reset(episode)
     expert = bench.expert(env)
@@ -188,6 +182,18 @@ def _episode(
         arrays["labels"] = _visited(env, expert, told, style, phase, len(frames))
     _write(path, arrays | dict(zip(FACTS, (name, episode, done, step, noise), strict=True)) | {MADE: style.made(noise)})
     return done
+
+
+def recorded(path: Path, style: Style, noise: float = 0.0) -> bool:
+    """Whether a recorded episode ended in success. UserError if it was recorded in another way than `style` says."""
+    said, how = _read(path, "success", known=[MADE]), style.made(noise)
+    made = str(said.get(MADE, how))
+    if made != (how if IN in made else how.partition(IN)[0]):
+        raise UserError(
+            f"{path} was recorded with {made}, now it is {how}; use the same settings or another data=, or remove "
+            f"{path.parent}"
+        )
+    return bool(said["success"])
 
 
 def _path(out_dir: str | Path, job: DemoJob) -> Path:
