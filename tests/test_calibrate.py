@@ -5,7 +5,9 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
+import vlaprune
 from vlaprune import cli
 from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.control import Control
@@ -33,6 +35,19 @@ def test_it_is_measured_over_all_tasks_once_and_read_from_then_on(tmp_path, caps
     again = calibrated(TIES, None, bench, tmp_path, 7)()  # nothing is played
     assert again.calibration == first.calibration and capsys.readouterr().out.splitlines() == said[1:]
     assert Policy(Toy(), lambda: again).sessions
+
+
+def test_a_calibration_computes_attention_as_the_run_does(tmp_path, monkeypatch):
+    """Compiled code keeps the kernel that it first saw."""
+    seen, predict = [], Toy.predict
+
+    def noted(self, observations, sessions):
+        seen.append((self.backend, torch.backends.cuda.flash_sdp_enabled()))
+        return predict(self, observations, sessions)
+
+    monkeypatch.setattr(Toy, "predict", noted)
+    vlaprune.evaluate("toy", "ties", "toy", episodes=1, kernel="eager", output=tmp_path / "run")
+    assert len(seen) > 100 and not any(fused for _, fused in seen) and torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_a_method_without_need_or_with_a_calibration_is_left_as_it_is(tmp_path, capsys):

@@ -11,6 +11,7 @@ from taped import tape_graphs
 
 from vlaprune import config
 from vlaprune.models.toy import STYLES, Toy
+from vlaprune.nn import backend
 from vlaprune.nn.backend import REPEATS, Captured
 from vlaprune.policy import Policy
 from vlaprune.testing import scenes, with_segments
@@ -60,6 +61,21 @@ def test_a_graph_reads_in_place_what_another_wrote_and_copies_all_else(graphs):
         assert graphs.launched == before + 1
         own = torch.rand(5)
         assert torch.equal(graphs.run("two", twice, own), twice(own))
+
+
+def test_memory_that_torch_holds_unused_is_free_for_a_graph(graphs, monkeypatch, capsys):
+    """It is handed back before a graph is refused; a refusal is said once, and every run goes on without the graph."""
+    free = [0]
+    backend._say_once.cache_clear()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 100))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    x = torch.rand(5)
+    for key in ("one", "two"):
+        assert torch.equal(settled(graphs, key, twice, x), twice(x)) and not graphs.captured
+    assert capsys.readouterr().err.count("kernel=graph: less than 20% of the GPU's memory is free") == 1
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.__setitem__(0, 90))
+    assert torch.equal(settled(graphs, "three", twice, x), twice(x)) and graphs.captured == 1
+    assert not capsys.readouterr().err
 
 
 def test_a_graph_serves_only_the_places_of_what_is_left_out(graphs):

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from doubles import outcomes
 
 import vlaprune
 from vlaprune.api.devices import Device, chosen
 from vlaprune.errors import UserError
+from vlaprune.models.shared import resolve_device
 from vlaprune.records import read
 
 LONG = os.environ.get("TORTURE") == "long"
@@ -41,6 +43,15 @@ def test_a_process_sees_its_device_alone(monkeypatch):
     assert Device("cpu").environment(1)["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # of a scheduler
     assert Device("1").environment(2)["CUDA_VISIBLE_DEVICES"] == "6"
+
+
+def test_a_model_is_on_the_first_gpu_that_its_process_sees(monkeypatch):
+    """Events, graphs and free memory are asked of that one; another number is refused with what to do instead."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:0").type == resolve_device("cuda").type == resolve_device("auto").type == "cuda"
+    with pytest.raises(UserError, match=r"model.device=cuda:1, .*CUDA_VISIBLE_DEVICES=1, or devices=\[1\]"):
+        resolve_device("cuda:1")
 
 
 def family(root):

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from vlaprune import cli, config
+from vlaprune.bench.toy import Toy as ToyBench
 from vlaprune.config.compose import suffix
+from vlaprune.delay import Delay
 from vlaprune.errors import UserError
+from vlaprune.methods.dense import Dense
 from vlaprune.models.toy import Toy
-from vlaprune.profile.latency import Fixed, LatencyRow, Modelled, Table, curve, observed, source
+from vlaprune.nn.backend import Backend
+from vlaprune.policy import Policy
+from vlaprune.profile.latency import Fixed, LatencyRow, Measured, Modelled, Table, curve, observed, source
 from vlaprune.profile.published import MODELS
 from vlaprune.profile.roofline import device
 from vlaprune.records import StepRecord, read
+from vlaprune.testing import scenes
 
 
 def call(visual, total=128, others=10, columns=None, flops=1e9, **more):
@@ -164,6 +170,38 @@ def test_a_benchmark_that_does_not_say_what_holding_is_is_one_line():
     cfg, _ = config.composed(["model=toy", "bench=toy", "method=dense", "delay.mode=hold", "delay.ms=1"])
     with pytest.raises(UserError, match="bench bare does not say what its robot does while it has no action"):
         config.delay(cfg, Bare(), Toy())
+
+
+class Slow(Toy):
+    """Its first two calls compile, and so does its fifth: each takes a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.backend, self.made = Backend(), 0
+
+    def predict(self, observations, sessions):
+        self.made += 1
+        self.backend.compiled += self.made in (1, 2, 5)
+        return super().predict(observations, sessions)
+
+
+def test_the_world_does_not_wait_for_a_compiler(monkeypatch):
+    model, bench = Slow(), ToyBench()
+    delay = Delay("hold", Measured(), bench.control_hz, bench.hold)
+    policy, plain = Policy(model, Dense, delay=delay), Policy(Toy(), Dense)
+    for one in (policy, plain):
+        monkeypatch.setattr(
+            one.clock, "read", lambda own=one: {"other": 1000.0 if own is policy and model.made in (1, 2, 5) else 20.0}
+        )
+        one.reset(0, 7)
+    for frame in scenes(0, 1, 3):
+        policy.act({0: frame})
+        plain.act({0: frame})
+    records = policy.drain(0)
+    assert model.made == 5 and [r.cold for r in records] == ["", "", "compile"]
+    assert [r.delay["ms"] for r in records] == [20.0] * 3 and records[2].ms == {"other": 1000.0}
+    assert [r.rows for r in records] == [r.rows for r in plain.drain(0)]
+    assert policy.sessions[0].trace.step == plain.sessions[0].trace.step == 2
 
 
 def test_a_delay_is_recorded_call_by_call_and_stands_in_the_identity(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """The profiler: recordings come back as they were, times add up, ratios are honest, a bad comparison is refused."""
 
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from csv import DictReader
 from dataclasses import replace
 from functools import partial
@@ -26,6 +28,7 @@ from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.backends import kernel, missing, with_backend
 from vlaprune.models.tiny import Tiny
 from vlaprune.models.toy import STYLES, Toy
+from vlaprune.nn.backend import Backend
 from vlaprune.policy import Policy
 from vlaprune.profile import check, job, measured, micro, speed
 from vlaprune.profile.calibrate import ready
@@ -145,6 +148,76 @@ def test_every_block_of_a_method_has_a_dense_block_of_the_same_calls(tiny):
     assert all(len(base.blocks[i]) == len(m) == 4 for i, m in zip(pair.beside, pair.arm.blocks, strict=True))
     assert np.isfinite(pair.stage_ratios("prompt")).all() and np.isnan(pair.stage_ratios("decode")).all()
     assert pair.ratios.shape == (len(pair.beside),) and (pair.ratios > 0).all() and (pair.busy_ratios > 0).all()
+
+
+class Late(Backend):
+    """Captures anew in its fifth run, however long ago the warm-up was."""
+
+    def run(self, key, segment, *inputs):
+        self.captured += self.entered in (0, 5)
+        return super().run(key, segment, *inputs)
+
+
+def test_calls_that_capture_are_in_no_block_and_are_counted():
+    """Of one arm or of all: blocks stay of the same observations."""
+    rules = micro.TimingConfig(warmup=0, calls=6, seconds=0.0, block=2, look=False)
+    episodes = synthetic(Toy().interface, 64, episodes=2, steps=2).episodes
+    late = arm(with_segments(Toy("parallel"), Late()), Dense, "late", "compile")
+    (pair,) = micro.compare(arm(Toy("parallel"), Dense), [late], episodes, rules, Watch(CPU, Nvml(CPU)))
+    assert late.cold == 2 and len(late.records) == len(late.ms) == 6 and not any(r.cold for r in late.records)
+    assert len(pair.beside) == len(late.blocks) == len(late.busy) == 3
+    both = [arm(with_segments(Toy("parallel"), Late()), Dense, "dense", "compile"), arm(Toy("parallel"), Dense)]
+    micro.fastest_backend(both, episodes, rules, Watch(CPU, Nvml(CPU)))
+    assert len(both[0].blocks) == len(both[1].blocks) and both[0].cold == 2
+    assert speed.beside_sdpa(both)["compile"]["sdpa_blocks"] == 3
+
+
+def test_energy_is_measured_while_the_method_has_its_graphs(monkeypatch):
+    built = []
+
+    class Forgets(Late):
+        def clear(self):
+            built.append("cleared")
+
+    monkeypatch.setattr(micro, "energy", lambda arm, *rest: built.append(arm.label))
+    episodes = synthetic(Toy().interface, 64, episodes=1, steps=2).episodes
+    ours = arm(with_segments(Toy("parallel"), Forgets()), Dense, "ours")
+    micro.compare(arm(Toy("parallel"), Dense), [ours], episodes, RULES, Watch(CPU, Nvml(CPU)))
+    assert built == ["ours", "cleared"]
+
+
+def test_memory_of_other_arms_is_what_was_made_since_the_watch_began(monkeypatch):
+    now = {"memory_allocated": 5e6, "memory_reserved": 8e6}
+    for name in now:
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: now[name])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    watch = Watch(torch.device("cuda"), Nvml(CPU))
+    assert watch.others() == (0, 0)
+    now.update(memory_allocated=7e6, memory_reserved=18e6)
+    assert watch.others() == (2, 10) and Watch(CPU, Nvml(CPU)).others() == (0, 0)
+
+
+def test_a_dropped_policy_is_gone_at_once():
+    """Without the collector of cycles: what it held is no other arm's memory."""
+    policy = Policy(Toy(), Dense)
+    policy.act({0: synthetic(Toy().interface, 64, 1, 1).frames[0].observation})
+    gone = weakref.ref(policy)
+    gc.disable()
+    try:
+        del policy
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_what_is_shared_by_heads_is_moved_once():
+    """A key head that serves eight query heads without a copy: its bytes are those of one head."""
+    q, k = torch.randn(8, 4, 16), torch.randn(1, 16, 5)
+    with Products(lambda: "prompt") as seen:
+        torch.bmm(q, k.expand(8, 16, 5))
+        torch.bmm(q, k.repeat(8, 1, 1))
+    once, each = seen.found["prompt"]
+    assert once.flops == each.flops and each.bytes - once.bytes == 7 * k.numel() * 4
 
 
 def test_a_slow_method_is_slower_by_what_it_sleeps(tiny):
@@ -406,7 +479,7 @@ def test_a_speedup_above_what_the_flops_promise_is_flagged(speedup, low, blocks,
         "speedup_low": low,
         "speedup_high": 2.9,
     }
-    row |= {"blocks": blocks, "speedup_busy": None, "prompt": 1.0, "prompt_flops": 1.0}
+    row |= {"blocks": blocks, "cold": 0, "speedup_busy": None, "prompt": 1.0, "prompt_flops": 1.0}
     row |= dict.fromkeys(("ms_p50", "ms_p90", "ms_p99", "ms_jitter", "ms_first"), 1.0)
     assert ("? above what is possible" in speed._speed(row, None)["speed-up [95 %]"]) == doubted
 
@@ -521,6 +594,8 @@ def test_a_block_without_dense_beside_it_tells_nothing():
     pair, rules = micro.Pair(other, dense), micro.TimingConfig(block=2)
     block = next(rules.blocks(synthetic(Toy().interface, 64, episodes=1, steps=2).episodes))
     watch = Watch(CPU, Nvml(CPU))
+    for one in (dense, other):
+        one.replay(block, 0)
     micro._beside(pair, block, 0, watch, first=True)
 
     def fails(block, seed):

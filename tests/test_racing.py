@@ -1,15 +1,19 @@
 """Races with known truth: the budget holds, the good are kept, the front is the grid's within its intervals."""
 
 from dataclasses import replace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
+import torch
 
-from vlaprune.api.tune import Tuned, tune
+from vlaprune import config
+from vlaprune.api.tune import Tuned, _entrants, _methods, tune
 from vlaprune.bench.toy import Toy
 from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
 from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race, worse
+from vlaprune.testing import SimulatedGraphs, with_segments
 
 KEYS = [(task, e) for e in range(25) for task in ("a", "b")]
 
@@ -170,6 +174,36 @@ def test_tasks_of_unequal_size_are_raced_on_the_episodes_that_all_have(tmp_path,
         frozenset((f"reach-{colour}", e) for colour in ("red", "blue") for e in range(2))
     }
     assert "the tasks have 2 to 4 episodes; the race plays the first 2 of every task" in capsys.readouterr().out
+
+
+FORKS = WeakSet()
+
+
+class Forks(SimulatedGraphs):
+    """Only one user of a model has graphs at a time, and its attention is that of the named kernel."""
+
+    def __init__(self):
+        super().__init__()
+        FORKS.add(self)
+
+    def fork(self):
+        return Forks()
+
+    def clear(self):
+        self._outputs.clear()
+
+    def run(self, key, segment, *inputs):
+        assert not any(other._outputs for other in FORKS if other is not self)
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        return super().run(key, segment, *inputs)
+
+
+def test_settings_that_are_measured_share_no_graphs(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlaprune.models.backends.with_backend", lambda model, name: with_segments(model, Forks()))
+    rest, arms = config.arms([*GRID, "kernel=eager"])
+    methods = _methods(rest, {" ".join(arm): arm for arm in arms})
+    entrants, dense = _entrants(rest, methods, tmp_path / "seen.npz", 1, "gflops")
+    assert len(entrants) == 4 and all(0 < e.cost < dense for e in entrants)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+import torch
 from doubles import Reuser
 from hydra import compose, initialize_config_dir
 from openpi_client import msgpack_numpy
@@ -24,7 +25,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
-from vlaprune import config
+from vlaprune import cli, config
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
@@ -227,6 +228,19 @@ def test_the_command_serves_and_says_where():
     with command("execute=2") as (_, line, port):
         assert line.startswith("toy with FastV at ws://127.0.0.1:") and line.endswith(", 1 slots\n")
         assert connect(port).infer(message(scenes(0, 0, 1)[0]))["actions"].shape == (2, 7)
+
+
+def test_attention_is_served_as_it_is_evaluated(monkeypatch):
+    """Without cuDNN's kernel, which plans anew for every count of tokens."""
+    seen = []
+
+    async def run(self, host, port, ready):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    monkeypatch.setattr(Server, "run", run)
+    monkeypatch.setattr(sys, "argv", ["vlaprune-serve", *TOY, "port=0"])
+    cli.serve()
+    assert seen == [False]
 
 
 def test_who_has_no_token_or_comes_from_a_web_page_is_turned_away():

@@ -119,10 +119,11 @@ def test_blocks_of_dense_and_method_take_turns_in_being_first():
     noted = lambda name: lambda: Scripted(Plan((0,)), lambda c: order.append(name))  # noqa: E731
     episodes = synthetic(model.interface, 64, episodes=1, steps=2).episodes
     arms = [micro.TimedArm(n, Policy(model, noted(n)), "sdpa") for n in ("dense", "method")]
-    rules = micro.TimingConfig(warmup=0, calls=8, seconds=0.0, block=2, look=False)
+    rules = micro.TimingConfig(warmup=2, calls=8, seconds=0.0, block=2, look=False)
     micro.compare(arms[0], arms[1:], episodes, rules, Watch(CPU, Nvml(CPU)))
-    rounds = [order[i : i + 6] for i in range(0, len(order), 6)]  # two dense calls thrown away, then two blocks
-    assert len(order) == 24 and all(one[:2] == ["dense"] * 2 for one in rounds)
+    assert order[:2] == ["method"] * 2  # warm-up
+    rounds = [order[i : i + 6] for i in range(2, len(order), 6)]  # two dense calls thrown away, then two blocks
+    assert len(order) == 26 and all(one[:2] == ["dense"] * 2 for one in rounds)
     assert [one[2] for one in rounds] == ["dense", "method", "dense", "method"]
 
 

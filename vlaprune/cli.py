@@ -187,6 +187,7 @@ def _serve(cfg: DictConfig) -> None:
 
     from vlaprune import config
     from vlaprune.interop.vla_eval import VlaEvalServer
+    from vlaprune.models.backends import kernel
     from vlaprune.policy import Policy, card_of
     from vlaprune.serve import Server, check_installed
 
@@ -222,7 +223,8 @@ def _serve(cfg: DictConfig) -> None:
     any_client: Any = client
     options: dict[str, Any] = {"idle": float(cfg.idle), "token": token, "origins": list(cfg.origins)}
     server = servers[cfg.protocol](policy, any_client, about, cfg.seed, **options)
-    asyncio.run(server.run(cfg.host, cfg.port, ready))
+    with kernel("sdpa"):
+        asyncio.run(server.run(cfg.host, cfg.port, ready))
 
 
 def _train(cfg: DictConfig) -> None:
@@ -263,6 +265,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> No
     import torch
 
     from vlaprune import config
+    from vlaprune.models.backends import kernel
     from vlaprune.profile import job
 
     torch.set_num_threads(cfg.threads)
@@ -286,5 +289,6 @@ def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> No
             lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *arguments])},
             Path(scratch),
         )
-        for path in job.MODES[cfg.mode](setting):
-            print(path)
+        with kernel("sdpa"):  # what is not timed, such as a recording; each arm enters its own
+            for path in job.MODES[cfg.mode](setting):
+                print(path)

@@ -57,8 +57,8 @@ class Latency(Protocol):
     @property
     def note(self) -> str: ...  # noqa: D102
 
-    def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """Milliseconds of one call: a function of these alone, never of a global generator.
+    def ms(self, seed: int, call: int, record: StepRecord) -> float | None:
+        """Milliseconds of one call: a function of these alone, never of a global generator. None if nobody can tell.
 
         seed    of the episode: itself a function of the run's seed, the task and the episode number
         call    number of the call in its episode
@@ -86,10 +86,10 @@ class Delay:
         late = 0 if self.mode == "wait" else steps_late(self.latency.expected, self.hz)
         return late + execute if self.mode == "hold" else max(late, execute)
 
-    def late(self, seed: int, call: int, record: StepRecord) -> tuple[float, int]:
-        """Milliseconds and control steps that a call takes."""
+    def late(self, seed: int, call: int, record: StepRecord) -> tuple[float, int] | None:
+        """Milliseconds and control steps that a call takes; None where the latency cannot tell it."""
         ms = self.latency.ms(seed, call, record)
-        return ms, steps_late(ms, self.hz)
+        return None if ms is None else (ms, steps_late(ms, self.hz))
 
 
 @dataclass(frozen=True)

@@ -156,13 +156,14 @@ class Policy:
         self.model = model
         self.clock = Clock(str(model.device))
         self.sessions = [
-            Session(make_pruner(), model.info, model.decoder.config, self.clock, backend=lambda: self.model.backend)
+            Session(make_pruner(), model.info, model.decoder.config, self.clock, backend=lambda: model.backend)
             for _ in range(slots)
         ]
         self.delay = delay
         self.controllers = [Controller(control or Control(), delay) for _ in range(slots)]
         self._calls: list[list[StepRecord]] = [[] for _ in range(slots)]
         self._instructions: list[str | None] = [None] * slots
+        self._steady: Mapping[str, float] | None = None  # milliseconds of the latest call that was not cold
         self._largest: dict[int, int] = {}  # rows of the largest call so far, by the number of its sequences
 
     @property
@@ -197,7 +198,23 @@ class Policy:
 
         With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN,
         or bypasses a backend that compiles or captures.
+
+        Where the delay is this machine's own time and no steady call has told it yet, calls from the same start are
+        made and forgotten until one has: the world does not wait for a compiler.
         """
+        slots = list(observations)
+        chunks = self._called(observations)
+        while (late := {slot: self._late(slot) for slot in slots}) and None in late.values():
+            for slot in slots:
+                self.reset(slot, self.sessions[slot].seed)
+            chunks = self._called(observations)
+        out = {slot: self.controllers[slot].actions(chunk, late[slot] or 0) for slot, chunk in chunks.items()}
+        for slot, executed in out.items():
+            self.sessions[slot].set_executed(torch.from_numpy(executed))
+        return out
+
+    def _called(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """Makes one model call and notes its records; the chunk of each slot as the model emits it."""
         slots = list(observations)
         for slot in slots:
             self._restart_on_new_instruction(slot, observations[slot].instruction)
@@ -222,10 +239,8 @@ class Policy:
         cold = self._cold(records, compiled, captured)
         for slot, record in zip(slots, records, strict=True):
             self._calls[slot].append(replace(record, ms=ms, packed=len(slots), cold=cold))
-        out = {slot: self.controllers[slot].actions(chunk, self._late(slot)) for slot, chunk in actions.items()}
-        for slot, executed in out.items():
-            self.sessions[slot].set_executed(torch.from_numpy(executed))
-        return out
+        self._steady = self._steady if cold else ms
+        return actions
 
     def _check(self, actions: Mapping[int, np.ndarray]) -> None:
         """Raises UserError for an action with a number that is not finite."""
@@ -260,14 +275,22 @@ class Policy:
         """What a slot's latest call computed, read and kept; to look at, after `act`."""
         return self.sessions[slot].trace
 
-    def _late(self, slot: int) -> int:
-        """Control steps that the slot's latest call takes; its milliseconds go into the call's record."""
+    def _late(self, slot: int) -> int | None:
+        """Control steps that the slot's latest call takes; its milliseconds go into the call's record.
+
+        A cold call is taken to last as long as the latest steady one. None where there was none and the delay needs it.
+        """
         if self.delay is None:
             return 0
         calls = self._calls[slot]
-        ms, late = self.delay.late(self.sessions[slot].seed, len(calls) - 1, calls[-1])
-        calls[-1] = replace(calls[-1], delay={"ms": ms})
-        return late
+        known = calls[-1]
+        if known.cold and self._steady is not None:
+            known = replace(known, ms=self._steady, cold="")
+        told = self.delay.late(self.sessions[slot].seed, len(calls) - 1, known)
+        if told is None:
+            return None
+        calls[-1] = replace(calls[-1], delay={"ms": told[0]})
+        return told[1]
 
     def drain(self, slot: int, steps: int | None = None) -> tuple[StepRecord, ...]:
         """The records of a slot's calls since its reset.

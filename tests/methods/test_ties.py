@@ -14,6 +14,7 @@ from scipy.stats import kendalltau
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
+from vlaprune.methods.shared.patches import RESEMBLANCE
 from vlaprune.methods.ties.agreement import Estimator, neighbours, tau_b
 from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
 from vlaprune.methods.ties.ties import TIES
@@ -331,6 +332,19 @@ def test_every_similarity_is_one_for_equal_frames(similarity):
     method = ready(keep=6, similarity=similarity, gamma=0.999)
     trace = hand(attention(0), picture(3))
     assert call(method, trace) is None and call(method, trace) is not None
+
+
+@pytest.mark.parametrize("similarity", RESEMBLANCE)
+def test_an_anchor_keeps_no_view_of_the_tokens(similarity):
+    """They are a graph's output, which the next call writes over; in fp32, too, where nothing is converted."""
+    method, trace = ready(keep=6, similarity=similarity), hand(attention(0), picture(3))
+    lent = site(trace, 0)
+    method.select(lent)
+    kept = method._anchor[1]
+    kept = [kept] if isinstance(kept, torch.Tensor) else list(kept)
+    before = [t.clone() for t in kept]
+    lent.visual.fill_(7)
+    assert all(map(torch.equal, kept, before))
 
 
 def test_reads_deep_layers_on_anchors_only():

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,7 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob
     from vlaprune.evaluation.calibrate import calibrated
     from vlaprune.evaluation.progress import claim
     from vlaprune.evaluation.rollout import Shard, Watcher
-    from vlaprune.models.backends import with_backend
+    from vlaprune.models.backends import forked, kernel, with_backend
     from vlaprune.policy import Policy
     from vlaprune.report.audit import WITHOUT
 
@@ -243,18 +244,20 @@ def run_composed(cfg: Any, given: Mapping[str, Any] | None = None, job: SweepJob
     model, make_pruner, bench = config.build(cfg, given=given)
     delay = config.delay(cfg, bench, model)
     header = config.header(cfg, model, bench, delay)
-    model, control = audit.alter_inputs(with_backend(model, cfg.kernel), arm), config.control(cfg, bench)
+    plain, control = with_backend(model, cfg.kernel), config.control(cfg, bench)
     folder, watchers = Path(cfg.output), list[Watcher]()
     run.check_folder(cfg, header if arm is None else audit.named(header, arm), job)  # before a calibration
     if arm not in (None, "own", *WITHOUT):
         audit.audited(cfg.audit.run, arm, header)
     if arm not in WITHOUT:
         known = folder if arm in (None, "own") else Path(cfg.audit.run or folder)  # controls share the calibration
-        make_pruner = calibrated(make_pruner, lambda m: Policy(model, m, control=control), bench, known, cfg.seed)
+        with kernel(cfg.kernel):
+            alone = partial(Policy, audit.alter_inputs(forked(plain), arm), control=control)  # its graphs go with it
+            make_pruner = calibrated(make_pruner, alone, bench, known, cfg.seed)
     if arm is not None:
         make_pruner, watchers = audit.ready(make_pruner, arm, cfg.audit.run, header, folder)
         header = audit.named(header, arm)
-    policy = Policy(model, make_pruner, cfg.slots, control, delay)
+    policy = Policy(audit.alter_inputs(plain, arm), make_pruner, cfg.slots, control, delay)
     run.main(cfg, policy, bench, header, config.sinks(cfg), job, watchers)
 
 

@@ -159,7 +159,7 @@ def _entrants(
 
     from vlaprune import config
     from vlaprune.methods.dense import Dense
-    from vlaprune.models.backends import with_backend
+    from vlaprune.models.backends import forked, kernel, with_backend
     from vlaprune.policy import Policy
     from vlaprune.profile.calibrate import ready
     from vlaprune.profile.fidelity import Replay, replay, score
@@ -169,19 +169,30 @@ def _entrants(
     def paid(one: Replay) -> float:
         return float(np.nanmedian(one.ms if cost == "ms" else one.gflops))
 
-    with config.with_objects([*rest, "method=dense"], {}) as cfg, TemporaryDirectory() as scratch:
+    def measured(make: Callable[[], Pruner]) -> Replay:
+        own = forked(model)
+        try:
+            return replay(recording.policy(own, make), recording, cfg.seed)
+        finally:
+            own.backend.clear()
+
+    with (
+        config.with_objects([*rest, "method=dense"], {}) as cfg,
+        TemporaryDirectory() as scratch,
+        kernel(cfg.kernel),
+    ):
         model, _, bench = config.build(cfg)
         model = with_backend(model, cfg.kernel)
         control = config.control(cfg, bench)
         if not seen.is_file():
-            recorded(Policy(model, Dense, control=control), bench, record, cfg.seed).save(seen)
+            recorded(Policy(forked(model), Dense, control=control), bench, record, cfg.seed).save(seen)
         recording = Recording.load(seen)
         recording.check(seen, bench, record, cfg.seed)
         recording = replace(recording, execute=control.actions_per_call(model.chunk))
-        dense = replay(recording.policy(model, Dense), recording, cfg.seed)
+        dense = measured(Dense)
         out = []
-        for name, make in ready(methods, model, recording, cfg.seed, Path(scratch)):
-            own = replay(recording.policy(model, make), recording, cfg.seed)
+        for name, make in ready(methods, forked(model), recording, cfg.seed, Path(scratch)):
+            own = measured(make)
             found = score(recording, model.interface, dense, own)
             out.append(Entrant(name, paid(own), found.rmse, found.errors))
         return out, paid(dense)

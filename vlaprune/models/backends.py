@@ -76,6 +76,16 @@ def with_backend(model: Model, name: str, compiler: str | None = "inductor") -> 
     return twin
 
 
+def forked(model: Model) -> Model:
+    """The model for one of several users: itself, or where graphs are captured, a shallow copy with its own graphs."""
+    own = model.backend.fork()
+    if own is model.backend:
+        return model
+    twin = copy.copy(model)
+    twin.backend = own
+    return twin
+
+
 def made(name: str, compiler: str | None) -> Backend:
     """A new backend: what one copy of a model compiles or captures serves no other."""
     return Captured(compiler) if name == "graph" else Compiled(compiler or "inductor")

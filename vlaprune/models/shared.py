@@ -38,6 +38,11 @@ def resolve_device(device: str) -> torch.device:
         raise UserError(
             f"model.device={device}, but torch sees {torch.cuda.device_count() if there else 'no'} GPU here"
         )
+    if resolved.type == "cuda" and resolved.index:
+        raise UserError(
+            f"model.device={device}, but a process computes on the first GPU that it sees; use model.device=cuda with "
+            f"CUDA_VISIBLE_DEVICES={resolved.index}, or devices=[{resolved.index}] of vlaprune-eval"
+        )
     return resolved
 
 

@@ -10,6 +10,7 @@ Eager is the reference. Every other backend gives the same results (see `vlaprun
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,12 @@ def flat(inputs: Sequence[Any]) -> list[Any]:
 
 
 @cache
+def _say_once(text: str) -> None:
+    """Says a line on the terminal, once in a process."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@cache
 def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
     """Two streams: for warm-up and for a second branch. Always the same two, since libraries keep memory for each."""
     return torch.cuda.Stream(), torch.cuda.Stream()
@@ -212,7 +219,7 @@ class Captured(Compiled):
         found = self._graphs.get(shapes)
         if found is None:
             self._seen[shapes] += 1
-            if self._seen[shapes] < REPEATS or not self._room():
+            if self._seen[shapes] < REPEATS or not self._room(first=self._seen[shapes] == REPEATS):
                 return super().run(key, segment, *inputs)
             found = self._graphs[shapes] = self._capture(segment, inputs)
             outputs = [t for t in pytree.tree_leaves(found.outputs) if isinstance(t, Tensor)]
@@ -245,8 +252,21 @@ class Captured(Compiled):
         return tensor.data_ptr() in self._written
 
     @staticmethod
-    def _room() -> bool:
+    def _room(first: bool) -> bool:
+        """Whether enough memory is free for another graph; says it once where not.
+
+        first  it is asked for the first time for this graph: torch then hands back what it holds unused, as it does
+               before every capture
+        """
         free, total = torch.cuda.mem_get_info()
+        if first and free <= FREE * total:
+            torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info()
+        if free <= FREE * total:
+            _say_once(
+                f"kernel=graph: less than {FREE:.0%} of the GPU's memory is free, so parts of calls are not captured "
+                "and run slower; free memory, or use kernel=compile"
+            )
         return free > FREE * total
 
     def _capture(self, segment: Function, inputs: Sequence[Any]) -> Graph:

@@ -68,13 +68,16 @@ class Measured:
     """The measured time of the call on this machine. Not reproducible."""
 
     expected = 0.0
-    note = "each call's own wall time on this machine: not reproducible"
+    note = "each call's own wall time on this machine, that of the steady call before if it was cold: not reproducible"
 
-    def ms(self, seed: int, call: int, record: StepRecord) -> float:
-        """The sum of the call's stages, in milliseconds. UserError if it shared a packed call or was not timed."""
+    def ms(self, seed: int, call: int, record: StepRecord) -> float | None:
+        """The sum of the call's stages, in milliseconds; None for a cold call.
+
+        UserError if it shared a packed call or was not timed.
+        """
         if record.packed > 1 or not record.ms:
             raise UserError("delay.ms=measured needs calls of one sequence each; set slots=1")
-        return sum(record.ms.values())
+        return None if record.cold else sum(record.ms.values())
 
 
 def observed(model: Model, record: StepRecord) -> Stages:

@@ -84,6 +84,15 @@ class Watch:
     most: int = 0
     load: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Notes the memory in use before anything is measured."""
+        self._alone = held(self.device)
+
+    def others(self) -> tuple[float, float]:
+        """MB allocated and reserved now by all that was made since this watch: the arms before the next one."""
+        allocated, reserved = held(self.device)
+        return allocated - self._alone[0], reserved - self._alone[1]
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Reads the clock repeatedly while its `with` block keeps the device busy; keeps the highest reading.
@@ -156,9 +165,12 @@ def peak_memory(device: torch.device) -> tuple[float, float | None]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, None
 
 
-def allocated(device: torch.device) -> float:
-    """MB of tensors on a GPU now; 0 on a CPU."""
-    return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+def held(device: torch.device) -> tuple[float, float]:
+    """MB of tensors on a GPU now, and MB that torch holds once it handed back what is unused; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device) / 1e6, torch.cuda.memory_reserved(device) / 1e6
 
 
 def forget_peak(device: torch.device) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
-from vlaprune.models.backends import missing, order, with_backend
+from vlaprune.models.backends import forked, missing, order, with_backend
 from vlaprune.policy import VLA
 from vlaprune.profile import micro, roofline, speed
 from vlaprune.profile.machine import Nvml, Watch, idle_power
@@ -48,6 +48,7 @@ def measure(
     UserError if no backend runs here.
     """
     nvml = Nvml(model.device)
+    gc.collect()  # before the memory is looked at: what earlier policies left in cycles is nobody's
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
     matrices = (weight for weight in model.decoder.parameters() if weight.ndim == 2)  # norms may be in fp32
     here = roofline.measure(model.device, next(matrices).dtype)
@@ -65,6 +66,8 @@ def measure(
     def found(pairs: Sequence[micro.Pair]) -> Measured:
         why = {f"dense under {arm.backend}": arm.refused for arm in dense if arm.refused and arm is not best}
         why |= {p.arm.label: p.arm.refused for p in pairs if p.arm.refused}
+        unsteady = [p.arm for p in pairs if p.arm.cold and not p.arm.refused and not p.beside]
+        why |= {arm.label: f"no steady block, {arm.cold} calls were cold; allow more time" for arm in unsteady}
         run = [arm for arm in dense if arm is best or not arm.refused]  # the best one ran, even if it failed later
         rows = [speed.described(model, arm, here) | beside.get(arm.backend, {}) for arm in run]
         base = rows[run.index(best)]
@@ -78,8 +81,7 @@ def measure(
     save(found([]))
     arms = _arms(best.policy.model, methods, recording, best.backend, skipped)
     pairs = micro.compare(best, arms, recording.episodes, rules, watch, tell, lambda pairs: save(found(pairs)))
-    for arm in (best, *arms):
-        micro.energy(arm, recording.episodes, rules, nvml)
+    micro.energy(best, recording.episodes, rules, nvml)
     return found(pairs)
 
 
@@ -90,9 +92,7 @@ def _arms(
     arms = []
     for label, make in methods:
         try:
-            own = copy.copy(model)
-            own.backend = model.backend.fork()
-            arms.append(micro.TimedArm(label, recording.policy(own, make), backend))
+            arms.append(micro.TimedArm(label, recording.policy(forked(model), make), backend))
         except UserError as error:
             skipped[label] = str(error)
     return arms

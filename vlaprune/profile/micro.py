@@ -8,7 +8,6 @@ CPU lengthen far less.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ import torch
 from vlaprune.errors import UserError
 from vlaprune.models.backends import kernel
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.profile.machine import WINDOW, Nvml, Watch, allocated, bytes_held, forget_peak, peak_memory
+from vlaprune.profile.machine import WINDOW, Nvml, Watch, bytes_held, forget_peak, peak_memory
 from vlaprune.profile.products import Products, Watched
 from vlaprune.profile.recording import Frame
 from vlaprune.profile.roofline import Stages
@@ -91,7 +90,8 @@ class TimedArm:
     products     matrix products of `counted` calls, as torch dispatched them
     launches     launches in a mean call: operators, segments and replays
     joules       energy of the board per call, one number per window
-    memory       peak MB allocated without other arms, and peak MB reserved (None on a CPU)
+    cold         number of calls after warm-up that compiled, captured or took new memory; their blocks are not kept
+    memory       peak MB allocated and reserved, without what other arms hold (None reserved on a CPU)
     cache_bytes  bytes of keys and values that the session keeps
     state_bytes  bytes of tensors that the method keeps
     refused      why it has no speed-up; None if it has one
@@ -107,6 +107,7 @@ class TimedArm:
     counted: int = 1
     launches: Launches = Launches()
     joules: list[float] = field(default_factory=list)
+    cold: int = 0
     memory: tuple[float, float | None] = (0.0, None)
     cache_bytes: int = 0
     state_bytes: int = 0
@@ -132,29 +133,40 @@ class TimedArm:
             torch.cuda.empty_cache()
 
     def run(self, block: Block, seed: int) -> None:
-        """Replays a block and keeps its measurements. An arm that raises, or breaks its budget, is refused."""
+        """Replays a block and keeps its measurements, unless one of its calls was cold: then the block tells nothing.
+
+        An arm that raises, or breaks its budget, is refused.
+        """
         busy = time.process_time()
         try:
             took, records = self.replay(block, seed)
         except (ValueError, RuntimeError) as error:
             self.refuse(error)
             return
+        if cold := sum(bool(record.cold) for record in records):
+            self.cold += cold
+            return
         self.busy.append((time.process_time() - busy) * 1e3)
         self.blocks.append(took)
         self.calls.append(records)
+
+    def drop(self) -> None:
+        """Forgets the last block: there is none beside it."""
+        for kept in (self.blocks, self.busy, self.calls):
+            kept.pop()
 
     def warm(
         self,
         blocks: Iterator[Block],
         rules: TimingConfig,
         deadline: float = inf,
-        others: float = 0.0,
+        others: tuple[float, float] = (0.0, 0.0),
         same: TimedArm | None = None,
     ) -> None:
         """Runs warm-up calls, then observes the products and the memory of one block.
 
         deadline  value of time.perf_counter after which the arm is refused
-        others    MB that caches and graphs of other arms hold on the device
+        others    MB that caches and graphs of other arms hold on the device, allocated and reserved
         same      an arm with the same products and operators, whose counts are taken over
         """
         device = self.policy.model.device
@@ -173,7 +185,7 @@ class TimedArm:
             _, records = self.replay(block, rules.seed)
             after = backend.entered, backend.replayed, backend.launched
             peak, reserved = peak_memory(device)
-            self.memory = peak - others, reserved
+            self.memory = peak - others[0], None if reserved is None else reserved - others[1]
             if same is None:
                 self._count(block[:2] if _alike(records) else block, rules.seed)
             else:
@@ -189,16 +201,14 @@ class TimedArm:
 
     def _count(self, block: Block, seed: int) -> None:
         """Counts the products of a block. Segments run in eager mode: a replayed graph would hide its products."""
-        policy, model = self.policy, self.policy.model
-        clock = policy.clock
-        policy.model = copy.copy(model)
+        clock, model = self.policy.clock, self.policy.model
         seen = Products(lambda: next((n for n in reversed(clock.open) if n != "other"), "other"))
-        policy.model.backend = Watched(seen)
+        backend, model.backend = model.backend, Watched(seen)
         try:
             with seen:
                 self.replay(block, seed)
         finally:
-            policy.model = model
+            model.backend = backend
         self.products, self.counted = seen.found, len(block)
         self.launches = Launches(seen.operators / len(block), seen.outside / len(block))
 
@@ -263,19 +273,23 @@ def _stage(records: Sequence[StepRecord], name: str) -> float:
 
 
 def fastest_backend(arms: Sequence[TimedArm], episodes: Sequence[Block], rules: TimingConfig, watch: Watch) -> TimedArm:
-    """Measures dense under each backend in turn; returns the fastest arm."""
-    alone = allocated(arms[0].policy.model.device)
+    """Measures dense under each backend in turn, on the same blocks; returns the fastest arm."""
     counted: TimedArm | None = None
     for arm in arms:
-        arm.warm(rules.blocks(episodes), rules, others=allocated(arm.policy.model.device) - alone, same=counted)
+        arm.warm(rules.blocks(episodes), rules, others=watch.others(), same=counted)
         counted = counted or (None if arm.refused else arm)
     for number, block in enumerate(rules.blocks(episodes)):
         if all(arm.enough(rules) for arm in arms):
             break
+        before = [len(arm.blocks) for arm in arms]
         for arm in arms[:: -1 if number % 2 else 1]:
             if not arm.refused:
                 with watch.running():
                     arm.run(block, rules.seed)
+        ran = [(arm, len(arm.blocks) > n) for arm, n in zip(arms, before, strict=True) if not arm.refused]
+        for arm, kept in ran:
+            if kept and not all(kept for _, kept in ran):
+                arm.drop()
         watch.check()
     run = [arm for arm in arms if not arm.refused]
     if not run:
@@ -302,11 +316,9 @@ def compare(
     `seen` is called after every round of all arms.
     """
     pairs, began = [Pair(arm, dense) for arm in arms], time.perf_counter()
-    device, limit = dense.policy.model.device, inf if rules.limit is None else rules.limit
-    alone = allocated(device)
+    limit = inf if rules.limit is None else rules.limit
     for pair in pairs:
-        others = allocated(device) - alone
-        pair.arm.warm(rules.blocks(episodes), rules, began + limit / 2, others)
+        pair.arm.warm(rules.blocks(episodes), rules, began + limit / 2, watch.others())
         tell(f"{pair.arm.label}: {pair.arm.refused or 'warm'}")
     for number, block in enumerate(rules.blocks(episodes)):
         todo = [pair for pair in pairs if not pair.arm.enough(rules)]
@@ -318,6 +330,7 @@ def compare(
             _beside(pair, block, rules.seed, watch, first=number % 2 == 0)
             watch.check()
             if pair.arm.enough(rules):
+                energy(pair.arm, episodes, rules, watch.nvml)  # with its graphs, as it was timed
                 pair.arm.policy.model.backend.clear()
         tell(f"{len(todo)} of {len(pairs)} arms to measure")
         seen(pairs)
@@ -343,8 +356,7 @@ def _beside(pair: Pair, block: Block, seed: int, watch: Watch, first: bool) -> N
     if all(ran):
         pair.beside.append(len(pair.dense.blocks) - 1)
     elif ran[1]:
-        for kept in (pair.arm.blocks, pair.arm.busy, pair.arm.calls):
-            kept.pop()
+        pair.arm.drop()
 
 
 def energy(arm: TimedArm, episodes: Sequence[Block], rules: TimingConfig, nvml: Nvml) -> None:

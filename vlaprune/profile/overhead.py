@@ -164,7 +164,7 @@ def methods(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Times calls that read and score with a method but prune nothing, beside `method=dense`."""
-    watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False)
+    watch, rules = Watch(model.device, Nvml(model.device)), replace(rules, look=False, windows=0)
     base = micro.TimedArm("dense", recording.policy(model, Dense), "sdpa")
     again = micro.TimedArm(micro.AGAIN, recording.policy(model, Dense), "sdpa")
     arms = [

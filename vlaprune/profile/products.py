@@ -6,6 +6,7 @@ The meter computes the cost of a call from formulas; this module observes it. It
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -90,4 +91,9 @@ def _looks(func: Any) -> bool:
 
 
 def _bytes(values: Sequence[Any]) -> int:
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    """Bytes of tensors as they lie in memory: what is spread over a dimension without a copy (stride 0) counts once."""
+    return sum(_spread_once(v) * v.element_size() for v in values if isinstance(v, Tensor))
+
+
+def _spread_once(t: Tensor) -> int:
+    return math.prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride) if t.numel() else 0

@@ -42,6 +42,7 @@ def described(model: VLA, arm: TimedArm, here: Device) -> dict[str, Any]:
         "kernel": arm.backend,
         "calls": len(ms),
         "blocks": len(arm.blocks),
+        "cold": arm.cold,
         "seconds": ms.sum() / 1e3,
     }
     row |= {"ms_p50": p50, "ms_p90": p90, "ms_p99": p99, "ms_jitter": p99 - p50, "ms_first": arm.first}
@@ -113,6 +114,10 @@ def beside_sdpa(arms: Sequence[TimedArm]) -> dict[str, dict[str, float]]:
 def fill(page: Page, rows: Sequence[dict[str, Any]], refusal: str | None, here: Device) -> None:
     """Adds the tables of speed, stages, FLOPs, floors and memory to the page."""
     page.table("Speed", [_speed(r, refusal) for r in rows])
+    page.text(
+        "*cold*: calls after warm-up that compiled, captured a graph or took new memory. Blocks with such a call are "
+        "in none of the times."
+    )
     if any("?" in _speed(r, refusal)["speed-up [95 %]"] for r in rows):
         page.text(
             "? A speed-up above what FLOPs and floors allow is none of the method's: calls were not steady (no "
@@ -162,6 +167,7 @@ def _speed(row: dict[str, Any], refusal: str | None) -> dict[str, str]:
         "kernel": row["kernel"],
         "visual tokens": f"{row['visual_mean']:.1f} of {row['visual']}",
         "dense calls": percent(row["dense_share"]),
+        "cold": str(row["cold"]),
         "GFLOPs/call": f"{row['flops_call'] / 1e9:.4g}",
         "FLOPs cut": percent(row["flops_cut"]) if "flops_cut" in row else "",
         "FLOPs promise": f"{row['speedup_flops']:.2f}x" if "flops_cut" in row else "",

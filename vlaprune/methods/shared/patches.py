@@ -220,7 +220,9 @@ RESEMBLANCE = {
         lambda a, b, layout: F.cosine_similarity(a, b),
     ),
     "embedding_patches": Resemblance(
-        lambda pixels, tokens, layout: tokens.float(),
+        lambda pixels, tokens, layout: tokens.to(
+            torch.float32, copy=True
+        ),  # a graph writes over its own in the next call
         lambda a, b, layout: _by_camera(F.cosine_similarity(a, b), layout),
     ),
 }
