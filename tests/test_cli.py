@@ -203,7 +203,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(call, tmp_path):
         ("method.keep=1.5", ["keep=1.5 is no budget", "fraction in (0, 1]"]),
         ("method.keep=0", ["keep=0 is no budget"]),
         ("method.keep=1000", ["keep=1000 asks for more than the 64 visual tokens"]),
-        ("method.keep=half", ["keep=half is no budget"]),
+        ("method.keep=half", ["method.keep=half; use a number"]),
         ("method.layer=99", ["FastV prunes before layers [99]", "toy has layers 0..5"]),
         ("method.rows=nosuch", ["rows=nosuch", "use one of last"]),
         ("+method.nosuch=1", ["FastV", "nosuch=1"]),
