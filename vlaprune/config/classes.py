@@ -32,7 +32,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # role -> methods that its class must 
 }
 
 # annotation of an option -> what it takes, in words and as a check
-KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a whole number", lambda v: type(v) is int),
     "float": ("a number", lambda v: type(v) is int or (type(v) is float and math.isfinite(v))),
     "bool": ("true or false", lambda v: type(v) is bool),
@@ -111,6 +111,11 @@ def make(role: str, node: Any, able: str | None = None) -> Any:
     return kind(**given)
 
 
+def takes(role: str, target: str, option: str) -> bool:
+    """Whether the constructor of the class that a dotted path names has an option of this name."""
+    return option in inspect.signature(find(target, role)).parameters
+
+
 def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
     """Raises UserError if a constructor does not take these options, or needs another one."""
     parameters = inspect.signature(kind).parameters.values()
@@ -129,7 +134,7 @@ def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
 
 
 def _check_kind(what: str, value: Any, annotation: str) -> None:
-    """Raises UserError for an option of another kind than its annotation says. One that is not in KINDS says nothing."""
+    """Raises UserError for an option of another kind than its annotation says, if that is one of KINDS."""
     kind = re.sub(r"[\w.]+\.", "", annotation.removeprefix("<class '").removesuffix("'>"))  # without module names
     wanted, fits_it = KINDS.get(kind.removesuffix(" | None"), ("", lambda _: True))
     optional = kind.endswith(" | None")
