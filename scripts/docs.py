@@ -50,7 +50,7 @@ def first_page(target: Path) -> None:
 
 
 def notebooks(target: Path) -> None:
-    """Every notebook as a page: text, code, and what the code printed."""
+    """Every notebook as a page: text, code, and what the code printed. Links of pages to it lead to the page."""
     for path in sorted(target.rglob("*.ipynb")):
         parts = []
         for cell in json.loads(path.read_text())["cells"]:
@@ -61,6 +61,8 @@ def notebooks(target: Path) -> None:
                 parts.append("```text\n" + "".join(shown).rstrip() + "\n```")
         path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
         path.unlink()
+    for page in target.rglob("*.md"):
+        page.write_text(re.sub(r"(\]\((?!https?:)[^)\s]*)\.ipynb\b", r"\1.md", page.read_text()))
 
 
 def listed(group: str) -> str:

@@ -203,7 +203,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(call, tmp_path):
         ("method.keep=1.5", ["keep=1.5 is no budget", "fraction in (0, 1]"]),
         ("method.keep=0", ["keep=0 is no budget"]),
         ("method.keep=1000", ["keep=1000 asks for more than the 64 visual tokens"]),
-        ("method.keep=half", ["keep=half is no budget"]),
+        ("method.keep=half", ["method.keep=half; use a number"]),
         ("method.layer=99", ["FastV prunes before layers [99]", "toy has layers 0..5"]),
         ("method.rows=nosuch", ["rows=nosuch", "use one of last"]),
         ("+method.nosuch=1", ["FastV", "nosuch=1"]),
@@ -305,6 +305,48 @@ def test_a_world_that_raises_leaves_the_rest_and_ctrl_c_what_is_done(call, tmp_p
     code, out, errors = call(*TOY, "method=dense", *stopped)
     assert code == 130 and len(read(tmp_path / "stopped").episodes) == 1
     assert not errors and "stopped with 1 of 4 episodes in stopped; the same command goes on" in out
+
+
+@pytest.mark.parametrize("override", ["max_batch=0", "method.layer=[1]"])
+def test_a_setting_of_another_kind_is_refused_before_a_folder_is_made(call, tmp_path, override):
+    code, _, errors = call(*TOY, "method=fastv", "output=run", override)
+    assert code == 2 and not list(tmp_path.iterdir())
+    one_line(errors, f"{override}; use a whole number")
+
+
+def test_a_sweep_leaves_nothing_but_its_runs_where_the_user_stands(call, tmp_path):
+    assert call("-m", *TOY, "method=sparsevlm", "method.keep=0.5,0.25")[0] == 2 and not list(tmp_path.iterdir())
+    assert call("-m", *TOY, "method=dense", "episodes=1", "seed=1,2", "output=sweep/${seed}")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+    (tmp_path / "multirun.yaml").write_text("mine")
+    assert call("-m", *TOY, "method=nosuch,dense")[0] == 2 and (tmp_path / "multirun.yaml").exists()
+
+
+def test_a_learnt_method_without_weights_says_so_and_others_do_not(call):
+    warned = {}
+    for method in ("lightvla_star", "lightvla", "fastv"):
+        code, out, errors = call(*TOY, f"method={method}", "episodes=1", f"output={method}")
+        assert code == 0
+        warned[method] = "\n".join([out, *errors]).count("weights=random: it is not trained")
+    assert warned == {"lightvla_star": 1, "lightvla": 0, "fastv": 0}
+
+
+def test_a_model_that_cannot_be_trained_is_refused_with_those_that_can(call, tmp_path):
+    code, _, errors = call("model=toy", "bench=toy", command="train")
+    assert code == 2 and not list(tmp_path.iterdir())
+    one_line(errors, "model Toy has no weights to train; use model=tiny")
+
+
+def test_backends_that_do_not_run_are_refused_before_anything_is_recorded(call, tmp_path):
+    for backends, said in (
+        ("[foo]", "backend 'foo' is not one of"),
+        ("[flash]", "no backend that runs on cpu; use sdpa"),
+    ):
+        code, _, errors = call(
+            "model=toy", "bench=toy", f"backends={backends}", "observations=seen.npz", command="profile"
+        )
+        assert code == 2 and not list(tmp_path.iterdir())
+        one_line(errors, said)
 
 
 def test_a_sweep_goes_on_past_a_job_that_fails_and_exits_with_2(call, tmp_path):

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -140,6 +141,50 @@ def test_a_budget_is_called_keep_and_checked_before_any_weights_are_loaded(name)
     for wrong in ("1.5", "-0.25", "0.0")[: 3 if plan.budget else 2]:  # of a method with a floor, keep=0 is the floor
         with pytest.raises(ValueError, match=f"keep={float(wrong)}"):
             config.build(composed(*TOY, "model._target_=nothing.There", f"method={name}", f"method.keep={wrong}"))
+
+
+@pytest.mark.parametrize("name", GROUPS["method"])
+@pytest.mark.parametrize(
+    "wrong", ["nosuch", 3, -3, 0.5, -2.5, float("nan"), float("inf"), True, None, [], [0.5], ["x"]]
+)
+def test_an_option_of_a_method_of_another_kind_is_refused_or_taken_and_never_raises_anything_else(name, wrong):
+    given = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    for option in set(given) - {"_target_"}:
+        try:
+            made = config.make("method", given | {option: wrong})
+        except UserError:
+            continue
+        assert isinstance(made, Pruner)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "wrong", "wanted"),
+    [
+        ("sparsevlm", "keep", 0.5, "a list of numbers, as [0.5,0.25]"),
+        ("sparsevlm", "layers", "foo", "a list of whole numbers, as [1,2], or null"),
+        ("ties_hard", "threshold", "foo", "a number, or null"),
+        ("ties", "gamma", "abc", "a number"),
+        ("ties", "gamma", -3, "a number from 0 to 1"),
+        ("vlacache", "stages", [], "name at least one layer"),
+        ("fastv", "rows", 5, "a word"),
+        ("tome", "proportional", 1, "true or false"),
+        ("dart", "pivots", 2.0, "a whole number"),
+    ],
+)
+def test_a_refused_option_says_what_the_option_takes(name, option, wrong, wanted):
+    given = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    with pytest.raises(UserError, match=rf"{option}={re.escape(str(wrong))}; .*{re.escape(wanted)}"):
+        config.make("method", given | {option: wrong})
+
+
+@pytest.mark.parametrize("name", ["tiny", "pi0_tiny", "cogact_tiny"])
+def test_an_option_of_a_model_of_another_kind_is_refused_before_anything_is_built(name):
+    given = OmegaConf.to_container(composed(f"model={name}").model, resolve=True)
+    kinds = {key: str(p.annotation) for key, p in inspect.signature(target(given)).parameters.items()}
+    for option, kind in kinds.items():
+        wrong = "nosuch" if "str" not in kind.replace("Sequence[str]", "").replace("Mapping[str", "") else 3
+        with pytest.raises(UserError, match=rf"^model.{option}={wrong}; use "):
+            config.make("model", given | {option: wrong})
 
 
 def test_the_command_of_the_issue_composes():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlaprune import cli
+from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.methods.infoentropy import InfoEntropy
@@ -15,7 +16,7 @@ from vlaprune.methods.vlacache import VLACache
 from vlaprune.models.toy import Toy
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import Policy
-from vlaprune.profile import check, micro, overhead
+from vlaprune.profile import check, floors, micro, overhead
 from vlaprune.profile.page import Page
 from vlaprune.profile.recording import actions, synthetic
 from vlaprune.profile.roofline import DEVICES
@@ -39,6 +40,14 @@ def test_floors_need_no_model_and_fall_with_the_budget(tmp_path, monkeypatch):
         assert list(part["keep"]) == [1.0, 0.5, 0.25]
         assert part["ms"].is_monotonic_decreasing and part["ceiling"].is_monotonic_increasing
         assert part["ceiling"].iloc[0] == 1 and (part["ceiling"] <= 1 / (1 - part["flops_cut"])).all()
+
+
+def test_floors_take_budgets_as_methods_do():
+    with pytest.raises(UserError, match=r"keep=2.5 is no budget"):
+        floors.fill(Page("t"), [2.5])
+    one, whole = (floors.fill(Page("t"), [keep]) for keep in (1, 1.0))
+    assert {r["visual"] for r in one if r["keep"] == 1 and r["flops_cut"]} == {1}
+    assert all(r["flops_cut"] == 0 for r in whole)
 
 
 @pytest.mark.parametrize("make", [lambda: FastV(keep=0.25), VLACache])

@@ -209,10 +209,12 @@ def test_settings_that_are_measured_share_no_graphs(tmp_path, monkeypatch):
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     for words, said in (
         (["model=toy", "bench=toy", "method=fastv", "method.keep=0.5"], "have one setting"),
-        ([*GRID, "--share", "0"], "share=0.0"),
+        ([*GRID, "--share", "0"], "error: share=0.0; use a number above 0, up to 1"),
+        ([*GRID, "--batch", "0"], "error: batch=0; use 1 or more"),
+        ([*GRID, "--share", "0.01"], "less than one batch"),
         ([*GRID[:4], "method.keep=0.5,1.5", "episodes=2"], "keep=1.5"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main.main(["tune", *words, "--output", str(tmp_path)])
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said in error
+        assert said in error and not list(tmp_path.iterdir())

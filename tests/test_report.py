@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vlaprune import cli, report
+from vlaprune import cli, errors, report
 from vlaprune.evaluation.recorder import Recorder
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, encode, read
 from vlaprune.report import command as report_command
@@ -134,6 +134,9 @@ def test_a_baseline_that_a_rule_ended_gives_no_verdict_after_a_fixed_number(runs
     [
         (["--suites", "--tasks"], "--tasks does nothing with --suites; leave it out"),
         (["--conditions", "--criteria", "x"], "--criteria does nothing with --conditions"),
+        (["--videos", "3"], "--videos 3 does nothing without --html"),
+        (["--videos", "-3", "--html", "x.html"], "--videos -3; use megabytes"),
+        (["--name", "a/b"], "--name a/b is no name of a file; leave the folder to --output"),
         (["--delay", "--html", "x.html"], "--html does nothing with --delay"),
         (["--audit", "--columns", "a,b"], r"--columns does nothing with --audit; leave it out \(it has --partial\)"),
     ],
@@ -142,6 +145,12 @@ def test_an_option_that_would_do_nothing_is_refused(runs, tmp_path, options, sai
     with pytest.raises(ValueError, match=said):
         report_command.main([str(runs), *options, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_option_that_chooses_it(runs, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.UserError, match=r"file/x: .*; name another place with --output or --html$"):
+        report_command.main([str(runs), "--output", str(tmp_path / "file" / "x")])
 
 
 @pytest.mark.parametrize("options", [["--suites", "--delay"], ["--timed", "--untimed"]])

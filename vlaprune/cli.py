@@ -99,10 +99,14 @@ def _hydra(name: str, job: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come as they are, to be told in one line
     sys.argv[1:] = config.arguments(sys.argv[1:])
     board = progress.Board()
+    left = Path("multirun.yaml")  # Hydra writes it into the folder of every sweep and has no switch for that
+    own = left.exists()
     try:
         codes = _launch(name, job)
     finally:
         statuses = board.close()
+        if not own:
+            left.unlink(missing_ok=True)
     if statuses:
         _verdicts(statuses)
     codes += [status.code for status in statuses]
@@ -235,6 +239,11 @@ def _train(cfg: DictConfig) -> None:
 
     words = list(HydraConfig.get().overrides.task)
     typed = config.typed(words)
+    target = cfg.model._target_
+    if "weights" in cfg.model and not config.takes("model", target, "weights"):
+        raise errors.UserError(
+            f"model {target.rpartition('.')[2]} has no weights to train; use model=tiny or model=smol"
+        )
     bench = config.make("bench", cfg.bench)
     learnt = cfg.tune if cfg.tune is not None else tuning.is_learnable(config.make("method", cfg.method))
     unread = [f"recipe.{key}" for key in cfg.tuning.recipe] if learnt else ["tuning"]

@@ -97,14 +97,18 @@ def tune(
         raise UserError(
             f"settings {list(settings)} have one setting of the method; give several, as method.keep=0.5,0.25"
         )
-    if not 0 < share <= 1 or batch < 1 or record < 1 or cost not in COSTS:
-        raise UserError(f"share={share} batch={batch} record={record} cost={cost}; use 0 to 1, 1 or more, ms or gflops")
+    if not 0 < share <= 1:
+        raise UserError(f"share={share}; use a number above 0, up to 1")
+    for name, value in (("batch", batch), ("record", record)):
+        if value < 1:
+            raise UserError(f"{name}={value}; use 1 or more")
+    if cost not in COSTS:
+        raise UserError(f"cost={cost}; use one of {', '.join(COSTS)}")
     if refused := config.typed_words(rest, WHOLE):
         raise UserError(f"{refused[0]}: a race plays whole runs, episode after episode; leave it out")
     names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
     methods = _methods(rest, names)  # a wrong option is refused before anything runs
-    dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
-    counts = dense.headers[-1].tasks  # episodes of this call; an earlier one may have asked for more
+    counts = _counts(rest)
     each = min(counts.values())  # `episodes=` of a setting's run is one number for all tasks
     if each < max(counts.values()):
         once(f"the tasks have {each} to {max(counts.values())} episodes; the race plays the first {each} of every task")
@@ -114,6 +118,7 @@ def tune(
     wave = batch * len(counts)
     if budget < wave:
         raise UserError(f"share={share} of the grid's {whole} episodes is {budget}, less than one batch of {wave}")
+    dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
     entrants, base = _entrants(rest, methods, output / "seen.npz", record, cost)
 
     def play(entrant: Entrant, asked: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], bool]:
@@ -135,6 +140,16 @@ def _run(words: Sequence[str]) -> Run:
     with config.with_objects([*words, *own], {}) as cfg:
         run_composed(cfg)
         return read(Path(cfg.output))
+
+
+def _counts(rest: Sequence[str]) -> Mapping[str, int]:
+    """Task name -> episodes of this race."""
+    from vlaprune import config
+
+    with config.with_objects([*rest, "method=dense"], {}) as cfg:
+        bench = config.make("bench", cfg.bench)
+        config.ready(bench)
+        return config.tasks(bench, cfg.episodes)
 
 
 def _methods(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[tuple[str, Callable[[], Pruner]]]:

@@ -3,7 +3,7 @@
 from vlaprune.config.black_box import black_box, is_black_box
 from vlaprune.config.build import build, control, load, model_node, ready, recorded_method, robot_of, robots, sinks
 from vlaprune.config.check import check
-from vlaprune.config.classes import make
+from vlaprune.config.classes import make, takes
 from vlaprune.config.compose import arguments, composed, config_path, options, plain, prepare
 from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.explain import explain, is_config_error
@@ -45,6 +45,7 @@ __all__ = [
     "robot_of",
     "robots",
     "sinks",
+    "takes",
     "tasks",
     "typed",
     "typed_words",

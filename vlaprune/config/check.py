@@ -28,7 +28,7 @@ KINDS = {  # types of settings whose value in the file does not show it: null, o
     **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),
     "tune": bool,
 }
-LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0}
+LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0, "max_batch": 1}
 LEAST |= dict.fromkeys(("slots", "block", "calls", "threads", "record", "rounds", "tuning.probe"), 1)
 LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}

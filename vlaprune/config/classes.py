@@ -7,9 +7,11 @@ A `_target_` names a class and its other keys are the constructor's arguments, p
 from __future__ import annotations
 
 import inspect
+import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -28,6 +30,27 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # role -> methods that its class must 
     "control": ("actions_per_call", "output_interface"),
     "black box": ("connect",),  # in place of a model: interop/black_box.py
 }
+
+# annotation of an option -> what it takes, in words and as a check
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda v: type(v) is int),
+    "float": ("a number", lambda v: type(v) is int or (type(v) is float and math.isfinite(v))),
+    "bool": ("true or false", lambda v: type(v) is bool),
+    "str": ("a word", lambda v: type(v) is str),
+}
+for one, several in (
+    ("int", "whole numbers, as [1,2]"),
+    ("float", "numbers, as [0.5,0.25]"),
+    ("str", "words, as [a,b]"),
+):
+    KINDS[f"Sequence[{one}]"] = (
+        f"a list of {several}",
+        lambda v, one=one: type(v) is list and all(map(KINDS[one][1], v)),
+    )
+KINDS["Mapping[str, int]"] = (
+    "names with whole numbers, as {a:1}",
+    lambda v: type(v) is dict and all(type(n) is int for n in v.values()),
+)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -88,6 +111,11 @@ def make(role: str, node: Any, able: str | None = None) -> Any:
     return kind(**given)
 
 
+def takes(role: str, target: str, option: str) -> bool:
+    """Whether the constructor of the class that a dotted path names has an option of this name."""
+    return option in inspect.signature(find(target, role)).parameters
+
+
 def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
     """Raises UserError if a constructor does not take these options, or needs another one."""
     parameters = inspect.signature(kind).parameters.values()
@@ -97,12 +125,18 @@ def accepts(role: str, kind: type, given: Mapping[str, Any]) -> None:
         if not isinstance(key, str) or (key not in known and not loose) or key.startswith("_"):
             takes = f"has {', '.join(known)}" if known else "has no options"
             raise UserError(f"{role}.{key}={given[key]}: {kind.__name__} {takes}{did_you_mean(str(key), known)}")
-    hints = {p.name: str(p.annotation) for p in parameters}
-    for key, kinds in ((k, hints.get(k, "")) for k in given):
-        wanted = next((t for t in ("int", "bool") if kinds in (t, f"{t} | None", f"<class '{t}'>")), None)
-        value = given[key]
-        if wanted and type(value).__name__ != wanted and not (value is None and "None" in kinds):
-            raise UserError(f"{role}.{key}={value}; use {'a whole number' if wanted == 'int' else 'true or false'}")
+    for p in parameters:
+        if p.name in known and p.name in given:
+            _check_kind(f"{role}.{p.name}", given[p.name], str(p.annotation))
     missing = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in given]
     if missing:
         raise UserError(f"{role}: {kind.__name__} needs {role}.{missing[0]}=VALUE")
+
+
+def _check_kind(what: str, value: Any, annotation: str) -> None:
+    """Raises UserError for an option of another kind than its annotation says, if that is one of KINDS."""
+    kind = re.sub(r"[\w.]+\.", "", annotation.removeprefix("<class '").removesuffix("'>"))  # without module names
+    wanted, fits_it = KINDS.get(kind.removesuffix(" | None"), ("", lambda _: True))
+    optional = kind.endswith(" | None")
+    if not fits_it(value) and not (value is None and optional):
+        raise UserError(f"{what}={value}; use {wanted}{', or null' if optional else ''}")

@@ -35,6 +35,9 @@ def main(
     if cfg.only is not None:
         _again(cfg, policy, bench, header, shard)
         return
+    if header.identity.get("method", {}).get("weights") == "random":
+        untrained = f"method {report.name(header)} has weights=random: it is not trained, and its choices mean nothing"
+        once(f"{untrained}; train it with vlaprune-train, and give method.weights=FILE")
     once(power_line(min(header.tasks.values()), len(header.tasks)))
     rule = _rule(cfg, header)
     recorder = Recorder(cfg.output, header, sinks, shard.suffix, say)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import Patches, static_patches
 from vlaprune.methods.shared.scoring import attention_entropy, check_option, check_range, mean_attention, sharpness
 from vlaprune.methods.shared.selecting import split_mask, top_mask
@@ -49,11 +50,13 @@ class VLACache(Pruner):
     entropy: str = "all"
 
     def __post_init__(self) -> None:
-        """Raises UserError for an invalid budget, share or kind of rows."""
+        """Raises UserError for an invalid budget, share or kind of rows, or stages without a layer."""
         self._one, self._several = (self._counts(*published) for published in ((130, 120), (150, 100)))
         check_range("vlacache threshold", self.threshold, -1, 1)
         check_range("vlacache growth", self.growth, 0, 1)
         check_option("vlacache entropy", self.entropy, ENTROPY)
+        if self.stages is not None and not self.stages:
+            raise UserError("vlacache stages=[]; name at least one layer, or null for the authors' layers")
         self.reset()
 
     def _counts(self, static: int, relevant: int) -> tuple[Budget, Budget]:

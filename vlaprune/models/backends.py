@@ -53,7 +53,8 @@ def _check(name: str) -> None:
 
 
 def missing(name: str, device: torch.device) -> str | None:
-    """Why a backend cannot be run here; None if it can."""
+    """Why a backend cannot be run here; None if it can. UserError for one that is not known."""
+    _check(name)
     if name in ("flash", "graph") and device.type != "cuda":
         return "needs a CUDA device"
     return None

@@ -9,12 +9,13 @@ from vlaprune.profile.page import Page, percent
 from vlaprune.profile.published import MODELS, Model
 from vlaprune.profile.roofline import DEVICES, Device, ceiling, total
 from vlaprune.profile.times import table
+from vlaprune.pruner import Budget
 
 LAYERS = (0, 2)  # layers before which tokens are dropped
 
 
 def fill(page: Page, keeps: Sequence[float]) -> list[dict[str, Any]]:
-    """Adds a table per device; returns the plain numbers."""
+    """Adds a table per device; returns the plain numbers. UserError for a budget that is none."""
     page.text(
         "One call at batch 1 in bf16, from the models' public sizes, without weights or a device: per matrix "
         "product the longer of its arithmetic and its memory traffic.",
@@ -40,14 +41,15 @@ def fill(page: Page, keeps: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def _row(model: Model, on: Device, keep: float, layer: int) -> dict[str, Any]:
-    dense, call = model.call(), model.call(round(keep * model.visual), layer)
+    visual = Budget(keep).count(model.visual)
+    dense, call = model.call(), model.call(visual, layer)
     floors = on.floors(call)
     return {
         "device": on.name,
         "model": model.name,
         "keep": keep,
         "layer": layer,
-        "visual": round(keep * model.visual),
+        "visual": visual,
         "flops": total(call).flops,
         "bytes": total(call).bytes,
         **{f"ms_{stage}": ms for stage, ms in floors.items()},
@@ -58,7 +60,7 @@ def _row(model: Model, on: Device, keep: float, layer: int) -> dict[str, Any]:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    dense = row["keep"] == 1
+    dense = row["flops_cut"] == 0
     out = {
         "model": row["model"],
         "visual tokens": f"{row['visual']}" + ("" if dense else f" from layer {row['layer']} on"),

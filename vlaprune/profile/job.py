@@ -16,7 +16,7 @@ from vlaprune.methods.dense import Dense
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.policy import VLA, HasImageSize, Policy, card_of
 from vlaprune.profile import calibrate, check, floors, micro, overhead, pictures, speed
-from vlaprune.profile.measured import Measured, Methods, measure
+from vlaprune.profile.measured import Measured, Methods, check_backends, measure
 from vlaprune.profile.page import Page, free_name
 from vlaprune.profile.recording import Recording, record, synthetic
 from vlaprune.pruner import Calibrated, Pruner
@@ -101,7 +101,9 @@ def noise(model: VLA, seed: int) -> Recording:
 
 def speeds(setting: ProfileJob) -> list[Path]:
     """mode=speed: what every method saves against the fastest dense backend."""
-    cfg, model, recording = setting.cfg, setting.model, setting.observations()
+    cfg, model = setting.cfg, setting.model
+    check_backends(cfg.backends, model.device)  # before observations are recorded
+    recording = setting.observations()
     methods = setting.ready(setting.methods, model, recording)
     with _bar("blocks", "block") as tell:
         found = measure(model, methods, recording, setting.rules, cfg.backends, tell)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vlaprune.errors import UserError
 from vlaprune.methods.dense import Dense
 from vlaprune.models.backends import forked, missing, order, with_backend
@@ -28,6 +30,12 @@ class Measured:
     notes: list[str]
     refusal: str | None
     here: Device
+
+
+def check_backends(backends: Sequence[str], device: torch.device) -> None:
+    """Raises UserError for a backend that is not known, or if none of them runs on the device."""
+    if all([missing(backend, device) for backend in backends]):
+        raise UserError(f"backends={list(backends)} has no backend that runs on {device}; use sdpa")
 
 
 def measure(
@@ -52,13 +60,12 @@ def measure(
     watch, idle = Watch(model.device, nvml), idle_power(nvml)
     matrices = (weight for weight in model.decoder.parameters() if weight.ndim == 2)  # norms may be in fp32
     here = roofline.measure(model.device, next(matrices).dtype)
+    check_backends(backends, model.device)
     skipped = {f"dense under {backend}": why for backend in backends if (why := missing(backend, model.device))}
     here_too = [backend for backend in backends if not missing(backend, model.device)]
     dense = [
         micro.TimedArm("dense", recording.policy(with_backend(model, backend), Dense), backend) for backend in here_too
     ]
-    if not dense:
-        raise UserError(f"backends={list(backends)} has no backend that runs on {model.device}")
     best = micro.fastest_backend(dense, recording.episodes, quick or rules, watch)
     beside = speed.beside_sdpa(dense)
     tell(f"fastest dense: {best.backend}")

@@ -89,7 +89,7 @@ def device(name: str) -> Device:
     """A device of `DEVICES` by name, in any case. UserError for another name; it lists the names."""
     found = {known.lower(): on for known, on in DEVICES.items()}.get(name.lower())
     if found is None:
-        raise UserError(f"device {name!r} is not one of {', '.join(DEVICES)}; `here` measures this machine")
+        raise UserError(f"device {name!r} is not one of {', '.join(DEVICES)}; for this machine use delay.ms=measured")
     return found
 
 

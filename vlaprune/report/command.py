@@ -100,7 +100,11 @@ def _study(args: argparse.Namespace) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the files, prints the table and its notes, and the paths."""
     args = parser().parse_args(arguments)
-    text, paths = _made(args)
+    try:
+        text, paths = _made(args)
+    except OSError as error:
+        file = error.filename
+        raise UserError(f"{file}: {error.strerror}; name another place with --output or --html") from error
     print(text, end="\n\n")
     print(*paths, sep="\n", flush=True)
 
@@ -109,6 +113,12 @@ def _made(args: argparse.Namespace) -> tuple[str, list[Path]]:
     """The text of the report and the paths of its files, which are written before anything is printed."""
     study = _study(args)
     named = args.name or study or "table"
+    if Path(named).name != named:
+        raise UserError(f"--name {named} is no name of a file; leave the folder to --output")
+    if not 0 <= args.videos < float("inf"):
+        raise UserError(f"--videos {args.videos:g}; use megabytes of films, 0 for none")
+    if args.videos != parser().get_default("videos") and not study and not args.html:
+        raise UserError(f"--videos {args.videos:g} does nothing without --html; add --html FILE, or leave it out")
     if args.delay:
         late = delay.table(find(args.runs), args.baseline, args.partial)
         return delay.markdown(late), delay.write(late, args.output, named)

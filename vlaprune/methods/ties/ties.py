@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import RESEMBLANCE
-from vlaprune.methods.shared.scoring import check_option
+from vlaprune.methods.shared.scoring import check_option, check_range
 from vlaprune.methods.shared.selecting import FILL
 from vlaprune.methods.ties.agreement import Estimator
 from vlaprune.methods.ties.calibration import Calibrate, Calibration, weight
@@ -71,7 +71,8 @@ class TIES(Calibrated, Scored):
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown option or layer 0, where nothing has been attended to yet."""
+        """Raises UserError for an unknown option, or layer 0, where nothing has been attended to yet."""
+        check_range("ties gamma", self.gamma, 0, 1)
         check_option("ties interpolate", self.interpolate, ("quantiles", "linear", "ecdf", "hard"))
         check_option("ties similarity", self.similarity, RESEMBLANCE)
         check_option("ties over_cameras", self.over_cameras, OVER)
