@@ -31,26 +31,37 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # role -> methods that its class must 
     "black box": ("connect",),  # in place of a model: interop/black_box.py
 }
 
+
+def _whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def _word(value: Any) -> bool:
+    return type(value) is str
+
+
+def _all(value: Any, fits_it: Callable[[Any], bool]) -> bool:
+    return type(value) is list and all(map(fits_it, value))
+
+
 # annotation of an option -> what it takes, in words and as a check
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a whole number", lambda v: type(v) is int),
-    "float": ("a number", lambda v: type(v) is int or (type(v) is float and math.isfinite(v))),
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", _whole),
+    "float": ("a number", _number),
     "bool": ("true or false", lambda v: type(v) is bool),
-    "str": ("a word", lambda v: type(v) is str),
+    "str": ("a word", _word),
+    "Sequence[int]": ("a list of whole numbers, as [1,2]", lambda v: _all(v, _whole)),
+    "Sequence[float]": ("a list of numbers, as [0.5,0.25]", lambda v: _all(v, _number)),
+    "Sequence[str]": ("a list of words, as [a,b]", lambda v: _all(v, _word)),
+    "Mapping[str, int]": (
+        "names with whole numbers, as {a:1}",
+        lambda v: type(v) is dict and all(map(_whole, v.values())),
+    ),
 }
-for one, several in (
-    ("int", "whole numbers, as [1,2]"),
-    ("float", "numbers, as [0.5,0.25]"),
-    ("str", "words, as [a,b]"),
-):
-    KINDS[f"Sequence[{one}]"] = (
-        f"a list of {several}",
-        lambda v, one=one: type(v) is list and all(map(KINDS[one][1], v)),
-    )
-KINDS["Mapping[str, int]"] = (
-    "names with whole numbers, as {a:1}",
-    lambda v: type(v) is dict and all(type(n) is int for n in v.values()),
-)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
