@@ -8,6 +8,7 @@ LEARNT := results/runs/robosuite/lightvla
 GRIDS := data/robosuite/grids
 PROPRIO := data/robosuite/thinkproprio
 LEARNED := results/runs/robosuite/learnt
+LEARNED_AUDIT := output='results/runs/audit/learned/$${hydra:runtime.choices.method}/$${audit.arm}' audit.run='results/runs/audit/learned/$${hydra:runtime.choices.method}/own'
 TUNED := model.weights=robosuite-lightvla
 TAUT := data/robosuite/lightvla
 WEIGHED := method.multiplicity_bias=true
@@ -223,7 +224,7 @@ lightvla-ablations: lightvla  ## the same with other noise, tokens more or less,
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear unweighted star) --tasks --untimed --output results/lightvla --name table
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear none constant gumbel drop extra) --untimed --output results/lightvla --name ablations
 
-learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half an hour alone on the machine), then their rollouts and table
+learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half an hour alone on the machine), then their rollouts, audits and tables
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=grids bench=robosuite
 	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=thinkproprio bench=robosuite tuning.schedule=cosine
 	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNED)/dense
@@ -234,6 +235,11 @@ learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half a
 	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/grids
 	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=dense logger=csv output=$(LEARNED)-control/thinkproprio
 	$(BIN)/vlaprune-report $(addprefix $(LEARNED)/,dense lightvla grids thinkproprio thinkproprio-weighed) --tasks --untimed --output results/lightvla --name learned
+	$(BIN)/vlaprune-eval $(AUDITED) model.weights=robosuite-grids method=grids method.weights=robosuite audit.arm=own $(LEARNED_AUDIT) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio $(WEIGHED) audit.arm=own $(LEARNED_AUDIT) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) model.weights=robosuite-grids method=grids method.weights=robosuite audit.arm=dense,$(CHANCE) $(LEARNED_AUDIT) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio $(WEIGHED) audit.arm=dense,$(CHANCE) $(LEARNED_AUDIT) $(PARALLEL)
+	$(BIN)/vlaprune-report --audit results/runs/audit/learned --output results/audit --name learned
 
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
 	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau
