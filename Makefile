@@ -265,6 +265,9 @@ train-smol: .venv/done  ## trains smol, on a pretrained language model, on liber
 study-smol: .venv/done  ## methods on smol at three budgets, audits at the smallest (a quarter of an hour an arm on one core; JOBS= processes; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m $(STUDIED) method=dense output=$(STUDY)/sweep/dense
 	$(BIN)/vlaprune-eval -m $(STUDIED) method=fastv,divprune,random,vlapruner,ties,safe,uniform,visionzip,tome,dart,cdpruner method.keep=0.5,0.25,0.125 output='$(STUDY)/sweep/$${hydra:runtime.choices.method}-$${method.keep}'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=random,uniform method.layer=1,3 method.keep=0.25 output='$(STUDY)/sweep/$${hydra:runtime.choices.method}-$${method.keep}-layer$${method.layer}'
+	$(BIN)/vlaprune-report $(addprefix $(STUDY)/sweep/,dense fastv-0.25 vlapruner-0.25 ties-0.25 safe-0.25 random-0.25-layer3 uniform-0.25-layer1 uniform-0.25 visionzip-0.25) --output results/libero/smol --name quarter --html results/libero/smol/quarter.html --videos 2
+	$(BIN)/vlaprune-report $(STUDY)/sweep/dense --tasks --output results/libero/smol --name dense
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv audit.arm=dense,blind,wordless output='$(STUDY)/audit/dense/$${audit.arm}'
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=own $(STUDY_AUDIT)
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=$(CHANCE) $(STUDY_AUDIT)
