@@ -199,8 +199,8 @@ class Policy:
         With a delay they begin with what the robot does while the policy thinks. UserError where the model emits NaN,
         or bypasses a backend that compiles or captures.
 
-        Where the delay is this machine's own time and no steady call has told it yet, calls from the same start are
-        made and forgotten until one has: the world does not wait for a compiler.
+        With `delay.ms=measured` the first call may be cold: it compiles or captures, and its time says nothing. Then it
+        is made again from the same start, until one is steady. Only that one counts.
         """
         slots = list(observations)
         chunks = self._called(observations)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -13,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlaprune.config import classes
 from vlaprune.config.build import robots
 from vlaprune.config.classes import did_you_mean
 from vlaprune.config.compose import config_path, keep_typed_options
@@ -31,7 +31,6 @@ KINDS = {  # types of settings whose value in the file does not show it: null, o
 LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0, "max_batch": 1}
 LEAST |= dict.fromkeys(("slots", "block", "calls", "threads", "record", "rounds", "tuning.probe"), 1)
 LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
-WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list, as [A,B]"}
 
 
 def check(cfg: DictConfig, name: str = "eval") -> DictConfig:
@@ -117,8 +116,8 @@ def _kind(name: str, known: Any, value: Any) -> None:
     reference = isinstance(known, str) and known.startswith("${")  # its type is that of another value
     if (value is None and known is None) or kind is type(None) or reference:
         return
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"{name}={value}; use {WANTED[kind]}")
+    wanted, fits_it = classes.KINDS[kind.__name__]
+    if not fits_it(value):
+        raise UserError(f"{name}={value}; use {wanted}")
     if name in LEAST and value < LEAST[name]:
-        raise UserError(f"{name}={value}; use {WANTED[kind]}, not below {LEAST[name]}")
+        raise UserError(f"{name}={value}; use {wanted}, not below {LEAST[name]}")

@@ -48,12 +48,13 @@ def _all(value: Any, fits_it: Callable[[Any], bool]) -> bool:
     return type(value) is list and all(map(fits_it, value))
 
 
-# annotation of an option -> what it takes, in words and as a check
+# annotation of an option, or type of a setting -> what it takes, in words and as a check
 KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a whole number", _whole),
     "float": ("a number", _number),
     "bool": ("true or false", lambda v: type(v) is bool),
     "str": ("a word", _word),
+    "list": ("a list, as [A,B]", lambda v: type(v) is list),
     "Sequence[int]": ("a list of whole numbers, as [1,2]", lambda v: _all(v, _whole)),
     "Sequence[float]": ("a list of numbers, as [0.5,0.25]", lambda v: _all(v, _number)),
     "Sequence[str]": ("a list of words, as [a,b]", lambda v: _all(v, _word)),

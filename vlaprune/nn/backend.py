@@ -171,6 +171,12 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _enough() -> bool:
+    """Whether more than FREE of the GPU's memory is free."""
+    free, total = torch.cuda.mem_get_info()
+    return free > FREE * total
+
+
 @cache
 def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
     """Two streams: for warm-up and for a second branch. Always the same two, since libraries keep memory for each."""
@@ -258,16 +264,17 @@ class Captured(Compiled):
         first  it is asked for the first time for this graph: torch then hands back what it holds unused, as it does
                before every capture
         """
-        free, total = torch.cuda.mem_get_info()
-        if first and free <= FREE * total:
+        if _enough():
+            return True
+        if first:
             torch.cuda.empty_cache()
-            free, total = torch.cuda.mem_get_info()
-        if free <= FREE * total:
-            _say_once(
-                f"kernel=graph: less than {FREE:.0%} of the GPU's memory is free, so parts of calls are not captured "
-                "and run slower; free memory, or use kernel=compile"
-            )
-        return free > FREE * total
+            if _enough():
+                return True
+        _say_once(
+            f"kernel=graph: less than {FREE:.0%} of the GPU's memory is free, so parts of calls are not captured "
+            "and run slower; free memory, or use kernel=compile"
+        )
+        return False
 
     def _capture(self, segment: Function, inputs: Sequence[Any]) -> Graph:
         self.captured += 1

@@ -220,9 +220,8 @@ RESEMBLANCE = {
         lambda a, b, layout: F.cosine_similarity(a, b),
     ),
     "embedding_patches": Resemblance(
-        lambda pixels, tokens, layout: tokens.to(
-            torch.float32, copy=True
-        ),  # a graph writes over its own in the next call
+        # a copy: a captured graph writes over its tokens in the next call
+        lambda pixels, tokens, layout: tokens.to(torch.float32, copy=True),
         lambda a, b, layout: _by_camera(F.cosine_similarity(a, b), layout),
     ),
 }
