@@ -40,6 +40,7 @@ TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
 TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
 STUDY := results/runs/libero/smol/study
 STUDIED := model=smol bench=libero bench.suite=libero_object episodes=10 logger=csv hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
+STUDY_ARM := $${hydra:runtime.choices.method}-$${method.keep}
 STUDY_AUDIT := output='$(STUDY)/audit/$${hydra:runtime.choices.method}/$${audit.arm}' audit.run='$(STUDY)/audit/$${hydra:runtime.choices.method}/own'
 # glibc would return large blocks to the kernel after every step, and fetch them back.
 ROOMY := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 THP_MEM_ALLOC_ENABLE=1
@@ -262,18 +263,28 @@ train-libero: .venv/done  ## trains tiny on a suite of LIBERO: demonstrations of
 train-smol: .venv/done  ## trains smol, on a pretrained language model, on libero_object (10 minutes on a GPU and 16 cores; on a CPU it takes a day: less with SMOL='recipe.steps=1000 recipe.batch=32 recipe.ema_decay=0.99')
 	$(ROOMY) $(BIN)/vlaprune-train model=smol bench=libero bench.suite=libero_object bench.worker=false model.tower=libero_object data=data/libero_object output=data/libero_object/smol teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 $(TAUGHT_libero_object) recipe.lr=8e-4 $(SMOL)
 
-study-smol: .venv/done  ## methods on smol at three budgets, audits at the smallest (a quarter of an hour an arm on one core; JOBS= processes; goes on where it stopped)
+study-smol: .venv/done  ## ten methods on smol at three budgets, where tokens matter, an audit there, delays (seven minutes an arm on one core; JOBS= processes; goes on where it stopped)
 	$(BIN)/vlaprune-eval -m $(STUDIED) method=dense output=$(STUDY)/sweep/dense
-	$(BIN)/vlaprune-eval -m $(STUDIED) method=fastv,divprune,random,vlapruner,ties,safe,uniform,visionzip,tome,dart,cdpruner method.keep=0.5,0.25,0.125 output='$(STUDY)/sweep/$${hydra:runtime.choices.method}-$${method.keep}'
-	$(BIN)/vlaprune-eval -m $(STUDIED) method=random,uniform method.layer=1,3 method.keep=0.25 output='$(STUDY)/sweep/$${hydra:runtime.choices.method}-$${method.keep}-layer$${method.layer}'
-	$(BIN)/vlaprune-report $(addprefix $(STUDY)/sweep/,dense fastv-0.25 vlapruner-0.25 ties-0.25 safe-0.25 random-0.25-layer3 uniform-0.25-layer1 uniform-0.25 visionzip-0.25) --output results/libero/smol --name quarter --html results/libero/smol/quarter.html --videos 2
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=fastv,vlapruner,ties,safe,dart,divprune,visionzip,tome method.keep=0.5,0.25,0.125 output='$(STUDY)/sweep/$(STUDY_ARM)'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=random,uniform method.layer=3 method.keep=0.5,0.25,0.125 output='$(STUDY)/sweep/$(STUDY_ARM)-layer3'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=uniform method.keep=0.25 output='$(STUDY)/sweep/$(STUDY_ARM)'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=uniform method.layer=1 method.keep=0.25 output='$(STUDY)/sweep/$(STUDY_ARM)-layer1'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=random method.layer=1,2 method.keep=0.125 output='$(STUDY)/layers/$(STUDY_ARM)-layer$${method.layer}'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=fastv method.layer=1 method.keep=0.125 output='$(STUDY)/layers/$(STUDY_ARM)-layer1'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=ties method.layer=1 method.keep=0.125 output='$(STUDY)/ties/$(STUDY_ARM)-layer1'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=ties method.layer=1 method.keep=0.125 method.low_tau_trusts_attention=false output='$(STUDY)/ties/$(STUDY_ARM)-layer1-swapped'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=safe method.layer=2 method.keep=0.125 output='$(STUDY)/safe/$(STUDY_ARM)-layer2'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=safe method.layer=2 method.keep=0.125 method.deep='[-4,-3,-2,-1]' output='$(STUDY)/safe/$(STUDY_ARM)-layer2-deep4'
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv audit.arm=dense output='$(STUDY)/audit/dense/dense'
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv method.layer=1 method.keep=0.125 audit.arm=own $(STUDY_AUDIT)
+	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv method.layer=1 method.keep=0.125 audit.arm=random-0,uniform,bottom,other $(STUDY_AUDIT)
+	$(BIN)/vlaprune-eval experiment=delay $(STUDIED) episodes=5 method=dense at=hold-0ms,hold-orin64 output='$(STUDY)/delay/$${hydra:runtime.choices.method}/$${at}'
+	$(BIN)/vlaprune-eval experiment=delay $(STUDIED) episodes=5 method=fastv,vlapruner at=hold-orin64 output='$(STUDY)/delay/$${hydra:runtime.choices.method}/$${at}'
 	$(BIN)/vlaprune-report $(STUDY)/sweep/dense --tasks --output results/libero/smol --name dense
-	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv audit.arm=dense,blind,wordless output='$(STUDY)/audit/dense/$${audit.arm}'
-	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=own $(STUDY_AUDIT)
-	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip,divprune,vlapruner method.keep=0.125 audit.arm=$(CHANCE) $(STUDY_AUDIT)
-	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv,ties,safe,visionzip method.keep=0.125 audit.arm=bottom,shuffled,other $(STUDY_AUDIT)
+	$(BIN)/vlaprune-report $(STUDY)/sweep --output results/libero/smol --name sweep --html results/libero/smol/sweep.html --videos 2
+	$(BIN)/vlaprune-report $(addprefix $(STUDY)/,layers ties safe $(addprefix sweep/,dense fastv-0.125 ties-0.125 safe-0.125 random-0.125-layer3 uniform-0.25 uniform-0.25-layer1 uniform-0.25-layer3)) --output results/libero/smol --name early --html results/libero/smol/early.html --videos 2
 	$(BIN)/vlaprune-report --audit $(STUDY)/audit --output results/libero/smol --name audit
-	$(BIN)/vlaprune-report $(STUDY)/sweep --criteria $(STUDY)/audit --output results/libero/smol --name sweep --html results/libero/smol/sweep.html
+	$(BIN)/vlaprune-report --delay $(STUDY)/delay --output results/libero/smol --name delay
 
 train-moving: .venv/done  ## trains tiny on worlds that move: demonstrations, cloning, one round of corrections (40 minutes)
 	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving model.weights=robosuite output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4

@@ -143,6 +143,9 @@ def test_a_budget_is_called_keep_and_checked_before_any_weights_are_loaded(name)
             config.build(composed(*TOY, "model._target_=nothing.There", f"method={name}", f"method.keep={wrong}"))
 
 
+SMOL = {"backbone": "random", "sizes": {"width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocabulary": 300}}
+
+
 @pytest.mark.parametrize("name", GROUPS["method"])
 @pytest.mark.parametrize(
     "wrong", ["nosuch", 3, -3, 0.5, -2.5, float("nan"), float("inf"), True, None, [], [0.5], ["x"]]
@@ -185,6 +188,21 @@ def test_an_option_of_a_model_of_another_kind_is_refused_before_anything_is_buil
         wrong = "nosuch" if "str" not in kind.replace("Sequence[str]", "").replace("Mapping[str", "") else 3
         with pytest.raises(UserError, match=rf"^model.{option}={wrong}; use "):
             config.make("model", given | {option: wrong})
+
+
+@pytest.mark.parametrize(
+    "name", ["toy", "tiny", "smol", "openvla_tiny", "oft_tiny", "cogact_tiny", "pi0_tiny", "pi05_tiny"]
+)
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_a_size_that_no_model_has_is_refused(name, wrong):
+    """Whether it is an option itself or one of `sizes`."""
+    given = OmegaConf.to_container(composed(f"model={name}").model, resolve=True) | (SMOL if name == "smol" else {})
+    annotations = {key: str(p.annotation) for key, p in inspect.signature(target(given)).parameters.items()}
+    options = [key for key, kind in annotations.items() if kind.startswith("int") and key not in ("seed", "steps")]
+    sizes = given.get("sizes") or {}
+    for more in (*({key: wrong} for key in options), *({"sizes": sizes | {key: wrong}} for key in sizes)):
+        with pytest.raises(UserError, match=rf"={wrong}\b"):
+            config.make("model", given | {"weights": "random"} | more if name != "toy" else given | more)
 
 
 def test_the_command_of_the_issue_composes():

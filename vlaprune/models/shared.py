@@ -13,6 +13,14 @@ from vlaprune.errors import UserError
 DTYPES = ("bfloat16", "float16", "float32")
 
 
+def check_sizes(sizes: Mapping[str, int], multiples: Mapping[str, int]) -> None:
+    """Raises UserError for a size below 1, or one that is no multiple of the number that `multiples` names for it."""
+    for name, size in sizes.items():
+        if size < 1 or size % multiples.get(name, 1):
+            allowed = f"a multiple of {multiples[name]}, at least that" if name in multiples else "1 or more"
+            raise UserError(f"model size {name}={size}; use {allowed}")
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """Sizes of a published model; a subclass names them and gives their values."""
@@ -24,6 +32,7 @@ class ModelSizes:
         wrong = sorted(set(given) - set(known))
         if wrong:
             raise UserError(f"sizes {wrong} are not known; use {', '.join(known)}")
+        check_sizes(given, {})
         return cls(**given)
 
 

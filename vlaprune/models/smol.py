@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vlaprune.errors import UserError
-from vlaprune.models.shared import resolve_device
+from vlaprune.models.shared import check_sizes, resolve_device
 from vlaprune.models.small import SmallPolicy, check_shape, shipped
 from vlaprune.models.smollm import installed_gguf, pretrained, random
 from vlaprune.nn.decoder import Decoder
@@ -61,6 +61,11 @@ class Smol(SmallPolicy):
         sizes: Mapping[str, int] | None = None,
         device: str = "auto",
     ) -> None:
+        tower_sizes = {"vision_width": vision_width, "vision_layers": vision_layers, "image": image}
+        check_sizes(
+            {"layers": layers, "chunk": chunk, "text": text, "rank": rank, **tower_sizes},
+            {"vision_width": 32, "image": 16},
+        )
         where = resolve_device(device)
         if backbone == "random":
             trunk, encode, origin = random(sizes or {}, layers, where)

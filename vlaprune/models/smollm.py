@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vlaprune.errors import UserError
+from vlaprune.models.shared import check_sizes
 from vlaprune.models.tokenizer import stand_in
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
@@ -66,7 +67,10 @@ def pretrained(path: Path, layers: int, device: torch.device) -> tuple[SmolLM, T
 
 def random(sizes: Mapping[str, int], layers: int, device: torch.device) -> tuple[SmolLM, Tokenize, dict[str, object]]:
     """Trunk, tokenizer and card of a SmolLM2 with random weights and a stand-in tokenizer, for tests and studies."""
+    if unknown := sorted(set(sizes) - set(SIZES)):
+        raise UserError(f"sizes {unknown} are not known; use {', '.join(SIZES)}")
     sizes = {**SIZES, **sizes}
+    check_sizes({"layers": layers, **sizes}, {"heads": max(sizes["kv_heads"], 1), "width": 2 * max(sizes["heads"], 1)})
     heads = sizes["heads"]
     config = DecoderConfig(
         sizes["width"], layers, heads, sizes["kv_heads"], sizes["width"] // heads, sizes["ffn"], 1e5, 1e-5, causal=False

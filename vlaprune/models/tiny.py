@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlaprune.errors import UserError
-from vlaprune.models.shared import resolve_device
+from vlaprune.models.shared import check_sizes, resolve_device
 from vlaprune.models.small import SmallPolicy, check_shape, shipped
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder
@@ -56,8 +56,22 @@ class Tiny(SmallPolicy):
         text: int | None = None,
         device: str = "auto",
     ) -> None:
+        text = TEXT if text is None else text
+        check_sizes(
+            {
+                "width": width,
+                "layers": layers,
+                "heads": heads,
+                "vision_width": vision_width,
+                "vision_layers": vision_layers,
+                "image": image,
+                "chunk": chunk,
+                "text": text,
+            },
+            {"width": 2 * max(heads, 1), "vision_width": 32, "image": 16},
+        )
         vision = ViT(image, vision_width, vision_layers, vision_width // 32)
-        super().__init__(cameras, chunk, text or TEXT, vision, width)
+        super().__init__(cameras, chunk, text, vision, width)
         self.info = ModelInfo("tiny", layers, heads, width, width // heads)
         self.word = nn.Embedding(len(WORDS), width)
         self.special = nn.Parameter(torch.randn(2, width) * 0.02)  # begin, stop

@@ -17,6 +17,7 @@ from torch import Tensor
 from vlaprune.benchmark import Interface, Observation
 from vlaprune.call import Call, stage
 from vlaprune.errors import UserError
+from vlaprune.models.shared import check_sizes
 from vlaprune.models.suffix import Read, gather_reads, left_by_prompt, record_action, record_passes, recorded_layers
 from vlaprune.nn.backend import EAGER, Backend
 from vlaprune.nn.block import DecoderConfig, normalise
@@ -41,6 +42,7 @@ class Toy:
     def __init__(self, style: str = "parallel", side: int = 8, layers: int = 6, chunk: int = 4) -> None:
         if style not in STYLES:
             raise UserError(f"toy style={style}; use one of {', '.join(STYLES)}")
+        check_sizes({"side": side, "layers": layers, "chunk": chunk}, {})
         self.parallel = style == "parallel"
         self.info = ModelInfo("toy", layers, 2, 32, 16)
         self.interface = Interface("axis_angle", "close_positive", "delta", ("main",), "eef_pos3_axisangle3_gripper2")
@@ -129,6 +131,10 @@ class Toy:
     def _prompt(self, image: Tensor, words: list[str]) -> Tensor:
         side = self.side
         patch = image.shape[0] // side
+        if image.shape[0] % side:
+            raise UserError(
+                f"toy side={side} does not divide the picture's {image.shape[0]} px; use bench.image or side"
+            )
         grid = image.float().div(255).reshape(side, patch, side, patch, 3).mean((1, 3)).reshape(-1, 3)
         visual = torch.zeros(side**2, 32)
         place = (torch.arange(side) + 0.5) / side * 2 - 1
