@@ -406,6 +406,23 @@ def test_the_same_run_twice_is_refused(runs):
         report.summarise(report.find([runs]))
 
 
+def test_one_method_on_two_devices_is_two_arms_and_either_may_be_the_baseline(runs):
+    write(runs / "again", {**DENSE, "far": "111001"}, provenance={"hardware": {"device": "H200"}})
+    with pytest.raises(ValueError, match=r"baseline dense may be dense on H200 or dense on cpu; name one"):
+        report.summarise(report.find([runs]))
+    table = report.tabulate(report.compare(report.find([runs]), baseline="dense on cpu"))
+    row = table[(table["method"] == "dense on H200") & (table["task"] == "all")].iloc[0]
+    assert (row["lost"], row["gained"]) == (0, 1)
+
+
+def test_a_table_says_which_arms_another_device_computed(runs):
+    """Success of two devices is compared, but they do not give the same bits."""
+    assert not any("Computed on" in note for note in report.summarise(report.find([runs])).attrs["notes"])
+    write(runs / "random", FASTV, "random", kept=8, provenance={"hardware": {"device": "H200"}})
+    notes = report.summarise(report.find([runs])).attrs["notes"]
+    assert "Computed on cpu; on H200: random. Two devices do not give the same bits." in notes
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path, runs):
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", tmp_path / "absent", runs / "dense" / "journal.jsonl"):

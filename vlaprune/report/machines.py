@@ -18,6 +18,11 @@ def shared(runs: Sequence[Run]) -> str:
     return next(_reasons(runs), "")
 
 
+def devices(run: Run) -> tuple[str, ...]:
+    """The devices that computed a run, such as cpu or NVIDIA H200; those of a run of another harness are not known."""
+    return tuple(sorted({str(s.hardware["device"]) for s in _starts(run) if s.spans and "device" in s.hardware}))
+
+
 def _reasons(runs: Sequence[Run]) -> Iterator[str]:
     every = [(run, _starts(run)) for run in runs]
     for run, starts in every:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vlaprune.records import UNPROVED
+from vlaprune.report.machines import devices
 from vlaprune.report.runs import Arm, Comparison, short_name
 from vlaprune.report.times import STEADY
 from vlaprune.stats import power
@@ -59,7 +60,18 @@ def marks(comparison: Comparison) -> list[str]:
     marked = [(_why(a), a.label) for a in comparison.arms if a.mixed]
     out += [f"† {', '.join(one for said, one in marked if said == why)}: {why}." for why in dict(marked)]
     out += [f"¶ {a.label}: {_unproved(a)}" for a in comparison.arms if not a.proved]
-    return out + _pooled(comparison)
+    return out + _devices(comparison) + _pooled(comparison)
+
+
+def _devices(comparison: Comparison) -> list[str]:
+    """The note on arms of several devices: which computed which."""
+    found = [(" and ".join(dict.fromkeys(d for run in a.runs for d in devices(run))), a.label) for a in comparison.arms]
+    named = {device: [label for one, label in found if one == device] for device, _ in found if device}
+    if len(named) < 2:
+        return []
+    most = max(named, key=lambda device: len(named[device]))
+    told = [f"{device}: {', '.join(labels)}" for device, labels in named.items() if device != most]
+    return [f"Computed on {most}; on {'; on '.join(told)}. Two devices do not give the same bits."]
 
 
 def _rows(comparison: Comparison, whole: pd.DataFrame) -> list[tuple[Arm, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlaprune.errors import UserError
 from vlaprune.records import UNPROVED, EpisodeRecord, Header, Run, StepRecord, differences, read, without
+from vlaprune.report.machines import devices
 from vlaprune.report.noise import Noise, measure_noise
 from vlaprune.stats.anytime import said
 
@@ -317,11 +318,12 @@ def _seeds(group: Sequence[Run], base: Sequence[Run]) -> str:
 
 
 def _labels(runs: Sequence[Run], labels: Sequence[str], mixed: bool) -> list[str]:
-    trained = [
-        label if labels.count(label) == 1 else f"{label} {_origin(r)}" for r, label in zip(runs, labels, strict=True)
-    ]
-    if len(set(trained)) == len(trained):  # labels that came twice now differ by their weights
-        return trained
+    for told in (_origin, _device):
+        apart = [
+            label if labels.count(label) == 1 else f"{label} {told(r)}" for r, label in zip(runs, labels, strict=True)
+        ]
+        if len(set(apart)) == len(apart):  # labels that came twice now differ by their weights or their device
+            return apart
     twice = sorted({one for one in labels if labels.count(one) > 1})
     if twice and not mixed:
         raise UserError(f"{len(runs)} runs, but {twice} comes more than once; name the folders to compare")
@@ -332,6 +334,11 @@ def _origin(run: Run) -> str:
     """The weights of a run: their name, or the folder that vlaprune-train made."""
     given = str(run.header.identity["model"].get("weights"))
     return f"weights={Path(given).parent.name if given.endswith('.safetensors') else given}"
+
+
+def _device(run: Run) -> str:
+    """The devices that computed a run."""
+    return f"on {' and '.join(devices(run))}"
 
 
 def _tuned(run: Run, first: Run) -> bool:
