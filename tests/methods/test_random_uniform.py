@@ -28,6 +28,20 @@ def test_budget(make, cameras):
 
 
 @BOTH
+def test_proportional_tokens_stand_for_all_and_change_no_choice(make):
+    """So an attention that looks at all visual tokens alike gives them as much as before, whatever was dropped."""
+    check_pruner(lambda: make(2, 5, proportional=True))
+    context = prune_context(torch.randn(35, 4), torch.zeros(0, 4), cameras=((3, 5), (4, 5)))
+    for count in (2, 9, 35):
+        plain, chosen = make(0, count).select(context), make(0, count, proportional=True).select(context)
+        assert torch.equal(plain.keep, chosen.keep) and plain.multiplicity is None
+        assert chosen.multiplicity.sum().item() == pytest.approx(35)
+    views = Uniform(0, 9, proportional=True).select(context)
+    first = views.multiplicity[views.keep < 15]
+    assert torch.allclose(first, torch.tensor(15 / len(first)))
+
+
+@BOTH
 @pytest.mark.parametrize("count", [1, 2, 20, 35])
 def test_any_count(make, count):
     assert (

@@ -17,12 +17,14 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 class Random(Pruner):
     """Keeps random tokens.
 
-    layer  tokens are dropped on entry to this layer
-    keep   fraction or number of the visual tokens that are kept
+    layer         tokens are dropped on entry to this layer
+    keep          fraction or number of the visual tokens that are kept
+    proportional  a kept token's key counts for as many tokens as there are for each that is kept (as in ToMe)
     """
 
     layer: int = 0
     keep: float = 0.25
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError if `keep` is no budget."""
@@ -35,4 +37,6 @@ class Random(Pruner):
     def select(self, context: PruneContext) -> Selection:
         """Keeps as many tokens as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
-        return Selection(random_subset(rows, self.budget.count(context.total), context.call_seed))
+        picks = random_subset(rows, self.budget.count(context.total), context.call_seed)
+        stands_for = torch.full_like(picks, len(rows) / len(picks), dtype=torch.float32)
+        return Selection(picks, multiplicity=stands_for if self.proportional else None)

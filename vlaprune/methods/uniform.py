@@ -1,5 +1,6 @@
 """Uniform: an even stride through each camera's tokens. The control that spends nothing on choosing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,14 @@ from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selec
 class Uniform(Pruner):
     """Keeps an even stride through each camera's tokens.
 
-    layer  tokens are dropped on entry to this layer
-    keep   fraction or number of the visual tokens that are kept, shared over the cameras in proportion
+    layer         tokens are dropped on entry to this layer
+    keep          fraction or number of the visual tokens that are kept, shared over the cameras in proportion
+    proportional  a kept token's key counts for as many tokens as its camera has for each that it keeps (as in ToMe)
     """
 
     layer: int = 0
     keep: float = 0.25
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError if `keep` is no budget."""
@@ -32,4 +35,11 @@ class Uniform(Pruner):
         rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
         counts = split_budget(self.budget.count(context.total), context.layout.sizes)
         each = [even_strides(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
-        return Selection(torch.cat(each))
+        return Selection(
+            torch.cat(each), multiplicity=torch.cat(self._shares(context, each)) if self.proportional else None
+        )
+
+    def _shares(self, context: PruneContext, each: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """For each camera, how many tokens each kept one stands for."""
+        sizes = context.layout.sizes
+        return [torch.full_like(k, n / max(len(k), 1), dtype=torch.float32) for k, n in zip(each, sizes, strict=True)]
