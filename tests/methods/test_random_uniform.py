@@ -3,11 +3,13 @@ import pytest
 import torch
 from handmade import INFO, check_keeps_all, check_memoryless, kept, look, prune_context, tiny
 
+from vlaprune.methods.divprune import DivPrune
 from vlaprune.methods.random import Random
 from vlaprune.methods.uniform import Uniform
 from vlaprune.policy import Policy
 from vlaprune.testing import check_pruner
 
+DROPPING = pytest.mark.parametrize("make", [Random, Uniform, lambda layer, *given, **more: DivPrune(*given, **more)])
 BOTH = pytest.mark.parametrize("make", [Random, Uniform])
 
 
@@ -27,7 +29,7 @@ def test_budget(make, cameras):
     check_keeps_all(lambda: make(keep=1.0), cameras)
 
 
-@BOTH
+@DROPPING
 def test_proportional_tokens_stand_for_all_and_change_no_choice(make):
     """So an attention that looks at all visual tokens alike gives them as much as before, whatever was dropped."""
     check_pruner(lambda: make(2, 5, proportional=True))

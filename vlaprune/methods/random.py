@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.selecting import random_subset
+from vlaprune.methods.shared.selecting import random_subset, stands_for
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
@@ -38,5 +38,4 @@ class Random(Pruner):
         """Keeps as many tokens as the budget allows, at random. Drawn on the CPU, so that a GPU draws the same."""
         rows = torch.arange(context.alive.shape[0], device=context.alive.device)
         picks = random_subset(rows, self.budget.count(context.total), context.call_seed)
-        stands_for = torch.full_like(picks, len(rows) / len(picks), dtype=torch.float32)
-        return Selection(picks, multiplicity=stands_for if self.proportional else None)
+        return Selection(picks, multiplicity=stands_for(picks, len(rows)) if self.proportional else None)

@@ -1,11 +1,10 @@
 """Uniform: an even stride through each camera's tokens. The control that spends nothing on choosing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from vlaprune.methods.shared.selecting import even_strides, split_budget
+from vlaprune.methods.shared.selecting import even_strides, split_budget, stands_for
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Pruner, Selection
 
 
@@ -35,11 +34,5 @@ class Uniform(Pruner):
         rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
         counts = split_budget(self.budget.count(context.total), context.layout.sizes)
         each = [even_strides(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
-        return Selection(
-            torch.cat(each), multiplicity=torch.cat(self._shares(context, each)) if self.proportional else None
-        )
-
-    def _shares(self, context: PruneContext, each: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """For each camera, how many tokens each kept one stands for."""
-        sizes = context.layout.sizes
-        return [torch.full_like(k, n / max(len(k), 1), dtype=torch.float32) for k, n in zip(each, sizes, strict=True)]
+        shares = [stands_for(k, n) for k, n in zip(each, context.layout.sizes, strict=True)]
+        return Selection(torch.cat(each), multiplicity=torch.cat(shares) if self.proportional else None)

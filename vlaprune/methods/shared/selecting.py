@@ -113,6 +113,11 @@ def multiplicity(score: Tensor, picks: Tensor) -> Tensor:
     return row_winners(score).bincount(minlength=score.shape[1])[picks].clamp(min=1)
 
 
+def stands_for(picks: Tensor, total: int) -> Tensor:
+    """[k] multiplicities with which k picks count for `total` tokens, each for as many: total / k."""
+    return torch.full_like(picks, total / max(picks.shape[0], 1), dtype=torch.float32)
+
+
 def straight_through(score: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Winners [q] of scores [q, n] and their rows [q, d] of [n, d], with duplicates.
 
