@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from doubles import calibrated
 from hydra import compose, initialize_config_dir
@@ -203,6 +204,19 @@ def test_a_size_that_no_model_has_is_refused(name, wrong):
     for more in (*({key: wrong} for key in options), *({"sizes": sizes | {key: wrong}} for key in sizes)):
         with pytest.raises(UserError, match=rf"={wrong}\b"):
             config.make("model", given | {"weights": "random"} | more if name != "toy" else given | more)
+
+
+def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone():
+    """A resumed run, a shard and another arm play the policy that the identity names."""
+    cfg = composed("model=tiny", "model.weights=random", "model.layers=1", "bench=robosuite")
+    made, numbers = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        made.append(config.load(cfg, config.make("bench", cfg.bench), None).slot)
+        numbers.append(torch.rand(1))
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(1), numbers[-1])
+    assert torch.equal(*made)
 
 
 def test_the_command_of_the_issue_composes():

@@ -103,6 +103,28 @@ def test_a_table_is_linear_in_flops_between_the_methods_own_arms(tmp_path):
     assert found.error == pytest.approx((70 - 60) / 60)  # without the middle arm the line gives 70
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("compile,100,", "compile,,"), "ms_p50 of dense is ''"),
+        (("compile,100,", "compile,nan,"), "ms_p50 of dense is 'nan'"),
+        ((",60,7,6", ",-60,7,6"), "ms_pruned of fastv keep=0.5 is '-60'"),
+        ((",60,7,6", ",60,7,inf"), "steady_flops of fastv keep=0.5 is 'inf'"),
+    ],
+)
+def test_a_number_of_a_table_that_is_no_time_is_named(tmp_path, change, said):
+    with pytest.raises(ValueError, match=f"{said}, no number from 0 on; make"):
+        _ = table(tmp_path, (HEAD + LINES).replace(*change)).arms
+
+
+def test_an_arm_whose_calls_dropped_nothing_gives_no_time_of_a_pruned_call(tmp_path):
+    text = HEAD + LINES + "oft,fastv keep=1.0,compile,100,,10,10\n,,,,,,\n"
+    assert [a.flops for a in table(tmp_path, text).arms] == [2, 6, 10]
+    (tmp_path / "latin.csv").write_bytes(b"model,method\xff\n")
+    with pytest.raises(ValueError, match="is no CSV file"):
+        _ = Table(tmp_path / "latin.csv", "oft", "fastv").arms
+
+
 def test_without_arms_of_its_own_a_method_lies_between_all(tmp_path):
     found = Table(table(tmp_path).path, "oft", "visionzip")
     assert {a.method for a in found.arms} == {"dense", "fastv", "divprune"}

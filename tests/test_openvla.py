@@ -241,6 +241,34 @@ def test_a_published_folder_loads_with_its_own_norms_tokenizer_and_statistics(mo
 
 
 @pytest.mark.parametrize(
+    "file", ["dataset_statistics.json", "preprocessor_config.json", "tokenizer.json", "config.json"]
+)
+def test_the_files_that_scale_and_read_belong_to_what_tells_weights_apart(model, tmp_path, file):
+    """Else a run would go on with other statistics under the name of the policy that it began with."""
+    before = opened(publish(model, tmp_path)).info.weights
+    assert opened(tmp_path).info.weights == before
+    text = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(text.replace("0.25", "0.75") if "0.25" in text else f"{text}\n")
+    assert opened(tmp_path).info.weights != before
+
+
+def test_padding_and_truncation_that_a_tokenizer_file_kept_do_not_reach_the_prompt(model, tmp_path):
+    plain = opened(publish(model, tmp_path))._tokenize("robot robot robot")
+    kept = tokenizer()
+    kept.enable_padding(length=24, pad_id=0)
+    kept.enable_truncation(2)
+    kept.save(str(tmp_path / "tokenizer.json"))
+    assert opened(tmp_path)._tokenize("robot robot robot") == plain
+
+
+@pytest.mark.parametrize("text", ["x", {"rms_norm_eps": "x"}, {"rms_norm_eps": 0}])
+def test_an_epsilon_that_is_none_is_refused(model, tmp_path, text):
+    (publish(model, tmp_path) / "config.json").write_text(json.dumps({"text_config": text}))
+    with pytest.raises(UserError, match=r"config.json: text_config.rms_norm_eps of .* is no number between 0 and 1"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"suite": "libero_90"}, r"no statistics 'libero_90'; it has \['bridge_orig', 'libero_spatial_no_noops'\]"),

@@ -35,7 +35,7 @@ from vlaprune.profile.calibrate import ready
 from vlaprune.profile.machine import Nvml, Watch, bytes_held, idle_power
 from vlaprune.profile.page import Page
 from vlaprune.profile.products import Products
-from vlaprune.profile.recording import Recording, actions, closes, phases, record, synthetic
+from vlaprune.profile.recording import Recording, actions, closes, origin, phases, record, synthetic
 from vlaprune.profile.roofline import Device
 from vlaprune.profile.speed import COMPLETE, against, described, speedup
 from vlaprune.pruner import Budget, Plan
@@ -54,7 +54,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def seen():
-    return record(Policy(Toy(), Dense, control=Control(execute=1)), ToyBench(), episodes=3, seed=7)
+    return record(Policy(Toy(), Dense, control=Control(execute=1)), ToyBench(), episodes=3, seed=7, origin="here")
 
 
 def test_a_recording_comes_back_as_it_was(tmp_path, seen):
@@ -114,7 +114,7 @@ class Grips(Toy):
 @pytest.mark.parametrize("gripper", [None, "flip", "push"])
 def test_the_phase_of_a_call_is_the_same_in_every_convention_of_the_robot(gripper):
     policy = Policy(Grips(), Dense, control=Control(gripper=gripper, execute=1))
-    told = [frame.phase for frame in record(policy, ToyBench(), 1, 7).episodes[0]]
+    told = [frame.phase for frame in record(policy, ToyBench(), 1, 7, "here").episodes[0]]
     assert told[:3] == ["approach", "switch", "switch"]
 
 
@@ -437,15 +437,34 @@ def test_a_recording_of_other_cameras_is_refused(tmp_path, monkeypatch, capsys, 
 def test_a_recording_of_other_tasks_or_episodes_is_refused(tmp_path):
     """A file of another suite has the same cameras; a larger `record` was ignored."""
     bench = ToyBench()
-    seen = record(Policy(Toy(), Dense), bench, 1, seed=7)
-    seen.check(tmp_path / "seen.npz", bench, 1, 7)
+    seen = record(Policy(Toy(), Dense), bench, 1, seed=7, origin="here")
+    seen.check(tmp_path / "seen.npz", bench, 1, 7, "here")
     for episodes, seed, said in ((2, 7, "recorded with episodes 1, now it is 2"), (1, 8, "with seed 7, now it is 8")):
         with pytest.raises(ValueError, match=f"{said}; delete it to record anew"):
-            seen.check(tmp_path / "seen.npz", bench, episodes, seed)
+            seen.check(tmp_path / "seen.npz", bench, episodes, seed, "here")
     (first, *_) = bench.tasks()
     part = replace(seen, frames=[f for f in seen.frames if f.task == first.name])
     with pytest.raises(ValueError, match=r"has tasks \['reach-[a-z]+'\], bench toy has \['reach-blue', 'reach-red'\]"):
-        part.check(tmp_path / "seen.npz", bench, 1, 7)
+        part.check(tmp_path / "seen.npz", bench, 1, 7, "here")
+
+
+def test_a_recording_of_another_world_policy_or_control_is_refused(tmp_path):
+    """Its card names them; its tasks, episodes and seed may be the same."""
+    model, control = Toy(), Control()
+    world = {"name": "toy", "image": 64, "stress": None, "only": None}
+    here = origin(world, model, control)
+    seen = record(Policy(model, Dense), ToyBench(), 1, 7, here)
+    seen.check(tmp_path / "seen.npz", ToyBench(), 1, 7, origin(world | {"only": [0]}, model, control))
+    other = Toy()
+    other.info = replace(other.info, weights="others")
+    elsewhere = (
+        origin(world | {"stress": "light"}, model, control),
+        origin(world, other, control),
+        origin(world, model, Control(execute=1)),
+    )
+    for made in elsewhere:
+        with pytest.raises(ValueError, match="delete it to record anew"):
+            seen.check(tmp_path / "seen.npz", ToyBench(), 1, 7, made)
 
 
 @pytest.mark.parametrize("execute", [None, 1, 3])

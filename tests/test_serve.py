@@ -37,6 +37,16 @@ from vlaprune.testing import scenes
 CLIENT = Client(["main"], ["observation/image"], robot=None)
 
 
+def test_a_port_that_is_taken_is_named_in_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = Server(Policy(Toy(), Dense), CLIENT, {"model": "toy"}, 3, 0.5)
+        with pytest.raises(UserError, match=rf"cannot listen at host=127.0.0.1 port={port} .*choose another port"):
+            asyncio.run(server.run("127.0.0.1", port))
+
+
 @contextmanager
 def served(policy, client=CLIENT, about=None, kind=Server, **options):
     """The port of a server at work in another thread."""

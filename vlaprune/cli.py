@@ -286,6 +286,12 @@ def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> No
     for _, make in methods:
         make()  # a wrong option speaks before the weights are loaded
     bench = config.make("bench", cfg.bench)
+    if "/" in str(cfg.name or ""):  # told now, and not when all has been measured
+        raise errors.UserError(f"name={cfg.name} names a folder; give that with output=, and a name without a slash")
+    try:
+        Path(cfg.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"output={cfg.output}: {error.strerror}; name another folder") from None
     with TemporaryDirectory() as scratch:
         setting = job.ProfileJob(
             cfg,
@@ -294,6 +300,7 @@ def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> No
             lambda keeps, own_too: makers(config.all_methods(keeps, cfg.methods, own_too)),
             partial(config.control, cfg, bench),
             bench,
+            config.identity(cfg, bench)["bench"],
             config.recorded_method,
             lambda device: config.provenance(device) | {"command": " ".join(["vlaprune-profile", *arguments])},
             Path(scratch),

@@ -212,7 +212,7 @@ class Server:
         self._places: set[ClientSlot] = set()
 
     async def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serves until cancelled; `ready` is told the port once it is open. OSError where it cannot be had."""
+        """Serves until cancelled; `ready` is told the port once it is open. UserError where it cannot be had."""
         from websockets.asyncio.server import serve
 
         quiet = logging.getLogger("vlaprune.serve.websockets")
@@ -230,7 +230,7 @@ class Server:
         with ThreadPoolExecutor(1) as thread:
             computing = asyncio.create_task(self._compute(thread))
             try:
-                async with serve(self._talk, host, port, **options) as server:
+                async with await _listening(serve(self._talk, host, port, **options), host, port) as server:
                     ready(next(iter(server.sockets)).getsockname()[1])
                     await server.serve_forever()
             finally:
@@ -336,6 +336,17 @@ class Server:
             spent = {"infer_ms": (time.perf_counter() - began) * 1e3}
             counted = {"total": record.total, "visual": list(record.visual), "flops": dict(record.flops)}
             await send_within(websocket, pack({"actions": actions, "server_timing": spent, "pruning": counted}))
+
+
+async def _listening(opening: Any, host: str, port: int) -> Any:
+    """The server, once its port is open. UserError for a port that is taken, or an address that is not here."""
+    try:
+        return await opening
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at host={host} port={port} ({error.strerror or error}); choose another port, or a host "
+            "name of this machine"
+        ) from None
 
 
 async def send_within(websocket: Any, data: bytes | str) -> None:

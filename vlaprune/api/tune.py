@@ -178,7 +178,7 @@ def _entrants(
     from vlaprune.policy import Policy
     from vlaprune.profile.calibrate import ready
     from vlaprune.profile.fidelity import Replay, replay, score
-    from vlaprune.profile.recording import Recording
+    from vlaprune.profile.recording import Recording, origin
     from vlaprune.profile.recording import record as recorded
 
     def paid(one: Replay) -> float:
@@ -199,10 +199,11 @@ def _entrants(
         model, _, bench = config.build(cfg)
         model = with_backend(model, cfg.kernel)
         control = config.control(cfg, bench)
+        made = origin(config.identity(cfg, bench)["bench"], model, control)
         if not seen.is_file():
-            recorded(Policy(forked(model), Dense, control=control), bench, record, cfg.seed).save(seen)
+            recorded(Policy(forked(model), Dense, control=control), bench, record, cfg.seed, made).save(seen)
         recording = Recording.load(seen)
-        recording.check(seen, bench, record, cfg.seed)
+        recording.check(seen, bench, record, cfg.seed, made)
         recording = replace(recording, execute=control.actions_per_call(model.chunk))
         dense = measured(Dense)
         out = []

@@ -36,7 +36,7 @@ def build(
     make_pruner = given["method"] if "method" in given else lambda: make("method", cfg.method)
     make_pruner()  # a wrong option is refused before the weights are loaded
     driver = control(cfg, bench)
-    model = given["model"] if "model" in given else make("model", model_node(cfg, robot_of(bench)))
+    model = given["model"] if "model" in given else _model(cfg, bench)
     driver.actions_per_call(model.chunk, model.info.name)
     try:
         driver.output_interface(model.interface).check(bench.interface)
@@ -93,11 +93,20 @@ def control(cfg: DictConfig, bench: Benchmark) -> Control:
 def load(cfg: DictConfig, bench: Benchmark, name: str | None) -> VLA:
     """The configured model, or another by its name in configs/model with random weights."""
     if name is None:
-        return make("model", model_node(cfg, robot_of(bench)))
+        return _model(cfg, bench)
     job = HydraConfig.get()
     others = [o for o in job.overrides.task if not o.startswith("model=")]
     other = compose(job.job.config_name, [*others, f"model={name}", "model.weights=random"])
-    return make("model", model_node(other, robot_of(bench)))
+    return _model(other, bench)
+
+
+def _model(cfg: DictConfig, bench: Benchmark) -> VLA:
+    """The configured model. What it draws at random is the same in every process, as the identity of a run says."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return make("model", model_node(cfg, robot_of(bench)))
 
 
 def recorded_method(said: Mapping[str, Any]) -> Pruner:

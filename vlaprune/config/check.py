@@ -22,14 +22,16 @@ from vlaprune.errors import UserError
 ROBOT_PARTS = ("model", "bench", "control")  # the parts that a file of the group `robots` may have for a robot
 MODES = ("speed", "fidelity", "overhead", "floors", "pictures", "check", "calibrate")  # modes of vlaprune-profile
 KINDS = {  # types of settings whose value in the file does not show it: null, or a whole number for any number
-    **dict.fromkeys(("episodes", "execute", "max_batch", "teaching.steps"), int),
+    **dict.fromkeys(("episodes", "execute", "max_batch", "teaching.steps", "hindsight.count"), int),
     **dict.fromkeys(("runs", "methods", "models"), list),
     **dict.fromkeys(("audit.arm", "audit.run", "baseline", "name", "stop", "tuning.weights"), str),
     **dict.fromkeys(("time_limit", "seconds", "minutes", "video_megabytes", "tuning.lora.alpha"), float),
     "tune": bool,
 }
-LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0, "max_batch": 1}
+LEAST = {"time_limit": 0, "warmup": 0, "seconds": 0, "video_megabytes": 0, "max_batch": 1, "seed": 0}
 LEAST |= dict.fromkeys(("slots", "block", "calls", "threads", "record", "rounds", "tuning.probe"), 1)
+LEAST |= dict.fromkeys(("hindsight.count", "hindsight.frames", "hindsight.trials"), 1)
+LEAST |= {f"decoder.{size}": 1 for size in ("hidden_size", "num_layers", "num_heads", "intermediate_size")}
 LEAST |= dict.fromkeys(("tuning.recipe.steps", "tuning.recipe.save_every"), 1)
 
 

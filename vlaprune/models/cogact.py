@@ -94,14 +94,14 @@ class CogACT:
             raise UserError(f"head={head}; use one of {', '.join(SIZES)}")
         if len(cameras) != 1:
             raise UserError(f"cameras={list(cameras)}; CogACT reads one")
+        if chunk < 1:
+            raise UserError(f"chunk={chunk}; use at least 1")
         trunk_sizes = Sizes.of(sizes or {})
         with torch.device("meta"):
             self.trunk = Prismatic(trunk_sizes, causal=True, eps=1e-5, stats=EXACT).eval().requires_grad_(False)
             del self.trunk.head
             shape = DiTShape(*SIZES[head], condition=trunk_sizes.width, chunk=chunk, action=ACTION)
             self.action = Diffusion(shape, steps, guidance).eval().requires_grad_(False)
-        if chunk < 1:
-            raise UserError(f"chunk={chunk}; use at least 1")
         self.device = resolve_device(device)
         self.chunk = chunk
         self.info = trunk_sizes.info("cogact")
@@ -120,7 +120,8 @@ class CogACT:
     def _load(self, weights: str, unnorm: str | None, tokenizer: str, ema: bool, dtype: torch.dtype) -> None:
         if unnorm is None:
             raise UserError(f"unnorm is not set; name the dataset of {weights} that actions are scaled by")
-        self.tokenize = read_tokenizer(locate(tokenizer, ("tokenizer.json",), "tokenizer"))
+        words = locate(tokenizer, ("tokenizer.json",), "tokenizer")
+        self.tokenize = read_tokenizer(words)
         file = checkpoint_of(locate(weights, ("*.json", "checkpoints/*.pt")))
         run = file.parent.parent
         vla = read_json(run / "config.json").get("vla")
@@ -136,7 +137,8 @@ class CogACT:
         others = tuple(part for part in (*TRUNK, *HEADS) if part != f"{head}.")
         load_weights(self.action, checkpoint, head_map, others, self.device, torch.float32)
         load_weights(self.trunk, checkpoint, weight_map(self.trunk), (*self.unused, *HEADS), self.device, dtype)
-        self.card["sha256"] = checkpoint.digest
+        read = (run / "config.json", run / "dataset_statistics.json", words / "tokenizer.json")
+        self.card["sha256"] = checkpoint.digest_with(read)
 
     @property
     def unused(self) -> tuple[str, ...]:

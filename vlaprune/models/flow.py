@@ -34,7 +34,7 @@ from vlaprune.models.guidance import backward_flops, denoise_guided
 from vlaprune.models.letterbox import RESIZE
 from vlaprune.models.paligemma import FlowConstants, PaliGemma, Sizes, denoise, weight_map
 from vlaprune.models.pictures import prepared, squared
-from vlaprune.models.scaling import Scaling, processor_files
+from vlaprune.models.scaling import Scaling, processor_files, read_files
 from vlaprune.models.shared import precision, resolve_device
 from vlaprune.models.suffix import columns_of, left_by_prompt, record_action, recorded_layers
 from vlaprune.models.tokenizer import Text, Words, tokenizer_of
@@ -190,7 +190,7 @@ class Flow(ABC):
         self.words = tokenizer_of(tokenizer, self.net.sizes.vocabulary)
         self.scaling = Scaling.of(parent(folder), self.adaptive, STATE, ACTION)
         load_weights(self.net, checkpoint, *weight_map(self.net, checkpoint.shapes), self.device, None)
-        self.card["sha256"] = checkpoint.digest
+        self.card["sha256"] = checkpoint.digest_with([*read_files(parent(folder)), *filter(None, [self.words.file])])
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 

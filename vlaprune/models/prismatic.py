@@ -171,6 +171,8 @@ def read_tokenizer(folder: Path) -> Tokenize:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exceptions
         raise UserError(f"{file} cannot be read ({error}); it belongs to the checkpoint: download it again") from None
+    tokenizer.no_padding()  # a file may keep these of its last use
+    tokenizer.no_truncation()
     named = {"<s>": BEGIN, "</s>": STOP, "\u2581": EMPTY}
     numbers = {token: tokenizer.token_to_id(token) for token in named}
     first = tokenizer.encode("Out:").ids[:1]

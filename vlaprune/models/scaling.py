@@ -90,6 +90,12 @@ def _norm_stats(folder: Path) -> Path:
     return files[0]
 
 
+def read_files(folder: Path) -> list[Path]:
+    """The files beside the weights of pi0 or pi0.5 that say how states and actions are read and scaled."""
+    told = [folder / "config.json", *folder.glob("policy_*processor.json"), *folder.glob("**/norm_stats.json")]
+    return told + [folder / name for name in processor_files(folder)]
+
+
 def processor_files(folder: Path) -> list[str]:
     """Names of the files that the steps of a lerobot checkpoint's processors keep their numbers in."""
     steps = [step for file in folder.glob("policy_*processor.json") for step in read_json(file).get("steps") or ()]

@@ -28,6 +28,7 @@ from vlaprune.nn.hub import locate
 from vlaprune.nn.statistics import Range, Statistics
 from vlaprune.nn.weights import load_weights, randomise
 
+READ = ("config.json", "preprocessor_config.json", "tokenizer.json", "dataset_statistics.json")
 PATTERNS = ("*.json", "*.safetensors", "*_checkpoint.pt")  # of the hub; the last are OpenVLA-OFT's
 
 
@@ -61,9 +62,7 @@ class Source:
             raise UserError(f"weights {folder} are a file; {name} needs the checkpoint's folder, with its json files")
         shards(folder)  # what is no checkpoint is named first
         check_companions(folder, reads, name)
-        text = read_json(folder / "config.json").get("text_config") or {}
-        eps = text.get("rms_norm_eps", 1e-6)  # the library's default, where a config leaves it out
-        return cls(folder, read_tokenizer(folder), Statistics.of(folder), float(eps), read_stats(folder))
+        return cls(folder, read_tokenizer(folder), Statistics.of(folder), read_eps(folder), read_stats(folder))
 
     def range(self, group: str, size: int, unnorm: str | None, eps: float = 0.0) -> Range:
         """The range of a dataset's `action` or `proprio` numbers. UserError for a dataset not named, or not there.
@@ -90,7 +89,8 @@ class Source:
             return trunk.eval(), {"weights": "random", "seed": seed, "tokenizer": "stand-in, one id a word"}
         checkpoint = Checkpoint(self.folder)
         load_weights(trunk, checkpoint, weight_map(trunk), unused(trunk), device, dtype)
-        return trunk.eval(), {"weights": str(self.folder), "sha256": checkpoint.digest}
+        digest = checkpoint.digest_with(self.folder / name for name in READ)
+        return trunk.eval(), {"weights": str(self.folder), "sha256": digest}
 
 
 def published(weights: str | None, suite: str | None, known: Mapping[str, str], name: str) -> str:
@@ -103,6 +103,16 @@ def published(weights: str | None, suite: str | None, known: Mapping[str, str], 
         f"{name} has published weights for the suites {', '.join(known)}, not {suite}; set model.weights to a folder, "
         "owner/name of the hub, or random"
     )
+
+
+def read_eps(folder: Path) -> float:
+    """The epsilon of the decoder's norms from config.json: the library's default where it says none. Else UserError."""
+    file = folder / "config.json"
+    text = read_json(file).get("text_config") or {}
+    eps = text.get("rms_norm_eps", 1e-6) if isinstance(text, Mapping) else None
+    if not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise UserError(f"{file}: text_config.rms_norm_eps of {text} is no number between 0 and 1; download it again")
+    return float(eps)
 
 
 def read_stats(folder: Path) -> Stats:

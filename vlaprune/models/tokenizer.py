@@ -28,10 +28,12 @@ class Words:
     """Turns text into tokens.
 
     encode  text -> ids, without special tokens
+    file    the tokenizer.json that it was read from; None for the stand-in
     """
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, encode: Callable[[str], list[int]], file: Path | None = None) -> None:
         self._encode = lru_cache(KEPT)(encode)
+        self.file = file
 
     def plain(self, instruction: str) -> Text:
         """The tokens of begin, instruction and line break; the line break is encoded by itself."""
@@ -61,6 +63,8 @@ def tokenizer_of(source: str | None, vocabulary: int) -> Words:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exceptions
         raise UserError(f"{file} cannot be read ({error}); set model.tokenizer to PaliGemma's") from None
+    tokenizer.no_padding()  # a file may keep these of its last use
+    tokenizer.no_truncation()
     begin = tokenizer.token_to_id("<bos>")
     size = tokenizer.get_vocab_size(with_added_tokens=False)
     line = tokenizer.encode("\n", add_special_tokens=False).ids
@@ -69,7 +73,7 @@ def tokenizer_of(source: str | None, vocabulary: int) -> Words:
             f"{file} is not PaliGemma's: <bos> is {begin} instead of {BEGIN}, a line break makes {len(line)} tokens, "
             f"and it has {size} for {vocabulary} embeddings"
         )
-    return Words(lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids))
+    return Words(lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), file)
 
 
 def stand_in(text: str, vocabulary: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,16 @@ class Checkpoint:
     def close(self) -> None:
         """Closes the open file."""
         self._open = None
+
+    def digest_with(self, companions: Iterable[Path]) -> str:
+        """sha256 over `digest` and the files that say how the tensors are read and scaled: statistics, tokenizer, ...
+
+        A policy with other statistics is another policy. Files that do not exist are left out.
+        """
+        digest = hashlib.sha256(self.digest.encode())
+        for file in sorted({f for f in companions if f.is_file()}, key=lambda f: (f.name, str(f))):
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + file.read_bytes())
+        return digest.hexdigest()
 
     @property
     def digest(self) -> str:

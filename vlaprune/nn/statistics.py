@@ -91,7 +91,12 @@ class Statistics:
         if not isinstance(norms, Mapping) or any(end not in norms for end in ends):
             has = sorted(norms) if isinstance(norms, Mapping) else norms
             raise UserError(f"{self._source}: {key}.{group} lacks {'/'.join(ends)}; it has {has}")
-        low, high = (np.asarray(norms[end], dtype=np.float64) for end in ends)
+        try:
+            low, high = (np.asarray(norms[end], dtype=np.float64) for end in ends)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{self._source}: {key}.{group} has {ends[0]}/{ends[1]} that are no numbers; the model needs {size}"
+            ) from None
         mask = np.asarray(norms.get("mask", np.ones(low.shape)), dtype=bool)
         for name, numbers in ((ends[0], low), (ends[1], high), ("mask", mask)):
             if numbers.shape != (size,) or not np.isfinite(numbers).all():

@@ -18,7 +18,7 @@ from vlaprune.policy import VLA, HasImageSize, Policy, card_of
 from vlaprune.profile import calibrate, check, floors, micro, overhead, pictures, speed
 from vlaprune.profile.measured import Measured, Methods, check_backends, measure
 from vlaprune.profile.page import Page, free_name
-from vlaprune.profile.recording import Recording, record, synthetic
+from vlaprune.profile.recording import Recording, origin, record, synthetic
 from vlaprune.pruner import Calibrated, Pruner
 
 PICTURE = 256  # side of the pictures that LIBERO renders, in px: models that resize pictures must do so here too
@@ -34,6 +34,7 @@ class ProfileJob:
     every    labels and constructors of all methods at given budgets and, if asked, also as their files set them
     control  how the model drives the robot of the benchmark
     bench    benchmark on which observations are recorded, if their file does not exist
+    world    identity of the benchmark, as in a journal
     make     builds a method from the configuration in a journal
     made     returns the provenance of this process on a device
     scratch  folder for temporary files of this process
@@ -45,6 +46,7 @@ class ProfileJob:
     every: Callable[[Sequence[float], bool], Methods]
     control: Callable[[], Control]
     bench: Benchmark
+    world: Mapping[str, Any]
     make: Callable[[Any], Pruner]
     made: Callable[[str], Mapping[str, Any]]
     scratch: Path
@@ -65,16 +67,16 @@ class ProfileJob:
         cfg, model = self.cfg, self.model
         if cfg.observations == "noise":
             return noise(model, cfg.seed)
-        path = Path(cfg.observations)
+        path, made = Path(cfg.observations), origin(self.world, model, self.control())
         if not path.is_file():
             bench = self.bench
             try:
-                model.interface.check(bench.interface)
+                self.control().output_interface(model.interface).check(bench.interface)
             except UserError as error:
                 raise UserError(f"model {model.info.name} and bench {bench.name} do not fit: {error}") from None
             print(f"recording {cfg.record} dense episodes of every task of {bench.name} into {path}", flush=True)
             policy = Policy(model, Dense, control=self.control())
-            record(policy, bench, cfg.record, cfg.seed).save(path)
+            record(policy, bench, cfg.record, cfg.seed, made).save(path)
         recording = Recording.load(path)
         has = set(recording.frames[0].observation.images)
         if not set(model.interface.cameras) <= has:
@@ -82,7 +84,7 @@ class ProfileJob:
                 f"{path} has cameras {sorted(has)}, {model.info.name} reads {sorted(model.interface.cameras)}; "
                 "delete it to record anew, or name another file with observations="
             )
-        recording.check(path, self.bench, cfg.record, cfg.seed)
+        recording.check(path, self.bench, cfg.record, cfg.seed, made)
         return replace(recording, execute=self.control().actions_per_call(model.chunk))
 
     def ready(self, methods: Methods, model: VLA, recording: Recording) -> Methods:

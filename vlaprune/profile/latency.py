@@ -179,22 +179,40 @@ class Table:
         dense = [r for r in rows if r["method"].split()[0] == "dense"]
         if not dense:
             raise UserError(f"{self.path} has no dense arm; make it with vlaprune-profile mode=speed")
-        kernel = min(dense, key=lambda r: float(r["ms_p50"]))["kernel"]
+        kernel = min(dense, key=lambda r: self._number(r, "ms_p50"))["kernel"]
         rows = [r for r in rows if r["kernel"] == kernel]
-        base = [LatencyRow("dense", float(r["flops_call"]), float(r["ms_p50"])) for r in rows if r in dense]
+        base = [
+            LatencyRow("dense", self._number(r, "flops_call"), self._number(r, "ms_p50")) for r in rows if r in dense
+        ]
         pruned = [
-            LatencyRow(r["method"].split()[0], float(r["steady_flops"]), float(r["ms_pruned"]))
+            LatencyRow(r["method"].split()[0], self._number(r, "steady_flops"), self._number(r, "ms_pruned"))
             for r in rows
-            if r not in dense
+            if r not in dense and r["ms_pruned"]  # empty: no call of it dropped tokens
         ]
         own = [arm for arm in pruned if arm.method == self.method]
         return sorted([*base, *(own or pruned)], key=lambda arm: arm.flops)
 
+    def _number(self, row: Mapping[str, str], column: str) -> float:
+        """A number of the table. UserError for one that is none, not finite or below 0."""
+        try:
+            found = float(row[column])
+        except ValueError:
+            found = math.nan
+        if not 0 <= found < math.inf:
+            raise UserError(
+                f"delay.table={self.path}: {column} of {row['method']} is {row[column]!r}, no number from 0 on; make "
+                "the table anew with vlaprune-profile mode=speed"
+            )
+        return found
+
     def _rows(self) -> Sequence[Mapping[str, str]]:
         if not self.path.is_file():
             raise UserError(f"delay.table={self.path} is no file; make one with vlaprune-profile mode=speed")
-        with self.path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if (row.get("method") or "").strip()]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"delay.table={self.path} is no CSV file ({error}); use one of vlaprune-profile") from None
         needed = ("model", "method", "kernel", "ms_p50", "ms_pruned", "flops_call", "steady_flops")
         if not rows or (lacks := [k for k in needed if k not in rows[0]]):
             said = f"lacks {', '.join(lacks)}" if rows else "is empty"

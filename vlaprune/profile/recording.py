@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ class Recording:
         """
         return Policy(model, make_pruner, slots, Control(execute=self.execute))
 
-    def check(self, path: Path, bench: Benchmark, episodes: int, seed: int) -> None:
-        """Raises UserError if a file has other tasks, another number of episodes or another seed than asked for."""
+    def check(self, path: Path, bench: Benchmark, episodes: int, seed: int, origin: str) -> None:
+        """Raises UserError if a file has other tasks, episodes or seed than asked for, or is of another `origin`."""
         remedy = "delete it to record anew, or name another file"
         there, asked = sorted({f.task for f in self.frames}), sorted(t.name for t in bench.tasks())
         if there != asked:
@@ -66,6 +66,8 @@ class Recording:
         for key, wanted in (("episodes", episodes), ("seed", seed)):
             if self.card.get(key, wanted) != wanted:
                 raise UserError(f"{path} was recorded with {key} {self.card[key]}, now it is {wanted}; {remedy}")
+        if (made := self.card.get("origin", "another version")) != origin:
+            raise UserError(f"{path} is of {made}, now it is {origin}; {remedy}")
 
     @property
     def episodes(self) -> list[list[Frame]]:
@@ -140,8 +142,19 @@ def phases(closed: Sequence[np.ndarray]) -> list[str]:
     return out
 
 
-def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Recording:
-    """Rolls out a dense policy, some episodes of every task, and keeps each observation it was asked about."""
+def origin(world: Mapping[str, Any], model: VLA, control: Control) -> str:
+    """What decides the observations of a rollout, as text: the benchmark's identity, the weights and the control."""
+    unseen = ("only", "names", "margin", "renderer")
+    seen = {key: value for key, value in world.items() if key not in unseen}
+    made = {"bench": seen, "weights": model.info.weights, "control": asdict(control)}
+    return json.dumps(made, sort_keys=True, default=str)
+
+
+def record(policy: Policy, bench: Benchmark, episodes: int, seed: int, origin: str) -> Recording:
+    """Rolls out a dense policy, some episodes of every task, and keeps each observation it was asked about.
+
+    origin  as `origin` says it; goes into the card
+    """
     frames: list[Frame] = []
     gripper = policy.controllers[0].control.output_interface(policy.model.interface).gripper
     for task in bench.tasks():
@@ -162,7 +175,7 @@ def record(policy: Policy, bench: Benchmark, episodes: int, seed: int) -> Record
                     Frame(o, task.name, episode, i, p)
                     for i, (o, p) in enumerate(zip(seen, phases(closed), strict=True))
                 ]
-    card = {"bench": bench.name, "episodes": episodes, "seed": seed}
+    card = {"bench": bench.name, "episodes": episodes, "seed": seed, "origin": origin}
     return Recording(frames, card)
 
 
