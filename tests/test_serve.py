@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -31,10 +32,48 @@ from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.toy import Toy
 from vlaprune.policy import Policy, episode_seed
-from vlaprune.serve import Client, Server, pack, unpack
+from vlaprune.pruner import Budget, Selection
+from vlaprune.serve import Client, PendingRequest, Server, pack, unpack
 from vlaprune.testing import scenes
 
 CLIENT = Client(["main"], ["observation/image"], robot=None)
+
+
+class Remembering(FastV):
+    """Keeps fewer tokens with every picture that it has looked at."""
+
+    def __init__(self):
+        super().__init__(layer=2, keep=40)
+        self.budget, self.past = Budget(40), []
+
+    @property
+    def looked(self):
+        return len(self.past)
+
+    def plan(self, info):
+        return replace(super().plan(info), budget={})
+
+    def reset(self):
+        self.past = []
+
+    def select(self, context):
+        self.past.append(context.layer)
+        return Selection.top(self.score(context), Budget(40 - len(self.past)), of=context.total)
+
+
+class Counting(Remembering):
+    """The same with a number."""
+
+    def reset(self):
+        self.past, self.count = [], 0
+
+    @property
+    def looked(self):
+        return self.count
+
+    def select(self, context):
+        self.count += 1
+        return Selection.top(self.score(context), Budget(40 - self.count), of=context.total)
 
 
 def test_a_port_that_is_taken_is_named_in_one_line():
@@ -452,3 +491,17 @@ def test_a_bench_by_name_is_answered_in_one_line():
     assert done.stderr.splitlines() == [
         "error: bench=toy: this command chooses no bench; it takes bench.SETTING=VALUE, see --help"
     ]
+
+
+@pytest.mark.parametrize("make", [Remembering, Counting])
+def test_a_packed_call_that_fails_leaves_the_methods_where_they_were(make):
+    """A neighbour's fault makes the call anew; a method must not see the same picture twice."""
+    clean, spoiled = (Server(Policy(Toy(), make, 2), CLIENT, {"model": "toy"}, 3, 0.5) for _ in range(2))
+    seen = scenes(0, 1, 5)
+    for number, observation in enumerate(seen):
+        alone = clean._act([PendingRequest(0, observation, 1 if number == 0 else None, None)])
+        bad = replace(observation, state=None)
+        asks = [PendingRequest(s, o, 1 if number == 0 else None, None) for s, o in ((0, observation), (1, bad))]
+        together = spoiled._act(asks)
+        assert isinstance(together[1], Exception) and together[0][1].visual == alone[0][1].visual
+    assert clean.policy.sessions[0].pruner.looked == spoiled.policy.sessions[0].pruner.looked == len(seen)

@@ -248,7 +248,18 @@ def read(folder: Path | str) -> Run:
         raise UserError(f"{folder} holds no run; a run's folder has a journal.jsonl")
     if run.stopped is not None and not run.missing:  # episodes of other journals completed it
         run.stopped = None
+    if run.stopped is not None:
+        _forget_later(run, run.stopped)
     return run
+
+
+def _forget_later(run: Run, stop: Mapping[str, Any]) -> None:
+    """Leaves out episodes behind those that the rule saw: which of them had finished depends on their length."""
+    order = [(task, episode) for task, count in run.header.tasks.items() for episode in range(count)]
+    seen = set(order[: int(stop.get("after", len(order)))])
+    for kept in (run.episodes, run.made):
+        for key in [key for key in kept if key not in seen]:
+            del kept[key]
 
 
 def written(path: Path) -> set[tuple[str, int]]:

@@ -266,6 +266,7 @@ class Server:
 
     def _act(self, asks: Sequence[PendingRequest]) -> list[Answer | Exception]:
         """The answers of one packed call. If it fails, each request is computed alone and gets its own error."""
+        restore = [self.policy.sessions[ask.slot].remember() for ask in asks]
         try:
             for ask in asks:
                 if ask.seed is not None:
@@ -273,6 +274,8 @@ class Server:
             actions = self.policy.act({ask.slot: ask.observation for ask in asks})
             return [(actions[ask.slot], self.policy.drain(ask.slot)[-1]) for ask in asks]
         except Exception as error:  # whatever it is, clients wait to hear of it
+            for back in restore:
+                back()  # some methods have looked at the pictures already
             return [error] if len(asks) == 1 else [answer for ask in asks for answer in self._act([ask])]
 
     async def _talk(self, websocket: Any) -> None:
@@ -309,7 +312,7 @@ class Server:
 
     async def _episodes(self, websocket: Any, place: ClientSlot) -> None:
         """Answers the observations of a connection; the slot that it takes is noted in `place`."""
-        episode = -1
+        episode: int | None = None
         gate = self.client.gate()
         async for data in websocket:
             began = time.perf_counter()
@@ -321,8 +324,10 @@ class Server:
                 if place.slot < 0:
                     place.slot = await self._slot()
                 place.heard = time.monotonic()
-                if episode < 0 or message.get("reset") or message.get("episode", episode) != episode:
-                    episode = int(message.get("episode", episode + 1))
+                if episode is None or message.get("reset") or message.get("episode", episode) != episode:
+                    episode = int(message.get("episode", 0 if episode is None else episode + 1))
+                    if episode < 0:
+                        raise UserError(f"episode {episode}; number episodes from 0 on, or leave the number out")
                     seed = episode_seed(self.seed, observation.instruction, episode)
                 ask = PendingRequest(place.slot, observation, seed, asyncio.get_running_loop().create_future())
                 await self._asked.put(ask)

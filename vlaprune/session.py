@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from vlaprune.pruner import ModelInfo, Pruner
 from vlaprune.records import StepRecord
 from vlaprune.selection import check_budget, verify
 from vlaprune.trace import Layout, Trace
+
+CONTAINERS = (list, dict, set, deque)  # of a method's attributes; tensors and the rest are replaced, not changed
 
 
 class Session:
@@ -76,6 +80,16 @@ class Session:
         self._executed = torch.empty(0, 0, dtype=torch.float64)
         self._forget()
         self.pruner.reset()
+
+    def remember(self) -> Callable[[], None]:
+        """What puts the method back to where it is now, for a call that fails and is made again."""
+        before = {name: copy(v) if type(v) in CONTAINERS else v for name, v in vars(self.pruner).items()}
+
+        def restore() -> None:
+            vars(self.pruner).clear()
+            vars(self.pruner).update(before)
+
+        return restore
 
     def set_state(self, state: Tensor | None) -> None:
         """Takes the robot state [s] of the observation that the next call is about."""

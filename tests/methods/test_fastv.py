@@ -1,17 +1,20 @@
 import numpy as np
 import pytest
 import torch
-from doubles import filled
+from doubles import calibrated, filled
 from handmade import INFO, check_keeps_all, check_memoryless, kept, prune_context
 from transformers import LlamaConfig, LlamaModel
 
 from vlaprune.meter import Clock
 from vlaprune.methods.fastv import FastV
+from vlaprune.methods.ties.ties import TIES
+from vlaprune.models.toy import Toy
 from vlaprune.nn.block import DecoderConfig
 from vlaprune.nn.decoder import Decoder, Tokens
+from vlaprune.policy import Policy
 from vlaprune.pruner import ModelInfo
 from vlaprune.session import Session
-from vlaprune.testing import check_pruner
+from vlaprune.testing import check_pruner, random_observations
 from vlaprune.trace import Layout, QueryGroup, View
 
 
@@ -129,3 +132,13 @@ def test_equals_hooks_on_llama(layer):
     rows = ours([Tokens(x[0], torch.arange(19))], [call])[0]
     assert torch.equal(session.trace.kept[layer] + 1, keep[1:7])
     assert torch.allclose(rows, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: FastV(2, 0.5, "action"), lambda: TIES(layer=2, rows="action", layers=[0, 1])])
+def test_action_rows_that_a_prompt_does_not_have_are_refused_in_one_line(make):
+    """Where actions are decoded behind the prompt, none of its rows is one."""
+    made = calibrated(make, Toy("autoregressive").info, 64)
+    with pytest.raises(ValueError, match=r"rows=action: this model has no action rows in its prompt; use rows=last"):
+        policy = Policy(Toy("autoregressive"), made)
+        for seen in random_observations(policy.model.interface, 64, 3):
+            policy.act({0: seen})

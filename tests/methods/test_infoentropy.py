@@ -376,13 +376,18 @@ def test_an_instruction_may_change_or_be_absent(style):
     ]
     _, calls = run(style, InfoEntropy, asked)
     assert calls[1].visual[-1] < 64 and calls[2].visual[-1] == calls[3].visual[-1] == 64
-    _, calls = run(style, lambda: InfoEntropy("prune"), asked)
+    _, calls = run(style, lambda: InfoEntropy("prune", keep=25), asked)
     assert [c.visual[-1] for c in calls] == [25] * 4
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "renorm", "layers": [3], "share": 0.5, "layer": 1}, {"mode": "prune"}, {"mode": "prune", "layer": 1}],
+    [
+        {},
+        {"norm": "renorm", "layers": [3], "share": 0.5, "layer": 1},
+        {"mode": "prune", "keep": 0.4},
+        {"mode": "prune", "keep": 0.4, "layer": 1},
+    ],
 )
 def test_conformance(options):
     check_pruner(lambda: InfoEntropy(**options))
@@ -444,9 +449,9 @@ def test_a_bad_option_is_refused_in_one_line(options):
 
 def test_layers_that_cannot_be_read_are_refused():
     with pytest.raises(ValueError, match=r"mode=prune layer=2 cannot use layers=\[2\]"):
-        ready(mode="prune", layers=[2])
+        ready(mode="prune", layers=[2], keep=0.5)
     with pytest.raises(ValueError, match="cannot use"):
-        ready(mode="prune", layer=0)
+        ready(mode="prune", layer=0, keep=0.5)
     with pytest.raises(ValueError, match=r"reads layers \[9\]"):
         Policy(Toy(), lambda: InfoEntropy(layers=[9]))
 
@@ -456,4 +461,11 @@ def test_the_yaml_states_every_parameter():
     assert options.pop("_target_") == "vlaprune.methods.infoentropy.InfoEntropy"
     assert options == {k: p.default for k, p in inspect.signature(InfoEntropy).parameters.items()}
     method = InfoEntropy()
-    assert [b.count(256) for b in (method._k1, method._k2, method._static, method._keep)] == [40, 60, 150, 100]
+    assert [b.count(256) for b in (method._k1, method._k2, method._static)] == [40, 60, 150]
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.22}, {"mode": "prune"}])
+def test_a_budget_is_given_where_there_is_one_and_only_there(options):
+    """mode=reuse has quotas; a keep that changes nothing would name arms of a sweep that are all the same."""
+    with pytest.raises(ValueError, match=r"infoentropy mode=(reuse|prune) keep=.*; (it has none|give one)"):
+        InfoEntropy(**options)

@@ -11,6 +11,7 @@ import yaml
 from doubles import SIGMA, calibration
 from scipy.stats import kendalltau
 
+from vlaprune import config
 from vlaprune.benchmark import Observation
 from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
@@ -21,8 +22,8 @@ from vlaprune.methods.ties.ties import TIES
 from vlaprune.models.oft import OFT
 from vlaprune.models.toy import STYLES, Toy
 from vlaprune.policy import Policy
-from vlaprune.pruner import ModelInfo, PruneContext
-from vlaprune.testing import check_pruner, scenes
+from vlaprune.pruner import ModelInfo, Plan, PruneContext
+from vlaprune.testing import check_pruner, random_observations, scenes
 from vlaprune.trace import Layout, QueryGroup, Trace, View
 
 TOKENS = ("topk_ref", "all", "topk_fixed", "topk_union", "topk_union_tied")
@@ -613,3 +614,23 @@ def test_the_yaml_states_every_parameter(name):
     assert options.pop("_target_") == "vlaprune.methods.ties.TIES"
     defaults = {k: p.default for k, p in inspect.signature(TIES).parameters.items()}
     assert options == {**defaults, **({"interpolate": "hard"} if name == "ties_hard" else {})}
+
+
+@pytest.mark.parametrize("name", ["openvla_tiny", "pi0_tiny", "oft_tiny", "cogact_tiny", "tiny"])
+def test_tau_is_measured_over_the_same_rows_during_a_call_and_when_it_is_over(name, composed):
+    """Calibration reads when the call is over; an anchor reads in the prompt pass, before any action is decoded."""
+    model = config.build(composed(f"model={name}", "model.weights=random", "model.device=cpu"))[0]
+    (seen,) = random_observations(model.interface, 128, 1)
+    estimator, during = Estimator(keep=0.25), []
+
+    class Looking(Dense):
+        def plan(self, info):
+            last = info.num_layers - 1
+            return Plan((last,), {n: QueryGroup.LAST | QueryGroup.ACTION for n in range(last)})
+
+        def select(self, context):
+            during.append(estimator.tau(context.trace, range(context.layer)))
+
+    policy = Policy(model, Looking)
+    policy.act({0: seen})
+    assert estimator.tau(policy.trace(0), range(model.info.num_layers - 1)) == pytest.approx(during[0], abs=1e-6)

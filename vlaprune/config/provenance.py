@@ -66,7 +66,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
         known["delay"] = delay.latency.note
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
-    return Header(whole, known, tasks(bench, cfg.episodes))
+    return Header(_as_recorded(whole), known, tasks(bench, cfg.episodes))
 
 
 def black_box_header(
@@ -89,7 +89,13 @@ def black_box_header(
     whole = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
     known = provenance("cpu") | _made(cfg, bench) | {"source": f"a model server, {server}"}
     known["hardware"] |= {"device": "that of the model server"}
-    return Header(whole, known, tasks(bench, cfg.episodes))
+    return Header(_as_recorded(whole), known, tasks(bench, cfg.episodes))
+
+
+def _as_recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it comes back from a journal: a list for a tuple."""
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    return plain
 
 
 def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vlaprune.benchmark import Observation
+from vlaprune.delay import Guide
 from vlaprune.errors import UserError
 from vlaprune.evaluation.audit_controls import (
     Choice,
@@ -30,7 +31,7 @@ from vlaprune.evaluation.audit_controls import (
 from vlaprune.evaluation.rollout import Watcher
 from vlaprune.files import replacing
 from vlaprune.methods.dense import Dense
-from vlaprune.policy import VLA, episode_seed
+from vlaprune.policy import VLA, Guided, episode_seed
 from vlaprune.pruner import Pruner
 from vlaprune.records import EpisodeRecord, Header, Run, StepRecord, differences, read
 from vlaprune.report.audit import WITHOUT
@@ -85,6 +86,13 @@ class AlteredInputs:
     def predict(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> Sequence[torch.Tensor]:
         """The model's actions on the changed observations."""
         return self._model.predict([self._change(o) for o in observations], sessions)
+
+    def predict_guided(
+        self, observations: Sequence[Observation], sessions: Sequence[Session], guides: Sequence[Guide | None]
+    ) -> Sequence[torch.Tensor]:
+        """The model's actions on the changed observations, going on from the chunks before (delay.mode=rtc)."""
+        assert isinstance(self._model, Guided)  # config.delay says so in one line where it is not
+        return self._model.predict_guided([self._change(o) for o in observations], sessions, guides)
 
 
 def alter_inputs(model: VLA, arm: str | None) -> VLA:

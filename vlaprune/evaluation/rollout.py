@@ -55,8 +55,8 @@ class RolloutConfig:
     seed        of the policy; the world's initial states do not depend on it
     time_limit  seconds between two looks after which an environment counts as hung; 0 for never
     patience    episodes that may raise one after the other before the run is given up
-    stop        asked after every episode; True ends the run, and unfinished episodes of other slots are not recorded.
-                Episodes then begin in the order of the list
+    stop        asked after every episode; True ends the run. Episodes then begin, and are recorded, in the order of the
+                list: those behind the last one that it saw would be a selection, since short ones finish first
     deterministic  one sequence a call: an episode's numbers are the same bits for any number of slots, in any order
     max_batch   most observations of a packed call; None for as many as there are
     """
@@ -155,7 +155,8 @@ def rollout(
     queue = Queue(todo, ordered=config.stop is not None)
     pool = Pool(bench, config.time_limit)
     try:
-        for record in _Rollout(policy, bench, queue, pool, journal, config, watchers):
+        episodes = _Rollout(policy, bench, queue, pool, journal, config, watchers)
+        for record in episodes if config.stop is None else _in_order(episodes, todo):
             journal.write(record)
             if config.stop is not None and config.stop(record):
                 return
@@ -163,8 +164,24 @@ def rollout(
         pool.close()
 
 
+def _in_order(episodes: _Rollout, todo: Sequence[Key]) -> Iterator[EpisodeRecord]:
+    """The episodes in the order of the list; those that finish earlier wait. One that raised twice is left out."""
+    waiting = list(todo)
+    finished: dict[Key, EpisodeRecord] = {}
+    for record in episodes:
+        finished[record.task, record.episode] = record
+        while waiting and (waiting[0] in finished or waiting[0] in episodes.given_up):
+            key = waiting.pop(0)
+            if key in finished:
+                yield finished.pop(key)
+    yield from (finished[key] for key in waiting if key in finished)
+
+
 class _Rollout:
-    """The episodes of a run, as they finish."""
+    """The episodes of a run, as they finish.
+
+    given_up  episodes that raised twice
+    """
 
     def __init__(
         self,
@@ -191,6 +208,7 @@ class _Rollout:
         self._pace = Pace()
         self._opened: set[str] = set()  # tasks of which a simulator came up
         self._in_a_row: dict[str, int] = {}  # episodes of a task that raised
+        self.given_up: set[Key] = set()
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         while True:
@@ -283,6 +301,8 @@ class _Rollout:
         with self._journal.attempt(task, episode):
             raise error
         first = self._queue.raised((task, episode))
+        if not first:
+            self.given_up.add((task, episode))
         for watcher in self._watchers:
             watcher.on_episode(task, episode, None)
         self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlaprune.errors import UserError
+from vlaprune.methods.shared.scoring import check_rows
 from vlaprune.pruner import Budget, ModelInfo, Plan, PruneContext, Scored, Selection
 from vlaprune.trace import QueryGroup
 
@@ -53,6 +54,7 @@ class FastV(Scored):
 
     def score(self, context: PruneContext) -> Tensor:
         """[n] attention that each token gets."""
+        check_rows("fastv", ROWS[self.rows], context.layout)
         return context.attention(self.layer - 1, ROWS[self.rows]).mean(dim=(0, 1))
 
     def select(self, context: PruneContext) -> Selection:

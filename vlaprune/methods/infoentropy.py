@@ -30,7 +30,7 @@ class InfoEntropy(Pruner):
     mode       reuse (the paper), or prune: drops the rest, down to `keep`
     layer      tokens leave on entry to this layer
     k1, k2     quotas, fraction or number of tokens: 40 and 60 of 256
-    keep       mode=prune: fraction or number of the visual tokens that are kept
+    keep       mode=prune: fraction or number of the visual tokens that are kept; None in mode=reuse
     horizon    control steps over which the quotas swap (T)
     clock      what t counts: control_step, those that the robot executed (the paper), or model_call
     threshold  pixel cosine from which a patch is static
@@ -45,7 +45,7 @@ class InfoEntropy(Pruner):
     layer: int = 2
     k1: float = 0.15625
     k2: float = 0.234375
-    keep: float = 0.390625
+    keep: float | None = None
     horizon: int = 100
     clock: str = "control_step"
     threshold: float = 0.996
@@ -62,8 +62,12 @@ class InfoEntropy(Pruner):
         check_option("infoentropy clock", self.clock, ("control_step", "model_call"))
         for name, low, high in (("threshold", -1, 1), ("share", 0, 1), ("levels", 2, 256)):
             check_range(f"infoentropy {name}", getattr(self, name), low, high)
-        self._k1, self._k2, self._static, self._keep = map(Budget, (self.k1, self.k2, self.static, self.keep))
+        self._k1, self._k2, self._static = map(Budget, (self.k1, self.k2, self.static))
         self._prunes = self.mode == "prune"
+        if (self.keep is not None) != self._prunes:
+            use = "give one, such as 0.390625" if self._prunes else "it has none: leave it out, or use mode=prune"
+            raise UserError(f"infoentropy mode={self.mode} keep={self.keep}; {use}")
+        self._keep = Budget(1.0 if self.keep is None else self.keep)
         self.reset()
 
     def reset(self) -> None:

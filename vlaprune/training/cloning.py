@@ -83,11 +83,11 @@ class Teaching:
 
     def demonstrations(self, task: str) -> range:
         """Numbers of the episodes of `task` that the expert demonstrates."""
-        return range(self.first, self.first + round(self.episodes * self.weight(task)))
+        return range(self.first, self.first + max(1, round(self.episodes * self.weight(task))))
 
     def corrected(self, task: str, number: int) -> range:
         """Numbers of the episodes of `task` in round `number` (from 1); no other round or demonstration has them."""
-        count = round(self.corrections * self.weight(task))
+        count = max(1, round(self.corrections * self.weight(task)))
         start = self.demonstrations(task).stop + (number - 1) * count
         return range(start, start + count)
 

@@ -178,4 +178,4 @@ class Stress:
         model.light_pos[:] = turn.apply(model.light_pos - PIVOT) + PIVOT
         model.light_dir[:] = turn.apply(model.light_dir)
         for field in (model.light_diffuse, model.vis.headlight.ambient, model.vis.headlight.diffuse):
-            field[:] = np.clip(field * change.factors, 0.0, 1.0)
+            field[:] = np.maximum(field * change.factors, 0.0)  # may exceed 1: OpenGL clamps what it draws

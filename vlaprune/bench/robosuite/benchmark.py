@@ -72,6 +72,8 @@ class Robosuite:
         known = {task.name for task in self.every}
         if unknown := [name for name in self.names or () if name not in known]:
             raise UserError(f"no {self.name} tasks {unknown}; there are {sorted(known)}")
+        if self.seed < 0 or self.image < 1:
+            raise UserError(f"{self.name} seed={self.seed} image={self.image}; use 0 or more, and 1 or more")
         stress.check(self.stress, self.severity)
         if self.renderer not in PACKAGES:
             raise UserError(f"renderer {self.renderer!r} is not one of {sorted(PACKAGES)}")

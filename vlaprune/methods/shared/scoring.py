@@ -20,8 +20,18 @@ def mean_attention(trace: Trace, layer: int, rows: QueryGroup) -> Tensor:
 
 
 def action_group(layout: Layout) -> QueryGroup:
-    """The prompt rows that emit the action: the action slots, or the last row where actions are decoded after it."""
-    return QueryGroup.ACTION if layout.action.start < layout.length else QueryGroup.LAST
+    """The prompt rows that emit the action: the action slots, or the last row where actions are decoded after it.
+
+    OpenVLA's last row emits the first number and decoded rows the others: when the call is over, ACTION means all of
+    them, so that a score that is read then would be another one than in the prompt pass.
+    """
+    return QueryGroup.ACTION if layout.action.stop <= layout.length else QueryGroup.LAST
+
+
+def check_rows(method: str, rows: QueryGroup, layout: Layout) -> None:
+    """Raises UserError where a method is to read action rows in the prompt of a model that has none there."""
+    if rows is QueryGroup.ACTION and layout.action.start >= layout.length:
+        raise UserError(f"{method} rows=action: this model has no action rows in its prompt; use rows=last")
 
 
 def cameras(layout: Layout, device: torch.device) -> Tensor:

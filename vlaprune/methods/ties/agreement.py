@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlaprune.errors import UserError
-from vlaprune.methods.shared.scoring import action_group, check_option
+from vlaprune.methods.shared.scoring import action_group, check_option, check_rows
 from vlaprune.pruner import Budget, ModelInfo, top
 from vlaprune.trace import Layout, QueryGroup, Trace
 
@@ -50,7 +50,9 @@ class Estimator:
 
     def group(self, layout: Layout) -> QueryGroup:
         """The query rows; `auto` are the rows of the prompt pass that emit the action."""
-        return ROWS.get(self.rows, action_group(layout))
+        rows = ROWS.get(self.rows, action_group(layout))
+        check_rows("ties", rows, layout)
+        return rows
 
     def scores(self, trace: Trace, layers: Sequence[int]) -> Tensor:
         """[L, V] attention on the visual tokens at some layers, mean over rows, mean or maximum over heads."""
