@@ -153,7 +153,8 @@ def test_an_older_journal_counts_what_the_rule_saw_and_no_more(tmp_path):
     (some,) = make_run("ours", [1]).episodes.values()
     for episode in (0, 1, 2, 7, 8):
         recorder.write(replace(some, episode=episode, success=episode > 2))
-    recorder.stop({"rule": "anytime", "after": 3})
+    said_by = {"alpha": 0.05, "baseline": "b", "of": 10, "lost": 3, "gained": 0, "log_e": 3.1, "verdict": "worse"}
+    recorder.stop({"rule": "anytime", "after": 3, **said_by})
     recorder.close()
     run = read(tmp_path)
     assert sorted(run.episodes) == [("t", 0), ("t", 1), ("t", 2)] and not any(r.success for r in run.episodes.values())
