@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from vlaprune.bench.worker import die_with
 from vlaprune.benchmark import Observation, SupportsHint, SupportsSnapshot, Task, in_process
 from vlaprune.errors import UserError
 from vlaprune.files import replacing
@@ -96,7 +98,8 @@ def collect(
     rows = [list(jobs) for _, jobs in groupby(plan, key=lambda job: job.task)]
     shares = [row[i : i + most] for row in rows for i in range(0, len(row), most)]
     won: list[tuple[str, bool]] = []
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, tqdm(total=len(plan), unit="episode") as bar:
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),))
+    with executor as pool, tqdm(total=len(plan), unit="episode") as bar:
         waiting = {pool.submit(_share, bench, share, out_dir, style) for share in shares}
         while waiting:
             done, waiting = wait(waiting, timeout=5, return_when=FIRST_EXCEPTION)
