@@ -50,6 +50,7 @@ LAYERS = {
     "evaluation": [
         *("methods.shared.selecting", "methods.dense", "session"),
         *("evaluation", "policy", "pruner", "benchmark", "records", "trace", "stats", "report", "models.backends"),
+        "delay",
         "bench.episodes",
     ],
     "evaluation.rollout": [
@@ -89,7 +90,7 @@ LAYERS = {
     "training": [
         *("training", "policy", "pruner", "session", "benchmark", "control", "meter", "stats", "nn.load", "nn.lora"),
     ],
-    "training.demos": ["benchmark", "files"],
+    "training.demos": ["benchmark", "files", "bench.worker"],
     "files": [],
     "training.datasets": ["training.datasets"],
     "serve": ["policy", "benchmark", "records", "bench.gate"],  # clients pass the gate that simulators pass
