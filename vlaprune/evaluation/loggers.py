@@ -23,6 +23,7 @@ from vlaprune.records import (
     read,
     without,
 )
+from vlaprune.stats.anytime import said
 from vlaprune.stats.paired import pair, verdict
 from vlaprune.stats.rates import wilson
 
@@ -144,6 +145,10 @@ class Wandb:
 
     def _against(self) -> dict[str, Any]:
         """Lost and gained episodes and the verdict, where a baseline was named."""
+        journals = any(self._folder.glob("journal*.jsonl"))
+        if journals and (ended := read(self._folder).stopped):
+            told = {"verdict": f"stopped: {ended['verdict']}", "verdict_words": said(ended)}
+            return {"lost": ended["lost"], "gained": ended["gained"], **told}
         named = self._header.provenance.get("baseline")
         if not named:
             return {}

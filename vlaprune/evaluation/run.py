@@ -79,6 +79,11 @@ def check(cfg: Any) -> None:
         raise UserError("only= runs recorded episodes again for their films; add video=all")
     if cfg.only is not None and cfg.stop is not None:
         raise UserError(f"only= and stop={cfg.stop}; recorded episodes run again end nothing, leave out one of the two")
+    if cfg.audit.arm is not None and cfg.delay.ms == "measured":
+        raise UserError(
+            f"audit.arm={cfg.audit.arm} and delay.ms=measured; a call that compiles is made again, so that calls and "
+            "scores would not match: give milliseconds, delay.device or delay.table"
+        )
     if cfg.stop not in (None, "anytime"):
         raise UserError(f"stop={cfg.stop}; use anytime, or leave it out")
     if cfg.stop is not None and cfg.baseline is None:
