@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import prismatic as golden
 from manifests import manifest
+from test_meter import counted
 from test_openvla import SMALL, look, publish, sessions, statistics
 
 from vlaprune.benchmark import Observation
@@ -179,6 +180,14 @@ def test_every_step_of_diffusion_prunes_as_the_first(model):
     single.units([seen()], [one])
     assert whole.flops["prompt"] == pytest.approx(5 * one.finish().flops["prompt"])
     assert len(session.pruner.kept) == 1 and record.flops["method"] < record.flops["prompt"] / 100
+
+
+@pytest.mark.parametrize("make", [Dense, lambda: FastV(layer=2, keep=0.25)])
+def test_a_call_of_diffusion_counts_what_torch_counts(make):
+    """The state is projected anew in every step."""
+    diffusing = OFT(**OPTIONS, head="diffusion", steps=3)
+    total, (record,) = counted(Policy(diffusing, make), {0: seen()})
+    assert sum(record.flops.values()) == total
 
 
 @torch.no_grad()

@@ -228,8 +228,9 @@ class OFT(nn.Module):
             session.begin(self.layout(len(words)), tuple(views), self.trunk.embedding.weight)
             for session, views, words in zip(sessions, seen, ids, strict=bool(sessions))
         ]
+        passes = len(self._schedule.steps) if self._head == "diffusion" else 1  # each makes the prompt anew
         for call in calls:
-            call.charge("projector", 0.0 if state is None else linear_flops(1, *self.proprio_projector.widths))
+            call.charge("projector", 0.0 if state is None else passes * linear_flops(1, *self.proprio_projector.widths))
         visual = self.trunk.encode_images(seen, calls, self.backend)
         if self._head == "diffusion":
             return self._denoise(visual, state, ids, calls)
