@@ -11,12 +11,14 @@ from test_meter import counted
 from test_openvla import SMALL, look, publish, sessions, statistics
 
 from vlaprune.benchmark import Observation
+from vlaprune.methods.dense import Dense
 from vlaprune.methods.fastv import FastV
 from vlaprune.models.oft import OFT, PUBLISHED
 from vlaprune.models.openvla import OpenVLA
 from vlaprune.models.prismatic import STOP
 from vlaprune.nn.decoder import NullHooks, Tokens
 from vlaprune.nn.oft import MLPProjector, ResNet, Schedule, plain_weight_map
+from vlaprune.policy import Policy
 from vlaprune.pruner import Plan, QueryGroup, Selection
 from vlaprune.testing import CheckedPruner
 
