@@ -415,6 +415,14 @@ def test_one_method_on_two_devices_is_two_arms_and_either_may_be_the_baseline(ru
     assert (row["lost"], row["gained"]) == (0, 1)
 
 
+def test_an_option_that_was_typed_is_in_the_label_even_where_all_arms_share_it(runs):
+    """A reader takes what is not named for what the method's file says."""
+    said = ["method=random", "method.layer=3", "method.calibration=some/where.json", "seed=1"]
+    more = {"keep": 0.25, "layer": 3, "calibration": "some/where.json", "rows": "last"}
+    write(runs / "other", FASTV, "random", kept=8, provenance={"overrides": said}, **more)
+    assert "random keep=0.25 layer=3" in set(report.summarise(report.find([runs]))["method"])
+
+
 def test_a_table_says_which_arms_another_device_computed(runs):
     """Success of two devices is compared, but they do not give the same bits."""
     assert not any("Computed on" in note for note in report.summarise(report.find([runs])).attrs["notes"])

@@ -21,7 +21,7 @@ def name(header: Header) -> str:
 
 
 def label(header: Header, others: Sequence[Header] = ()) -> str:
-    """The label of a method: name, budget, and options in which its runs differ: "fastv keep=0.25 layer=2".
+    """The label of a method: name, budget, and options that were typed or differ: "fastv keep=0.25 layer=2".
 
     Methods of two packages that have one name are told apart by package: "a mine", "b mine".
     """
@@ -29,9 +29,15 @@ def label(header: Header, others: Sequence[Header] = ()) -> str:
     shared = any(o.get("package") != method.get("package") for o in same)
     called = " ".join([method.get("package", "vlaprune"), name(header)]) if shared else name(header)
     same = [o for o in same if o.get("package") == method.get("package")]
-    named = ("name", "package", "keep")
-    differ = [k for k in method if k not in named and any(o.get(k) != method[k] for o in same)]
+    named, typed = ("name", "package", "keep"), _typed(header)
+    differ = [k for k in method if k not in named and (k in typed or any(o.get(k) != method[k] for o in same))]
     return " ".join([called, *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
+
+
+def _typed(header: Header) -> set[str]:
+    """Options of the method that the command line named: not the file's, even where all arms share them. No files."""
+    said = (word.lstrip("+").partition("=") for word in header.provenance.get("overrides") or ())
+    return {key.removeprefix("method.") for key, _, value in said if key.startswith("method.") and "/" not in value}
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
