@@ -276,6 +276,7 @@ study-smol: .venv/done  ## ten methods on smol at three budgets, where tokens ma
 	$(BIN)/vlaprune-eval -m $(STUDIED) method=safe method.layer=2 method.keep=0.125 output='$(STUDY)/safe/$(STUDY_ARM)-layer2'
 	$(BIN)/vlaprune-eval -m $(STUDIED) method=safe method.layer=2 method.keep=0.125 method.deep='[-4,-3,-2,-1]' output='$(STUDY)/safe/$(STUDY_ARM)-layer2-deep4'
 	$(BIN)/vlaprune-eval -m $(STUDIED) episodes=5 method=tome method.keep=0.25 method.proportional=false output='$(STUDY)/plain/$(STUDY_ARM)-plain'
+	$(BIN)/vlaprune-eval -m $(STUDIED) method=uniform,random method.keep=0.25 method.proportional=true output='$(STUDY)/plain/$(STUDY_ARM)-proportional'
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv audit.arm=dense output='$(STUDY)/audit/dense/dense'
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv method.layer=1 method.keep=0.125 audit.arm=own $(STUDY_AUDIT)
 	$(BIN)/vlaprune-eval experiment=audit $(STUDIED) method=fastv method.layer=1 method.keep=0.125 audit.arm=random-0,uniform,bottom,other $(STUDY_AUDIT)
@@ -284,7 +285,7 @@ study-smol: .venv/done  ## ten methods on smol at three budgets, where tokens ma
 	$(BIN)/vlaprune-report $(STUDY)/sweep/dense --tasks --output results/libero/smol --name dense
 	$(BIN)/vlaprune-report $(STUDY)/sweep --output results/libero/smol --name sweep --html results/libero/smol/sweep.html --videos 2
 	$(BIN)/vlaprune-report $(addprefix $(STUDY)/,layers ties safe $(addprefix sweep/,dense fastv-0.125 ties-0.125 safe-0.125 random-0.125-layer3 uniform-0.25 uniform-0.25-layer1 uniform-0.25-layer3)) --output results/libero/smol --name early --html results/libero/smol/early.html --videos 2
-	$(BIN)/vlaprune-report $(STUDY)/plain $(addprefix $(STUDY)/sweep/,dense tome-0.25) --mixed --output results/libero/smol --name plain
+	$(BIN)/vlaprune-report $(STUDY)/plain $(addprefix $(STUDY)/sweep/,dense tome-0.25 uniform-0.25) --mixed --output results/libero/smol --name plain
 	$(BIN)/vlaprune-report --audit $(STUDY)/audit --output results/libero/smol --name audit
 	$(BIN)/vlaprune-report --delay $(STUDY)/delay --output results/libero/smol --name delay
 
