@@ -63,7 +63,7 @@ class Smol(SmallPolicy):
     ) -> None:
         tower_sizes = {"vision_width": vision_width, "vision_layers": vision_layers, "image": image}
         check_sizes(
-            {"layers": layers, "chunk": chunk, "text": text, "rank": rank, **tower_sizes},
+            {"chunk": chunk, "text": text, "rank": rank, **tower_sizes},
             {"vision_width": 32, "image": 16},
         )
         where = resolve_device(device)
