@@ -532,3 +532,14 @@ def test_jobs_of_a_sweep_that_differ_in_what_names_no_folder_are_refused(call, t
     code, _, errors = call("-m", *TOY, "method=random", "slots=1,2", "output=runs/${hydra:runtime.choices.method}")
     assert code == 2 and any("write to the same folder, runs/random" in line for line in errors)
     assert len(read(tmp_path / "runs" / "random").episodes) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["name=a/b"], "name=a/b names a folder"), (["output=file/pages"], "file is no folder that can be written to")],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(call, tmp_path, words, said):
+    (tmp_path / "file").write_text("")
+    code, _, errors = call("model=toy", "bench=toy", "observations=noise", *words, command="profile")
+    assert code == 2 and [p.name for p in tmp_path.iterdir()] == ["file"]
+    one_line(errors, said)

@@ -288,10 +288,10 @@ def _profile(cfg: DictConfig, arms: list[list[str]], arguments: list[str]) -> No
     bench = config.make("bench", cfg.bench)
     if "/" in str(cfg.name or ""):  # told now, and not when all has been measured
         raise errors.UserError(f"name={cfg.name} names a folder; give that with output=, and a name without a slash")
-    try:
-        Path(cfg.output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"output={cfg.output}: {error.strerror}; name another folder") from None
+    place = Path(cfg.output).absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise errors.UserError(f"output={cfg.output}: {there} is no folder that can be written to; name another one")
     with TemporaryDirectory() as scratch:
         setting = job.ProfileJob(
             cfg,
