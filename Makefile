@@ -284,7 +284,7 @@ study-smol: .venv/done  ## ten methods on smol at three budgets, where tokens ma
 	$(BIN)/vlaprune-eval experiment=delay $(STUDIED) episodes=5 method=fastv,vlapruner at=hold-orin64 output='$(STUDY)/delay/$${hydra:runtime.choices.method}/$${at}'
 	$(BIN)/vlaprune-report $(STUDY)/sweep/dense --tasks --output results/libero/smol --name dense
 	$(BIN)/vlaprune-report $(STUDY)/sweep --output results/libero/smol --name sweep --html results/libero/smol/sweep.html --videos 2
-	$(BIN)/vlaprune-report $(addprefix $(STUDY)/,layers ties safe $(addprefix sweep/,dense fastv-0.125 ties-0.125 safe-0.125 random-0.125-layer3 uniform-0.25 uniform-0.25-layer1 uniform-0.25-layer3)) --output results/libero/smol --name early --html results/libero/smol/early.html --videos 2
+	$(BIN)/vlaprune-report $(addprefix $(STUDY)/,layers ties safe $(addprefix sweep/,dense fastv-0.125 ties-0.125 safe-0.125 random-0.125-layer3 uniform-0.25 uniform-0.25-layer1 uniform-0.25-layer3)) --criteria $(STUDY)/audit --output results/libero/smol --name early
 	$(BIN)/vlaprune-report $(STUDY)/plain $(addprefix $(STUDY)/sweep/,dense tome-0.25 uniform-0.25) --mixed --output results/libero/smol --name plain
 	$(BIN)/vlaprune-report --audit $(STUDY)/audit --output results/libero/smol --name audit
 	$(BIN)/vlaprune-report --delay $(STUDY)/delay --output results/libero/smol --name delay
