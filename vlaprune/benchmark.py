@@ -186,6 +186,11 @@ class Isolated(Protocol):
     worker: bool
 
 
+def what_is_seen(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a benchmark's identity that decides what its observations show: without what it scores."""
+    return {key: value for key, value in identity.items() if key not in ("only", "names", "margin", "renderer")}
+
+
 def in_process(bench: B) -> B:
     """The benchmark with environments in this very process: for those who look into the simulator, as experts do."""
     return replace(bench, worker=False) if isinstance(bench, Isolated) else bench  # type: ignore[type-var]

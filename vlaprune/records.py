@@ -376,12 +376,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def as_recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it comes back from a journal: a list for a tuple."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+    return plain
+
+
 def recorded(folder: Path, header: Header) -> Run | None:
     """The run that a folder already holds, if it holds one. UserError where it is another run than `header` says."""
     if not any(True for path in folder.glob("journal*.jsonl") for _ in _lines(path)):
         return None
     old = read(folder)
-    plain = json.loads(json.dumps(dict(header.identity)))
+    plain = as_recorded(header.identity)
     if old.header.identity != plain:
         raise UserError(
             f"{folder} holds another run ({differences(old.header, Header(plain, {}, {}))}); "

@@ -48,7 +48,7 @@ def tasks(bench: Benchmark, episodes: int | None) -> dict[str, int]:
 def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = None) -> Header:
     """The header of a run's journal; `delay` is the result of `config.delay`."""
     from vlaprune.policy import card_of
-    from vlaprune.records import Header
+    from vlaprune.records import Header, as_recorded
 
     said, driver = identity(cfg, bench), control(cfg, bench)
     if delay is not None:
@@ -66,7 +66,7 @@ def header(cfg: DictConfig, model: VLA, bench: Benchmark, delay: Delay | None = 
         known["delay"] = delay.latency.note
     if "tuning" in card:
         known["tuned_from"] = card["from"].get("sha256", "none")
-    return Header(_as_recorded(whole), known, tasks(bench, cfg.episodes))
+    return Header(as_recorded(whole), known, tasks(bench, cfg.episodes))
 
 
 def black_box_header(
@@ -78,7 +78,7 @@ def black_box_header(
     server    address and description of the server, for readers
     greeting  the server's description of itself; another one, except for versions and slots, means another policy
     """
-    from vlaprune.records import Header
+    from vlaprune.records import Header, as_recorded
 
     said, driver = identity(cfg, bench), control(cfg, bench)
     told = {key: value for key, value in greeting.items() if key != "slots" and not key.endswith("version")}
@@ -89,13 +89,7 @@ def black_box_header(
     whole = said | {"seed": cfg.seed, "execute": driver.execute, "weights": "unknown", "proof": "none"}
     known = provenance("cpu") | _made(cfg, bench) | {"source": f"a model server, {server}"}
     known["hardware"] |= {"device": "that of the model server"}
-    return Header(_as_recorded(whole), known, tasks(bench, cfg.episodes))
-
-
-def _as_recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as it comes back from a journal: a list for a tuple."""
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
-    return plain
+    return Header(as_recorded(whole), known, tasks(bench, cfg.episodes))
 
 
 def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:

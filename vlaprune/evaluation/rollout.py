@@ -7,7 +7,7 @@ policy.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +156,7 @@ def rollout(
     pool = Pool(bench, config.time_limit)
     try:
         episodes = _Rollout(policy, bench, queue, pool, journal, config, watchers)
-        for record in episodes if config.stop is None else _in_order(episodes, todo):
+        for record in episodes if config.stop is None else _in_order(episodes, todo, queue):
             journal.write(record)
             if config.stop is not None and config.stop(record):
                 return
@@ -164,13 +164,13 @@ def rollout(
         pool.close()
 
 
-def _in_order(episodes: _Rollout, todo: Sequence[Key]) -> Iterator[EpisodeRecord]:
+def _in_order(episodes: Iterable[EpisodeRecord], todo: Sequence[Key], queue: Queue) -> Iterator[EpisodeRecord]:
     """The episodes in the order of the list; those that finish earlier wait. One that raised twice is left out."""
     waiting = list(todo)
     finished: dict[Key, EpisodeRecord] = {}
     for record in episodes:
         finished[record.task, record.episode] = record
-        while waiting and (waiting[0] in finished or waiting[0] in episodes.given_up):
+        while waiting and (waiting[0] in finished or queue.given_up(waiting[0])):
             key = waiting.pop(0)
             if key in finished:
                 yield finished.pop(key)
@@ -178,10 +178,7 @@ def _in_order(episodes: _Rollout, todo: Sequence[Key]) -> Iterator[EpisodeRecord
 
 
 class _Rollout:
-    """The episodes of a run, as they finish.
-
-    given_up  episodes that raised twice
-    """
+    """The episodes of a run, as they finish."""
 
     def __init__(
         self,
@@ -208,7 +205,6 @@ class _Rollout:
         self._pace = Pace()
         self._opened: set[str] = set()  # tasks of which a simulator came up
         self._in_a_row: dict[str, int] = {}  # episodes of a task that raised
-        self.given_up: set[Key] = set()
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         while True:
@@ -301,8 +297,6 @@ class _Rollout:
         with self._journal.attempt(task, episode):
             raise error
         first = self._queue.raised((task, episode))
-        if not first:
-            self.given_up.add((task, episode))
         for watcher in self._watchers:
             watcher.on_episode(task, episode, None)
         self._in_a_row[task] = self._in_a_row.get(task, 0) + first  # the second attempts are few, and all bad ones

@@ -38,10 +38,14 @@ class Queue:
     def raised(self, key: Key) -> bool:
         """Notes that an episode raised; returns whether it will be handed out once more."""
         self._raised[key] = self._raised.get(key, 0) + 1
-        if self._raised[key] > 1:
+        if self.given_up(key):
             return False
         self._again.append(key)
         return True
+
+    def given_up(self, key: Key) -> bool:
+        """Whether an episode raised twice."""
+        return self._raised.get(key, 0) > 1
 
     @staticmethod
     def _task(waiting: Sequence[Key], task: str | None, others: Collection[str]) -> str:

@@ -34,5 +34,7 @@ class Uniform(Pruner):
         rows, views = torch.arange(context.total, device=context.alive.device), context.layout.views
         counts = split_budget(self.budget.count(context.total), context.layout.sizes)
         each = [even_strides(rows[v.tokens.start : v.tokens.stop], k) for v, k in zip(views, counts, strict=True)]
+        if not self.proportional:
+            return Selection(torch.cat(each))
         shares = [stands_for(k, n) for k, n in zip(each, context.layout.sizes, strict=True)]
-        return Selection(torch.cat(each), multiplicity=torch.cat(shares) if self.proportional else None)
+        return Selection(torch.cat(each), multiplicity=torch.cat(shares))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlaprune.bench.episodes import Episodes, Outcome
-from vlaprune.benchmark import Benchmark, Gripper, Interface, Observation
+from vlaprune.benchmark import Benchmark, Gripper, Interface, Observation, what_is_seen
 from vlaprune.control import Control
 from vlaprune.errors import UserError
 from vlaprune.files import replacing
@@ -144,9 +144,7 @@ def phases(closed: Sequence[np.ndarray]) -> list[str]:
 
 def origin(world: Mapping[str, Any], model: VLA, control: Control) -> str:
     """What decides the observations of a rollout, as text: the benchmark's identity, the weights and the control."""
-    unseen = ("only", "names", "margin", "renderer")
-    seen = {key: value for key, value in world.items() if key not in unseen}
-    made = {"bench": seen, "weights": model.info.weights, "control": asdict(control)}
+    made = {"bench": what_is_seen(world), "weights": model.info.weights, "control": asdict(control)}
     return json.dumps(made, sort_keys=True, default=str)
 
 

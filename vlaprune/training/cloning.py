@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlaprune.benchmark import Interface, Observation, SupportsExpert
+from vlaprune.benchmark import Interface, Observation, SupportsExpert, what_is_seen
 from vlaprune.control import Control, as_model_actions
 from vlaprune.errors import UserError
 from vlaprune.nn.load import save
@@ -198,9 +198,7 @@ class Subject:
     @property
     def world(self) -> str:
         """The identity of the benchmark's demonstrations as text: that of the benchmark without what it scores."""
-        unseen = ("only", "names", "margin", "renderer")
-        seen = {key: value for key, value in self.identity["bench"].items() if key not in unseen}
-        return json.dumps(seen, sort_keys=True, default=str)
+        return json.dumps(what_is_seen(self.identity["bench"]), sort_keys=True, default=str)
 
     def origin(self, *parts: Any) -> str:
         """The identity of this training as text: model, method, world, and `parts` that JSON can hold."""
