@@ -14,6 +14,7 @@ from vlaprune.doctor.checks.probe import ask
 from vlaprune.errors import UserError
 
 TOY = ["model=toy", "bench=toy"]
+MODELS = models.models  # before a fixture puts another one in its place
 
 
 def broken(*_, **__):
@@ -240,13 +241,22 @@ def test_a_camera_that_the_world_does_not_have_is_a_problem(monkeypatch, consult
     """Tiny reads the wrist, SIMPLER shows the third person's view alone: eval refuses it, so the doctor does."""
     tiny = Interface("axis_angle", "close_positive", "delta", ("primary", "wrist"), None)
 
-    def whole(nodes, hub, interfaces):
-        interfaces |= dict.fromkeys(nodes, tiny)
+    def whole(nodes, hub, loads):
+        loads |= dict.fromkeys(nodes, models.Loads(tiny, None))
         return [Finding(name, "whole") for name in nodes]
 
     monkeypatch.setattr(models, "models", whole)
     code, out, _ = consult("model=tiny", "bench=simpler")
     assert code == 2 and any("PROBLEM robot" in line and "cameras ('primary', 'wrist') vs" in line for line in out)
+
+
+def test_a_layer_that_the_model_does_not_have_and_a_device_that_is_not_here_are_problems(consult, monkeypatch):
+    """Eval refuses both: so the doctor does, in the same words."""
+    monkeypatch.setattr(models, "models", MODELS)
+    code, out, _ = consult("model=tiny", "bench=toy", "method=fastv", "method.layer=77", "model.device=cuda:7")
+    assert code == 2
+    assert any("PROBLEM method" in line and "layers [77], but tiny has layers 0..5" in line for line in out)
+    assert any("PROBLEM device: model.device=cuda:7, but torch sees" in line for line in out)
 
 
 def test_what_a_model_server_cannot_do_is_a_problem(consult):

@@ -1,6 +1,8 @@
 """Races with known truth: the budget holds, the good are kept, the front is the grid's within its intervals."""
 
+import json
 from dataclasses import replace
+from functools import partial
 from weakref import WeakSet
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from vlaprune import config
-from vlaprune.api.tune import Tuned, _entrants, _methods, tune
+from vlaprune.api.tune import Tuned, _arms, _entrants, tune
 from vlaprune.bench.toy import Toy
 from vlaprune.commands import main
 from vlaprune.stats.paired import wilson
@@ -160,6 +162,24 @@ def test_a_grid_on_the_toy_is_tuned_with_a_part_of_its_episodes_and_goes_on(tmp_
     assert all(p.read_bytes().startswith(old) for p, old in before.items())
 
 
+def test_what_was_measured_before_a_race_is_not_measured_again_unless_something_is_another_one(tmp_path):
+    """Milliseconds differ from one time to the next, and with them the order of the costs."""
+    raced = partial(tune, share=0.5, batch=2)
+    found = raced(GRID, tmp_path)
+    assert raced(GRID, tmp_path) == found
+    more = raced([*GRID[:4], "method.keep=2,16,32", *GRID[5:]], tmp_path)
+    assert len(more.entrants) == 6
+    costs = tmp_path / "costs.json"
+    kept = json.loads(costs.read_text())
+    assert {e["name"]: e["cost"] for e in kept["entrants"]} == {e.name: e.cost for e in more.entrants}
+    costs.write_text(json.dumps(kept)[:-40])
+    assert [e.name for e in raced(GRID, tmp_path).entrants] == [e.name for e in found.entrants]
+    kept["subject"]["hardware"] = {"device": "another"}
+    kept["entrants"] = []
+    costs.write_text(json.dumps(kept))
+    assert len(raced(GRID, tmp_path).entrants) == 4
+
+
 class Uneven(Toy):
     """The toy world, whose tasks have 2 and 4 episodes."""
 
@@ -201,8 +221,8 @@ class Forks(SimulatedGraphs):
 def test_settings_that_are_measured_share_no_graphs(tmp_path, monkeypatch):
     monkeypatch.setattr("vlaprune.models.backends.with_backend", lambda model, name: with_segments(model, Forks()))
     rest, arms = config.arms([*GRID, "kernel=eager"])
-    methods = _methods(rest, {" ".join(arm): arm for arm in arms})
-    entrants, dense = _entrants(rest, methods, tmp_path / "seen.npz", 1, "gflops")
+    tried = _arms(rest, {" ".join(arm): arm for arm in arms})
+    entrants, dense = _entrants(rest, tried, tmp_path / "seen.npz", 1, "gflops")
     assert len(entrants) == 4 and all(0 < e.cost < dense for e in entrants)
 
 

@@ -24,6 +24,7 @@ from vlaprune.session import Session
 from vlaprune.trace import Trace
 
 
+@runtime_checkable
 class VLA(Protocol):
     """A vision-language-action model: one observation in, one chunk of actions out.
 

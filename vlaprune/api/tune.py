@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaprune.api.evaluation import run_composed
 from vlaprune.errors import UserError
 from vlaprune.evaluation.progress import once
+from vlaprune.files import replacing
 from vlaprune.records import Run, read
 from vlaprune.stats.markdown import table
 from vlaprune.stats.racing import Entrant, RaceStatus, front, promising, race
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 WHOLE = ("shard", "stop", "only", "audit", "output")  # settings that a race sets itself, or that leave episodes out
 COSTS = {"ms": "ms/call", "gflops": "GFLOPs/call"}
+
+
+class Arm(NamedTuple):
+    """One setting of the method: its name, its identity as in a journal, and the constructor of its pruners."""
+
+    name: str
+    identity: Mapping[str, Any]
+    make: Callable[[], Pruner]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,9 @@ def tune(
 ) -> Tuned:
     """Races the settings of a method against dense and each other, on paired episodes. The same call continues a race.
 
+    What was measured before the race is kept in its folder and not measured again, unless settings, recorded episodes
+    or hardware are others now: another order of the costs would be another race.
+
     settings  of `vlaprune eval`; those of the method may have several values: `method.layer=1,2 method.keep=0.5,0.25`
     output    folder; `dense` and one folder for each setting that runs are below it
     share     of the grid's episodes that may be run, dense aside
@@ -107,7 +119,7 @@ def tune(
     if refused := config.typed_words(rest, WHOLE):
         raise UserError(f"{refused[0]}: a race plays whole runs, episode after episode; leave it out")
     names = {" ".join(a.removeprefix("method.").removeprefix("method=") for a in arm): arm for arm in arms}
-    methods = _methods(rest, names)  # a wrong option is refused before anything runs
+    tried = _arms(rest, names)  # a wrong option is refused before anything runs
     counts = _counts(rest)
     each = min(counts.values())  # `episodes=` of a setting's run is one number for all tasks
     if each < max(counts.values()):
@@ -119,7 +131,7 @@ def tune(
     if budget < wave:
         raise UserError(f"share={share} of the grid's {whole} episodes is {budget}, less than one batch of {wave}")
     dense = _run([*rest, "method=dense", f"output={output / 'dense'}"])
-    entrants, base = _entrants(rest, methods, output / "seen.npz", record, cost)
+    entrants, base = _entrants(rest, tried, output / "seen.npz", record, cost)
 
     def play(entrant: Entrant, asked: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], bool]:
         episodes = 1 + max(episode for _, episode in asked)
@@ -152,22 +164,25 @@ def _counts(rest: Sequence[str]) -> Mapping[str, int]:
         return config.tasks(bench, cfg.episodes)
 
 
-def _methods(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[tuple[str, Callable[[], Pruner]]]:
-    """Name and constructor of the method of every setting. UserError for an option that it does not take."""
+def _arms(rest: Sequence[str], names: Mapping[str, Sequence[str]]) -> list[Arm]:
+    """The method of every setting. UserError for an option that it does not take."""
     from vlaprune import config
 
-    out: list[tuple[str, Callable[[], Pruner]]] = []
+    out = []
     for name, arm in names.items():
         with config.with_objects([*rest, *arm], {}) as cfg:
-            out.append((name, partial(config.make, "method", cfg.method)))
-            out[-1][1]()
+            out.append(Arm(name, config.method_identity(cfg), partial(config.make, "method", cfg.method)))
+            out[-1].make()
     return out
 
 
 def _entrants(
-    rest: Sequence[str], methods: Sequence[tuple[str, Callable[[], Pruner]]], seen: Path, record: int, cost: str
+    rest: Sequence[str], tried: Sequence[Arm], seen: Path, record: int, cost: str
 ) -> tuple[list[Entrant], float]:
-    """Every setting with its cost and error on recorded dense episodes; and the cost of dense."""
+    """Every setting with its cost and error on recorded dense episodes; and the cost of dense.
+
+    seen  file of the recorded episodes; what is measured on them is kept beside it
+    """
     from tempfile import TemporaryDirectory
 
     import numpy as np
@@ -204,11 +219,32 @@ def _entrants(
             recorded(Policy(forked(model), Dense, control=control), bench, record, cfg.seed, made).save(seen)
         recording = Recording.load(seen)
         recording.check(seen, bench, record, cfg.seed, made)
+        hardware = config.provenance(str(model.device))["hardware"]
+        subject = {"cost": cost, "kernel": cfg.kernel, "seed": cfg.seed, "record": record, "origin": made}
+        subject |= {"hardware": hardware, "settings": {arm.name: arm.identity for arm in tried}}
+        costs = seen.with_name("costs.json")
+        if (known := _known(costs, subject)) is not None:
+            return known
         recording = replace(recording, execute=control.actions_per_call(model.chunk))
         dense = measured(Dense)
         out = []
-        for name, make in ready(methods, forked(model), recording, cfg.seed, Path(scratch)):
+        for name, make in ready([(a.name, a.make) for a in tried], forked(model), recording, cfg.seed, Path(scratch)):
             own = measured(make)
             found = score(recording, model.interface, dense, own)
             out.append(Entrant(name, paid(own), found.rmse, found.errors))
+        kept = {"subject": subject, "dense": paid(dense), "entrants": [asdict(entrant) for entrant in out]}
+        with replacing(costs) as part:
+            part.write_text(json.dumps(kept, default=str))
         return out, paid(dense)
+
+
+def _known(path: Path, subject: Mapping[str, Any]) -> tuple[list[Entrant], float] | None:
+    """What was measured before of the same subject, if anything."""
+    try:
+        kept = json.loads(path.read_text())
+        if kept["subject"] != json.loads(json.dumps(subject, default=str)):
+            return None
+        entrants = [Entrant(**{**own, "errors": tuple(map(tuple, own["errors"]))}) for own in kept["entrants"]]
+        return entrants, kept["dense"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # nothing yet, or a damaged file: it is measured

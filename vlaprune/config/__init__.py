@@ -9,7 +9,7 @@ from vlaprune.config.delay import delay, delay_identity
 from vlaprune.config.explain import explain, is_config_error
 from vlaprune.config.names import typed, typed_words
 from vlaprune.config.objects import with_objects
-from vlaprune.config.provenance import black_box_header, header, identity, provenance, tasks
+from vlaprune.config.provenance import black_box_header, header, identity, method_identity, provenance, tasks
 from vlaprune.config.sweep import all_methods, arms, job, methods, pack_job, unpack_job
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "job",
     "load",
     "make",
+    "method_identity",
     "methods",
     "model_node",
     "options",

@@ -98,7 +98,7 @@ def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
 
     names = named(HydraConfig.get())
     said = {part: identified(names[part], node) for part, node in _nodes(cfg, bench).items()}
-    said["method"] |= files_read(said["method"])
+    said["method"] = method_identity(cfg)
     world = {key: value for key, value in said["bench"].items() if key not in WHERE}
     if isinstance(bench, SupportsIdentity):
         world = {key: world[key] for key in ("name", "package") if key in world} | dict(bench.identity())
@@ -107,6 +107,12 @@ def identity(cfg: DictConfig, bench: Benchmark) -> dict[str, Any]:
     if replace(driver, execute=None) != type(driver)():
         said["control"] = asdict(driver)
     return said
+
+
+def method_identity(cfg: DictConfig) -> dict[str, Any]:
+    """The identity of the method: its name and options, and what the files hold that they name."""
+    said = identified(named(HydraConfig.get())["method"], cfg.method)
+    return said | files_read(said)
 
 
 def _nodes(cfg: DictConfig, bench: Benchmark) -> dict[str, DictConfig]:

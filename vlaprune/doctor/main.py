@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from vlaprune.benchmark import Finding, Interface, SupportsFindings
+from vlaprune.benchmark import Finding, SupportsFindings
+
+if TYPE_CHECKING:
+    from vlaprune.doctor.checks.models import Loads
 
 PARTS = ("model", "method", "bench")
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # also those of a plug-in
@@ -53,25 +57,25 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
     from vlaprune.doctor.checks import graphics, machine
 
     cfg, chosen = config.composed(overrides)
-    yield "machine", None, (check() for check in machine.CHECKS)
+    yield "machine", None, chain((check() for check in machine.CHECKS), _device(cfg, machine.device))
     asked = [o.lstrip("+~").partition("=")[0].partition(".")[0] for o in overrides]
     names = [chosen["model"]] if {"model", "experiment"} & set(asked) else config.options("model")
-    interfaces: dict[str, Interface] = {}
-    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], names, hub, interfaces)
+    loads: dict[str, Loads] = {}
+    yield "models", {chosen["model"]}, _models(overrides, chosen["model"], names, hub, loads)
     renderer, python = cfg.bench.get("renderer"), str(cfg.bench.get("python") or sys.executable)
     alone = {"bench", "experiment"} & set(asked)
     checks = {name: look for name, look in graphics.CHECKS.items() if name == renderer or not alone}
     looks = (look(python if name == renderer else sys.executable) for name, look in checks.items())
     yield "graphics", {graphics.ABOUT.get(str(renderer), "")}, looks
-    yield f"bench {chosen['bench']}", None, _bench(overrides, chosen["model"], interfaces)
+    yield f"bench {chosen['bench']}", None, _bench(overrides, chosen["model"], loads)
 
 
 def _models(
-    overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool, interfaces: dict[str, Interface]
+    overrides: Sequence[str], chosen: str, names: Sequence[str], hub: bool, loads: dict[str, Loads]
 ) -> Iterator[Finding]:
     """Findings on model configurations, built for the chosen benchmark, or else for a robot that they know.
 
-    interfaces  receives the interfaces of the models that would load
+    loads  receives what is known of the models that would load
     """
     from vlaprune import config
     from vlaprune.doctor.checks.models import models
@@ -83,7 +87,14 @@ def _models(
         known = [robot for robot, parts in config.robots(cfg).items() if "model" in parts]
         robot = own if own in known or name == chosen else next(iter(known), None)
         nodes[name] = config.plain(config.model_node(cfg, robot))
-    yield from models(nodes, hub, interfaces)
+    yield from models(nodes, hub, loads)
+
+
+def _device(cfg: Any, look: Callable[[str], Finding]) -> Iterator[Finding]:
+    """Whether the device that the configuration names is here; nothing where it names none, or any that there is."""
+    name = cfg.model.get("device", "auto")
+    if name != "auto":
+        yield look(str(name))
 
 
 def _robot(overrides: Sequence[str]) -> str | None:
@@ -97,20 +108,22 @@ def _robot(overrides: Sequence[str]) -> str | None:
     return config.robot_of(bench)
 
 
-def _bench(overrides: Sequence[str], model: str, interfaces: Mapping[str, Interface]) -> Iterator[Finding]:
+def _bench(overrides: Sequence[str], model: str, loads: Mapping[str, Loads]) -> Iterator[Finding]:
     """Findings of the benchmark, and whether the model can drive its robot; no simulator is started."""
     from vlaprune import config
 
     with config.with_objects(overrides, {}) as cfg:
-        yield from _joined(cfg, interfaces.get(model))
+        yield from _joined(cfg, loads.get(model))
 
 
-def _joined(cfg: Any, interface: Interface | None) -> Iterator[Finding]:
-    """Findings of the benchmark in a composed configuration. `interface` is the model's, None if it would not load."""
+def _joined(cfg: Any, model: Loads | None) -> Iterator[Finding]:
+    """Findings of method and benchmark in a composed configuration. `model` is None if it would not load."""
     from vlaprune import config
 
     try:
-        config.make("method", cfg.method)
+        method = config.make("method", cfg.method)
+        if model is not None and model.info is not None:
+            method.plan(model.info).check(model.info, type(method).__name__)
     except ERRORS as error:
         yield Finding("method", " ".join(str(error).split()), ok=False)
     try:
@@ -121,8 +134,8 @@ def _joined(cfg: Any, interface: Interface | None) -> Iterator[Finding]:
     yield Finding("options", f"{len(bench.tasks())} tasks")
     try:
         driver = config.control(cfg, bench)
-        if interface is not None:
-            driver.output_interface(interface).check(bench.interface)
+        if model is not None:
+            driver.output_interface(model.interface).check(bench.interface)
         if config.is_black_box(cfg):
             config.black_box(cfg, bench)
     except ERRORS as error:

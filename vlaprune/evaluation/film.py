@@ -135,11 +135,20 @@ class Film:
     kind       `all`, or `failures`: films of successful episodes are deleted
     fps        model calls shown per second
     megabytes  size of the videos folder from which no further film is started; `say` is called once then
+    shows      whether the film of an episode that ended so is to be kept; an earlier film of it stays if not
 
     Errors: UserError for an unknown kind, or where what it needs is not installed.
     """
 
-    def __init__(self, folder: Path, kind: str, fps: float, megabytes: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        fps: float,
+        megabytes: float,
+        say: Callable[[str], None],
+        shows: Callable[[EpisodeRecord], bool] = lambda record: True,
+    ) -> None:
         if kind not in KINDS[1:]:
             raise UserError(f"video={kind}; use one of {', '.join(KINDS)}")
         try:
@@ -153,6 +162,7 @@ class Film:
         self.fps = fps
         self.megabytes = megabytes
         self._say = say
+        self._shows = shows
         self._rolling: dict[Key, Reel | None] = {}  # None for an episode under way that is not filmed
         self._over = False
 
@@ -173,7 +183,7 @@ class Film:
         """Ends the film of an episode; without a record, the world raised, and what was filmed is thrown away."""
         key = task, episode
         reel = self._rolling.get(key)
-        keep = record is not None and (self.kind == "all" or not record.success)
+        keep = record is not None and (self.kind == "all" or not record.success) and self._shows(record)
         if reel is not None and reel.last is not None and record is not None and keep:
             title = f"{task} {episode}: {'achieved' if record.success else 'lost'} after {record.steps} steps"
             last = frame(reel.last, title, GREEN if record.success else RED)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from vlaprune.errors import UserError
-from vlaprune.records import EpisodeRecord, Run, film_name
+from vlaprune.records import EpisodeRecord, Run
 
 
 def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
@@ -27,7 +27,7 @@ def chosen(run: Run, only: str | Sequence[str]) -> set[tuple[str, int]]:
 class Rerun:
     """Stands in for the journal in a rollout: the chosen episodes are missing, and nothing is written.
 
-    Each outcome is held against the recorded one; a film that shows another outcome is thrown away.
+    Each outcome is held against the recorded one.
     """
 
     def __init__(self, run: Run, wanted: set[tuple[str, int]], say: Callable[[str], None] = print) -> None:
@@ -51,15 +51,23 @@ class Rerun:
             self.other.append(f"{task} {episode}")
             self._say(f"{task} episode {episode} raised {type(error).__name__}: {error}")
 
+    def as_recorded(self, record: EpisodeRecord) -> bool:
+        """Whether an episode ended as the journal has it: a film of it then shows what the journal tells."""
+        return self._end(record) == self._end(self._recorded(record))
+
     def write(self, record: EpisodeRecord) -> None:
-        """Compares an episode with the recorded one; deletes its film if they differ."""
-        then = self._run.episodes[record.task, record.episode]
-        name = f"{record.task} {record.episode}"
-        ends = [f"{'achieved' if r.success else 'lost'} after {r.steps} steps" for r in (record, then)]
-        if ends[0] == ends[1]:
+        """Says how an episode ended beside the recorded one."""
+        name, end = f"{record.task} {record.episode}", self._end(record)
+        if self.as_recorded(record):
             self.other = [other for other in self.other if other != name]  # it had raised before
-            self._say(f"{name}: {ends[0]}, as recorded")
+            self._say(f"{name}: {end}, as recorded")
             return
         self.other.append(name)
-        (self.folder / film_name(record.task, record.episode)).unlink(missing_ok=True)
-        self._say(f"{name}: {ends[0]}, but {ends[1]} as recorded; no film of it")
+        self._say(f"{name}: {end}, but {self._end(self._recorded(record))} as recorded; no film of it")
+
+    def _recorded(self, record: EpisodeRecord) -> EpisodeRecord:
+        return self._run.episodes[record.task, record.episode]
+
+    @staticmethod
+    def _end(record: EpisodeRecord) -> str:
+        return f"{'achieved' if record.success else 'lost'} after {record.steps} steps"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def _again(cfg: Any, policy: Player, bench: Benchmark, header: Header, shard: Sh
     run = recorded(Path(cfg.output), header)
     assert run is not None  # see check_folder
     replay = Rerun(run, chosen(run, cfg.only), say)
-    with _film(cfg, policy, bench, header) as films, kernel(cfg.kernel):
+    with _film(cfg, policy, bench, header, replay.as_recorded) as films, kernel(cfg.kernel):
         config = RolloutConfig(cfg.seed, cfg.time_limit, deterministic=cfg.deterministic, max_batch=cfg.max_batch)
         rollout(policy, bench, replay, shard, config, films)
     print(f"films are in {run.folder}/videos; the journal is as it was")
@@ -159,14 +159,20 @@ def _rule(cfg: Any, header: Header) -> Anytime | None:
 
 
 @contextmanager
-def _film(cfg: Any, policy: Player, bench: Benchmark, header: Header) -> Iterator[Sequence[Film]]:
+def _film(
+    cfg: Any,
+    policy: Player,
+    bench: Benchmark,
+    header: Header,
+    shows: Callable[[EpisodeRecord], bool] = lambda record: True,
+) -> Iterator[Sequence[Film]]:
     """The film of a run, if one is wanted: it shows one frame a model call and plays in the world's own time."""
     if cfg.video == "none":
         yield ()
         return
     execute = header.identity["execute"]
     steps = execute if policy.delay is None else policy.delay.period(execute)
-    film = Film(Path(cfg.output), cfg.video, max(1.0, bench.control_hz / steps), cfg.video_megabytes, say)
+    film = Film(Path(cfg.output), cfg.video, max(1.0, bench.control_hz / steps), cfg.video_megabytes, say, shows)
     try:
         yield (film,)
     finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlaprune.errors import UserError
 from vlaprune.methods.shared.patches import Patches, static_patches
 from vlaprune.methods.shared.scoring import camera_rank, cameras, check_range, mean_attention
 from vlaprune.methods.shared.selecting import camera_counts, per_camera_topk
@@ -36,7 +37,7 @@ class SpecPrune(Pruner):
     similar   cosine of a patch's pixels with the last call's, from which it counts as unchanged
     static    at most this share of the visual tokens counts as unchanged
     attended  share of each camera's tokens that the instruction protects, threefold at layer 0; the last one repeats
-    keep      share of the whole sequence that passes each stage
+    keep      share of the whole sequence that passes each stage; no count
     floor     share of the visual tokens that no stage goes below
     stages    depths of the stages, as shares of the layers
     alpha     weight of each new rank
@@ -56,6 +57,8 @@ class SpecPrune(Pruner):
             check_range(f"specprune {name}", getattr(self, name), 0, 1)
         for value in (*(self.attended or [-1]), *self.stages):
             check_range("specprune attended and stages", value, 0, 1)
+        if isinstance(self.keep, int):
+            raise UserError(f"specprune keep={self.keep} would be a count; use a share such as 0.8, or 1.0 for all")
         Budget(self.keep)
         self.reset()
 

@@ -91,6 +91,14 @@ def gpu() -> Finding:
     return Finding("GPU", "none; models compute on the CPU" if said == "none" else said)
 
 
+def device(name: str) -> Finding:
+    """Whether the torch device of this name is here, as a model would find it."""
+    try:
+        return Finding("device", ask(f"from vlaprune.models.shared import resolve_device as r; print(r({name!r}))"))
+    except UserError as error:
+        return Finding("device", str(error).rpartition("UserError: ")[2], ok=False)
+
+
 def _there(path: Path) -> Path:
     """The path itself or its nearest parent that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())

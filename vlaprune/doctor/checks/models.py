@@ -5,23 +5,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlaprune.benchmark import Finding, HasInterface, Interface
 from vlaprune.doctor.checks.probe import ask
 from vlaprune.errors import UserError
 
+if TYPE_CHECKING:
+    from vlaprune.pruner import ModelInfo
+
 Node = Mapping[str, Any]
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
 
-def models(nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface] | None = None) -> Sequence[Finding]:
+@dataclass(frozen=True)
+class Loads:
+    """What is known of a model that would load.
+
+    interface  its conventions
+    info       what methods are told of it; None for a black box
+    """
+
+    interface: Interface
+    info: ModelInfo | None
+
+
+def models(nodes: Mapping[str, Node], hub: bool, loads: dict[str, Loads] | None = None) -> Sequence[Finding]:
     """One finding for each model configuration, by its name. The hub is asked only with `hub`.
 
-    interfaces  receives the conventions of every model that would load, by name
+    loads  receives what is known of every model that would load, by name
 
     The check runs in a separate process, in which the hub's library is offline.
     """
@@ -32,21 +47,27 @@ def models(nodes: Mapping[str, Node], hub: bool, interfaces: dict[str, Interface
     except UserError as error:
         return [Finding(name, f"cannot be looked at: {error}", ok=False) for name in nodes]
     found = [Finding(name, text, ok) for name, (text, ok, _) in zip(nodes, said, strict=True)]
-    if interfaces is not None:
-        interfaces |= {name: Interface(**own) for name, (_, _, own) in zip(nodes, said, strict=True) if own}
+    if loads is not None:
+        from vlaprune.pruner import ModelInfo
+
+        for name, (_, _, own) in zip(nodes, said, strict=True):
+            if own:
+                loads[name] = Loads(Interface(**own["interface"]), ModelInfo(**own["info"]) if own["info"] else None)
     return [_asked(f) if hub and not f.ok else f for f in found]
 
 
 def answer(nodes: Mapping[str, Node]) -> str:
-    """A JSON list of (text, whether it is fine, the model's interface or null), one for each configuration."""
+    """A JSON list of (text, whether it is fine, the model's interface and info or null), one for each configuration."""
     return json.dumps([model(node) for node in nodes.values()])
 
 
 def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
     """Builds one model on torch's meta device, which checks everything and reads only names, shapes and JSON.
 
-    Returns the text of the finding, whether it is fine, and if so the model's interface.
+    Returns the text of the finding, whether it is fine, and if so the model's interface and info.
     """
+    from vlaprune.policy import VLA
+
     weights = node.get("weights")
     if not local(weights):
         return _absent("weights", str(weights)), False, None
@@ -60,7 +81,9 @@ def model(node: Node) -> tuple[str, bool, dict[str, Any] | None]:
         said = " ".join(str(error).split()) or type(error).__name__
         gone = re.match(r"(weights|tokenizer) (\S+): .* the hub cannot be reached", said)
         return _absent(gone[1], gone[2]) if gone else said, False, None
-    own = asdict(built.interface) if isinstance(built, HasInterface) else None
+    own = None
+    if isinstance(built, HasInterface):
+        own = {"interface": asdict(built.interface), "info": asdict(built.info) if isinstance(built, VLA) else None}
     if "weights" not in node or weights == "random":
         return "random weights, no files needed" if weights == "random" else "needs no files", True, own
     return "complete, and would load" if weights is None else f"{weights} is complete and would load", True, own
