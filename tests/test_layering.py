@@ -122,6 +122,7 @@ LAYERS = {
     "commands.options": [],
     "commands.usage": ["commands.options"],  # --help answers before Hydra or torch is imported
     "doctor.checks": ["doctor.checks", "benchmark"],
+    "doctor.checks.models": ["doctor.checks", "benchmark", "policy", "pruner"],
 }
 TORCHLESS = (
     *("benchmark", "control", "delay", "records", "stats", "report", "bench", "config", "cli", "commands", "api"),
