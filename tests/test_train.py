@@ -1,8 +1,13 @@
 """Training goes on bit for bit where it stopped; weights come in strictly and are never unpickled."""
 
+import os
 import pickle
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +133,61 @@ def test_an_episode_that_ends_before_its_first_frame_is_refused_in_one_line(tmp_
     world = Short()
     with pytest.raises(UserError, match=r"before its first frame; lower teaching\.every"):
         demos.record(world, world.tasks()[0], range(3), tmp_path, every=1000, rewind=False)
+
+
+class Endless(Taught):
+    """A world in which every step takes a second, and which says which process is in it."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    @contextmanager
+    def open(self, task):
+        with super().open(task) as env:
+            env.step = lambda action: time.sleep(1)
+            (self.folder / str(os.getpid())).touch()
+            yield env
+
+
+RECORD = """
+import sys
+from pathlib import Path
+from test_train import Endless
+from vlaprune.training import demos
+folder = Path(sys.argv[1])
+tasks = Endless(folder).tasks()
+plan = [demos.DemoJob(task.name, 0, 0.0) for task in tasks]
+demos.collect(Endless(folder), plan, folder / "demos", 2, demos.Style(rewind=False))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
+def test_processes_that_record_end_with_the_one_that_started_them(tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", RECORD, str(tmp_path)], env=env) as training:
+        try:
+            assert eventually(lambda: len(list(tmp_path.iterdir())) == 2, 60)
+        finally:
+            training.kill()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert eventually(lambda: not any(map(running, workers)), 10)
+
+
+def eventually(holds, seconds):
+    """Whether something comes true within some seconds."""
+    end = time.monotonic() + seconds
+    while not (true := holds()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return true
+
+
+def running(pid):
+    """Whether a process exists and has not ended, waiting for somebody to ask how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_what_a_policy_draws_in_corrections_is_fixed_by_seed_task_and_episode(tmp_path):
