@@ -9,6 +9,8 @@ GRIDS := data/robosuite/grids
 PROPRIO := data/robosuite/thinkproprio
 LEARNED := results/runs/robosuite/learnt
 LEARNED_AUDIT := output='results/runs/audit/learned/$${hydra:runtime.choices.method}/$${audit.arm}' audit.run='results/runs/audit/learned/$${hydra:runtime.choices.method}/own'
+# The policy before `make train` was one piece: studies of it, and of what was tuned from it, keep it.
+FIRST := model.weights=robosuite-first
 TUNED := model.weights=robosuite-lightvla
 TAUT := data/robosuite/lightvla
 WEIGHED := method.multiplicity_bias=true
@@ -35,7 +37,7 @@ JOBS ?= 2
 METHODS ?= dense,fastv
 VIDEO ?= failures
 # What the shipped LIBERO weights were taught, a policy for each suite, from robosuite's on: labels from the states met.
-TAUGHT := model.text=20 model.weights=robosuite data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 recipe.steps=2400 recipe.lr=8e-4
+TAUGHT := model.text=20 $(FIRST) data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 recipe.steps=2400 recipe.lr=8e-4
 TAUGHT_libero_object := teaching.noises=[0.0,0.15,0.3]
 TAUGHT_libero_spatial := teaching.noises=[0.0,0.1,0.2]
 STUDY := results/runs/libero/smol/study
@@ -125,7 +127,7 @@ tables: .venv/done  ## tables from the recorded sweep
 	$(BIN)/vlaprune-report $(foreach m,dense ties infoentropy vlapruner safe lightvla sparsevlm vlacache,$(RUNS)/$(m)) $(RUNS)/*method.keep=0.25 --mixed --output results/robosuite/tiny --name methods
 
 sweep-all: .venv/done  ## every method as it is configured on robosuite and libero_object, beside what make audit audit-libero found (two hours; goes on where it stopped)
-	$(BIN)/vlaprune-eval -m method=dense,$(EVERY) episodes=25 output='$(ALL)/robosuite/$${hydra:runtime.choices.method}' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m $(FIRST) method=dense,$(EVERY) episodes=25 output='$(ALL)/robosuite/$${hydra:runtime.choices.method}' $(PARALLEL)
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) episodes=25 logger=csv output=$(ALL)/robosuite/lightvla
 	$(BIN)/vlaprune-eval model.weights=robosuite-grids method=grids method.weights=robosuite episodes=25 logger=csv output=$(ALL)/robosuite/grids
 	$(BIN)/vlaprune-eval -m bench=libero bench.suite=libero_object method=dense,$(EVERY) episodes=10 output='$(ALL)/libero_object/$${hydra:runtime.choices.method}' $(PARALLEL)
@@ -133,7 +135,7 @@ sweep-all: .venv/done  ## every method as it is configured on robosuite and libe
 	$(BIN)/vlaprune-report $(ALL) --suites --criteria $(AUDITS) $(AUDITS_LIBERO) --output results/all --name tiny
 
 delay: .venv/done  ## what milliseconds are worth: dense under delays, and methods on four devices (hours; goes on where it stopped)
-	$(BIN)/vlaprune-eval experiment=delay method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
+	$(BIN)/vlaprune-eval experiment=delay $(FIRST) method=dense at=$(LATE),hold-150ms,hold-300ms,overlap-150ms,stale-150ms,stale-300ms $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=100 method=dense at=$(LATE) $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay bench=robosuite_moving episodes=50 at=hold-orin64,hold-thor,hold-4090,hold-h100 $(PARALLEL)
 	$(BIN)/vlaprune-eval experiment=delay $(PATIENT) method=dense at=hold-0ms,hold-100ms,overlap-100ms,stale-100ms $(PARALLEL)
@@ -146,11 +148,11 @@ delay: .venv/done  ## what milliseconds are worth: dense under delays, and metho
 	$(BIN)/vlaprune-report --delay $(DELAYED)/libero --output results/delay --name libero_object
 
 audit: .venv/done  ## what the criteria of seven methods are worth beside chance, on robosuite (hours; goes on where it stopped)
-	$(BIN)/vlaprune-eval $(AUDITED) method=fastv audit.arm=dense,blind,wordless output='$(AUDITS)/dense/$${audit.arm}' $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) method=fastv,ties,safe audit.arm=own $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) method=divprune,vlapruner,vlacache audit.arm=own $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) method=fastv,ties,safe audit.arm=$(CHANCE),bottom,shuffled,other $(PARALLEL)
-	$(BIN)/vlaprune-eval $(AUDITED) method=divprune,vlapruner,vlacache audit.arm=$(CHANCE) $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(FIRST) method=fastv audit.arm=dense,blind,wordless output='$(AUDITS)/dense/$${audit.arm}' $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(FIRST) method=fastv,ties,safe audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(FIRST) method=divprune,vlapruner,vlacache audit.arm=own $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(FIRST) method=fastv,ties,safe audit.arm=$(CHANCE),bottom,shuffled,other $(PARALLEL)
+	$(BIN)/vlaprune-eval $(AUDITED) $(FIRST) method=divprune,vlapruner,vlacache audit.arm=$(CHANCE) $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=own $(PARALLEL)
 	$(BIN)/vlaprune-eval $(AUDITED) $(TUNED) method=lightvla $(WEIGHED) audit.arm=dense,$(CHANCE),bottom,shuffled,other $(PARALLEL)
 	$(BIN)/vlaprune-report --audit $(AUDITS) --output results/audit --name robosuite
@@ -169,7 +171,7 @@ stress: .venv/done  ## what pruning costs when the world changes: six methods, e
 	$(BIN)/vlaprune-report $(LIBERO)/dense,bench.stress=null,bench.suite=libero_object results/runs/eyes --tasks --untimed --output results/libero/tiny --name eyes
 
 tune: .venv/done  ## the front of a race over twelve settings of FastV, beside the whole grid (an hour; goes on where it stopped)
-	$(BIN)/vlaprune-eval -m method=fastv method.layer=1,2,3,4 method.keep=0.5,0.25,0.125 episodes=25 'output="$(RACED)/grid/fastv,layer=$${method.layer},keep=$${method.keep}"' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m $(FIRST) method=fastv method.layer=1,2,3,4 method.keep=0.5,0.25,0.125 episodes=25 'output="$(RACED)/grid/fastv,layer=$${method.layer},keep=$${method.keep}"' $(PARALLEL)
 	$(BIN)/python scripts/tune_grid.py --runs $(RACED) --output results/tune
 
 claims: .venv/done  ## the papers' numbers, and ours where a run in results/runs answers them
@@ -204,18 +206,18 @@ train: .venv/done  ## trains the tiny policy anew: demonstrations, then behaviou
 	$(ROOMY) $(BIN)/vlaprune-train
 
 lightvla: .venv/done  ## fine-tunes tiny with LightVLA (ten minutes alone on the machine), then its rollouts and table
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite
-	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNT)/dense
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.weights=robosuite-first
+	$(BIN)/vlaprune-eval $(FIRST) method=dense logger=csv output=$(LEARNT)/dense
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/linear
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla logger=csv output=$(LEARNT)/unweighted
 	$(BIN)/vlaprune-eval $(TUNED) method=dense logger=csv output=$(LEARNT)-control
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear unweighted) --tasks --untimed --output results/lightvla --name table
 
 lightvla-ablations: lightvla  ## the same with other noise, tokens more or less, and LightVLA*: two tables (an hour alone on the machine)
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=none output=$(TAUT)-none
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.schedule=constant output=$(TAUT)-constant
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite method.noise=gumbel output=$(TAUT)-gumbel
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla_star bench=robosuite output=$(TAUT)-star
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.weights=robosuite-first tuning.schedule=none output=$(TAUT)-none
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.weights=robosuite-first tuning.schedule=constant output=$(TAUT)-constant
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla bench=robosuite tuning.weights=robosuite-first method.noise=gumbel output=$(TAUT)-gumbel
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=lightvla_star bench=robosuite tuning.weights=robosuite-first output=$(TAUT)-star
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) method.drop=0.1 logger=csv output=$(LEARNT)/drop
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) method.extra=10 logger=csv output=$(LEARNT)/extra
 	$(BIN)/vlaprune-eval model.weights=$(TAUT)-none/policy.safetensors method=lightvla $(WEIGHED) logger=csv output=$(LEARNT)/none
@@ -226,9 +228,9 @@ lightvla-ablations: lightvla  ## the same with other noise, tokens more or less,
 	$(BIN)/vlaprune-report $(addprefix $(LEARNT)/,dense linear none constant gumbel drop extra) --untimed --output results/lightvla --name ablations
 
 learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half an hour alone on the machine), then their rollouts, audits and tables
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=grids bench=robosuite
-	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=thinkproprio bench=robosuite tuning.schedule=cosine
-	$(BIN)/vlaprune-eval method=dense logger=csv output=$(LEARNED)/dense
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=grids bench=robosuite tuning.weights=robosuite-first
+	$(ROOMY) $(BIN)/vlaprune-train model=tiny method=thinkproprio bench=robosuite tuning.weights=robosuite-first tuning.schedule=cosine
+	$(BIN)/vlaprune-eval $(FIRST) method=dense logger=csv output=$(LEARNED)/dense
 	$(BIN)/vlaprune-eval $(TUNED) method=lightvla $(WEIGHED) logger=csv output=$(LEARNED)/lightvla
 	$(BIN)/vlaprune-eval model.weights=$(GRIDS)/policy.safetensors method=grids method.weights=$(GRIDS)/method.safetensors logger=csv output=$(LEARNED)/grids
 	$(BIN)/vlaprune-eval model.weights=$(PROPRIO)/policy.safetensors method=thinkproprio logger=csv output=$(LEARNED)/thinkproprio
@@ -243,10 +245,10 @@ learned: .venv/done  ## fine-tunes tiny with GridS and with ThinkProprio (half a
 	$(BIN)/vlaprune-report --audit results/runs/audit/learned --output results/audit --name learned
 
 ties: .venv/done  ## calibrates TIES on tiny and asks which way its weight should turn
-	$(BIN)/vlaprune-profile mode=calibrate method=ties output=$(RUNS)-ties name=tau
-	$(BIN)/vlaprune-eval method=dense logger=csv output=$(RUNS)-ties/dense
-	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.low_tau_trusts_attention=true,false output='$(RUNS)-ties/low_$${method.low_tau_trusts_attention}' $(PARALLEL)
-	$(BIN)/vlaprune-eval -m method=ties method.calibration=robosuite method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
+	$(BIN)/vlaprune-profile mode=calibrate $(FIRST) method=ties output=$(RUNS)-ties name=tau
+	$(BIN)/vlaprune-eval $(FIRST) method=dense logger=csv output=$(RUNS)-ties/dense
+	$(BIN)/vlaprune-eval -m $(FIRST) method=ties method.calibration=robosuite-first method.low_tau_trusts_attention=true,false output='$(RUNS)-ties/low_$${method.low_tau_trusts_attention}' $(PARALLEL)
+	$(BIN)/vlaprune-eval -m $(FIRST) method=ties method.calibration=robosuite-first method.interpolate=hard method.threshold=-2.0,2.0 output='$(RUNS)-ties/threshold_$${method.threshold}' $(PARALLEL)
 	$(BIN)/vlaprune-report $(RUNS)-ties --untimed --output results/ties --name table
 
 bench-libero: .venv/done  ## dense against FastV on a suite of LIBERO, with a table (SUITE=, METHODS=, VIDEO=)
@@ -290,7 +292,7 @@ study-smol: .venv/done  ## ten methods on smol at three budgets, where tokens ma
 	$(BIN)/vlaprune-report --delay $(STUDY)/delay --output results/libero/smol --name delay
 
 train-moving: .venv/done  ## trains tiny on worlds that move: demonstrations, cloning, one round of corrections (40 minutes)
-	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving model.weights=robosuite output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4
+	$(ROOMY) $(BIN)/vlaprune-train bench=robosuite_moving $(FIRST) output=data/robosuite_moving/trained teaching.episodes=150 teaching.every=2 teaching.steps=800 recipe.steps=1000 recipe.lr=5e-4
 
 $(SIMPLER)/ms3/python:
 	bash scripts/simpler.sh ms3 $(SIMPLER)/ms3

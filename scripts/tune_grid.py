@@ -28,7 +28,7 @@ from vlaprune.stats.racing import Entrant
 from vlaprune.stats.rates import wilson
 
 SETTINGS = [
-    *("model=tiny", "bench=robosuite", "method=fastv", "episodes=25"),
+    *("model=tiny", "model.weights=robosuite-first", "bench=robosuite", "method=fastv", "episodes=25"),
     *("method.layer=1,2,3,4", "method.keep=0.5,0.25,0.125"),
 ]
 NOTES = (
