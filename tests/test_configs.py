@@ -357,4 +357,4 @@ def test_a_journal_of_shipped_weights_says_what_they_were_tuned_from(weights, te
     cfg = composed("model=tiny", "bench=robosuite")
     header = config.header(cfg, Tiny(weights, text=text), config.make("bench", cfg.bench))
     tuned = weights == "robosuite-lightvla"
-    assert header.provenance.get("tuned_from") == (Tiny("robosuite").card["sha256"] if tuned else None)
+    assert header.provenance.get("tuned_from") == (Tiny("robosuite-first").card["sha256"] if tuned else None)
