@@ -52,6 +52,12 @@ def test_two_packages_with_one_name_are_told_apart():
     assert labels == ["a mine", "b mine"] and headers[0].identity != headers[1].identity
 
 
+def test_a_method_without_a_budget_is_called_by_its_name():
+    """InfoEntropy has one in a mode only; two arms that differ in it are told apart."""
+    headers = [Header({"method": {"name": "infoentropy", "keep": keep}}, {}, {}) for keep in (None, 0.5)]
+    assert [report.label(h, headers) for h in headers] == ["infoentropy", "infoentropy keep=0.5"]
+
+
 def test_a_class_on_the_command_line_is_called_as_it_was_typed():
     cfg, names = config.composed([*TOY, "method=fastv", "method._target_=my.module.Mine"])
     assert names == {"model": "toy", "method": "my.module.Mine", "bench": "toy"} == named(cfg.hydra)

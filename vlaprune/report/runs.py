@@ -21,7 +21,7 @@ def name(header: Header) -> str:
 
 
 def label(header: Header, others: Sequence[Header] = ()) -> str:
-    """The label of a method: name, budget, and options that were typed or differ: "fastv keep=0.25 layer=2".
+    """The label of a method: name, budget if any, and options that were typed or differ: "fastv keep=0.25 layer=2".
 
     Methods of two packages that have one name are told apart by package: "a mine", "b mine".
     """
@@ -31,7 +31,8 @@ def label(header: Header, others: Sequence[Header] = ()) -> str:
     same = [o for o in same if o.get("package") == method.get("package")]
     named, typed = ("name", "package", "keep"), _typed(header)
     differ = [k for k in method if k not in named and (k in typed or any(o.get(k) != method[k] for o in same))]
-    return " ".join([called, *(f"{k}={method[k]}" for k in ("keep", *differ) if k in method)])
+    budget = [] if method.get("keep") is None else ["keep"]
+    return " ".join([called, *(f"{k}={method[k]}" for k in (*budget, *differ))])
 
 
 def _typed(header: Header) -> set[str]:
