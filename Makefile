@@ -91,7 +91,7 @@ ray:      ## the Ray launcher on a local cluster of two nodes, in an environment
 # A run of any mutant makes all of them, of which the others are then drawn.
 ONE_MUTANT := vlaprune.stats.rates.x_wilson__mutmut_1
 mutants: export TORCHDYNAMO_DISABLE := 1
-mutants: .venv/done  ## do the tests notice small faults? DRAW=20 tries so many of each module, ONLY='vlaprune.stats.*' a part; all take days, and a run goes on where it stopped
+mutants: .venv/done  ## do the tests notice small faults? DRAW=20 tries so many of each module, ONLY='vlaprune.stats.*' a part; all take hours, and a run goes on where it stopped
 	$(BIN)/pip install -q --disable-pip-version-check mutmut==3.8.1
 	$(if $(DRAW),$(BIN)/mutmut run $(ONE_MUTANT) && $(BIN)/python scripts/mutants.py --draw $(DRAW) | xargs $(BIN)/mutmut run,$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)'))
 	$(BIN)/python scripts/mutants.py

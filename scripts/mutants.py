@@ -4,7 +4,7 @@
     python scripts/mutants.py --draw 20
 
 The score is the share of mutants, among those tried, that a test or a time limit stopped. A mutant that no test
-reaches counts as survived. All mutants take days, so `--draw` names a random part of each module's, the same ones on
+reaches counts as survived. All mutants take hours, so `--draw` names a random part of each module's, the same ones on
 every day; of a part the score has an interval (Wilson, 95 %), and that of all modules weighs each by its mutants.
 """
 
