@@ -36,7 +36,7 @@ SMOL ?= recipe.steps=2400 recipe.batch=128 recipe.save_every=1200
 JOBS ?= 2
 METHODS ?= dense,fastv
 VIDEO ?= failures
-# What the shipped robosuite weights were taught: Stack, where two cubes lie anywhere, needs three times as many examples.
+# What the shipped robosuite weights were taught: three times as many examples of Stack, where two cubes lie anywhere.
 LEARN := teaching.episodes=150 +teaching.weights.Stack=3 teaching.corrections=35 teaching.steps=3000 recipe.steps=6000
 # What the shipped LIBERO weights were taught, a policy for each suite, from robosuite's on: labels from the states met.
 TAUGHT := model.text=20 $(FIRST) data=data/$(SUITE) output=data/$(SUITE)/trained teaching.rewind=false teaching.every=4 teaching.episodes=50 teaching.rounds=0 recipe.steps=2400 recipe.lr=8e-4
