@@ -98,6 +98,11 @@ class EpisodeRecord:
         """Whether the tokens of its calls were counted."""
         return bool(self.calls) and all(call.counted for call in self.calls)
 
+    @property
+    def ending(self) -> str:
+        """How the episode ended, in words."""
+        return f"{'achieved' if self.success else 'lost'} after {self.steps} steps"
+
 
 @dataclass(frozen=True)
 class Header:

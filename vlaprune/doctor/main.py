@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlaprune.benchmark import Finding, SupportsFindings
@@ -57,7 +57,11 @@ def sections(overrides: Sequence[str], hub: bool = False) -> Iterator[tuple[str,
     from vlaprune.doctor.checks import graphics, machine
 
     cfg, chosen = config.composed(overrides)
-    yield "machine", None, chain((check() for check in machine.CHECKS), _device(cfg, machine.device))
+    device = str(cfg.model.get("device", "auto"))
+    looked: list[Callable[[], Finding]] = [*machine.CHECKS]
+    if device != "auto":
+        looked.append(partial(machine.device, device))
+    yield "machine", None, (check() for check in looked)
     asked = [o.lstrip("+~").partition("=")[0].partition(".")[0] for o in overrides]
     names = [chosen["model"]] if {"model", "experiment"} & set(asked) else config.options("model")
     loads: dict[str, Loads] = {}
@@ -88,13 +92,6 @@ def _models(
         robot = own if own in known or name == chosen else next(iter(known), None)
         nodes[name] = config.plain(config.model_node(cfg, robot))
     yield from models(nodes, hub, loads)
-
-
-def _device(cfg: Any, look: Callable[[str], Finding]) -> Iterator[Finding]:
-    """Whether the device that the configuration names is here; nothing where it names none, or any that there is."""
-    name = cfg.model.get("device", "auto")
-    if name != "auto":
-        yield look(str(name))
 
 
 def _robot(overrides: Sequence[str]) -> str | None:

@@ -185,7 +185,7 @@ class Film:
         reel = self._rolling.get(key)
         keep = record is not None and (self.kind == "all" or not record.success) and self._shows(record)
         if reel is not None and reel.last is not None and record is not None and keep:
-            title = f"{task} {episode}: {'achieved' if record.success else 'lost'} after {record.steps} steps"
+            title = f"{task} {episode}: {record.ending}"
             last = frame(reel.last, title, GREEN if record.success else RED)
             for _ in range(max(1, round(self.fps))):
                 self._put(key, reel, last)

@@ -53,21 +53,17 @@ class Rerun:
 
     def as_recorded(self, record: EpisodeRecord) -> bool:
         """Whether an episode ended as the journal has it: a film of it then shows what the journal tells."""
-        return self._end(record) == self._end(self._recorded(record))
+        return record.ending == self._recorded(record).ending
 
     def write(self, record: EpisodeRecord) -> None:
         """Says how an episode ended beside the recorded one."""
-        name, end = f"{record.task} {record.episode}", self._end(record)
+        name = f"{record.task} {record.episode}"
         if self.as_recorded(record):
             self.other = [other for other in self.other if other != name]  # it had raised before
-            self._say(f"{name}: {end}, as recorded")
+            self._say(f"{name}: {record.ending}, as recorded")
             return
         self.other.append(name)
-        self._say(f"{name}: {end}, but {self._end(self._recorded(record))} as recorded; no film of it")
+        self._say(f"{name}: {record.ending}, but {self._recorded(record).ending} as recorded; no film of it")
 
     def _recorded(self, record: EpisodeRecord) -> EpisodeRecord:
         return self._run.episodes[record.task, record.episode]
-
-    @staticmethod
-    def _end(record: EpisodeRecord) -> str:
-        return f"{'achieved' if record.success else 'lost'} after {record.steps} steps"
